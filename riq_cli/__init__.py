@@ -1,0 +1,53 @@
+"""riq makes ONNX models small: rotation-invariant quantization to a promised deviation, then entropy coding.
+
+import riq_cli as riq
+
+model = riq.Model.load("resnet50.onnx")
+calibration = riq.Calibration.load("images.npz")
+archive = riq.compress(model, calibration, deviation=0.005)
+archive.save("resnet50.riqz")
+restored = riq.decompress(riq.Archive.open("resnet50.riqz"))
+restored.save("restored.onnx")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from riq_cli.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from riq_cli.archive import Archive
+    from riq_cli.calibration import Calibration
+    from riq_cli.codec import Settings, compress, decompress, verify
+    from riq_cli.errors import RiqError
+    from riq_cli.evaluator import Deviation
+    from riq_cli.model import Model
+
+__all__ = [
+    "Archive",
+    "Calibration",
+    "Deviation",
+    "Model",
+    "RiqError",
+    "Settings",
+    "compress",
+    "decompress",
+    "verify",
+]
+
+_HOMES = {
+    "Archive": "archive",
+    "Calibration": "calibration",
+    "Deviation": "evaluator",
+    "Model": "model",
+    "RiqError": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public name, from its module: onnx and onnxruntime are imported when something needs them."""
+    if name in __all__:
+        return getattr(importlib.import_module(f"riq_cli.{_HOMES.get(name, 'codec')}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

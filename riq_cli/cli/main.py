@@ -1,0 +1,86 @@
+"""The `riq` group, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+
+import click
+
+from riq_cli.cli.terminal import error_line
+from riq_cli.errors import RiqError, TargetError
+from riq_cli.version import VERSION
+
+EXIT_FAILED = 1
+EXIT_TARGET = 3  # a target that was not reached, or a verification that failed; 2 is click's, for usage
+
+_COMMANDS = ("compress", "decompress", "report", "verify")
+
+
+class _Lazy(click.Group):
+    """A group whose commands are imported when one of them is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"riq_cli.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            error.message += f" There are {', '.join(_COMMANDS)}."
+            raise
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(VERSION, "-V", "--version", prog_name="riq")
+def riq() -> None:
+    """Make ONNX models small: say how far the outputs may move, get the smallest file that keeps the promise.
+
+    \b
+      riq compress model.onnx --deviation 0.01 --calibration samples.npz
+      riq report model.riqz
+      riq decompress model.riqz
+      riq verify model.riqz --against model.onnx --calibration heldout.npz
+
+    Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 target not reached or verification failed.
+    """
+
+
+def main() -> None:
+    """Run the command line; every error that a user can cause becomes one line on stderr and an exit code."""
+    debug = any(argument in ("-vv", "-vvv") for argument in sys.argv[1:])
+    try:
+        code = riq.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        error_line("interrupted; nothing was written")
+        code = 130
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        code = EXIT_FAILED
+    except (RiqError, OSError, MemoryError) as error:
+        if debug:
+            traceback.print_exc()
+        error_line(_message(error))
+        code = EXIT_TARGET if isinstance(error, TargetError) else EXIT_FAILED
+    sys.exit(code)
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

@@ -1,0 +1,97 @@
+"""What goes to the terminal: messages, numbers as people read them, progress."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from riq_cli.codec import Progress
+
+
+def printable(text: str) -> str:
+    """Text with control characters, such as the escape sequences in a hostile tensor name, made visible."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def error_line(message: str) -> None:
+    """Print an error to stderr, in one line."""
+    click.echo(f"riq: error: {printable(' '.join(message.split()))}", err=True)
+
+
+def warn_line(message: str) -> None:
+    """Print a warning to stderr, in one line."""
+    click.echo(f"riq: warning: {printable(' '.join(message.split()))}", err=True)
+
+
+def human_size(size: float) -> str:
+    """A size in bytes as people read it: `712 B`, `34.6 kB`, `4.75 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}" if size < 1000 else f"{size:.0f} {unit}"
+
+
+def finite(value: float) -> float | None:
+    """The value for JSON, which has no infinity: None."""
+    return value if math.isfinite(value) else None
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
+    """Aligned columns; the first `left` ones to the left, the others to the right."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+class ProgressBar:
+    """A tqdm bar on stderr, only where that is a terminal; call it with each `Progress`."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._shown = not quiet and sys.stderr.isatty()
+        self._bar: Any = None
+        self._phase = ""
+
+    def __call__(self, step: Progress) -> None:
+        """Show a step."""
+        if not self._shown:
+            return
+        if step.phase != self._phase:
+            self.close()
+            self._open(step)
+        self._bar.update(step.done - self._bar.n)
+        if step.phase == "search":
+            upper = "…" if math.isinf(step.high) else f"{step.high:.5g}"
+            self._bar.set_postfix_str(f"k {step.k:.5g}, deviation {step.value:.3g}, k in [{step.low:.5g}, {upper}]")
+
+    def _open(self, step: Progress) -> None:
+        from tqdm import tqdm
+
+        self._phase = step.phase
+        search = step.phase == "search"
+        self._bar = tqdm(
+            desc=step.phase,
+            total=None if search else step.total,
+            unit=" evaluations" if search else " weights",
+            unit_scale=not search,
+            leave=False,
+            file=sys.stderr,
+            dynamic_ncols=True,
+        )
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar, self._phase = None, ""

@@ -1,0 +1,246 @@
+"""Symbols ↔ table and streams: asymmetric numeral systems, as FORMAT.md specifies them.
+
+The coder is constriction's. Its models are made of floats, but with integer frequencies f_i of sum 2²⁴ and
+"probabilities" f_i − 1 their quantization is exact, so that the streams are defined in integers alone;
+`tests/reference_decoder.py` decodes them without constriction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import constriction
+import numpy as np
+from numpy.typing import NDArray
+
+from riq_cli.errors import CorruptArchive
+from riq_cli.limits import STREAM_SYMBOLS, TABLE_SYMBOLS
+
+_PRECISION = 24  # bits of a frequency
+_ROOT_MAX = 1 << 24
+_ORDERS = range(16)  # of the Exp-Golomb code of differences
+_COUNT_ORDER, _FIRST_ORDER, _ROOT_ORDER, _GAP_ORDER = 4, 4, 8, 0
+
+Symbols = NDArray[np.int32]
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Which symbols are in use and how often.
+
+    `symbols` i64[s], ascending, and `counts` i64[s] > 0, of the same length s.
+    """
+
+    symbols: Integers
+    counts: Integers
+
+    @classmethod
+    def of(cls, symbols: Symbols) -> Histogram:
+        """The histogram of symbols i32[n], n ≥ 1."""
+        low, high = int(symbols.min()), int(symbols.max())
+        if high - low > 4 * symbols.size + 1024:  # a few outliers far away: sorting is cheaper than counting
+            values, counts = np.unique(symbols, return_counts=True)
+            return cls(values.astype(np.int64), counts.astype(np.int64))
+        counts = np.zeros(high - low + 1, np.int64)
+        for begin in range(0, symbols.size, STREAM_SYMBOLS):  # bincount converts to int64: not all at once
+            counts += np.bincount(symbols[begin : begin + STREAM_SYMBOLS] - low, minlength=counts.size)
+        used = np.flatnonzero(counts)
+        return cls(used + low, counts[used])
+
+
+@dataclass(frozen=True)
+class Table:
+    """What encoder and decoder share of a layer: the symbols in use and the roots of their counts, FORMAT.md, "Table"."""
+
+    symbols: Integers
+    roots: Integers
+
+    @classmethod
+    def of(cls, histogram: Histogram) -> Table:
+        """The table for a histogram: v_i = max(1, round(√c_i))."""
+        return cls(histogram.symbols, np.maximum(1, np.rint(np.sqrt(histogram.counts))).astype(np.int64))
+
+    def frequencies(self) -> Integers:
+        """Frequencies f_i ≥ 1 in units of 2⁻²⁴, i64[s], of sum 2²⁴ exactly."""
+        squares = self.roots**2
+        total = int(squares.sum())
+        spare = (1 << _PRECISION) - squares.size
+        # v² · 2²⁴ may leave 64 bits for layers of many billions of weights; then Python's integers do it.
+        if int(squares.max()) < 1 << (62 - _PRECISION):
+            result = 1 + squares * spare // total
+        else:
+            result = np.array([1 + int(square) * spare // total for square in squares], np.int64)
+        result[np.argmax(result)] += (1 << _PRECISION) - int(result.sum())
+        return result
+
+    def to_bytes(self) -> bytes:
+        """The table as FORMAT.md packs it."""
+        gaps = np.diff(self.symbols) - 1
+        steps = [_zigzag(step) for step in np.diff(self.roots).tolist()]
+        order = min(_ORDERS, key=lambda m: sum(_golomb_bits(step, m) for step in steps))
+        head = [
+            format(order, "04b"),
+            _golomb(len(self.symbols) - 1, _COUNT_ORDER),
+            _golomb(_zigzag(int(self.symbols[0])), _FIRST_ORDER),
+            _golomb(int(self.roots[0]) - 1, _ROOT_ORDER),
+        ]
+        rest = (_golomb(gap, _GAP_ORDER) + _golomb(step, order) for gap, step in zip(gaps.tolist(), steps, strict=True))
+        bits = "".join([*head, *rest])
+        bits += "0" * (-len(bits) % 8)
+        return int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+    @classmethod
+    def from_bytes(cls, stored: bytes) -> Table:
+        """The table that `to_bytes` packed.
+
+        Raises:
+            CorruptArchive: cut off, too long, or with values that no encoder writes.
+        """
+        reader = _Bits(stored)
+        order = reader.bits(4)
+        count = reader.golomb(_COUNT_ORDER) + 1
+        if count > TABLE_SYMBOLS:
+            raise CorruptArchive("a table has more symbols than allowed; the archive is damaged")
+        symbols = [_unzigzag(reader.golomb(_FIRST_ORDER))]
+        roots = [reader.golomb(_ROOT_ORDER) + 1]
+        for _ in range(count - 1):
+            symbols.append(symbols[-1] + 1 + reader.golomb(_GAP_ORDER))
+            roots.append(roots[-1] + _unzigzag(reader.golomb(order)))
+        reader.finish()
+        if min(roots) < 1 or max(roots) > _ROOT_MAX or max(abs(symbols[0]), abs(symbols[-1])) >= 1 << 31:
+            raise CorruptArchive("a table holds impossible values; the archive is damaged")
+        return cls(np.array(symbols, np.int64), np.array(roots, np.int64))
+
+
+def encode(symbols: Symbols, table: Table, executor: Executor | None = None) -> list[bytes]:
+    """One stream for each run of 2²⁰ symbols.
+
+    Args:
+        symbols: i32[n], all of them in the table, which has at least two symbols.
+        executor: where the streams are encoded, at the same time if it has several workers; None: here.
+    """
+    first = int(table.symbols[0])
+    dense = np.zeros(int(table.symbols[-1]) - first + 1, np.int32) if _has_gaps(table) else None
+    if dense is not None:
+        dense[table.symbols - first] = np.arange(table.symbols.size, dtype=np.int32)
+
+    def runs() -> Iterator[Symbols]:
+        for begin in range(0, symbols.size, STREAM_SYMBOLS):
+            run = symbols[begin : begin + STREAM_SYMBOLS] - np.int32(first)
+            yield run if dense is None else dense[run]
+
+    frequencies = table.frequencies()
+    if executor is None:
+        return [encode_stream(run, frequencies) for run in runs()]
+    jobs = [executor.submit(encode_stream, run, frequencies) for run in runs()]
+    return [job.result() for job in jobs]
+
+
+def decode(streams: Iterable[bytes], table: Table, size: int, executor: Executor | None = None) -> Symbols:
+    """The n = `size` symbols, i32[n], that `encode` was given.
+
+    Raises:
+        CorruptArchive: a stream is not used up by its symbols, or ends before them.
+    """
+    frequencies = table.frequencies()
+    lengths = [min(STREAM_SYMBOLS, size - begin) for begin in range(0, size, STREAM_SYMBOLS)]
+    runs: Iterable[Symbols]
+    if executor is None:
+        runs = (decode_stream(stream, frequencies, length) for stream, length in zip(streams, lengths, strict=True))
+    else:
+        runs = executor.map(decode_stream, streams, [frequencies] * len(lengths), lengths)
+    symbols = np.empty(size, np.int32)
+    values = table.symbols.astype(np.int32) if _has_gaps(table) else None
+    begin = 0
+    for run in runs:
+        target = symbols[begin : begin + run.size]
+        if values is None:
+            np.add(run, np.int32(table.symbols[0]), out=target)
+        else:
+            np.take(values, run, out=target)
+        begin += run.size
+    return symbols
+
+
+def encode_stream(indices: Symbols, frequencies: Integers) -> bytes:
+    """The rANS words, little-endian, of indices i32[m] into the frequencies i64[s]."""
+    coder = constriction.stream.stack.AnsCoder()
+    coder.encode_reverse(indices, _model(frequencies))
+    words: bytes = coder.get_compressed().astype("<u4").tobytes()
+    return words
+
+
+def decode_stream(stream: bytes, frequencies: Integers, size: int) -> Symbols:
+    """The indices i32[size] that `encode_stream` was given.
+
+    Raises:
+        CorruptArchive: the stream is not used up by `size` symbols, or ends before them.
+    """
+    message = "a stream does not hold the symbols it should; the archive is damaged"
+    if len(stream) % 4:
+        raise CorruptArchive(message)
+    words = np.frombuffer(stream, "<u4").astype(np.uint32)
+    try:
+        coder = constriction.stream.stack.AnsCoder(words)
+    except ValueError as error:  # the last word is 0
+        raise CorruptArchive(message) from error
+    indices: Symbols = coder.decode(_model(frequencies), size)
+    if not coder.is_empty():
+        raise CorruptArchive(message)
+    return indices
+
+
+def _model(frequencies: Integers) -> constriction.stream.model.Categorical:
+    return constriction.stream.model.Categorical((frequencies - 1).astype(np.float64), perfect=False)
+
+
+def _has_gaps(table: Table) -> bool:
+    return int(table.symbols[-1] - table.symbols[0]) + 1 != table.symbols.size
+
+
+def _zigzag(value: int) -> int:
+    return 2 * value if value >= 0 else -2 * value - 1
+
+
+def _unzigzag(value: int) -> int:
+    return value // 2 if value % 2 == 0 else -(value + 1) // 2
+
+
+def _golomb(value: int, order: int) -> str:
+    digits = format(value + (1 << order), "b")
+    return "0" * (len(digits) - 1 - order) + digits
+
+
+def _golomb_bits(value: int, order: int) -> int:
+    return 2 * (value + (1 << order)).bit_length() - 1 - order
+
+
+class _Bits:
+    """Reads the bits of a table from the first to the last."""
+
+    def __init__(self, data: bytes) -> None:
+        self._text = format(int.from_bytes(data, "big"), f"0{8 * len(data)}b") if data else ""
+        self._position = 0
+
+    def bits(self, count: int) -> int:
+        text = self._text[self._position : self._position + count]
+        if len(text) < count:
+            raise CorruptArchive("a table is cut off; the archive is damaged")
+        self._position += count
+        return int(text, 2)
+
+    def golomb(self, order: int) -> int:
+        one = self._text.find("1", self._position)
+        zeros = one - self._position
+        if one < 0 or zeros > 40:
+            raise CorruptArchive("a table holds an impossible code; the archive is damaged")
+        self._position = one
+        return self.bits(zeros + 1 + order) - (1 << order)
+
+    def finish(self) -> None:
+        rest = self._text[self._position :]
+        if len(rest) >= 8 or "1" in rest:
+            raise CorruptArchive("a table is longer than its symbols; the archive is damaged")

@@ -1,0 +1,52 @@
+"""Everything that can go wrong for a reason a user can act on.
+
+A message says what is wrong, where, and what to do about it. `cli` maps each class to an exit code, in one place.
+"""
+
+
+class RiqError(Exception):
+    """Base of all errors that riq raises on purpose."""
+
+
+class ModelError(RiqError):
+    """The model cannot be read, understood or run."""
+
+
+class CalibrationError(RiqError):
+    """The calibration data cannot be read or does not fit the model's inputs."""
+
+
+class OutputError(RiqError):
+    """A file cannot be written: it exists, the folder is not writable, or the disk is full."""
+
+
+class SettingsError(RiqError):
+    """Options that contradict each other or the model."""
+
+
+class TargetError(RiqError):
+    """The target deviation was not reached; `best` is the smallest deviation that was measured."""
+
+    def __init__(self, message: str, best: float) -> None:
+        super().__init__(message)
+        self.best = best
+
+
+class ArchiveError(RiqError):
+    """The archive cannot be decoded."""
+
+
+class NotAnArchive(ArchiveError):
+    """The file does not begin as a riq archive does."""
+
+
+class UnsupportedArchive(ArchiveError):
+    """The archive needs a newer riq."""
+
+
+class CorruptArchive(ArchiveError):
+    """The archive is damaged or was made to mislead."""
+
+
+class LimitExceeded(ArchiveError):
+    """Restoring would need more memory than the limit allows."""

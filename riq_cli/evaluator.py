@@ -1,0 +1,186 @@
+"""Weights → deviation: runs the model in onnxruntime and compares its outputs, eq. (1)."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from riq_cli.errors import ModelError, SettingsError
+from riq_cli.model import SessionForm
+
+Array = NDArray[Any]
+DEFAULT_PROVIDER = "CPUExecutionProvider"
+_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16; numpy holds it as uint16
+_LOG_NOTHING = 4
+_LARGE = 1 << 30  # bytes of weights above which packed copies of them are not worth their memory
+
+
+@dataclass(frozen=True)
+class TensorDeviation:
+    """Deviation measured at one tensor: mean and maximum over the samples, and their number."""
+
+    name: str
+    mean: float
+    worst: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """Deviation at every tensor that is measured; the model's is that of the worst tensor."""
+
+    tensors: tuple[TensorDeviation, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean over samples at the tensor where it is largest: what a target bounds."""
+        return max(tensor.mean for tensor in self.tensors)
+
+    @property
+    def worst(self) -> float:
+        """The largest deviation of any sample at any tensor."""
+        return max(tensor.worst for tensor in self.tensors)
+
+
+class Evaluator:
+    """Runs candidates for a model's weights on the same samples and compares them with the original outputs."""
+
+    def __init__(
+        self,
+        form: SessionForm,
+        weights: Sequence[Array],
+        samples: Sequence[tuple[Mapping[str, Array], int]],
+        threads: int = 0,
+        provider: str = DEFAULT_PROVIDER,
+        strict: bool = False,
+    ) -> None:
+        """Run the original model once and keep its outputs.
+
+        Args:
+            form: the model with its layers as initializers from outside.
+            weights: the original data of each layer, in storage type.
+            samples: feeds and the number of rows in each.
+            threads: of onnxruntime; 0 for all that this process may use.
+            provider: onnxruntime's execution provider.
+            strict: refuse measured tensors that are not float, instead of leaving them out.
+
+        Raises:
+            ModelError: onnxruntime cannot run the model.
+            SettingsError: an unknown provider, or no float among the measured tensors.
+        """
+        if provider not in onnxruntime.get_available_providers():
+            available = ", ".join(onnxruntime.get_available_providers())
+            raise SettingsError(f"onnxruntime has no {provider!r} here; it has {available}")
+        self._samples = samples
+        self._threads = threads or available_threads()
+        self._provider = provider
+        outputs = self._run(form, weights, list(form.measured))
+        self.measured = _float_names(form.measured, outputs, strict)
+        self._reference = [
+            [output for name, output in zip(form.measured, run, strict=True) if name in self.measured]
+            for run in outputs
+        ]
+
+    def deviation(self, form: SessionForm, weights: Sequence[Array]) -> Deviation:
+        """How far the outputs move when the layers hold `weights` (storage type, one array for each layer)."""
+        values: list[list[float]] = [[] for _ in self.measured]
+        outputs = self._run(form, weights, self.measured)
+        for reference, candidate, (_, rows) in zip(self._reference, outputs, self._samples, strict=True):
+            for number, (y, z) in enumerate(zip(reference, candidate, strict=True)):
+                values[number] += sample_deviations(y, z, rows)
+        return Deviation(
+            tuple(
+                TensorDeviation(name, math.fsum(found) / len(found), max(found), len(found))
+                for name, found in zip(self.measured, values, strict=True)
+            )
+        )
+
+    def _run(self, form: SessionForm, weights: Sequence[Array], names: Sequence[str]) -> list[list[Array]]:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.use_deterministic_compute = True
+        options.log_severity_level = _LOG_NOTHING
+        if sum(weight.nbytes for weight in weights) > _LARGE:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        if form.weights:
+            values = [_ortvalue(weights[number]) for _, number in form.weights]
+            options.add_external_initializers([name for name, _ in form.weights], values)
+        try:
+            session = onnxruntime.InferenceSession(form.model, options, providers=[self._provider])
+            return [session.run(list(names), dict(feed)) for feed, _ in self._samples]
+        except Exception as error:  # onnxruntime's exceptions share no other base
+            raise ModelError(f"onnxruntime cannot run the model: {_first_line(error)}") from error
+
+
+def available_threads() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def sample_deviations(reference: Array, candidate: Array, rows: int = 1) -> list[float]:
+    """Cosine distances of one run's outputs, eq. (1): one for each row of a batch, else one for the whole.
+
+    Args:
+        reference: output of the original model.
+        candidate: output of the model with other weights.
+        rows: samples in the run; where the first axis has that length, each row is a sample of its own.
+    """
+    if rows > 1 and reference.shape == candidate.shape and reference.ndim and reference.shape[0] == rows:
+        return [cosine_distance(y, z) for y, z in zip(reference, candidate, strict=True)]
+    return [cosine_distance(reference, candidate)] * rows
+
+
+def cosine_distance(y: Array, z: Array) -> float:
+    """Deviation 1 − ⟨y, z⟩ / (‖y‖ ‖z‖), eq. (1), in float64 and not below 0.
+
+    Decided where the equation is silent: 0 if both are zero, 1 if one of them is, 1 if their shapes differ; elements
+    where y is NaN or infinite must be the same in z and are then left out, any other NaN or infinity in z makes the
+    distance infinite.
+    """
+    if y.shape != z.shape:
+        return 1.0
+    a, b = y.astype(np.float64).ravel(), z.astype(np.float64).ravel()
+    finite = np.isfinite(a)
+    if not finite.all():
+        if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+            return math.inf
+        a, b = a[finite], b[finite]
+    if not np.isfinite(b).all():
+        return math.inf
+    aa, bb = float(np.dot(a, a)), float(np.dot(b, b))
+    if aa == 0 or bb == 0:
+        return 0.0 if aa == bb else 1.0
+    return max(0.0, 1.0 - float(np.dot(a, b)) / (math.sqrt(aa) * math.sqrt(bb)))
+
+
+def _float_names(names: Sequence[str], runs: Sequence[Sequence[Array]], strict: bool) -> list[str]:
+    floats = []
+    for name, output in zip(names, runs[0], strict=True):
+        if isinstance(output, np.ndarray) and (output.dtype.kind == "f" or output.dtype.name == "bfloat16"):
+            floats.append(name)
+        elif strict:
+            raise SettingsError(f"tensor {name!r} is not float; its deviation cannot be measured")
+    if not floats:
+        raise SettingsError("the model has no float output to measure; name an inner tensor with --output")
+    return floats
+
+
+def _ortvalue(weights: Array) -> onnxruntime.OrtValue:
+    """The weights as onnxruntime takes them, sharing their memory."""
+    if weights.dtype == np.uint16:
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(weights, _BFLOAT16)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(weights)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,29 @@
+"""A layer: one float tensor of a model, wherever it lives."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from riq_cli.model.tensors import Array
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A float tensor, the places in the model that hold it, and its values.
+
+    `values` has the layer's shape and storage type (bfloat16 as uint16) and may be mapped from a file. `op` names the
+    operators that use it. A tensor that the model holds several times is one layer with several places.
+    """
+
+    name: str
+    op: str
+    places: tuple[str, ...]
+    dtype: str
+    shape: tuple[int, ...]
+    values: Array
+
+    @property
+    def size(self) -> int:
+        """Number of weights n."""
+        return math.prod(self.shape)

@@ -1,0 +1,284 @@
+"""A model as riq sees it: a skeleton, and layers whose data was taken out of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError, Message
+
+from riq_cli.errors import CorruptArchive, ModelError, OutputError
+from riq_cli.files import atomic_write, check_output
+from riq_cli.model.layer import Layer
+from riq_cli.model.places import Place, constant_places, find_tensor
+from riq_cli.model.session_form import SessionForm, session_form
+from riq_cli.model.tensors import (
+    FLOAT_TYPES,
+    ONNX_TYPES,
+    Array,
+    ExternalData,
+    clear_data,
+    float_array,
+    has_data,
+    load_external,
+)
+from riq_cli.model.uses import Uses
+
+_PROTOBUF_MAX = (2 << 30) - (1 << 20)  # protobuf's 2 GiB, with room for what surrounds the data
+_ALIGNMENT = 4096  # of tensors in an external data file, so that they can be mapped
+_BATCH_OF_HASH = 1 << 24
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """An input of the model: `dtype` as numpy names it; free dimensions are a name or None.
+
+    `vocabulary` is the number of ids that the embedding behind it has, None if there is no embedding.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+    vocabulary: int | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """The bytes that a model was loaded from, external data included, and their SHA-256."""
+
+    bytes: int
+    sha256: str
+
+
+class Model:
+    """An ONNX model: `layers` hold the float tensors, `skeleton` everything else."""
+
+    def __init__(self, skeleton: onnx.ModelProto, layers: Sequence[Layer], source: Source | None = None) -> None:
+        """Put together what `load` took apart; the skeleton's layers hold no data."""
+        self.skeleton = skeleton
+        self.layers = tuple(layers)
+        self.source = source
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Model:
+        """The model in a file; every float tensor that it holds becomes a layer. External data is mapped, not read.
+
+        Raises:
+            ModelError: not an ONNX model, or its external data is missing or damaged.
+            FileNotFoundError, OSError: the file cannot be read.
+        """
+        path = Path(path)
+        data = path.read_bytes()
+        proto = onnx.ModelProto()
+        try:
+            proto.ParseFromString(data)
+        except DecodeError as error:
+            raise ModelError(f"{path}: not an ONNX model") from error
+        if not proto.graph.node and not proto.graph.output:
+            raise ModelError(f"{path}: not an ONNX model, or one without a graph")
+        digest = hashlib.sha256(data)
+        size = len(data)
+        del data
+        external = ExternalData(path.parent)
+        layers = _take_layers(proto, external)
+        for place in constant_places(proto):
+            if place.tensor.data_location == onnx.TensorProto.EXTERNAL:
+                load_external(place.tensor, external)
+        external.hash_into(digest)
+        return cls(_compact(proto), layers, Source(size + external.size, digest.hexdigest()))
+
+    @classmethod
+    def from_skeleton(cls, skeleton: bytes, layers: Sequence[Layer]) -> Model:
+        """The model whose skeleton is serialized in `skeleton`.
+
+        Raises:
+            CorruptArchive: not a model; a layer whose place does not exist, or has another shape or type or data of
+                its own; or a tensor that points at a file.
+        """
+        proto = onnx.ModelProto()
+        try:
+            proto.ParseFromString(skeleton)
+        except DecodeError as error:
+            raise CorruptArchive("the skeleton is not an ONNX model; the archive is damaged") from error
+        for layer in layers:
+            for path in layer.places:
+                tensor = find_tensor(proto, path)
+                if tuple(tensor.dims) != layer.shape or tensor.data_type != ONNX_TYPES[layer.dtype]:
+                    raise CorruptArchive(f"layer {layer.name!r}: {path} has another shape or type")
+                if has_data(tensor):
+                    raise CorruptArchive(f"layer {layer.name!r}: {path} holds data of its own")
+        if _points_at_file(proto):
+            raise CorruptArchive("the skeleton refers to external data, which archives never do")
+        return cls(proto, layers)
+
+    @property
+    def inputs(self) -> tuple[ModelInput, ...]:
+        """What the model is fed: its graph inputs, those that are initializers left out.
+
+        Raises:
+            ModelError: an input that is not a tensor.
+        """
+        graph = self.skeleton.graph
+        constants = {tensor.name for tensor in graph.initializer}
+        rows = {place.value_name: place.tensor.dims for place in constant_places(self.skeleton)}
+        uses = Uses(self.skeleton)
+        return tuple(_input(value, uses, rows) for value in graph.input if value.name not in constants)
+
+    def select(self, keep: Callable[[Layer], bool]) -> Model:
+        """The same model with only those layers for which `keep` is true; the others are put back into the skeleton."""
+        skeleton = onnx.ModelProto()
+        skeleton.CopyFrom(self.skeleton)
+        kept = []
+        for layer in self.layers:
+            if keep(layer):
+                kept.append(layer)
+            else:
+                _fill(skeleton, layer)
+        return Model(skeleton, kept, self.source)
+
+    def session_form(self, outputs: Sequence[str] = (), hoist: bool = True) -> SessionForm:
+        """What a session runs, with the tensors `outputs` to measure: every layer from outside, or as restored.
+
+        Args:
+            outputs: names of tensors; empty for the float outputs and the pre-activations behind them.
+            hoist: take layers inside of Constant nodes, subgraphs and functions from outside too.
+
+        Raises:
+            SettingsError: a name that no tensor has.
+        """
+        values = None if hoist else [layer.values for layer in self.layers]
+        return session_form(self.skeleton, self.layers, outputs, values)
+
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        """Write a runnable ONNX file, whole or not at all; above 2 GiB with external data in `path` + ".data".
+
+        Raises:
+            OutputError: a file exists and `overwrite` is false, or cannot be written.
+        """
+        path = Path(path)
+        whole = self.skeleton.ByteSize() + sum(layer.values.nbytes * len(layer.places) for layer in self.layers)
+        if whole < _PROTOBUF_MAX:
+            check_output(path, overwrite)
+            with atomic_write(path, overwrite) as file:
+                file.write(self.to_bytes())
+        else:
+            self._save_external(path, overwrite)
+
+    def to_bytes(self) -> bytes:
+        """The serialized model with all data inside.
+
+        Raises:
+            ModelError: above protobuf's 2 GiB.
+        """
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.skeleton)
+        for layer in self.layers:
+            _fill(proto, layer)
+        return bytes(proto.SerializeToString(deterministic=True))
+
+    def skeleton_bytes(self) -> bytes:
+        """The serialized skeleton; the same model gives the same bytes."""
+        return bytes(self.skeleton.SerializeToString(deterministic=True))
+
+    def _save_external(self, path: Path, overwrite: bool) -> None:
+        beside = path.with_name(path.name + ".data")
+        check_output(path, overwrite)
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.skeleton)
+        with atomic_write(beside, overwrite) as file:
+            for layer in self.layers:
+                file.write(bytes(-file.tell() % _ALIGNMENT))
+                offset = file.tell()
+                file.write(np.ascontiguousarray(layer.values).data)
+                for place in layer.places:
+                    tensor = find_tensor(proto, place)
+                    tensor.data_location = onnx.TensorProto.EXTERNAL
+                    entries = {"location": beside.name, "offset": offset, "length": layer.values.nbytes}
+                    for key, value in entries.items():
+                        tensor.external_data.add(key=key, value=str(value))
+        try:
+            with atomic_write(path, overwrite) as file:
+                file.write(proto.SerializeToString(deterministic=True))
+        except OutputError:
+            beside.unlink(missing_ok=True)
+            raise
+
+
+def _take_layers(proto: onnx.ModelProto, external: ExternalData) -> list[Layer]:
+    """The float tensors of a model as layers, equal ones as one; their data is removed from `proto`."""
+    uses = Uses(proto)
+    groups: dict[tuple[object, ...], list[tuple[Array, list[Place]]]] = {}
+    for place in constant_places(proto):
+        tensor = place.tensor
+        if tensor.data_type not in FLOAT_TYPES or 0 in tensor.dims:
+            continue
+        values = float_array(tensor, external)
+        flat = values.reshape(-1)
+        key = (tensor.data_type, tuple(tensor.dims), flat[:256].tobytes())
+        for twin, places in groups.setdefault(key, []):
+            if _same_bytes(flat, twin.reshape(-1)):
+                places.append(place)
+                break
+        else:
+            groups[key].append((values, [place]))
+    found = [item for group in groups.values() for item in group]
+    repeated = Counter(places[0].value_name for _, places in found)
+    layers = []
+    for values, places in found:
+        first = places[0]
+        name = first.value_name if repeated[first.value_name] == 1 else f"{first.value_name} ({first.path})"
+        ops = sorted({op for place in places for op in uses.operators(place.scope, place.value_name)})
+        dtype = FLOAT_TYPES[first.tensor.data_type]
+        layers.append(Layer(name, ", ".join(ops), tuple(p.path for p in places), dtype, values.shape, values))
+        for place in places:
+            clear_data(place.tensor)
+    return layers
+
+
+def _same_bytes(a: Array, b: Array) -> bool:
+    bits = f"u{a.itemsize}"
+    step = _BATCH_OF_HASH
+    return all(np.array_equal(a[i : i + step].view(bits), b[i : i + step].view(bits)) for i in range(0, a.size, step))
+
+
+def _fill(proto: onnx.ModelProto, layer: Layer) -> None:
+    for place in layer.places:
+        find_tensor(proto, place).raw_data = layer.values.tobytes()
+
+
+def _compact(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same message in memory of its own size: protobuf keeps what was cleared until a message is gone."""
+    fresh = onnx.ModelProto()
+    fresh.ParseFromString(proto.SerializeToString())
+    return fresh
+
+
+def _points_at_file(message: Message) -> bool:
+    """Whether any tensor inside a message, wherever it is, refers to a file."""
+    if isinstance(message, onnx.TensorProto):
+        return message.data_location == onnx.TensorProto.EXTERNAL or len(message.external_data) > 0
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            if any(map(_points_at_file, [value] if isinstance(value, Message) else value)):
+                return True
+    return False
+
+
+def _input(value: onnx.ValueInfoProto, uses: Uses, rows: dict[str, Sequence[int]]) -> ModelInput:
+    if value.type.WhichOneof("value") != "tensor_type":
+        raise ModelError(f"input {value.name!r} is not a tensor; riq cannot feed it")
+    tensor = value.type.tensor_type
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None) for dim in tensor.shape.dim)
+    counts = []
+    for node, number in uses.consumers("graph", value.name):
+        if node.op_type == "Gather" and number == 1 and node.input[0] in rows:
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+            counts.append(rows[node.input[0]][axis])
+    return ModelInput(value.name, dtype, shape, min(counts, default=None))

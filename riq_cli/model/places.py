@@ -1,0 +1,89 @@
+"""Places: paths to the tensors inside a model's protobuf messages, such as `graph.node[5].attribute[0].t`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx
+
+from riq_cli.errors import CorruptArchive
+
+_STEP = re.compile(r"([a-z]+)(?:\[(\d+)\])?")
+_FIELDS = {"graph", "functions", "node", "attribute", "g", "graphs", "t", "initializer"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lives: its path, the tensor's message, the name that nodes know it by, and its scope.
+
+    `scope` is the path of the graph or function around it; `node` is the Constant node that holds it, None for an
+    initializer.
+    """
+
+    path: str
+    tensor: onnx.TensorProto
+    value_name: str
+    scope: str
+    node: onnx.NodeProto | None
+
+
+def scopes(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.GraphProto | onnx.FunctionProto]]:
+    """Every graph with its path, subgraphs and functions included; an outer one before those inside it."""
+    yield from _scopes("graph", model.graph)
+    for index, function in enumerate(model.functions):
+        yield from _scopes(f"functions[{index}]", function)
+
+
+def _scopes(
+    path: str, scope: onnx.GraphProto | onnx.FunctionProto
+) -> Iterator[tuple[str, onnx.GraphProto | onnx.FunctionProto]]:
+    yield path, scope
+    for index, node in enumerate(scope.node):
+        for name, graph in subgraphs(node):
+            yield from _scopes(f"{path}.node[{index}].{name}", graph)
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
+    """The graphs that a node holds in its attributes, each with its path from the node."""
+    for index, attribute in enumerate(node.attribute):
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield f"attribute[{index}].g", attribute.g
+        for number, graph in enumerate(attribute.graphs):
+            yield f"attribute[{index}].graphs[{number}]", graph
+
+
+def constant_places(model: onnx.ModelProto) -> Iterator[Place]:
+    """Every constant tensor of the model: initializers, and the values of Constant nodes."""
+    for path, scope in scopes(model):
+        if isinstance(scope, onnx.GraphProto):
+            for index, tensor in enumerate(scope.initializer):
+                yield Place(f"{path}.initializer[{index}]", tensor, tensor.name, path, None)
+        for index, node in enumerate(scope.node):
+            if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and node.output:
+                for number, attribute in enumerate(node.attribute):
+                    if attribute.name == "value" and attribute.HasField("t"):
+                        place = f"{path}.node[{index}].attribute[{number}].t"
+                        yield Place(place, attribute.t, node.output[0], path, node)
+
+
+def find_tensor(model: onnx.ModelProto, path: str) -> onnx.TensorProto:
+    """The tensor at a place.
+
+    Raises:
+        CorruptArchive: nothing is there, or it is not a tensor.
+    """
+    message: object = model
+    for step in path.split("."):
+        match = _STEP.fullmatch(step)
+        if match is None or match[1] not in _FIELDS or not hasattr(message, match[1]):
+            raise CorruptArchive(f"{path}: not the path of a tensor; the archive is damaged")
+        message = getattr(message, match[1])
+        if match[2] is not None:
+            if isinstance(message, (onnx.GraphProto, onnx.TensorProto)) or int(match[2]) >= len(message):  # type: ignore[arg-type]
+                raise CorruptArchive(f"{path}: the skeleton holds nothing there; the archive is damaged")
+            message = message[int(match[2])]  # type: ignore[index]
+    if not isinstance(message, onnx.TensorProto):
+        raise CorruptArchive(f"{path}: not the path of a tensor; the archive is damaged")
+    return message

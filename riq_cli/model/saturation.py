@@ -1,0 +1,137 @@
+"""Where the deviation is measured: a model's float outputs, and the pre-activations behind saturated ones.
+
+Behind a final Softmax or Sigmoid the deviation is near 0 until a class flips, so a search on such outputs fits the few
+calibration samples. The tensor that enters the activation shows the error.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import onnx
+
+from riq_cli.errors import SettingsError
+from riq_cli.model.places import subgraphs
+from riq_cli.model.tensors import FLOAT_TYPES
+
+_SATURATING = frozenset("Softmax LogSoftmax Sigmoid HardSigmoid Hardmax ArgMax ArgMin TopK".split())
+_FORWARDING = frozenset("Identity Cast Transpose Reshape Squeeze Unsqueeze Flatten Dropout".split())
+
+
+def measured_tensors(model: onnx.ModelProto, names: Sequence[str] = ()) -> list[str]:
+    """Names of the tensors on which to measure the deviation; those that are inner become outputs of `model`.
+
+    Args:
+        model: changed in place.
+        names: tensors to measure instead of the default: every float output, and the pre-activation behind each
+            output that ends in a saturating operator.
+
+    Raises:
+        SettingsError: a name that no tensor of the main graph has, or nothing to measure.
+    """
+    graph = model.graph
+    outputs = {output.name for output in graph.output}
+    if names:
+        known = {name for node in graph.node for name in node.output if name}
+        for name in names:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, 3) or sorted(outputs)
+                raise SettingsError(f"no tensor {name!r} in the model's main graph; did you mean {', '.join(close)}?")
+        tensors = list(dict.fromkeys(names))
+    else:
+        floats = [output.name for output in graph.output if _is_float(output)]
+        inner = [name for output in graph.output if (name := pre_activation(graph, output.name)) is not None]
+        tensors = list(dict.fromkeys(floats + inner))
+        if not tensors:
+            raise SettingsError("the model has no float output to measure; name an inner tensor with --output")
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in outputs)
+    return tensors
+
+
+def pre_activation(graph: onnx.GraphProto, name: str) -> str | None:
+    """The tensor that enters the saturating operators at the end of `name`'s computation; None without such.
+
+    An If whose branches end in such operators gets one more output for the tensor (`graph` is changed).
+    """
+    producers = {output: node for node in graph.node for output in node.output}
+    found: str | None = None
+    while (node := producers.get(name)) is not None:
+        if node.op_type in _FORWARDING:
+            name = node.input[0]
+        elif node.op_type == "If":
+            return _through_branches(node, list(node.output).index(name)) or found
+        else:
+            before = _before_activation(node, producers)
+            if before is None:
+                break
+            found, name = before, before
+    return found
+
+
+def _before_activation(node: onnx.NodeProto, producers: dict[str, onnx.NodeProto]) -> str | None:
+    """The input of an activation, whole or in the pieces that exporters write; None if `node` ends none."""
+
+    def made_by(name: str, *op_types: str) -> onnx.NodeProto | None:
+        producer = producers.get(name)
+        return producer if producer is not None and producer.op_type in op_types else None
+
+    def unshifted(name: str) -> str:  # x of x − max(x)
+        sub = made_by(name, "Sub")
+        return sub.input[0] if sub is not None and made_by(sub.input[1], "ReduceMax") else name
+
+    def sum_of_exp(name: str) -> str | None:  # x of Σ exp(x)
+        total = made_by(name, "ReduceSum")
+        exp = made_by(total.input[0], "Exp") if total is not None else None
+        return str(exp.input[0]) if exp is not None else None
+
+    def logistic_denominator(name: str) -> str | None:  # x of 1 + exp(−x)
+        add = made_by(name, "Add")
+        for operand in add.input if add is not None else ():
+            exp = made_by(operand, "Exp")
+            negative = made_by(exp.input[0], "Neg") if exp is not None else None
+            if negative is not None:
+                return str(negative.input[0])
+        return None
+
+    if node.op_type in _SATURATING:
+        return node.input[0]
+    if node.op_type == "Div":
+        exp = made_by(node.input[0], "Exp")
+        if exp is not None and sum_of_exp(node.input[1]) == exp.input[0]:
+            return unshifted(exp.input[0])
+        return logistic_denominator(node.input[1])
+    if node.op_type == "Reciprocal":
+        return logistic_denominator(node.input[0])
+    if node.op_type == "Log":
+        producer = producers.get(node.input[0])
+        return _before_activation(producer, producers) if producer is not None else None
+    if node.op_type == "Sub":  # x − log Σ exp(x)
+        log = made_by(node.input[1], "Log")
+        if log is not None and sum_of_exp(log.input[0]) == node.input[0]:
+            return unshifted(node.input[0])
+        lse = made_by(node.input[1], "ReduceLogSumExp")
+        if lse is not None and lse.input[0] == node.input[0]:
+            return unshifted(node.input[0])
+    return None
+
+
+def _through_branches(node: onnx.NodeProto, number: int) -> str | None:
+    """Name of a new output of an If: in each branch the pre-activation of its output `number`, or that output itself."""
+    branches = [branch for _, branch in subgraphs(node)]
+    inner = [pre_activation(branch, branch.output[number].name) for branch in branches]
+    if all(name is None for name in inner):
+        return None
+    fresh = f"{node.output[number]}/pre_activation"
+    for branch, name in zip(branches, inner, strict=True):
+        copy = f"{fresh}/{branch.name}/{len(branch.node)}"
+        branch.node.append(onnx.helper.make_node("Identity", [name or branch.output[number].name], [copy]))
+        branch.output.append(onnx.ValueInfoProto(name=copy))
+    node.output.append(fresh)
+    return fresh
+
+
+def _is_float(output: onnx.ValueInfoProto) -> bool:
+    kind = output.type.WhichOneof("value")
+    # Without a declared type it may be float: the evaluator looks at what comes out.
+    return kind is None or (kind == "tensor_type" and output.type.tensor_type.elem_type in (0, *FLOAT_TYPES))

@@ -1,0 +1,149 @@
+"""The form of a model that a session runs: layers as initializers of the main graph whose data comes from outside.
+
+onnxruntime can replace the data of main-graph initializers when a session starts, without a copy of the file; it cannot
+reach Constant nodes and subgraphs. For the search, those layers are hoisted: a fresh initializer in the main graph, and
+an Identity where the tensor was. For the last measurement nothing is hoisted: that is the model as it is restored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from riq_cli.model.layer import Layer
+from riq_cli.model.places import find_tensor, scopes, subgraphs
+from riq_cli.model.saturation import measured_tensors
+from riq_cli.model.tensors import ONNX_TYPES, Array
+
+_HOISTED = "riq/layer{}"
+
+
+@dataclass(frozen=True)
+class SessionForm:
+    """A serialized model, the layers that it takes from outside, and the outputs to measure.
+
+    `weights` holds for each such initializer its name and the number of the layer; `types` their ONNX data types.
+    """
+
+    model: bytes
+    weights: tuple[tuple[str, int], ...]
+    measured: tuple[str, ...]
+    hoisted: bool
+
+
+def session_form(
+    skeleton: onnx.ModelProto, layers: Sequence[Layer], outputs: Sequence[str], values: Sequence[Array] | None = None
+) -> SessionForm:
+    """The form of a model that a session runs.
+
+    Args:
+        skeleton: the model without its layers' data; not changed.
+        layers: where the data belongs.
+        outputs: tensors to measure; empty for the default.
+        values: data of the layers, to be put where nothing is hoisted; None to hoist every layer.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(skeleton)
+    weights: list[tuple[str, int]] = []
+    inside: list[tuple[str, int]] = []
+    for number, layer in enumerate(layers):
+        for place in layer.places:
+            if place.startswith("graph.initializer"):
+                tensor = find_tensor(model, place)
+                _take_from_outside(tensor)
+                weights.append((tensor.name, number))
+            elif values is not None:
+                find_tensor(model, place).raw_data = values[number].tobytes()
+            else:
+                inside.append((place, number))
+    if inside:
+        weights += _hoist(model, layers, inside)
+    measured = measured_tensors(model, outputs)
+    return SessionForm(model.SerializeToString(), tuple(weights), tuple(measured), bool(inside))
+
+
+def _hoist(model: onnx.ModelProto, layers: Sequence[Layer], inside: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Move tensors from Constant nodes, subgraphs and functions to the main graph; returns their names there."""
+    weights: list[tuple[str, int]] = []
+    by_scope: dict[str, list[tuple[str, int]]] = {}
+    for place, number in inside:
+        scope = place.rpartition(".initializer[")[0] or place.rpartition(".node[")[0]
+        by_scope.setdefault(scope, []).append((place, number))
+    needed: dict[str, list[str]] = {}  # function → names of layers that its body uses
+    graphs = dict(scopes(model))
+    for path, items in reversed(list(by_scope.items())):  # inner scopes first: their messages move with an outer's edit
+        scope = graphs[path]
+        replaced: list[onnx.NodeProto] = []
+        dropped_nodes: list[int] = []
+        dropped_initializers: list[int] = []
+        for place, number in items:
+            index = int(place[len(path) :].split("[", 1)[1].split("]", 1)[0])
+            if place.endswith(".t"):
+                local = scope.node[index].output[0]
+                dropped_nodes.append(index)
+            else:
+                local = scope.initializer[index].name
+                dropped_initializers.append(index)
+            name = local if path == "graph" else _HOISTED.format(len(weights))
+            if path != "graph":
+                replaced.append(onnx.helper.make_node("Identity", [name], [local]))
+            if path.startswith("functions"):
+                needed.setdefault(path.split(".")[0], []).append(name)
+            weights.append((name, number))
+        for index in sorted(dropped_nodes, reverse=True):
+            del scope.node[index]
+        for index in sorted(dropped_initializers, reverse=True):
+            del scope.initializer[index]
+        for node in reversed(replaced):
+            scope.node.insert(0, node)
+    if needed:
+        _pass_to_functions(model, needed)
+    for name, number in weights:
+        layer = layers[number]
+        tensor = model.graph.initializer.add(name=name, dims=layer.shape, data_type=ONNX_TYPES[layer.dtype])
+        _take_from_outside(tensor)
+    model.ir_version = max(model.ir_version, 4)  # from then on initializers need not be graph inputs
+    return weights
+
+
+def _pass_to_functions(model: onnx.ModelProto, needed: dict[str, list[str]]) -> None:
+    """Hand main-graph initializers down to the functions that use them, as further inputs, call by call."""
+    names = {
+        (function.domain, function.name, function.overload): needed.get(f"functions[{index}]", [])
+        for index, function in enumerate(model.functions)
+    }
+    arity = {(f.domain, f.name, f.overload): len(f.input) for f in model.functions}
+
+    def all_nodes(scope: onnx.GraphProto | onnx.FunctionProto) -> list[onnx.NodeProto]:
+        nodes = list(scope.node)
+        for node in scope.node:
+            for _, graph in subgraphs(node):
+                nodes += all_nodes(graph)
+        return nodes
+
+    calls = {
+        key: [(n.domain, n.op_type, n.overload) for n in all_nodes(function)]
+        for key, function in zip(names, model.functions, strict=True)
+    }
+
+    def closure(key: tuple[str, str, str]) -> list[str]:
+        inherited = [name for call in calls[key] if call in names for name in closure(call)]
+        return list(dict.fromkeys(names[key] + inherited))
+
+    complete = {key: closure(key) for key in names}
+    for scope in [model.graph, *model.functions]:
+        for node in all_nodes(scope):
+            key = (node.domain, node.op_type, node.overload)
+            if complete.get(key):
+                node.input.extend([""] * (arity[key] - len(node.input)))
+                node.input.extend(complete[key])
+    for key, function in zip(names, model.functions, strict=True):
+        function.input.extend(complete[key])
+
+
+def _take_from_outside(tensor: onnx.TensorProto) -> None:
+    """Mark a tensor as external data; the session is given the data itself, no file is read."""
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="given-to-the-session")

@@ -1,0 +1,140 @@
+"""TensorProto ↔ numpy, external data included; bfloat16 as its uint16 bits."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx.external_data_helper import ExternalDataInfo
+
+from riq_cli.errors import ModelError
+
+FLOAT_TYPES: dict[int, str] = {
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.BFLOAT16: "bfloat16",
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.DOUBLE: "float64",
+}
+ONNX_TYPES = {name: number for number, name in FLOAT_TYPES.items()}
+_STORAGE = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "float64": "<f8"}
+_DATA_FIELDS = (
+    "raw_data",
+    "float_data",
+    "int32_data",
+    "int64_data",
+    "double_data",
+    "uint64_data",
+    "string_data",
+    "external_data",
+    "data_location",
+)
+
+Array = NDArray[Any]  # weights in storage type: float16, float32, float64, or uint16 for bfloat16
+
+
+class ExternalData:
+    """The files beside a model that hold its tensors' data; they are mapped, not read."""
+
+    def __init__(self, folder: Path) -> None:
+        """Files are looked for in `folder`, and nowhere above it."""
+        self._folder = folder
+        self._files: dict[str, NDArray[np.uint8]] = {}
+
+    def data(self, tensor: onnx.TensorProto) -> NDArray[np.uint8]:
+        """The bytes of a tensor whose data is external, u8[bytes], mapped from the file.
+
+        Raises:
+            ModelError: the file is missing, outside of the model's folder, or too short.
+        """
+        info = ExternalDataInfo(tensor)
+        file = self._file(info.location)
+        begin = info.offset or 0
+        length = info.length if info.length else file.size - begin
+        if begin < 0 or length < 0 or begin + length > file.size:
+            raise ModelError(
+                f"tensor {tensor.name!r}: its data ends behind the end of {info.location}; the file is cut off"
+            )
+        return file[begin : begin + length]
+
+    def _file(self, location: str) -> NDArray[np.uint8]:
+        if location not in self._files:
+            path = self._folder / location
+            if Path(location).is_absolute() or ".." in Path(location).parts:
+                raise ModelError(f"external data {location!r} lies outside of the model's folder; it is not read")
+            try:
+                self._files[location] = np.memmap(path, np.uint8, "r")
+            except (OSError, ValueError) as error:
+                raise ModelError(f"external data {path}: cannot be read: {error}") from error
+        return self._files[location]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files used so far."""
+        return sum(file.size for file in self._files.values())
+
+    def hash_into(self, digest: hashlib._Hash) -> None:
+        """Add the files' bytes to a hash, in the order of their names."""
+        for _, file in sorted(self._files.items()):
+            digest.update(file.data)
+
+
+def float_array(tensor: onnx.TensorProto, external: ExternalData) -> Array:
+    """The values of a float tensor in its own shape, in storage type; external data is mapped, not read.
+
+    Raises:
+        ModelError: the data does not fill the shape.
+    """
+    storage = np.dtype(_STORAGE[FLOAT_TYPES[tensor.data_type]])
+    shape = tuple(tensor.dims)
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        data: Any = external.data(tensor)
+    elif tensor.HasField("raw_data"):
+        data = tensor.raw_data
+    elif storage.kind == "u" or storage.itemsize == 2:
+        return np.array(tensor.int32_data, np.uint16).view(storage).reshape(shape)
+    else:
+        return np.array(tensor.float_data or tensor.double_data, storage).reshape(shape)
+    try:
+        return np.frombuffer(data, storage).reshape(shape)
+    except ValueError as error:
+        raise ModelError(f"tensor {tensor.name!r}: {len(data)} bytes do not fill the shape {list(shape)}") from error
+
+
+def load_external(tensor: onnx.TensorProto, external: ExternalData) -> None:
+    """Put a tensor's external data into the message itself."""
+    data = external.data(tensor).tobytes()
+    clear_data(tensor)
+    tensor.raw_data = data
+
+
+def clear_data(tensor: onnx.TensorProto) -> None:
+    """Remove a tensor's data and keep its name, type, shape and description."""
+    for name in _DATA_FIELDS:
+        tensor.ClearField(name)
+
+
+def has_data(tensor: onnx.TensorProto) -> bool:
+    """Whether a message holds any data, or a reference to a file."""
+    return any(
+        tensor.HasField(name) if name in ("raw_data", "data_location") else len(getattr(tensor, name))
+        for name in _DATA_FIELDS
+    )
+
+
+def read_tensor_file(path: Path) -> tuple[str, NDArray[Any]]:
+    """Name and values of a serialized TensorProto, as ONNX test data has them (`input_0.pb`).
+
+    Raises:
+        ModelError: not a tensor.
+    """
+    tensor = onnx.TensorProto()
+    try:
+        tensor.ParseFromString(path.read_bytes())
+        return tensor.name, onnx.numpy_helper.to_array(tensor)
+    except (DecodeError, ValueError, TypeError) as error:
+        raise ModelError(f"{path}: not an ONNX tensor") from error

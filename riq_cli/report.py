@@ -1,0 +1,90 @@
+"""What an archive holds, from its manifest alone: rates, bytes, and how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from riq_cli.archive import DTYPE_BYTES, HEADER, Archive, LayerEntry
+
+SortKey = Literal["model", "size", "rate", "name"]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over an archive; sizes in bytes, rates in bits/weight.
+
+    `rate` counts tables and streams; `ratio_eq2` is the paper's eq. (2), with each layer's own bits in place of 32;
+    `ratio` is real: bytes of the source over bytes of the archive, None if the source is not known.
+    """
+
+    layers: int
+    weights: int
+    rate: float
+    ratio_eq2: float
+    ratio: float | None
+    source_bytes: int | None
+    archive_bytes: int
+    header_bytes: int
+    manifest_bytes: int
+    skeleton_bytes: int
+    table_bytes: int
+    stream_bytes: int
+
+
+def totals(archive: Archive) -> Totals:
+    """The sums over all layers and sections of an archive."""
+    layers = archive.manifest.layers
+    weights = sum(layer.size for layer in layers)
+    tables = sum(layer.table for layer in layers)
+    streams = sum(sum(layer.streams) for layer in layers)
+    before = sum(layer.size * 8 * DTYPE_BYTES[layer.dtype] for layer in layers)
+    after = sum(_entropy_bits(layer) for layer in layers)
+    source = archive.manifest.source.get("bytes")
+    return Totals(
+        layers=len(layers),
+        weights=weights,
+        rate=8 * (tables + streams) / weights if weights else 0.0,
+        ratio_eq2=before / after if after else 1.0,
+        ratio=source / archive.size if source else None,
+        source_bytes=source,
+        archive_bytes=archive.size,
+        header_bytes=HEADER.size,
+        manifest_bytes=archive.manifest_bytes,
+        skeleton_bytes=archive.manifest.skeleton.bytes,
+        table_bytes=tables,
+        stream_bytes=streams,
+    )
+
+
+def rows(archive: Archive, sort: SortKey = "model") -> list[dict[str, Any]]:
+    """One row per layer, with the keys that `riq report --json` documents."""
+    layers: Sequence[LayerEntry] = archive.manifest.layers
+    if sort == "size":
+        layers = sorted(layers, key=lambda layer: -layer.stored)
+    elif sort == "rate":
+        layers = sorted(layers, key=lambda layer: -layer.rate)
+    elif sort == "name":
+        layers = sorted(layers, key=lambda layer: layer.name)
+    return [
+        {
+            "name": layer.name,
+            "op": layer.op,
+            "shape": list(layer.shape),
+            "dtype": layer.dtype,
+            "coding": layer.coding,
+            "symbols": layer.symbols,
+            "bin_width": layer.bin_width,
+            "entropy": layer.entropy,
+            "rate": layer.rate,
+            "bytes": layer.stored,
+            "share": layer.stored / archive.size,
+        }
+        for layer in layers
+    ]
+
+
+def _entropy_bits(layer: LayerEntry) -> float:
+    """n · H + |T| of eq. (2); what is stored raw counts as it is."""
+    return 8.0 * layer.stored if layer.coding == "raw" else layer.size * layer.entropy + 8 * layer.table

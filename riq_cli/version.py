@@ -1,0 +1,3 @@
+"""The version of riq."""
+
+VERSION = "0.1.0"
