@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from riq_cli.version import VERSION as __version__
+from riq_cli.version import VERSION
 
 if TYPE_CHECKING:
     from riq_cli.archive import Archive
@@ -36,6 +36,8 @@ __all__ = [
     "decompress",
     "verify",
 ]
+
+__version__ = VERSION
 
 _HOMES = {
     "Archive": "archive",

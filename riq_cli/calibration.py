@@ -79,7 +79,7 @@ class Calibration:
         if not path.exists():
             raise CalibrationError(f"{path}: no such file or folder")
         raise CalibrationError(
-            f"{path}: calibration data is an .npz or .npy file, a folder of images or of ONNX test data, or module:callable"
+            f"{path}: not calibration data: give an .npz or .npy file, a folder of images or tests, module:callable"
         )
 
     @classmethod

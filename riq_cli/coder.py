@@ -53,7 +53,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Table:
-    """What encoder and decoder share of a layer: the symbols in use and the roots of their counts, FORMAT.md, "Table"."""
+    """What encoder and decoder share of a layer: symbols in use, roots of their counts (FORMAT.md, "Table")."""
 
     symbols: Integers
     roots: Integers

@@ -58,7 +58,7 @@ def quantize(weights: Array, dtype: str, width: float) -> Symbols:
 
 
 def dequantize(symbols: Symbols, dtype: str, width: float) -> Array:
-    """Restored weights ŵ = cast(symbol · Δ), shape [n]: product in float64, one cast to storage (FORMAT.md, "Codings")."""
+    """Restored weights ŵ = cast(symbol · Δ), shape [n]: product in float64, one cast (FORMAT.md, "Codings")."""
     restored = np.empty(symbols.size, STORAGE[dtype])
     scratch = np.empty(min(_BLOCK, symbols.size))
     for begin in range(0, symbols.size, _BLOCK):

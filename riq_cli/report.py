@@ -86,5 +86,5 @@ def rows(archive: Archive, sort: SortKey = "model") -> list[dict[str, Any]]:
 
 
 def _entropy_bits(layer: LayerEntry) -> float:
-    """n · H + |T| of eq. (2); what is stored raw counts as it is."""
+    """Bits n · H + |T| of eq. (2); what is stored raw counts as it is."""
     return 8.0 * layer.stored if layer.coding == "raw" else layer.size * layer.entropy + 8 * layer.table

@@ -202,9 +202,9 @@ def reachable_epsilon(measure: Measure, limit: float, epsilon: float, value: flo
     """
     halvings = max(1, math.ceil(math.log2(max(value / limit, 1.0)) / 2))
     if halvings > 1 and measure(epsilon / 2 ** (halvings - 1)) <= limit:
-        return epsilon / 2 ** (halvings - 1)
+        return epsilon / float(2 ** (halvings - 1))
     while halvings <= 6:
         if measure(epsilon / 2**halvings) <= limit:
-            return epsilon / 2**halvings
+            return epsilon / float(2**halvings)
         halvings += 1
     return 0.0

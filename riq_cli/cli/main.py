@@ -9,12 +9,10 @@ import traceback
 
 import click
 
+from riq_cli.cli import exit_codes
 from riq_cli.cli.terminal import error_line
 from riq_cli.errors import RiqError, TargetError
 from riq_cli.version import VERSION
-
-EXIT_FAILED = 1
-EXIT_TARGET = 3  # a target that was not reached, or a verification that failed; 2 is click's, for usage
 
 _COMMANDS = ("compress", "decompress", "report", "verify")
 
@@ -37,8 +35,7 @@ class _Lazy(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            error.message += f" There are {', '.join(_COMMANDS)}."
-            raise
+            raise click.UsageError(f"{error.message} There are {', '.join(_COMMANDS)}.", ctx) from None
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -62,19 +59,21 @@ def main() -> None:
     try:
         code = riq.main(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        error_line(error.format_message())
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            click.echo(f"Try '{error.ctx.command_path} --help'.", err=True)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         error_line("interrupted; nothing was written")
-        code = 130
+        code = exit_codes.INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        code = EXIT_FAILED
+        sys.stdout = open(os.devnull, "w")
+        code = exit_codes.FAILED
     except (RiqError, OSError, MemoryError) as error:
         if debug:
             traceback.print_exc()
         error_line(_message(error))
-        code = EXIT_TARGET if isinstance(error, TargetError) else EXIT_FAILED
+        code = exit_codes.TARGET if isinstance(error, TargetError) else exit_codes.FAILED
     sys.exit(code)
 
 

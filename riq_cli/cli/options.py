@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from riq_cli import limits
-from riq_cli.cli.terminal import warn_line
-from riq_cli.errors import ArchiveError, RiqError
+from riq_cli.errors import ArchiveError
 
 if TYPE_CHECKING:
     from riq_cli.archive import Archive
@@ -24,58 +23,38 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _PARALLEL_WEIGHTS = 1 << 26
 
 
-class Size(click.ParamType[int]):
-    """A number of bytes: 500000, 500kB, 5MB, 2GiB."""
-
-    name = "SIZE"
-    _UNITS = {"": 1, "b": 1, "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9,
-              "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}  # fmt: skip
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The bytes that a text stands for."""
-        if isinstance(value, int):
-            return value
-        text = str(value).strip()
-        number = text.rstrip("bBkKmMgGiI ")
-        unit = text[len(number) :].strip().lower()
-        try:
-            size = float(number) * self._UNITS[unit]
-        except (ValueError, KeyError):
-            self.fail(f"{value!r} is not a size; write 500kB, 5MB or 2GiB", param, ctx)
-        return int(size)
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
-class Dimension(click.ParamType[tuple[str, int]]):
-    """A free dimension and its size: height=224."""
-
-    name = "NAME=N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
-        """Name and size."""
-        if isinstance(value, tuple):
-            return value
-        name, equals, number = str(value).rpartition("=")
-        if not equals or not name or not number.isdigit() or int(number) < 1:
-            self.fail(f"{value!r} is not a name and a size; write height=224", param, ctx)
-        return name, int(number)
+def parse_size(text: str | int) -> int:
+    """Bytes from a text such as 500000, 500kB, 5MB or 2GiB."""
+    if isinstance(text, int):
+        return text
+    number = text.strip().rstrip("bBkKmMgGiI ")
+    unit = text.strip()[len(number) :].strip().lower().removesuffix("b")
+    try:
+        return int(float(number) * _UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        raise click.BadParameter(f"{text!r} is not a size; write 500kB, 5MB or 2GiB") from None
 
 
-class Numbers(click.ParamType[tuple[float, ...]]):
-    """One number, or one for each channel: 0.485,0.456,0.406."""
-
-    name = "X[,Y,Z]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """The numbers."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(float(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers; write 0.485,0.456,0.406", param, ctx)
+def parse_dimension(text: str) -> tuple[str, int]:
+    """Name and size of a free dimension from a text such as height=224."""
+    name, _, number = text.rpartition("=")
+    if not name or not number.isdecimal() or int(number) < 1:
+        raise click.BadParameter(f"{text!r} is not a name and a size; write height=224")
+    return name, int(number)
 
 
-def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """One number, or one for each channel, from a text such as 0.485,0.456,0.406."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list of numbers; write 0.485,0.456,0.406") from None
+
+
+def _together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         for option in reversed(options):
             command = option(command)
@@ -87,7 +66,12 @@ def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Com
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 force_option = click.option("-f", "--force", is_flag=True, help="Replace an existing output file.")
 max_size_option = click.option(
-    "--max-size", type=Size(), default=limits.RESTORED, show_default="8GiB", help="Largest restored model to accept."
+    "--max-size",
+    type=parse_size,
+    metavar="SIZE",
+    default=limits.RESTORED,
+    show_default="8GiB",
+    help="Largest restored model to accept.",
 )
 verbosity_options = _together(
     click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
@@ -107,7 +91,8 @@ running_options = _together(
         "--dim",
         "dims",
         multiple=True,
-        type=Dimension(),
+        type=parse_dimension,
+        metavar="NAME=N",
         help="Size of a free dimension, for random data and images; repeatable.",
     ),
     click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Samples in one run."),
@@ -120,8 +105,15 @@ running_options = _together(
 )
 
 image_options = _together(
-    click.option("--mean", type=Numbers(), help="Images: subtracted after scaling, per channel. [default: 0]"),
-    click.option("--std", type=Numbers(), help="Images: divided by after that, per channel. [default: 1]"),
+    click.option(
+        "--mean",
+        type=parse_numbers,
+        metavar="X[,Y,Z]",
+        help="Images: subtracted after scaling, per channel. [default: 0]",
+    ),
+    click.option(
+        "--std", type=parse_numbers, metavar="X[,Y,Z]", help="Images: divided by after that, per channel. [default: 1]"
+    ),
     click.option("--scale", type=float, help="Images: factor on pixels of 0…255. [default: 1/255]"),
     click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Images: order of axes. [default: nchw]"),
     click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), help="Images: [default: rgb]"),
@@ -143,7 +135,7 @@ def open_archive(path: str, max_size: int) -> Iterator[Archive]:
     from riq_cli.archive import Archive
 
     try:
-        source: Any = click.get_binary_stream("stdin") if path == "-" else path
+        source: Any = sys.stdin.buffer if path == "-" else path
         with Archive.open(source, max_size) as archive:
             yield archive
     except ArchiveError as error:
@@ -166,22 +158,3 @@ def coding_executor(weights: int) -> Iterator[Executor | None]:
 
     with ProcessPoolExecutor(available_threads(), mp_context=get_context("spawn")) as executor:
         yield executor
-
-
-def named(path: Path | str, error: RiqError) -> RiqError:
-    """The same error with the file's name in front."""
-    return type(error)(f"{path}: {error}")
-
-
-__all__ = [
-    "coding_executor",
-    "force_option",
-    "image_options",
-    "json_option",
-    "load_calibration",
-    "max_size_option",
-    "open_archive",
-    "running_options",
-    "verbosity_options",
-    "warn_line",
-]

@@ -28,6 +28,13 @@ def warn_line(message: str) -> None:
     click.echo(f"riq: warning: {printable(' '.join(message.split()))}", err=True)
 
 
+def shortened(text: str, width: int = 60) -> str:
+    """A printable name of at most `width` characters: the middle of a long one is left out."""
+    text = printable(text)
+    half = (width - 1) // 2
+    return text if len(text) <= width else f"{text[:half]}…{text[-half:]}"
+
+
 def human_size(size: float) -> str:
     """A size in bytes as people read it: `712 B`, `34.6 kB`, `4.75 MB`."""
     for unit in ("B", "kB", "MB", "GB"):

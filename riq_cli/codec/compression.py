@@ -166,7 +166,8 @@ class _Compression:
                 "give a smaller --epsilon, or none to let riq choose it",
                 best,
             )
-        # Figure 2b: the largest ε0 that reaches. It can be far from the best, where it leaves k no room: 0 is tried too.
+        # The paper takes the largest ε0 that reaches (A.4). That can be far from the best where it leaves k no room:
+        # 0 is tried too, and the smaller solution kept.
         smaller = search.reachable_epsilon(lambda e: measure(search.upper_bound(largest, e), e), target, epsilon, best)
         solutions = []
         for epsilon in dict.fromkeys((smaller, 0.0)):

@@ -264,9 +264,9 @@ def _points_at_file(message: Message) -> bool:
     if isinstance(message, onnx.TensorProto):
         return message.data_location == onnx.TensorProto.EXTERNAL or len(message.external_data) > 0
     for field, value in message.ListFields():
-        if field.message_type is not None:
-            if any(map(_points_at_file, [value] if isinstance(value, Message) else value)):
-                return True
+        items = [value] if isinstance(value, Message) else value
+        if field.message_type is not None and any(map(_points_at_file, items)):
+            return True
     return False
 
 

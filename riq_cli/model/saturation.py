@@ -7,7 +7,7 @@ calibration samples. The tensor that enters the activation shows the error.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx
 
@@ -41,8 +41,8 @@ def measured_tensors(model: onnx.ModelProto, names: Sequence[str] = ()) -> list[
         tensors = list(dict.fromkeys(names))
     else:
         floats = [output.name for output in graph.output if _is_float(output)]
-        inner = [name for output in graph.output if (name := pre_activation(graph, output.name)) is not None]
-        tensors = list(dict.fromkeys(floats + inner))
+        inner = [pre_activation(graph, output.name) for output in graph.output]
+        tensors = list(dict.fromkeys(floats + [name for name in inner if name is not None]))
         if not tensors:
             raise SettingsError("the model has no float output to measure; name an inner tensor with --output")
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in outputs)
@@ -54,11 +54,11 @@ def pre_activation(graph: onnx.GraphProto, name: str) -> str | None:
 
     An If whose branches end in such operators gets one more output for the tensor (`graph` is changed).
     """
-    producers = {output: node for node in graph.node for output in node.output}
+    producers = _producers(graph)
     found: str | None = None
     while (node := producers.get(name)) is not None:
         if node.op_type in _FORWARDING:
-            name = node.input[0]
+            name = str(node.input[0])
         elif node.op_type == "If":
             return _through_branches(node, list(node.output).index(name)) or found
         else:
@@ -69,7 +69,7 @@ def pre_activation(graph: onnx.GraphProto, name: str) -> str | None:
     return found
 
 
-def _before_activation(node: onnx.NodeProto, producers: dict[str, onnx.NodeProto]) -> str | None:
+def _before_activation(node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -> str | None:
     """The input of an activation, whole or in the pieces that exporters write; None if `node` ends none."""
 
     def made_by(name: str, *op_types: str) -> onnx.NodeProto | None:
@@ -95,7 +95,7 @@ def _before_activation(node: onnx.NodeProto, producers: dict[str, onnx.NodeProto
         return None
 
     if node.op_type in _SATURATING:
-        return node.input[0]
+        return str(node.input[0])
     if node.op_type == "Div":
         exp = made_by(node.input[0], "Exp")
         if exp is not None and sum_of_exp(node.input[1]) == exp.input[0]:
@@ -117,7 +117,7 @@ def _before_activation(node: onnx.NodeProto, producers: dict[str, onnx.NodeProto
 
 
 def _through_branches(node: onnx.NodeProto, number: int) -> str | None:
-    """Name of a new output of an If: in each branch the pre-activation of its output `number`, or that output itself."""
+    """Name of a new output of an If: each branch's pre-activation of its output `number`, or that output."""
     branches = [branch for _, branch in subgraphs(node)]
     inner = [pre_activation(branch, branch.output[number].name) for branch in branches]
     if all(name is None for name in inner):
@@ -129,6 +129,10 @@ def _through_branches(node: onnx.NodeProto, number: int) -> str | None:
         branch.output.append(onnx.ValueInfoProto(name=copy))
     node.output.append(fresh)
     return fresh
+
+
+def _producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    return {str(output): node for node in graph.node for output in node.output}
 
 
 def _is_float(output: onnx.ValueInfoProto) -> bool:

@@ -1,0 +1,164 @@
+"""`riq compress`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from riq_cli.cli import options
+from riq_cli.cli.terminal import ProgressBar, finite, human_size, shortened, warn_line
+from riq_cli.errors import RiqError
+from riq_cli.files import check_output
+from riq_cli.report import totals
+
+if TYPE_CHECKING:
+    from riq_cli.archive import Archive
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  riq compress model.onnx --deviation 0.01 --calibration samples.npz
+  riq compress model.onnx --calibration images/ --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+  riq compress model.onnx --calibration mydata:samples --exclude '*embedding*' -o small.riqz
+""",
+    short_help="Model to archive: the smallest that keeps the deviation.",
+)
+@click.argument("model", type=click.Path(exists=True, dir_okay=False))
+@click.option("--deviation", type=float, metavar="D", help="How far outputs may move: cosine distance. [default: 0.01]")
+@click.option(
+    "--calibration",
+    metavar="DATA",
+    help="Samples to measure on: .npz, .npy, a folder of images or ONNX test data, or module:callable. "
+    "[default: random, which predicts poorly]",
+)
+@click.option("-o", "archive_path", metavar="FILE", help="Archive to write, - for stdout. [default: MODEL.riqz]")
+@click.option("--epsilon", type=float, metavar="E", help="ε0 of eq. (7). [default: 0.01, less if that cannot reach]")
+@click.option("--k", type=float, metavar="K", help="Take this k; no search, and no target unless --deviation is given.")
+@click.option("--search", type=click.Choice(["secant", "algorithm1"]), default="secant", show_default=True,
+              help="How k is found: algorithm1 is the paper's, to the letter.")  # fmt: skip
+@click.option("--min-size", type=click.IntRange(1), default=256, show_default=True, metavar="N",
+              help="Keep tensors with fewer weights exact.")  # fmt: skip
+@click.option("--include", multiple=True, metavar="PATTERN", help="Code only layers of such names; repeatable.")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Keep layers of such names exact; repeatable.")
+@options.running_options
+@options.image_options
+@options.force_option
+@options.json_option
+@options.verbosity_options
+def compress(
+    model: str,
+    deviation: float | None,
+    calibration: str | None,
+    archive_path: str | None,
+    k: float | None,
+    dims: tuple[tuple[str, int], ...],
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+    mean: Any,
+    std: Any,
+    scale: Any,
+    layout: Any,
+    channel_order: Any,
+    **settings: Any,
+) -> None:
+    """Compress MODEL into the smallest archive whose outputs, once restored, move no further than D."""
+    began = time.monotonic()
+    path = archive_path or str(Path(model).with_suffix(".riqz"))
+    if path == "-" and as_json:
+        raise click.UsageError("--json and -o - both want stdout; leave one of them away")
+    if path != "-":
+        _refuse_source(path, model)
+        check_output(path, force)
+
+    from riq_cli.codec import DEFAULT_DEVIATION, Settings
+    from riq_cli.codec import compress as compress_model
+    from riq_cli.model import Model
+
+    target = DEFAULT_DEVIATION if deviation is None and k is None else deviation
+    wanted = Settings(deviation=target, k=k, dims=dict(dims), **settings)
+    source = Model.load(model)
+    images = {"mean": mean, "std": std, "scale": scale, "layout": layout, "channel_order": channel_order}
+    data = None if calibration is None else options.load_calibration(calibration, images)
+    bar = ProgressBar(quiet)
+
+    def warn(message: str) -> None:
+        if not quiet:
+            bar.close()
+            warn_line(message)
+
+    if data is None and any(layer.size >= wanted.min_size for layer in source.layers):
+        warn(
+            "no --calibration: measured on random samples, which predict real data poorly (the paper's Fig. 1a); "
+            "give real ones for a promise that holds on them"
+        )
+    try:
+        with options.coding_executor(sum(layer.size for layer in source.layers)) as executor:
+            archive = compress_model(source, data, wanted, progress=bar, warn=warn, executor=executor)
+    finally:
+        bar.close()
+    if path == "-":
+        archive.write(sys.stdout.buffer)
+    else:
+        archive.save(path, force)
+    facts = _facts(archive, model, path, time.monotonic() - began)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    elif not quiet:
+        click.echo(_summary(facts, verbose), err=True)
+
+
+def _refuse_source(path: str, model: str) -> None:
+    if Path(path).exists() and Path(path).samefile(model):
+        raise RiqError(f"{path}: is the model itself, which riq never overwrites; name another file with -o")
+
+
+def _facts(archive: Archive, model: str, path: str, seconds: float) -> dict[str, Any]:
+    """What compress tells, as --json prints it."""
+    manifest = archive.manifest
+    result = dict(manifest.result)
+    trace = result.pop("trace", [])
+    return {
+        "model": model,
+        "archive": path,
+        **{key: finite(value) if isinstance(value, float) else value for key, value in result.items()},
+        "target": manifest.settings.get("deviation"),
+        "calibration": dict(manifest.calibration),
+        **asdict(totals(archive)),
+        "seconds": round(seconds, 3),
+        "trace": trace,
+    }
+
+
+def _summary(facts: dict[str, Any], verbose: int) -> str:
+    ratio = f", ×{facts['ratio']:.2f} smaller than {facts['model']}" if facts["ratio"] else ""
+    lines = [f"{facts['archive']}: {human_size(facts['archive_bytes'])}{ratio} ({human_size(facts['source_bytes'])})"]
+    if "k" in facts:
+        bound = f" ≤ {facts['target']:g}" if facts["target"] is not None else ""
+        samples, kind = facts["calibration"]["samples"], facts["calibration"]["kind"]
+        lines.append(
+            f"  deviation  {facts['deviation']:.4g}{bound}, worst sample {facts['worst']:.4g}; "
+            f"{samples} {'random samples' if kind == 'random' else f'samples ({kind})'}"
+        )
+        for tensor in facts["measured"]:
+            lines.append(f"    at {shortened(tensor['name'])}: {tensor['mean']:.4g}, worst {tensor['worst']:.4g}")
+    lines.append(
+        f"  layers     {facts['layers']}, {facts['weights']:,} weights at {facts['rate']:.3g} bits/weight; "
+        f"×{facts['ratio_eq2']:.2f} by eq. (2)"
+    )
+    if "k" in facts:
+        lines.append(
+            f"  search     k = {facts['k']:.5g}, epsilon = {facts['epsilon']:g}, "
+            f"{facts['evaluations']} evaluations, {facts['seconds']:.1f} s"
+        )
+    if verbose:
+        lines += [f"    k {k:<10g} deviation {value:.4g}" for k, value in facts["trace"]]
+    return "\n".join(lines)

@@ -1,0 +1,61 @@
+"""`riq decompress`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from riq_cli.cli import options
+from riq_cli.cli.terminal import ProgressBar, human_size
+from riq_cli.files import check_output
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  riq decompress model.riqz
+  riq decompress model.riqz -o restored.onnx
+  cat model.riqz | riq decompress - -o restored.onnx
+""",
+    short_help="Archive to a runnable ONNX file.",
+)
+@click.argument("archive", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("-o", "model_path", metavar="FILE", help="ONNX file to write, - for stdout. [default: ARCHIVE.onnx]")
+@options.max_size_option
+@options.force_option
+@options.verbosity_options
+def decompress(archive: str, model_path: str | None, max_size: int, force: bool, quiet: bool, verbose: int) -> None:
+    """Restore the ONNX model in ARCHIVE (- for stdin).
+
+    A model above 2 GiB gets its data in a second file, FILE.data.
+    """
+    if model_path is None:
+        if archive == "-":
+            raise click.UsageError("an archive from stdin has no name to derive the output's from; give -o FILE")
+        model_path = str(Path(archive).with_suffix(".onnx"))
+    if model_path != "-":
+        check_output(model_path, force)
+
+    from riq_cli.codec import decompress as restore
+
+    bar = ProgressBar(quiet)
+    with options.open_archive(archive, max_size) as opened:
+        weights = sum(layer.size for layer in opened.manifest.layers)
+        try:
+            with options.coding_executor(weights) as executor:
+                model = restore(opened, progress=bar, executor=executor)
+        finally:
+            bar.close()
+    if model_path == "-":
+        sys.stdout.buffer.write(model.to_bytes())
+        return
+    model.save(model_path, force)
+    if not quiet:
+        beside = Path(model_path + ".data")
+        size = Path(model_path).stat().st_size
+        where = f"{model_path}: {human_size(size)}"
+        if size < weights and beside.exists():
+            where += f", and {beside}: {human_size(beside.stat().st_size)}; keep both together"
+        click.echo(where, err=True)

@@ -1,0 +1,124 @@
+"""`riq report`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from riq_cli.archive import Archive
+from riq_cli.cli import options
+from riq_cli.cli.terminal import finite, human_size, printable, shortened, table
+from riq_cli.report import SortKey, Totals, rows, totals
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  riq report model.riqz
+  riq report model.riqz --sort size | head
+  riq report model.riqz --json | jq .totals.ratio
+""",
+    short_help="Rates, bytes and settings, layer by layer.",
+)
+@click.argument("archive", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option(
+    "--sort",
+    type=click.Choice(["model", "size", "rate", "name"]),
+    default="model",
+    show_default=True,
+    help="Order of the layers.",
+)
+@options.max_size_option
+@options.json_option
+def report(archive: str, sort: SortKey, max_size: int, as_json: bool) -> None:
+    """Say what ARCHIVE holds: every layer's rate and bytes, the totals, and how it was made.
+
+    Only the manifest is read, so that large archives report at once.
+    """
+    with options.open_archive(archive, max_size) as opened:
+        click.echo(json.dumps(_document(opened, sort), indent=2) if as_json else _text(opened, sort))
+
+
+def _document(archive: Archive, sort: SortKey) -> dict[str, Any]:
+    manifest = archive.manifest
+    return {
+        "layers": rows(archive, sort),
+        "totals": asdict(totals(archive)),
+        "result": {key: finite(v) if isinstance(v, float) else v for key, v in manifest.result.items()},
+        "calibration": dict(manifest.calibration),
+        "settings": dict(manifest.settings),
+        "source": dict(manifest.source),
+        "creator": manifest.creator,
+    }
+
+
+_HEADER = ("layer", "op", "shape", "coding", "symbols", "bin width", "entropy", "bits/weight", "bytes", "share")
+
+
+def _text(archive: Archive, sort: SortKey) -> str:
+    blocks = []
+    lines = [
+        (
+            printable(row["name"]),
+            printable(row["op"]),
+            "×".join(map(str, row["shape"])) + ("" if row["dtype"] == "float32" else f" {row['dtype']}"),
+            row["coding"],
+            str(row["symbols"] or "-"),
+            "-" if row["bin_width"] is None else f"{row['bin_width']:.4g}",
+            f"{row['entropy']:.2f}" if row["symbols"] else "-",
+            f"{row['rate']:.2f}",
+            str(row["bytes"]),
+            f"{row['share']:.1%}",
+        )
+        for row in rows(archive, sort)
+    ]
+    if lines:
+        blocks.append(table(_HEADER, lines, left=4))
+    else:
+        blocks.append("nothing to code: the model has no float weights large enough; all of it is in the skeleton")
+    blocks.append(_totals(totals(archive)))
+    if archive.manifest.result:
+        blocks.append(_made(archive))
+    return "\n\n".join(blocks)
+
+
+def _totals(sums: Totals) -> str:
+    parts = (
+        ("streams", sums.stream_bytes),
+        ("tables", sums.table_bytes),
+        ("skeleton", sums.skeleton_bytes),
+        ("manifest", sums.manifest_bytes + sums.header_bytes),
+    )
+    breakdown = ", ".join(f"{name} {human_size(size)} ({size / sums.archive_bytes:.1%})" for name, size in parts)
+    lines = [
+        f"{sums.layers} layers, {sums.weights:,} weights at {sums.rate:.3g} bits/weight; "
+        f"×{sums.ratio_eq2:.2f} by eq. (2)",
+        f"{human_size(sums.archive_bytes)}: {breakdown}",
+    ]
+    if sums.ratio is not None and sums.source_bytes is not None:
+        lines.append(f"×{sums.ratio:.2f} smaller than the source ({human_size(sums.source_bytes)})")
+    return "\n".join(lines)
+
+
+def _made(archive: Archive) -> str:
+    manifest = archive.manifest
+    result, calibration = manifest.result, manifest.calibration
+    lines = []
+    for tensor in result.get("measured", ()):
+        lines.append(
+            f"deviation {tensor['mean']:.4g}, worst sample {tensor['worst']:.4g} at {shortened(str(tensor['name']))}"
+        )
+    lines.append(
+        f"calibration: {calibration.get('samples')} samples, {calibration.get('kind')}, "
+        f"SHA-256 {str(calibration.get('sha256'))[:16]}…"
+    )
+    lines.append(
+        f"search: k = {result.get('k', 0):.5g}, epsilon = {result.get('epsilon', 0):g}, "
+        f"{result.get('evaluations')} evaluations"
+    )
+    settings = ", ".join(f"{key} = {value}" for key, value in sorted(manifest.settings.items()))
+    lines.append(f"settings: {printable(settings)}; {printable(manifest.creator)}")
+    return "\n".join(lines)

@@ -1,0 +1,98 @@
+"""`riq verify`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from riq_cli.cli import exit_codes, options
+from riq_cli.cli.terminal import finite, shortened, warn_line
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  riq verify model.riqz --against model.onnx --calibration heldout.npz
+  riq verify model.riqz --against model.onnx --calibration heldout.npz --deviation 0.012 --json
+""",
+    short_help="Measure the deviation on other data; exit 3 if above the bound.",
+)
+@click.argument("archive", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("--against", required=True, type=click.Path(exists=True, dir_okay=False), help="The original model.")
+@click.option("--calibration", required=True, metavar="DATA", help="Samples to measure on, as for riq compress.")
+@click.option("--deviation", type=float, metavar="D", help="Bound. [default: the target the archive was made for]")
+@options.running_options
+@options.image_options
+@options.max_size_option
+@options.json_option
+@options.verbosity_options
+def verify(
+    archive: str,
+    against: str,
+    calibration: str,
+    deviation: float | None,
+    outputs: tuple[str, ...],
+    dims: tuple[tuple[str, int], ...],
+    batch_size: int,
+    threads: int,
+    provider: str,
+    max_size: int,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+    **images: Any,
+) -> None:
+    """Restore ARCHIVE in memory and measure how far its outputs are from the original's on given samples.
+
+    Exits with 3 when the deviation is above the bound: a gate for continuous integration.
+    """
+    from riq_cli.codec import verify as measure
+    from riq_cli.model import Model
+
+    data = options.load_calibration(calibration, images)
+    with options.open_archive(archive, max_size) as opened:
+        manifest = opened.manifest
+        original = Model.load(against)
+        if not quiet and original.source and manifest.source.get("sha256") not in (None, original.source.sha256):
+            warn_line(f"{against}: is not the file that {archive} was made from (their SHA-256 differ)")
+        with options.coding_executor(sum(layer.size for layer in manifest.layers)) as executor:
+            found = measure(
+                opened,
+                original,
+                data,
+                outputs=outputs or None,
+                dims=dict(dims),
+                batch_size=batch_size,
+                threads=threads,
+                provider=provider,
+                executor=executor,
+            )
+    bound = manifest.settings.get("deviation") if deviation is None else deviation
+    holds = bound is None or found.mean <= bound
+    if as_json:
+        document = {
+            "archive": archive,
+            "against": against,
+            "deviation": finite(found.mean),
+            "worst": finite(found.worst),
+            "measured": [
+                {key: finite(v) if isinstance(v, float) else v for key, v in asdict(tensor).items()}
+                for tensor in found.tensors
+            ],
+            "bound": bound,
+            "holds": holds,
+        }
+        click.echo(json.dumps(document, indent=2))
+    elif not quiet:
+        verdict = "" if bound is None else f", {'within' if holds else 'ABOVE'} the bound of {bound:g}"
+        click.echo(
+            f"{archive}: deviation {found.mean:.4g}{verdict}; worst sample {found.worst:.4g}, "
+            f"{found.tensors[0].samples} samples"
+        )
+        for tensor in found.tensors:
+            click.echo(f"  at {shortened(tensor.name)}: {tensor.mean:.4g}, worst {tensor.worst:.4g}")
+    if not holds:
+        raise click.exceptions.Exit(exit_codes.TARGET)
