@@ -157,10 +157,10 @@ def cosine_distance(y: Array, z: Array) -> float:
         a, b = a[finite], b[finite]
     if not np.isfinite(b).all():
         return math.inf
-    aa, bb = float(np.dot(a, a)), float(np.dot(b, b))
+    aa, bb, ab = float(np.sum(a * a)), float(np.sum(b * b)), float(np.sum(a * b))
     if aa == 0 or bb == 0:
         return 0.0 if aa == bb else 1.0
-    return max(0.0, 1.0 - float(np.dot(a, b)) / (math.sqrt(aa) * math.sqrt(bb)))
+    return max(0.0, 1.0 - ab / (math.sqrt(aa) * math.sqrt(bb)))
 
 
 def _float_names(names: Sequence[str], runs: Sequence[Sequence[Array]], strict: bool) -> list[str]:

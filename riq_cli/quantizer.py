@@ -30,7 +30,7 @@ def norm(weights: Array, dtype: str) -> float:
     total = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
         for block in _blocks(weights, dtype):
-            total += float(np.dot(block, block))
+            total += float(np.sum(np.square(block, out=block)))
     return float(np.sqrt(total))
 
 

