@@ -46,8 +46,9 @@ def lower_bound(largest: int, epsilon: float) -> float:
 def algorithm1(measure: Measure, limit: float, lowest: float, highest: float) -> Found:
     """The solution of the paper's Algorithm 1: ascending steps, refined to their square root at each success.
 
-    The listing ends when a step ≤ 3 succeeds. Where rounding carries k over the last success before that, the last
-    success is the solution: it was measured.
+    The listing ends when a step ≤ 3 succeeds. Two things it leaves open: where rounding carries k over the last success
+    before that, the last success is the solution, since it was measured; and after a success near `lowest`, the step
+    back ends at `lowest`, not at a negative k.
 
     Args:
         measure: k → value.
@@ -69,7 +70,7 @@ def algorithm1(measure: Measure, limit: float, lowest: float, highest: float) ->
                 break
             highest = k
             step = math.sqrt(step)
-            k -= step * math.floor(step)
+            k = max(k - step * math.floor(step), lowest - step)
         k += step
     if found is None:
         raise TargetError("not reached", best)

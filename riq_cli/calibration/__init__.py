@@ -1,0 +1,7 @@
+"""Calibration data, and its samples."""
+
+from riq_cli.calibration.calibration import RANDOM_SAMPLES, Calibration, digest
+from riq_cli.calibration.images import ImageOptions
+from riq_cli.calibration.inputs import Sample
+
+__all__ = ["RANDOM_SAMPLES", "Calibration", "ImageOptions", "Sample", "digest"]

@@ -1,0 +1,134 @@
+"""Calibration data: from files, folders and callables to samples that fit a model's inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from riq_cli.calibration.arrays import cut, read_numpy
+from riq_cli.calibration.feeds import call, whole_feeds
+from riq_cli.calibration.images import IMAGE_SUFFIXES, ImageOptions, image_samples
+from riq_cli.calibration.inputs import Sample
+from riq_cli.calibration.random import random_samples
+from riq_cli.errors import CalibrationError
+from riq_cli.model import ModelInput, read_tensor_file
+
+RANDOM_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibration data that still has to be fitted to a model's inputs, by `samples`.
+
+    `kind` says where it came from (`npz`, `npy`, `test-data`, `images`, `python`, `random`); `fit` makes the feeds.
+    """
+
+    kind: str
+    fit: Callable[[Sequence[ModelInput], Mapping[str, int], int], list[Sample]] = field(repr=False)
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str], images: ImageOptions | None = None) -> Calibration:
+        """The calibration data in a file or folder, or from `module:callable`.
+
+        Args:
+            source: `.npz` (input name → array), `.npy` (for a model with one input), a folder of ONNX test data
+                (`test_data_set_*/input_*.pb`), a folder of images, or `module:callable`.
+            images: how images become inputs.
+
+        Raises:
+            CalibrationError: it cannot be read or is none of these.
+        """
+        text, path = os.fspath(source), Path(source)
+        if path.is_dir():
+            return _from_folder(path, images or ImageOptions())
+        if path.suffix in (".npz", ".npy"):
+            return cls.from_arrays(read_numpy(path), "npz" if path.suffix == ".npz" else "npy")
+        module, colon, name = text.partition(":")
+        if colon and not path.exists():
+            return cls("python", lambda inputs, dims, batch: whole_feeds(call(module, name), inputs))
+        if not path.exists():
+            raise CalibrationError(f"{path}: no such file or folder")
+        raise CalibrationError(
+            f"{path}: not calibration data: give an .npz or .npy file, a folder of images or tests, module:callable"
+        )
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, NDArray[Any]] | NDArray[Any], kind: Literal["npz", "npy"] = "npz"
+    ) -> Calibration:
+        """Calibration data in memory: input name → array, or one array for a model with one input.
+
+        An array with as many axes as the input is cut along the batch axis; with one axis more, each row is a whole
+        input; an array of one sample stands for all.
+        """
+        return cls(kind, lambda inputs, dims, batch: cut(arrays, inputs, batch))
+
+    @classmethod
+    def from_feeds(cls, feeds: Iterable[Mapping[str, NDArray[Any]]]) -> Calibration:
+        """Calibration data as whole feeds, each what one run of the model takes."""
+        kept = [dict(feed) for feed in feeds]
+        return cls("python", lambda inputs, dims, batch: whole_feeds(kept, inputs))
+
+    @classmethod
+    def random(cls, seed: int = 0, samples: int = RANDOM_SAMPLES) -> Calibration:
+        """Seeded random samples fitted to every input: the paper's Fig. 1a shows that they predict poorly."""
+        return cls("random", lambda inputs, dims, batch: random_samples(inputs, dims, seed, samples))
+
+    def samples(
+        self, inputs: Sequence[ModelInput], dims: Mapping[str, int] | None = None, batch: int = 1
+    ) -> list[Sample]:
+        """What to run the model on, at least one sample.
+
+        Args:
+            inputs: the model's inputs.
+            dims: sizes of free dimensions, by name; only random data and images need them.
+            batch: samples in one run, where the batch axis is free.
+
+        Raises:
+            CalibrationError: names, shapes or types do not fit the inputs, or a free dimension has no size.
+        """
+        samples = self.fit(inputs, dims or {}, batch)
+        if not samples:
+            raise CalibrationError("the calibration data holds no samples")
+        return samples
+
+
+def digest(samples: Iterable[Sample]) -> str:
+    """SHA-256 of samples: names, types, shapes and values, in order."""
+    result = hashlib.sha256()
+    for sample in samples:
+        for name, array in sorted(sample.feed.items()):
+            result.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+            result.update(np.ascontiguousarray(array).tobytes())
+    return result.hexdigest()
+
+
+def _from_folder(path: Path, options: ImageOptions) -> Calibration:
+    sets = sorted(folder for folder in path.glob("test_data_set_*") if folder.is_dir())
+    if not sets and any(path.glob("input_*.pb")):
+        sets = [path]
+    if sets:
+        return Calibration("test-data", lambda inputs, dims, batch: _test_data(sets, inputs))
+    images = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
+        raise CalibrationError(f"{path}: holds neither images nor ONNX test data (test_data_set_*/input_*.pb)")
+    return Calibration("images", lambda inputs, dims, batch: image_samples(images, inputs, dims, options))
+
+
+def _test_data(sets: Sequence[Path], inputs: Sequence[ModelInput]) -> list[Sample]:
+    feeds = []
+    for folder in sets:
+        files = sorted(folder.glob("input_*.pb"), key=lambda file: int(file.stem.rpartition("_")[2]))
+        tensors = [read_tensor_file(file) for file in files]
+        if len(tensors) != len(inputs):
+            raise CalibrationError(f"{folder}: holds {len(tensors)} inputs, the model has {len(inputs)}")
+        named = {name for name, _ in tensors} == {item.name for item in inputs}
+        feeds.append({name if named else item.name: array for (name, array), item in zip(tensors, inputs, strict=True)})
+    return whole_feeds(feeds, inputs)

@@ -1,0 +1,52 @@
+"""Whole feeds: from callables, and checked against the inputs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from riq_cli.calibration.inputs import Sample, check_dtype, check_names, shape_error
+from riq_cli.errors import CalibrationError
+from riq_cli.model import ModelInput
+
+
+def whole_feeds(feeds: Iterable[Mapping[str, NDArray[Any]]], inputs: Sequence[ModelInput]) -> list[Sample]:
+    """Samples from feeds that are each what one run takes."""
+    samples = []
+    for feed in feeds:
+        check_names(feed, inputs)
+        for item in inputs:
+            array = np.asarray(feed[item.name])
+            check_dtype(array, item)
+            fits = array.ndim == len(item.shape) and all(
+                not isinstance(dim, int) or dim == size for dim, size in zip(item.shape, array.shape, strict=True)
+            )
+            if not fits:
+                raise shape_error(array, item)
+        samples.append(Sample({name: np.asarray(array) for name, array in feed.items()}))
+    return samples
+
+
+def call(module: str, name: str) -> Iterable[Mapping[str, NDArray[Any]]]:
+    """The feeds from `module:callable`: an iterable, or an onnxruntime CalibrationDataReader."""
+    sys.path.insert(0, os.getcwd())
+    try:
+        source = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise CalibrationError(f"{module}:{name}: the module cannot be imported: {error}") from error
+    except AttributeError as error:
+        raise CalibrationError(f"{module}:{name}: the module has no {name!r}") from error
+    finally:
+        sys.path.pop(0)
+    try:
+        result = source() if callable(source) else source
+        reader = getattr(result, "get_next", None)
+        return list(iter(reader, None)) if reader is not None else list(result)
+    except Exception as error:
+        raise CalibrationError(f"{module}:{name}: {type(error).__name__}: {error}") from error

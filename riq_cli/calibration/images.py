@@ -1,0 +1,75 @@
+"""Image files as the input of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from riq_cli.calibration.inputs import Sample, describe, sizes
+from riq_cli.errors import CalibrationError
+from riq_cli.model import ModelInput
+
+IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .bmp .webp .gif .tif .tiff .ppm .pgm".split())
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How an image file becomes an input: (pixel · scale − mean) / std, per channel, in the model's layout.
+
+    `scale` multiplies pixels of 0…255; `mean` and `std` are in the units that result.
+    """
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    scale: float = 1 / 255
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+
+
+def image_samples(
+    files: Sequence[Path], inputs: Sequence[ModelInput], dims: Mapping[str, int], options: ImageOptions
+) -> list[Sample]:
+    """Samples from image files, resized to the input's shape."""
+    if len(inputs) != 1 or len(inputs[0].shape) != 4:
+        raise CalibrationError(
+            "a folder of images fits a model with one input of four axes; this one takes "
+            + ", ".join(describe(item) for item in inputs)
+        )
+    item = inputs[0]
+    shape = sizes(item, dims)
+    channels, height, width = shape[1:] if options.layout == "nchw" else (shape[3], shape[1], shape[2])
+    if channels not in (1, 3):
+        raise CalibrationError(
+            f"input {describe(item)}: {channels} channels in layout {options.layout}; is it --layout "
+            f"{'nhwc' if options.layout == 'nchw' else 'nchw'}?"
+        )
+    rows = shape[0]
+    arrays = [_image(file, channels, height, width, item.dtype, options) for file in files]
+    batches = [arrays[i : i + rows] for i in range(0, len(arrays) - rows + 1, rows)]
+    return [Sample({item.name: np.stack(batch)}, rows) for batch in batches]
+
+
+def _image(file: Path, channels: int, height: int, width: int, dtype: str, options: ImageOptions) -> NDArray[Any]:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise CalibrationError("images need Pillow: pip install 'riq[images]'") from error
+    try:
+        with Image.open(file) as image:
+            resized = image.convert("RGB" if channels == 3 else "L").resize((width, height), Image.Resampling.BILINEAR)
+    except OSError as error:
+        raise CalibrationError(f"{file}: cannot be read as an image: {error}") from error
+    pixels = np.asarray(resized).reshape(height, width, channels)
+    if options.channel_order == "bgr":
+        pixels = pixels[..., ::-1]
+    if np.dtype(dtype).kind == "f":
+        for name, values in (("--mean", options.mean), ("--std", options.std)):
+            if len(values) not in (1, channels):
+                raise CalibrationError(f"{name}: {len(values)} values for {channels} channels")
+        pixels = (pixels * options.scale - np.array(options.mean)) / np.array(options.std)
+    return (pixels.transpose(2, 0, 1) if options.layout == "nchw" else pixels).astype(dtype)

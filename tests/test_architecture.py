@@ -1,0 +1,72 @@
+"""The house: floors, and the doors of outside packages (the table of the design)."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "riq_cli"
+FLOORS = {
+    "errors": 0, "limits": 0, "files": 0, "version": 0,
+    "model": 1, "quantizer": 1, "coder": 1, "archive": 1,
+    "calibration": 2, "evaluator": 2, "allocation": 2, "search": 2,
+    "codec": 3, "report": 3,
+    "cli": 4, "__main__": 5, "__init__": 5,
+}  # fmt: skip
+DOORS = {
+    "onnx": {"model"}, "google": {"model"}, "onnxruntime": {"evaluator"}, "constriction": {"coder"},
+    "click": {"cli"}, "tqdm": {"cli"}, "PIL": {"calibration"},
+}  # fmt: skip
+WITHOUT_NUMPY = {"archive", "search", "report", "errors", "cli", "limits", "files", "version", "allocation"}
+SAME_FLOOR = {("files", "errors")}  # files raise errors; both stand on nothing else
+
+
+def modules() -> list[tuple[str, Path]]:
+    return [(path.relative_to(PACKAGE).parts[0].removesuffix(".py"), path) for path in PACKAGE.rglob("*.py")]
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = (
+                {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "riq_cli" else {node.module}
+            )
+            found |= {name for name in names if name}
+    return found
+
+
+@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda value: str(value).removeprefix(str(PACKAGE)))
+def test_a_file_imports_lower_floors_only_and_outside_packages_by_their_door(name: str, path: Path) -> None:
+    for imported in imports(path):
+        package, *rest = imported.split(".")
+        if package == "riq_cli":
+            other = rest[0]
+            allowed = other == name or FLOORS[other] < FLOORS[name] or (name, other) in SAME_FLOOR
+            assert allowed, f"{path.name} (floor {FLOORS[name]}) imports {other} (floor {FLOORS[other]})"
+        elif package in DOORS:
+            assert name in DOORS[package], f"{package} enters through {DOORS[package]}, not through {name}"
+        elif package == "numpy":
+            assert name not in WITHOUT_NUMPY, f"{name} does without numpy"
+
+
+def test_every_file_stays_readable() -> None:
+    long = {str(path): count for _, path in modules() if (count := len(path.read_text().splitlines())) > 420}
+    assert not long, f"split: {long}"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["compress", "--help"], ["report", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys; sys.argv = ['riq', *sys.argv[1:]]\n"
+        "from riq_cli.cli import main\n"
+        "try: main()\n"
+        "finally: print(sorted({'numpy', 'onnx', 'onnxruntime', 'constriction', 'tqdm'} & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert shown.stdout.splitlines()[-1] == "[]"

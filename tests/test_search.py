@@ -1,0 +1,129 @@
+"""Searching k: Algorithm 1 to the letter, and the secant that reaches the same k in few evaluations."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from riq_cli.errors import TargetError
+from riq_cli.search import (
+    K_UNBOUNDED,
+    algorithm1,
+    lower_bound,
+    reachable_epsilon,
+    secant,
+    upper_bound,
+)
+
+
+class Curve:
+    """deviation(k) = (a/k + b)², the shape of Proposition 1 and eq. (7); remembers what was measured."""
+
+    def __init__(self, a: float, b: float = 0.0, ripple: float = 0.0) -> None:
+        self.a, self.b, self.ripple = a, b, ripple
+        self.measured: dict[float, float] = {}
+
+    def __call__(self, k: float) -> float:
+        value = min(1.0, (self.a / k + self.b) ** 2) * (1 + self.ripple * math.sin(40 * math.log(k)))
+        self.measured[k] = value
+        return value
+
+    def root(self, limit: float) -> float:
+        return self.a / (math.sqrt(limit) - self.b)
+
+
+def test_bounds_are_those_of_proposition_2() -> None:
+    assert upper_bound(2400, 0.01) == pytest.approx(10 * 1000)
+    assert lower_bound(2400, 0.01) == pytest.approx(10 / 0.99)
+    assert upper_bound(2400, 0) == K_UNBOUNDED == 2**31
+
+
+def test_algorithm_1_follows_the_listing_step_by_step() -> None:
+    curve = Curve(a=100)
+    found = algorithm1(curve, 0.01, 10, 10010)
+    # step = √10000 = 100 from 10: 10, 110 … 1010 holds; then steps of 10 from 1010 − 100 + 10, then √10 …
+    expected = [10.0 + 100 * i for i in range(11)] + [920.0 + 10 * i for i in range(9)]
+    assert list(curve.measured)[: len(expected)] == pytest.approx(expected)
+    assert found.value == curve.measured[found.k] <= 0.01
+    assert found.k == pytest.approx(1000, abs=4)
+
+
+def test_algorithm_1_returns_the_last_success_where_the_steps_pass_over_it() -> None:
+    values = iter([1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    found = algorithm1(lambda k: next(values, 1.0), 0.01, 10, 110)
+    assert (found.k, found.value) == (20.0, 0.0)
+
+
+def test_algorithm_1_reports_the_best_of_an_unreachable_target() -> None:
+    with pytest.raises(TargetError) as error:
+        algorithm1(Curve(a=10, b=0.2), 0.01, 10, 10000)
+    assert 0.04 < error.value.best < 0.0405
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.01])
+@pytest.mark.parametrize("a", [3.0, 40.0, 700.0])
+def test_secant_reaches_the_k_of_algorithm_1_within_one_percent_in_ten_evaluations(a: float, epsilon: float) -> None:
+    curve, n = Curve(a, b=0.03 if epsilon else 0.0), 100_000
+    low, high = lower_bound(n, epsilon), min(upper_bound(n, epsilon), 1e6)
+    paper = algorithm1(Curve(a, curve.b), 0.01, low, high)
+    for start in (paper.k / 8, paper.k, paper.k * 3):
+        curve.measured.clear()
+        found = secant(curve, 0.01, start, low, high)
+        assert len(curve.measured) <= 10
+        assert found.k <= max(low, curve.root(0.01) * 1.01)
+        assert found.k == pytest.approx(paper.k, rel=0.01, abs=4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    a=st.floats(1, 1e4),
+    b=st.floats(0, 0.2),
+    limit=st.floats(1e-4, 0.5),
+    start=st.floats(1, 1e6),
+    ripple=st.floats(0, 0.3),
+)
+def test_secant_returns_only_what_it_measured_and_what_holds(
+    a: float, b: float, limit: float, start: float, ripple: float
+) -> None:
+    curve = Curve(a, b, ripple)
+    try:
+        found = secant(curve, limit, start, 1.0, 1e7)
+    except TargetError as error:
+        assert error.best == min(curve.measured.values())
+        assert error.best > limit
+        assert 1e7 in curve.measured
+    else:
+        assert curve.measured[found.k] == found.value <= limit
+        assert found.k == min(k for k, value in curve.measured.items() if value <= limit)
+
+
+def test_secant_does_not_go_below_the_lowest_k() -> None:
+    curve = Curve(a=1e-9)
+    assert secant(curve, 0.01, 50, 20).k == 20
+    assert min(curve.measured) == 20
+
+
+def test_secant_survives_infinite_values() -> None:
+    found = secant(lambda k: math.inf if k < 1000 else 0.001, 0.01, 10, 1)
+    assert 1000 <= found.k <= 1050
+
+
+def test_secant_tries_further_below_where_the_curve_is_rough() -> None:
+    curve = Curve(a=100, ripple=0.5)
+    found = secant(curve, 0.01, 1000, 1)
+    smooth = secant(Curve(a=100), 0.01, 1000, 1)
+    assert len(curve.measured) <= 10
+    assert min(curve.measured) < found.k <= smooth.k * 1.25
+
+
+def test_reachable_epsilon_is_the_largest_halving_that_reaches() -> None:
+    tried = []
+
+    def measure(epsilon: float) -> float:
+        tried.append(epsilon)
+        return 1000 * epsilon**2
+
+    assert reachable_epsilon(measure, 0.01, 0.01, measure(0.01)) == 0.0025
+    assert tried == [0.01, 0.005, 0.0025]
+    assert reachable_epsilon(lambda e: 1.0, 0.01, 0.01, 1.0) == 0.0
