@@ -566,6 +566,42 @@ def function_with_optional_input(seed: int = 0) -> onnx.ModelProto:
     )
 
 
+@form
+def weights_as_outputs(seed: int = 0) -> onnx.ModelProto:
+    """An initializer and a Constant that are outputs of the model."""
+    r = Random(seed)
+    return model(
+        [constant("anchors", r(4, 2)), node("MatMul", "x w", "y")],
+        [info("x", "batch", 6)],
+        [info("y", "batch", 5), info("anchors", 4, 2), info("grid", 3, 2)],
+        [tensor("w", r(6, 5)), tensor("grid", r(3, 2))],
+    )
+
+
+@form
+def unused_initializer(seed: int = 0) -> onnx.ModelProto:
+    r = Random(seed)
+    result = matmul(seed)
+    result.graph.initializer.append(tensor("orphan", r(20, 30)))
+    return result
+
+
+@form
+def unused_constant(seed: int = 0) -> onnx.ModelProto:
+    r = Random(seed)
+    result = matmul(seed)
+    result.graph.node.insert(0, constant("orphan", r(20, 30)))
+    return result
+
+
+@form
+def uncalled_function(seed: int = 0) -> onnx.ModelProto:
+    r = Random(seed)
+    result = function(seed)
+    result.functions.append(_function("Never", "a", "b", [constant("w", r(6, 6)), node("MatMul", "a w", "b")]))
+    return result
+
+
 # ---- types and odd values -------------------------------------------------------------------------------------------
 
 
@@ -808,13 +844,13 @@ def _end(
     inputs: Sequence[onnx.ValueInfoProto] = (),
     opset: int = OPSET,
 ) -> onnx.ModelProto:
-    """`x` [batch, 6] → `z` [batch, 5], and what comes behind it; `one` is 1."""
+    """`x` [batch, 6] → `z` [batch, 5], and what comes behind it."""
     r = Random(seed)
     return model(
         [node("MatMul", "x w", "z"), *nodes],
         [info("x", "batch", 6), *inputs],
         outputs or [matrix("y")],
-        [tensor("w", r(6, 5)), tensor("one", np.array(1, np.float32)), *initializers],
+        [tensor("w", r(6, 5)), *initializers],
         opset=opset,
     )
 
@@ -898,13 +934,13 @@ def softmax_in_pieces_shifted(seed: int = 0) -> onnx.ModelProto:
 @saturated("y", "z")
 def logistic_by_div(seed: int = 0) -> onnx.ModelProto:
     pieces = [node("Neg", "z", "n"), node("Exp", "n", "e"), node("Add", "e one", "d"), node("Div", "one d", "y")]
-    return _end(seed, pieces)
+    return _end(seed, pieces, initializers=[tensor("one", np.array(1, np.float32))])
 
 
 @saturated("y", "z")
 def logistic_by_reciprocal(seed: int = 0) -> onnx.ModelProto:
     pieces = [node("Neg", "z", "n"), node("Exp", "n", "e"), node("Add", "one e", "d"), node("Reciprocal", "d", "y")]
-    return _end(seed, pieces)
+    return _end(seed, pieces, initializers=[tensor("one", np.array(1, np.float32))])
 
 
 @saturated("y", "z")
@@ -992,7 +1028,7 @@ def division_that_is_no_softmax(seed: int = 0) -> onnx.ModelProto:
         node("ReduceSum", "b axis", "s"),
         node("Div", "e s", "y"),
     ]
-    return _end(seed, pieces, initializers=[tensor("axis", np.array([1]))])
+    return _end(seed, pieces, initializers=[tensor("axis", np.array([1])), tensor("one", np.array(1, np.float32))])
 
 
 @saturated("y", "y/pre_activation")

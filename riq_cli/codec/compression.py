@@ -71,6 +71,7 @@ class _Compression:
         self._weights = Weights(self._model.layers)
         for layer in self._weights.not_finite:
             warn(f"layer {layer.name!r} holds NaN or infinity; it is stored exactly")
+        self._model.release()
         self._trace: list[tuple[float, float]] = []
 
     def run(self, executor: Executor | None) -> Archive:
@@ -120,7 +121,7 @@ class _Compression:
 
     def _evaluator(self, form: SessionForm, samples: Sequence[Sample]) -> Evaluator:
         settings = self._settings
-        return Evaluator(
+        evaluator = Evaluator(
             form,
             [layer.values for layer in self._model.layers],
             samples,
@@ -128,6 +129,8 @@ class _Compression:
             provider=settings.provider,
             strict=bool(settings.outputs),
         )
+        self._model.release()
+        return evaluator
 
     # ---- search ----
 
@@ -141,6 +144,7 @@ class _Compression:
 
             def measure(k: float, epsilon: float) -> float:
                 self._weights.requantize(k, epsilon, candidate, pool)
+                self._model.release()
                 value = evaluator.deviation(form, candidate).mean
                 self._note(k, value)
                 return value
@@ -209,6 +213,7 @@ class _Compression:
             entry, coded = encode_layer(layer, width, executor)
             entries.append(entry)
             sections += coded
+            self._model.release()
             done += layer.size
             self._progress(Progress("coding", done, total))
         skeleton = self._model.skeleton_bytes()

@@ -65,6 +65,7 @@ class Model:
         layers: Sequence[Layer],
         source: Source | None = None,
         typed: Mapping[str, bytes] | None = None,
+        external: ExternalData | None = None,
     ) -> None:
         """Put together what `load` took apart; the skeleton's layers hold no data.
 
@@ -74,11 +75,13 @@ class Model:
             source: what it was loaded from.
             typed: by place, the messages of tensors whose data was in typed fields (`float_data`) instead of bytes:
                 `select` puts them back as they were.
+            external: the files that layers are mapped from.
         """
         self.skeleton = skeleton
         self.layers = tuple(layers)
         self.source = source
         self._typed = typed or {}
+        self._external = external
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Model:
@@ -106,7 +109,7 @@ class Model:
             if place.tensor.data_location == onnx.TensorProto.EXTERNAL:
                 load_external(place.tensor, external)
         external.hash_into(digest)
-        return cls(_compact(proto), layers, Source(size + external.size, digest.hexdigest()), typed)
+        return cls(_compact(proto), layers, Source(size + external.size, digest.hexdigest()), typed, external)
 
     @classmethod
     def from_skeleton(cls, skeleton: bytes, layers: Sequence[Layer]) -> Model:
@@ -165,7 +168,12 @@ class Model:
                 kept.append(layer)
             else:
                 _fill(skeleton, layer, self._typed)
-        return Model(skeleton, kept, self.source, self._typed)
+        return Model(skeleton, kept, self.source, self._typed, self._external)
+
+    def release(self) -> None:
+        """Give back the memory of layers that are mapped from files; they are read again when they are needed."""
+        if self._external is not None:
+            self._external.release()
 
     def session_form(self, outputs: Sequence[str] = (), hoist: bool = True) -> SessionForm:
         """What a session runs, with the tensors `outputs` to measure: every layer from outside, or as restored.

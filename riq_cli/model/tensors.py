@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class ExternalData:
     def __init__(self, folder: Path) -> None:
         """Files are looked for in `folder`, and nowhere above it."""
         self._folder = folder
-        self._files: dict[str, NDArray[np.uint8]] = {}
+        self._maps: dict[str, mmap.mmap] = {}
 
     def data(self, tensor: onnx.TensorProto) -> NDArray[np.uint8]:
         """The bytes of a tensor whose data is external, u8[bytes], mapped from the file.
@@ -51,35 +52,43 @@ class ExternalData:
             ModelError: the file is missing, outside of the model's folder, or too short.
         """
         info = ExternalDataInfo(tensor)
-        file = self._file(info.location)
+        file = self._map(info.location)
         begin = info.offset or 0
-        length = info.length if info.length else file.size - begin
-        if begin < 0 or length < 0 or begin + length > file.size:
+        length = info.length if info.length else len(file) - begin
+        if begin < 0 or length < 0 or begin + length > len(file):
             raise ModelError(
                 f"tensor {tensor.name!r}: its data ends behind the end of {info.location}; the file is cut off"
             )
-        return file[begin : begin + length]
+        return np.frombuffer(file, np.uint8, length, begin)
 
-    def _file(self, location: str) -> NDArray[np.uint8]:
-        if location not in self._files:
+    def _map(self, location: str) -> mmap.mmap:
+        if location not in self._maps:
             path = self._folder / location
             if Path(location).is_absolute() or ".." in Path(location).parts:
                 raise ModelError(f"external data {location!r} lies outside of the model's folder; it is not read")
             try:
-                self._files[location] = np.memmap(path, np.uint8, "r")
+                with path.open("rb") as file:
+                    self._maps[location] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except (OSError, ValueError) as error:
                 raise ModelError(f"external data {path}: cannot be read: {error}") from error
-        return self._files[location]
+        return self._maps[location]
 
     @property
     def size(self) -> int:
         """Bytes of the files used so far."""
-        return sum(file.size for file in self._files.values())
+        return sum(map(len, self._maps.values()))
 
     def hash_into(self, digest: hashlib._Hash) -> None:
         """Add the files' bytes to a hash, in the order of their names."""
-        for _, file in sorted(self._files.items()):
-            digest.update(file.data)
+        for _, file in sorted(self._maps.items()):
+            digest.update(file)
+        self.release()
+
+    def release(self) -> None:
+        """Give back the memory of what was read; it is read again from the files when it is needed."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for file in self._maps.values():
+                file.madvise(mmap.MADV_DONTNEED)
 
 
 def float_array(tensor: onnx.TensorProto, external: ExternalData) -> Array:

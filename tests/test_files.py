@@ -1,0 +1,159 @@
+"""Files appear whole or not at all, and existing ones stay."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from riq_cli.errors import OutputError
+from riq_cli.files import atomic_write, check_output
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_a_file_gets_its_name_when_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "out.riqz"
+    with atomic_write(path) as file:
+        file.write(b"abc")
+        file.flush()
+        assert not path.exists()
+    assert path.read_bytes() == b"abc"
+    assert names(tmp_path) == ["out.riqz"]
+
+
+def test_a_path_may_be_a_string_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with atomic_write("out.riqz") as file:
+        file.write(b"abc")
+    assert names(tmp_path) == ["out.riqz"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_nothing_is_left_behind_when_the_block_fails(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), atomic_write(tmp_path / "out.riqz") as file:
+        file.write(b"abc")
+        raise error
+    assert names(tmp_path) == []
+
+
+def test_the_old_file_stays_when_its_replacement_fails(tmp_path: Path) -> None:
+    path = tmp_path / "out.riqz"
+    path.write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), atomic_write(path, overwrite=True) as file:
+        file.write(b"new")
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["out.riqz"]
+
+
+def test_an_existing_file_is_refused_unless_overwriting_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "out.riqz"
+    path.write_bytes(b"old")
+    with pytest.raises(OutputError) as caught, atomic_write(path):
+        pytest.fail("the block must not begin")
+    assert str(caught.value) == f"{path}: exists already; use --force to replace it, or name another file with -o"
+    assert path.read_bytes() == b"old"
+    with atomic_write(path, overwrite=True) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+    assert names(tmp_path) == ["out.riqz"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_is_refused(tmp_path: Path, overwrite: bool) -> None:
+    with pytest.raises(OutputError) as caught, atomic_write(tmp_path, overwrite):
+        pytest.fail("the block must not begin")
+    assert str(caught.value) == f"{tmp_path}: is a folder; name a file"
+    assert names(tmp_path) == []
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "out.riqz"
+    with pytest.raises(OutputError) as caught, atomic_write(path):
+        pytest.fail("the block must not begin")
+    assert str(caught.value) == f"{path}: cannot be written: No such file or directory"
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="cannot be written: Not a directory"):
+        check_output(tmp_path / "file" / "out.riqz")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    path = folder / "out.riqz"
+    for attempt in (lambda: check_output(path), lambda: atomic_write(path).__enter__()):
+        with pytest.raises(OutputError) as caught:
+            attempt()
+        assert str(caught.value) == f"{path}: cannot be written: Permission denied"
+
+
+def test_check_output_leaves_no_trace(tmp_path: Path) -> None:
+    check_output(tmp_path / "out.riqz")
+    assert names(tmp_path) == []
+
+
+class FullDisk(io.BufferedWriter):
+    def write(self, data: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out.riqz"
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdopen", lambda handle, _: FullDisk(io.FileIO(handle, "wb")))
+        with pytest.raises(OutputError) as caught, atomic_write(path) as file:
+            file.write(b"abc")
+    assert str(caught.value) == f"{path}: cannot be written: {os.strerror(errno.ENOSPC)}"
+    assert names(tmp_path) == []
+
+
+def test_a_rename_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OutputError, match="cannot be written"), atomic_write(tmp_path / "out.riqz") as file:
+        file.write(b"abc")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_file_has_the_permissions_of_any_new_file(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        with atomic_write(tmp_path / "out.riqz") as file:
+            file.write(b"abc")
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "out.riqz").stat().st_mode) == mode
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+@pytest.mark.xfail(strict=True, reason="what is not a regular file (a pipe, /dev/null) is replaced by one")
+def test_what_is_not_a_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(OutputError):
+        check_output(path, overwrite=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX names")
+@pytest.mark.xfail(strict=True, reason="the temporary name is 15 bytes longer than the name asked for")
+def test_the_longest_name_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 250 + ".riqz")
+    with atomic_write(path) as file:
+        file.write(b"abc")
+    assert path.read_bytes() == b"abc"

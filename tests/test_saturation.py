@@ -1,0 +1,176 @@
+"""Where the deviation is measured: float outputs, and what enters a saturating end."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from builders import (
+    FORMS,
+    INT64,
+    SATURATED,
+    feeds,
+    if_branches,
+    if_nested_softmax,
+    if_sigmoid_in_one_branch,
+    info,
+    matmul,
+    model,
+    node,
+    save,
+    softmax,
+    tensor,
+)
+
+from riq_cli.errors import SettingsError
+from riq_cli.evaluator import Evaluator
+from riq_cli.model import Model
+
+
+def load(proto: onnx.ModelProto, tmp_path: Path) -> Model:
+    return Model.load(save(proto, tmp_path))
+
+
+def measure(model: Model, proto: onnx.ModelProto) -> list[dict[str, np.ndarray]]:
+    """The measured tensors by name, one for each feed, of a model whose weights are all inside."""
+    form = model.select(lambda _: False).session_form()
+    session = onnxruntime.InferenceSession(form.model, providers=["CPUExecutionProvider"])
+    return [dict(zip(form.measured, session.run(form.measured, feed), strict=True)) for feed in feeds(proto)]
+
+
+@pytest.mark.parametrize("hoist", [True, False])
+@pytest.mark.parametrize("name", SATURATED)
+def test_exactly_these_tensors_are_measured(name: str, hoist: bool, tmp_path: Path) -> None:
+    builder, measured = SATURATED[name]
+    assert list(load(builder(), tmp_path).session_form(hoist=hoist).measured) == measured
+
+
+@pytest.mark.parametrize("name", SATURATED)
+def test_every_measured_tensor_comes_out_of_a_session(name: str, tmp_path: Path) -> None:
+    builder, measured = SATURATED[name]
+    for run in measure(load(builder(), tmp_path), builder()):
+        assert list(run) == measured
+        assert all(value.dtype == np.float32 for value in run.values())
+
+
+@pytest.mark.parametrize("name", [name for name, (_, measured) in SATURATED.items() if "z" in measured])
+def test_the_pre_activation_is_what_the_weights_computed(name: str, tmp_path: Path) -> None:
+    proto = SATURATED[name][0]()
+    weight = onnx.numpy_helper.to_array(proto.graph.initializer[0])
+    for run, feed in zip(measure(load(proto, tmp_path), proto), feeds(proto), strict=True):
+        np.testing.assert_allclose(run["z"], feed["x"] @ weight, rtol=1e-5, atol=1e-6)
+
+
+def test_a_branch_without_saturation_gives_its_own_output(tmp_path: Path) -> None:
+    proto = if_sigmoid_in_one_branch()
+    saturated, plain = measure(load(proto, tmp_path), proto)
+    np.testing.assert_allclose(saturated["out"], 1 / (1 + np.exp(-saturated["y/pre_activation"])), rtol=1e-5)
+    np.testing.assert_array_equal(plain["out"], plain["y/pre_activation"])
+
+
+def test_nested_branches_hand_their_pre_activation_up(tmp_path: Path) -> None:
+    proto = if_nested_softmax()
+    weight = onnx.numpy_helper.to_array(proto.graph.initializer[0])
+    for run, feed in zip(measure(load(proto, tmp_path), proto), feeds(proto), strict=True):
+        sign = -1 if feed["which"] else 1
+        np.testing.assert_allclose(run["y/pre_activation"], sign * (feed["x"] @ weight), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_models_without_saturated_ends_are_measured_at_their_float_outputs(name: str, tmp_path: Path) -> None:
+    proto = FORMS[name]()
+    floats = [
+        o.name for o in proto.graph.output if o.type.tensor_type.elem_type not in (INT64, onnx.TensorProto.STRING)
+    ]
+    assert list(load(proto, tmp_path).session_form().measured) == floats
+
+
+def test_the_restored_model_has_no_further_outputs(tmp_path: Path) -> None:
+    loaded = load(softmax(), tmp_path)
+    loaded.session_form()
+    assert [output.name for output in onnx.ModelProto.FromString(loaded.to_bytes()).graph.output] == ["y"]
+
+
+def test_softmax_of_an_input_is_measured_there_only_if_it_runs(tmp_path: Path) -> None:
+    """What enters the activation is an input of the model: it does not depend on the weights, and never moves."""
+    proto = model(
+        [node("Softmax", "x", "p"), node("MatMul", "x w", "y")],
+        [info("x", "batch", 6)],
+        [info("p", "batch", 6), info("y", "batch", 5)],
+        [tensor("w", np.ones((6, 5), np.float32))],
+    )
+    loaded = load(proto, tmp_path)
+    samples = [(feed, 1) for feed in feeds(proto)]
+    weights = [layer.values for layer in loaded.layers]
+    form = loaded.session_form()
+    assert Evaluator(form, weights, samples, threads=1).deviation(form, weights).mean < 1e-12
+
+
+# ---- named tensors --------------------------------------------------------------------------------------------------
+
+
+def test_named_tensors_replace_the_default(tmp_path: Path) -> None:
+    loaded = load(softmax(), tmp_path)
+    assert loaded.session_form(["z"]).measured == ("z",)
+    assert loaded.session_form(["y"]).measured == ("y",)
+    assert loaded.session_form(["z", "y", "z"]).measured == ("z", "y")
+
+
+def test_an_inner_tensor_becomes_an_output_once(tmp_path: Path) -> None:
+    form = load(matmul(), tmp_path).session_form(["m"])
+    assert [output.name for output in onnx.ModelProto.FromString(form.model).graph.output] == ["y", "m"]
+
+
+def test_an_unknown_name_is_an_error_with_close_matches(tmp_path: Path) -> None:
+    proto = model(
+        [node("Abs", "x", "decoder.logits"), node("Neg", "decoder.logits", "probabilities")],
+        [info("x", 3)],
+        [info("probabilities", 3)],
+    )
+    message = "no tensor 'decoder.logit' in the model's main graph; did you mean decoder.logits?"
+    with pytest.raises(SettingsError, match=f"^{re.escape(message)}$"):
+        load(proto, tmp_path).session_form(["decoder.logit"])
+
+
+def test_an_unknown_name_that_resembles_none_is_an_error_with_the_outputs(tmp_path: Path) -> None:
+    message = "no tensor 'nothing-like-it' in the model's main graph; did you mean y?"
+    with pytest.raises(SettingsError, match=f"^{re.escape(message)}$"):
+        load(matmul(), tmp_path).session_form(["nothing-like-it"])
+
+
+@pytest.mark.parametrize("name", ["", "x", "w", "m"])
+def test_inputs_weights_and_tensors_of_branches_cannot_be_measured(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=f"no tensor '{name}' in the model's main graph"):
+        load(if_branches(), tmp_path).session_form([name])
+
+
+@pytest.mark.parametrize("hoist", [True, False])
+def test_a_name_that_is_right_beside_one_that_is_wrong_does_not_help(hoist: bool, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no tensor 'q'"):
+        load(matmul(), tmp_path).session_form(["y", "q"], hoist=hoist)
+
+
+def test_a_model_without_float_outputs_or_saturation_says_what_to_do(tmp_path: Path) -> None:
+    proto = model(
+        [node("MatMul", "x w", "m"), node("Shape", "m", "y")],
+        [info("x", "batch", 6)],
+        [info("y", 2, dtype=INT64)],
+        [tensor("w", np.ones((6, 5), np.float32))],
+    )
+    with pytest.raises(
+        SettingsError, match="the model has no float output to measure; name an inner tensor with --output"
+    ):
+        load(proto, tmp_path).session_form()
+    assert load(proto, tmp_path).session_form(["m"]).measured == ("m",)
+
+
+def test_an_output_that_is_a_sequence_is_not_measured(tmp_path: Path) -> None:
+    sequence = onnx.helper.make_tensor_sequence_value_info("s", onnx.TensorProto.FLOAT, None)
+    proto = matmul()
+    proto.graph.node.append(node("SequenceConstruct", "y", "s"))
+    proto.graph.output.append(sequence)
+    assert load(proto, tmp_path).session_form().measured == ("y",)
