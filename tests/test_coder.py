@@ -20,7 +20,7 @@ from riq_cli.quantizer import SYMBOL_MAX, entropy
 
 TOTAL = 1 << 24
 
-few = settings(deadline=None, max_examples=60)
+few = settings(deadline=None, derandomize=True, max_examples=60)
 alphabets = st.one_of(
     st.sets(st.integers(-20, 20), min_size=2),
     st.sets(st.integers(-SYMBOL_MAX, SYMBOL_MAX), min_size=2, max_size=20),
@@ -126,7 +126,9 @@ def test_frequencies_of_the_largest_alphabet() -> None:
     assert frequencies.tolist() == reference_decoder.frequencies_of(roots.tolist())
 
 
-@pytest.mark.xfail(strict=True, reason="Σ v² is summed in int64 and wraps around")
+@pytest.mark.xfail(
+    strict=True, raises=(ZeroDivisionError, AssertionError), reason="Σ v² is summed in int64 and wraps around"
+)
 @pytest.mark.parametrize("size", [1 << 15, TABLE_SYMBOLS])
 def test_frequencies_of_many_huge_roots(size: int) -> None:
     table = Table.from_bytes(Table(np.arange(size), np.full(size, 1 << 24)).to_bytes())

@@ -424,6 +424,12 @@ def test_a_free_dimension_without_a_name_is_none(tmp_path: Path) -> None:
     assert Model.load(save(proto, tmp_path)).inputs == (ModelInput("x", "float32", (None, 6)),)
 
 
+@pytest.mark.xfail(strict=True, reason="a size of -1 is taken for a size; onnxruntime takes it for a free dimension")
+def test_a_dimension_of_minus_one_is_free(tmp_path: Path) -> None:
+    proto = model([node("Abs", "x", "y")], [info("x", -1, 6)], [info("y", None, 6)])
+    assert Model.load(save(proto, tmp_path)).inputs == (ModelInput("x", "float32", (None, 6)),)
+
+
 @pytest.mark.parametrize(
     ("nodes", "size"),
     [

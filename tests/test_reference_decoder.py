@@ -70,7 +70,7 @@ def test_it_needs_the_standard_library_alone() -> None:
     assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, derandomize=True, max_examples=50)
 @given(
     st.lists(
         st.tuples(
@@ -91,7 +91,7 @@ def test_both_decoders_give_the_same_bytes(layers: list[tuple[str, tuple[int, ..
     assert len(both(archive_of(*values))) == len(layers)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, derandomize=True, max_examples=200)
 @given(
     st.sampled_from(sorted(DTYPE_BYTES)),
     st.integers(-(1 << 23), 1 << 23),

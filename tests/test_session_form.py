@@ -17,11 +17,6 @@ from riq_cli.model.tensors import Array
 
 BFLOAT16 = onnx.TensorProto.BFLOAT16
 
-# Hoisted weights can be folded or packed at another moment, so that a kernel adds up in another order.
-# Every other form gives the file's outputs bit for bit.
-CLOSE = {"rtol": 1e-5, "atol": 1e-6}
-NOT_BIT_EQUAL_WHEN_HOISTED: set[str] = set()
-
 
 # A float that decides a shape cannot come from outside. It is 1-D, and such tensors stay in the skeleton.
 NOT_FROM_OUTSIDE = {"resize"}
@@ -70,19 +65,14 @@ def with_values(model: Model, weights: Sequence[Array]) -> Model:
     return Model.from_skeleton(model.skeleton_bytes(), layers)
 
 
-def assert_same(
-    found: Sequence[dict[str, np.ndarray]], wanted: Sequence[dict[str, np.ndarray]], bit_for_bit: bool = True
-) -> None:
-    """Equal at every tensor that both measured, at least one."""
+def assert_same(found: Sequence[dict[str, np.ndarray]], wanted: Sequence[dict[str, np.ndarray]]) -> None:
+    """Bit for bit equal at every tensor that both measured, at least one."""
     for run, truth in zip(found, wanted, strict=True):
         names = run.keys() & truth.keys()
         assert names
         for name in names:
             assert run[name].dtype == truth[name].dtype
-            if bit_for_bit:
-                np.testing.assert_array_equal(run[name], truth[name])
-            else:
-                np.testing.assert_allclose(run[name], truth[name], **CLOSE)
+            np.testing.assert_array_equal(run[name], truth[name])
 
 
 def is_matrix(layer: Layer) -> bool:
@@ -116,8 +106,8 @@ def test_both_forms_compute_what_the_file_computes(name: str, coded: str, tmp_pa
     outputs = {output.name for output in proto.graph.output}
     if outputs & set(model.session_form().measured):
         assert_same(unhoisted, truth)
-        assert_same(hoisted, truth, name not in NOT_BIT_EQUAL_WHEN_HOISTED)
-    assert_same(hoisted, unhoisted, name not in NOT_BIT_EQUAL_WHEN_HOISTED)
+        assert_same(hoisted, truth)
+    assert_same(hoisted, unhoisted)
 
 
 @pytest.mark.parametrize(("name", "coded"), cases(list(FORMS)))
@@ -130,7 +120,7 @@ def test_both_forms_compute_what_a_file_with_changed_weights_computes(name: str,
     weights = values(other.layers)
     truth = run_file(changed)
     assert_same(run_form(with_values(model, weights).session_form(hoist=False), weights, proto), truth)
-    assert_same(run_form(model.session_form(), weights, proto), truth, name not in NOT_BIT_EQUAL_WHEN_HOISTED)
+    assert_same(run_form(model.session_form(), weights, proto), truth)
 
 
 @pytest.mark.parametrize("name", FORMS)

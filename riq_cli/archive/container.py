@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
+import mmap
 import os
-import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,14 +23,14 @@ HEADER = struct.Struct("<8sHHIQ")  # magic, version, reserved, CRC-32 of the man
 
 
 class Archive:
-    """A manifest and the sections that belong to it, in memory or in an open file."""
+    """A manifest and the sections that belong to it, in memory or mapped from a file."""
 
     def __init__(
-        self, manifest: Manifest, sections: BinaryIO, start: int = 0, manifest_bytes: int | None = None
+        self, manifest: Manifest, data: bytes | mmap.mmap, start: int = 0, manifest_bytes: int | None = None
     ) -> None:
-        """Take the sections from `sections`, where they begin at byte `start`."""
+        """Take the sections from `data`, where they begin at byte `start`."""
         self.manifest = manifest
-        self._file = sections
+        self._data = data
         self._start = start
         self.manifest_bytes = len(manifest.to_bytes()) if manifest_bytes is None else manifest_bytes
         self._offsets = [0]
@@ -41,35 +40,30 @@ class Archive:
     @classmethod
     def build(cls, manifest: Manifest, sections: Sequence[bytes]) -> Archive:
         """An archive in memory; `sections` are the skeleton and then each layer's table and streams."""
-        return cls(manifest, io.BytesIO(b"".join(sections)))
+        return cls(manifest, b"".join(sections))
 
     @classmethod
     def open(cls, source: str | os.PathLike[str] | BinaryIO, max_size: int = limits.RESTORED) -> Archive:
-        """The archive in a file or a binary stream; reads the manifest only, sections when they are asked for.
+        """The archive in a file or a binary stream; of a file the manifest is read, and sections when they are needed.
 
         Args:
-            source: a path, or a binary stream; one that cannot seek (a pipe) is read to its end.
+            source: a path, or a binary stream, which is read to its end.
             max_size: bound on the bytes of the restored model.
 
         Raises:
             ArchiveError: not an archive, from a newer version, damaged, or larger than `max_size`.
             FileNotFoundError, OSError: the file cannot be read.
         """
-        if isinstance(source, (str, os.PathLike)):
-            file: BinaryIO = Path(source).open("rb")
-        else:
-            file = source if source.seekable() else io.BytesIO(source.read())
-        try:
-            return cls._read(file, max_size)
-        except BaseException:
-            file.close()
-            raise
+        if not isinstance(source, (str, os.PathLike)):
+            return cls._read(source.read(), max_size)
+        with Path(source).open("rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise NotAnArchive("not a riq archive; the file is empty")
+            return cls._read(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), max_size)
 
     @classmethod
-    def _read(cls, file: BinaryIO, max_size: int) -> Archive:
-        length = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        header = file.read(HEADER.size)
+    def _read(cls, data: bytes | mmap.mmap, max_size: int) -> Archive:
+        header = data[: HEADER.size]
         if header[: len(MAGIC)] != MAGIC:
             raise NotAnArchive("not a riq archive")
         if len(header) < HEADER.size:
@@ -77,15 +71,13 @@ class Archive:
         _, version, reserved, checksum, stored = HEADER.unpack(header)
         if version != VERSION:
             raise UnsupportedArchive(
-                f"archive version {version}; this riq reads version {VERSION}: install a newer riq"
+                f"archive version {version}; this riq reads version {VERSION}: install a newer one"
             )
         if reserved:
             raise CorruptArchive("the header's reserved field is not 0; the archive is damaged")
         if stored > limits.MANIFEST_STORED:
-            raise LimitExceeded(
-                f"the manifest is said to have {stored} bytes; at most {limits.MANIFEST_STORED} are read"
-            )
-        manifest_bytes = file.read(stored)
+            raise LimitExceeded(f"the manifest has {stored} bytes; at most {limits.MANIFEST_STORED} are read")
+        manifest_bytes = data[HEADER.size : HEADER.size + stored]
         if len(manifest_bytes) < stored:
             raise CorruptArchive("the archive is cut off in its manifest")
         if zlib.crc32(manifest_bytes) != checksum:
@@ -96,15 +88,15 @@ class Archive:
                 f"the restored model needs {manifest.restored} bytes, the limit is {max_size}; "
                 "if you trust the archive, raise it with --max-size"
             )
-        archive = cls(manifest, file, HEADER.size + stored, stored)
-        if archive.size != length:
-            what = "cut off" if length < archive.size else "longer than its manifest says"
-            raise CorruptArchive(f"the archive is {what}: {length} bytes instead of {archive.size}")
+        archive = cls(manifest, data, HEADER.size + stored, stored)
+        if archive.size != len(data):
+            what = "cut off" if len(data) < archive.size else "longer than its manifest says"
+            raise CorruptArchive(f"the archive is {what}: {len(data)} bytes instead of {archive.size}")
         return archive
 
     def described(self, **fields: Mapping[str, Any]) -> Archive:
         """The same sections with other `calibration`, `settings`, `source` or `result` in the manifest."""
-        return Archive(replace(self.manifest, **fields), self._file, self._start)  # type: ignore[arg-type]
+        return Archive(replace(self.manifest, **fields), self._data, self._start)  # type: ignore[arg-type]
 
     @property
     def size(self) -> int:
@@ -142,12 +134,13 @@ class Archive:
         manifest = self.manifest.to_bytes()
         file.write(HEADER.pack(MAGIC, VERSION, 0, zlib.crc32(manifest), len(manifest)))
         file.write(manifest)
-        self._file.seek(self._start)
-        shutil.copyfileobj(self._file, file)
+        with memoryview(self._data) as view:
+            file.write(view[self._start :])
 
     def close(self) -> None:
-        """Close the file that the sections are read from."""
-        self._file.close()
+        """Let go of the file that the sections are mapped from."""
+        if isinstance(self._data, mmap.mmap):
+            self._data.close()
 
     def __enter__(self) -> Archive:
         return self
@@ -163,8 +156,4 @@ class Archive:
 
     def _section(self, index: int) -> bytes:
         begin, end = self._offsets[index], self._offsets[index + 1]
-        self._file.seek(self._start + begin)
-        data = self._file.read(end - begin)
-        if len(data) < end - begin:
-            raise CorruptArchive("the archive is cut off")
-        return data
+        return self._data[self._start + begin : self._start + end]

@@ -57,7 +57,7 @@ def main() -> None:
     """Run the command line; every error that a user can cause becomes one line on stderr and an exit code."""
     debug = any(argument in ("-vv", "-vvv") for argument in sys.argv[1:])
     try:
-        code = riq.main(standalone_mode=False)
+        code = riq.main(prog_name="riq", standalone_mode=False)
     except click.ClickException as error:
         error_line(error.format_message())
         if isinstance(error, click.UsageError) and error.ctx is not None:

@@ -16,6 +16,7 @@ from riq_cli.model.layer import Layer
 from riq_cli.model.places import find_tensor, scopes, subgraphs
 from riq_cli.model.saturation import measured_tensors
 from riq_cli.model.tensors import ONNX_TYPES, Array
+from riq_cli.model.uses import consumed
 
 _HOISTED = "riq/layer{}"
 
@@ -61,6 +62,7 @@ def session_form(
     if inside:
         weights += _hoist(model, layers, inside)
     measured = measured_tensors(model, outputs)
+    weights = _without_unused(model.graph, weights)
     return SessionForm(model.SerializeToString(), tuple(weights), tuple(measured), bool(inside))
 
 
@@ -141,6 +143,14 @@ def _pass_to_functions(model: onnx.ModelProto, needed: dict[str, list[str]]) -> 
                 node.input.extend(complete[key])
     for key, function in zip(names, model.functions, strict=True):
         function.input.extend(complete[key])
+
+
+def _without_unused(graph: onnx.GraphProto, weights: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Those weights that something uses; the others are removed, since a session drops them and then misses them."""
+    used = {output.name for output in graph.output} | consumed(graph)
+    for initializer in [tensor for tensor in graph.initializer if tensor.name not in used]:
+        graph.initializer.remove(initializer)
+    return [(name, number) for name, number in weights if name in used]
 
 
 def _take_from_outside(tensor: onnx.TensorProto) -> None:

@@ -41,6 +41,11 @@ class Uses:
                     yield node, number
 
 
+def consumed(scope: Scope) -> set[str]:
+    """Names of all values that nodes consume, those in subgraphs included."""
+    return set(_consumers(scope))
+
+
 def _consumers(scope: Scope) -> dict[str, list[tuple[onnx.NodeProto, int]]]:
     index: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
     for node in scope.node:

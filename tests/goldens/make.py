@@ -1,8 +1,8 @@
 """Writes the golden archives and `goldens.json`, what must come out of them.
 
-Goldens are inputs of decoders and are kept for ever: this script adds those that do not exist and never touches one that
-does, so that an encoder may improve while every archive ever written stays readable. What must come out is computed here
-from the weights with numpy and ml_dtypes, not with a decoder.
+Goldens are inputs of decoders and are kept for ever: this script adds those that do not exist and never touches one
+that does, so that an encoder may improve while every archive ever written stays readable. What must come out is
+computed here from the weights with numpy and ml_dtypes, not with a decoder.
 """
 
 from __future__ import annotations

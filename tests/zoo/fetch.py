@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-class ZooUnavailable(Exception):  # noqa: N818
+class ZooUnavailable(Exception):
     """A model or a data set that cannot be had here; the message says why."""
 
 

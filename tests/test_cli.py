@@ -1,0 +1,309 @@
+"""The commands as a user types them: exit codes, stdout, stderr, files."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import builders
+
+ROOT = Path(__file__).parent.parent
+
+
+def riq(*arguments: object, folder: Path, data: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "riq_cli", *map(str, arguments)]
+    environment = os.environ | {"COLUMNS": "100", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, capture_output=True, input=data, env=environment, timeout=120)
+
+
+def fails(code: int, message: str, *arguments: object, folder: Path) -> None:
+    """The command ends with the code and one line of error that matches; no traceback, nothing on stdout."""
+    done = riq(*arguments, folder=folder)
+    stderr = done.stderr.decode()
+    assert done.returncode == code, stderr
+    assert done.stdout == b""
+    assert "Traceback" not in stderr
+    lines = [line for line in stderr.splitlines() if line.startswith("riq: error: ")]
+    assert len(lines) == 1, stderr
+    assert re.search(message, lines[0]), lines[0]
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with model.onnx, calibration.npz, heldout.npz and model.riqz."""
+    folder = tmp_path_factory.mktemp("ready")
+    builders.save(builders.dense(), folder)
+    generator = np.random.default_rng(0)
+    for name in ("calibration", "heldout"):
+        np.savez(folder / f"{name}.npz", x=generator.standard_normal((12, 16)).astype(np.float32))
+    done = riq("compress", "model.onnx", "--calibration", "calibration.npz", folder=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def folder(ready: Path, tmp_path: Path) -> Path:
+    """A copy of `ready` to write into."""
+    return Path(shutil.copytree(ready, tmp_path / "work"))
+
+
+def test_the_whole_way(folder: Path) -> None:
+    (folder / "model.riqz").unlink()
+    done = riq("compress", "model.onnx", "--deviation", "0.02", "--calibration", "calibration.npz", folder=folder)
+    assert (done.returncode, done.stdout) == (0, b"")
+    text = done.stderr.decode()
+    assert re.match(r"model\.riqz: 1?\.?\d+ k?B, ×\d\.\d\d smaller than model\.onnx \(3\.\d+ kB\)\n", text)
+    assert re.search(r"deviation  0\.0\d+ ≤ 0\.02, worst sample 0\.0\d+; 12 samples \(npz\)", text)
+    assert re.search(r"layers     2, 832 weights at \d\.\d+ bits/weight; ×\d\.\d\d by eq\. \(2\)", text)
+    assert re.search(r"search     k = [\d.]+, epsilon = 0\.01, \d+ evaluations, \d+\.\d s", text)
+
+    done = riq("decompress", "model.riqz", "-o", "restored.onnx", folder=folder)
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert re.match(r"restored\.onnx: 3\.\d+ kB\n", done.stderr.decode())
+
+    done = riq("verify", "model.riqz", "--against", "model.onnx", "--calibration", "heldout.npz", "--deviation", "0.1",
+               folder=folder)  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert re.match(r"model\.riqz: deviation 0\.0\d+, within the bound of 0\.1; worst sample", done.stdout.decode())
+
+
+def test_compress_json_always_parses_and_holds_the_facts(folder: Path) -> None:
+    done = riq("compress", "model.onnx", "--calibration", "calibration.npz", "-f", "--json", folder=folder)
+    facts = json.loads(done.stdout)
+    assert facts["archive"] == "model.riqz"
+    assert facts["archive_bytes"] == (folder / "model.riqz").stat().st_size
+    assert facts["source_bytes"] == (folder / "model.onnx").stat().st_size
+    assert facts["ratio"] == facts["source_bytes"] / facts["archive_bytes"]
+    assert facts["deviation"] <= facts["target"] == 0.01
+    assert facts["evaluations"] == len(facts["trace"])
+    assert facts["layers"] == 2
+    parts = ("header_bytes", "manifest_bytes", "skeleton_bytes", "table_bytes", "stream_bytes")
+    assert sum(facts[part] for part in parts) == facts["archive_bytes"]
+
+
+def test_without_calibration_random_samples_are_used_with_a_warning(folder: Path) -> None:
+    done = riq("compress", "model.onnx", "-f", folder=folder)
+    assert done.returncode == 0
+    assert done.stderr.decode().startswith("riq: warning: no --calibration: measured on random samples")
+    assert "4 random samples" in done.stderr.decode()
+
+
+def test_quiet_prints_nothing_and_verbose_the_trace(folder: Path) -> None:
+    assert riq("compress", "model.onnx", "-f", "-q", folder=folder).stderr == b""
+    shown = riq("compress", "model.onnx", "-f", "-v", folder=folder).stderr.decode()
+    assert re.search(r"^    k \d[\d.]* +deviation 0\.\d+$", shown, re.MULTILINE)
+
+
+def test_pipes_carry_archive_and_model(folder: Path) -> None:
+    archive = riq("compress", "model.onnx", "--calibration", "calibration.npz", "-o", "-", folder=folder).stdout
+    assert archive == (folder / "model.riqz").read_bytes()
+    restored = riq("decompress", "-", "-o", "-", folder=folder, data=archive).stdout
+    riq("decompress", "model.riqz", "-o", "restored.onnx", folder=folder)
+    assert restored == (folder / "restored.onnx").read_bytes()
+    assert riq("report", "-", folder=folder, data=archive).stdout == riq("report", "model.riqz", folder=folder).stdout
+
+
+def test_report_shows_every_layer_and_the_sums(ready: Path) -> None:
+    text = riq("report", "model.riqz", folder=ready).stdout.decode()
+    header, first, second = text.splitlines()[:3]
+    assert header.split() == "layer op shape coding symbols bin width entropy bits/weight bytes share".split()
+    assert first.split()[:4] == ["first.weight", "Gemm", "32×16", "ans"]
+    assert second.split()[:4] == ["second.weight", "Gemm", "10×32", "ans"]
+    assert "2 layers, 832 weights at" in text
+    assert "calibration: 12 samples, npz, SHA-256 " in text
+    assert "settings: deviation = 0.01; riq 0.1.0" in text
+
+
+def test_report_json_and_sorting(ready: Path) -> None:
+    document = json.loads(riq("report", "model.riqz", "--json", "--sort", "name", folder=ready).stdout)
+    assert [row["name"] for row in document["layers"]] == ["first.weight", "second.weight"]
+    assert set(document["layers"][0]) == {
+        "name", "op", "shape", "dtype", "coding", "symbols", "bin_width", "entropy", "rate", "bytes", "share"
+    }  # fmt: skip
+    assert document["totals"]["archive_bytes"] == (ready / "model.riqz").stat().st_size
+    for key, name in (("size", "bytes"), ("rate", "rate")):
+        rows = json.loads(riq("report", "model.riqz", "--json", "--sort", key, folder=ready).stdout)["layers"]
+        assert [row[name] for row in rows] == sorted((row[name] for row in rows), reverse=True)
+
+
+def test_verify_is_a_gate(ready: Path) -> None:
+    arguments = ("verify", "model.riqz", "--against", "model.onnx", "--calibration")
+    same = riq(*arguments, "calibration.npz", "--json", folder=ready)
+    document = json.loads(same.stdout)
+    assert (same.returncode, document["holds"], document["bound"]) == (0, True, 0.01)
+    made = json.loads(riq("report", "model.riqz", "--json", folder=ready).stdout)["result"]
+    assert document["deviation"] == made["deviation"]
+    assert document["measured"] == made["measured"]
+    strict = riq(*arguments, "heldout.npz", "--deviation", "1e-6", folder=ready)
+    assert strict.returncode == 3
+    assert b"ABOVE the bound of 1e-06" in strict.stdout
+    assert (
+        json.loads(riq(*arguments, "heldout.npz", "--deviation", "1e-6", "--json", folder=ready).stdout)["holds"]
+        is False
+    )
+
+
+def test_verify_warns_of_another_model(folder: Path) -> None:
+    builders.save(builders.dense(seed=1), folder, "other.onnx")
+    done = riq("verify", "model.riqz", "--against", "other.onnx", "--calibration", "heldout.npz", folder=folder)
+    assert b"is not the file that model.riqz was made from" in done.stderr
+    assert done.returncode == 3
+
+
+def test_outputs_are_not_replaced_and_sources_never_touched(folder: Path) -> None:
+    before = (folder / "model.onnx").read_bytes()
+    fails(1, "model.riqz: exists already; use --force", "compress", "model.onnx", folder=folder)
+    fails(1, "model.onnx: exists already; use --force", "decompress", "model.riqz", folder=folder)
+    fails(1, "is the model itself", "compress", "model.onnx", "-o", "model.onnx", "-f", folder=folder)
+    assert (folder / "model.onnx").read_bytes() == before
+
+
+def test_bad_input_is_told_in_one_line(folder: Path) -> None:
+    (folder / "text.onnx").write_text("this is not a model, not even close to one")
+    (folder / "empty.onnx").write_bytes(b"")
+    fails(1, "text.onnx: not an ONNX model", "compress", "text.onnx", folder=folder)
+    fails(1, "empty.onnx: not an ONNX model", "compress", "empty.onnx", folder=folder)
+    fails(2, "File 'none.onnx' does not exist", "compress", "none.onnx", folder=folder)
+    fails(1, "model.onnx: not a riq archive", "decompress", "model.onnx", "-o", "x.onnx", folder=folder)
+    fails(1, "model.onnx: not a riq archive", "report", "model.onnx", folder=folder)
+    fails(2, "No such command 'compres'. There are compress, decompress, report, verify", "compres", folder=folder)
+    fails(2, "No such option", "compress", "model.onnx", "--deviate", "1", folder=folder)
+
+
+def test_a_damaged_archive_is_told_and_leaves_nothing(folder: Path) -> None:
+    data = bytearray((folder / "model.riqz").read_bytes())
+    (folder / "cut.riqz").write_bytes(data[:-7])
+    data[-3] ^= 1
+    (folder / "flipped.riqz").write_bytes(data)
+    data[8] = 9
+    (folder / "newer.riqz").write_bytes(data)
+    fails(1, "cut.riqz: the archive is cut off: ", "decompress", "cut.riqz", folder=folder)
+    fails(1, "flipped.riqz: layer 'second.weight': .*; the archive is damaged", "decompress", "flipped.riqz",
+          folder=folder)  # fmt: skip
+    fails(1, "newer.riqz: archive version 9; .* install a newer one", "decompress", "newer.riqz", folder=folder)
+    assert not list(folder.glob("cut.onnx")) + list(folder.glob("flipped.onnx")) + list(folder.glob(".*"))
+
+
+def test_a_restored_model_too_large_is_refused(ready: Path) -> None:
+    fails(
+        1, "the limit is 1000; .* raise it with --max-size", "report", "model.riqz", "--max-size", "1kB", folder=ready
+    )
+    fails(
+        2, "'lots' is not a size; write 500kB, 5MB or 2GiB", "report", "model.riqz", "--max-size", "lots", folder=ready
+    )
+
+
+def test_wrong_calibration_names_shapes_and_types_show_both_sides(folder: Path) -> None:
+    def attempt(message: str, **arrays: np.ndarray) -> None:
+        np.savez(folder / "wrong.npz", **arrays)
+        fails(1, message, "compress", "model.onnx", "--calibration", "wrong.npz", "-o", "w.riqz", folder=folder)
+
+    attempt(r"data has y; the model's inputs are x float32\[batch, 16\]", y=np.zeros((3, 16), np.float32))
+    attempt(r"data has shape \[3, 5\], the model takes x float32\[batch, 16\]", x=np.zeros((3, 5), np.float32))
+    attempt(r"data is float64, the model takes float32; convert it with .astype\('float32'\)", x=np.zeros((3, 16)))
+    (folder / "wrong.npz").write_bytes(b"PK\x03\x04 nonsense")
+    fails(1, "wrong.npz: cannot be read as numpy data", "compress", "model.onnx", "--calibration", "wrong.npz", "-f",
+          folder=folder)  # fmt: skip
+    fails(1, "nowhere.npz: no such file", "compress", "model.onnx", "--calibration", "nowhere.npz", "-f", folder=folder)
+
+
+def test_targets_that_cannot_be_reached_exit_with_3(folder: Path) -> None:
+    arguments = ("compress", "model.onnx", "--calibration", "calibration.npz", "-o", "t.riqz")
+    fails(3, "the best is .*; give a smaller --epsilon", *arguments, "--deviation", "1e-6", "--epsilon", "0.2",
+          folder=folder)  # fmt: skip
+    fails(3, "give a larger --deviation, or keep sensitive layers exact with --exclude", *arguments, "--deviation",
+          "1e-18", folder=folder)  # fmt: skip
+    fails(3, "at k = 10 the deviation is", *arguments, "--k", "10", "--deviation", "1e-6", folder=folder)
+    fails(1, "a deviation of 2 is not in", *arguments, "--deviation", "2", folder=folder)
+    assert not (folder / "t.riqz").exists()
+
+
+def test_a_model_that_onnxruntime_cannot_run_gives_its_message(folder: Path) -> None:
+    proto = builders.dense()
+    proto.graph.node[1].op_type = "NoSuchOperator"
+    builders.save(proto, folder, "strange.onnx")
+    fails(1, "onnxruntime cannot run the model: .*NoSuchOperator", "compress", "strange.onnx", folder=folder)
+
+
+def test_a_free_dimension_names_the_flag(folder: Path) -> None:
+    proto = builders.lstm()
+    builders.save(proto, folder, "lstm.onnx")
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    proto.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "time"
+    builders.save(proto, folder, "unnamed.onnx")
+    fails(1, "dimension 'time' is free and has no size; give it with --dim time=N", "compress", "unnamed.onnx",
+          "--min-size", "1", folder=folder)  # fmt: skip
+    done = riq("compress", "lstm.onnx", "--min-size", "1", "--dim", "time=5", "-f", folder=folder)
+    assert done.returncode == 0, done.stderr
+    fails(2, "write height=224", "compress", "lstm.onnx", "--dim", "time", folder=folder)
+
+
+def test_escape_sequences_in_names_are_not_printed_raw(folder: Path) -> None:
+    proto = builders.dense()
+    hostile = "\x1b[31mred\x07"
+    for initializer in proto.graph.initializer:
+        if initializer.name == "first.weight":
+            initializer.name = hostile
+    proto.graph.node[0].input[1] = hostile
+    builders.save(proto, folder, "hostile.onnx")
+    assert riq("compress", "hostile.onnx", "-q", folder=folder).returncode == 0
+    shown = riq("report", "hostile.riqz", folder=folder)
+    assert b"\x1b" not in shown.stdout
+    assert rb"\x1b[31mred\x07" in shown.stdout
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_folder_is_told(folder: Path) -> None:
+    (folder / "locked").mkdir(mode=0o500)
+    fails(1, "locked/m.riqz: cannot be written: Permission denied", "compress", "model.onnx", "-o", "locked/m.riqz",
+          folder=folder)  # fmt: skip
+
+
+def test_a_folder_that_does_not_exist_is_told_before_the_work(folder: Path) -> None:
+    fails(1, "nowhere/m.riqz: cannot be written: No such file", "compress", "model.onnx", "-o", "nowhere/m.riqz",
+          folder=folder)  # fmt: skip
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_told(folder: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "riq_cli", "decompress", "model.riqz", "-o", "-"],
+            cwd=folder, stdout=full, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert b"riq: error: " in done.stderr
+    assert b"No space left on device" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_reader_that_leaves_is_no_error_to_show(ready: Path) -> None:
+    command = f"{sys.executable} -m riq_cli report model.riqz | head -1"
+    done = subprocess.run(
+        command, shell=True, cwd=ready, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.stderr == b""
+    assert done.stdout.startswith(b"layer")
+
+
+def test_every_command_has_help_with_examples(ready: Path) -> None:
+    top = riq("--help", folder=ready).stdout.decode()
+    assert "Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 target not reached" in top
+    for command in ("compress", "decompress", "report", "verify"):
+        assert command in top
+        text = riq(command, "--help", folder=ready).stdout.decode()
+        assert f"Examples:\n    riq {command} " in text
+        for option in re.findall(r"^  (-.*?)  ", text, re.MULTILINE):
+            assert option.strip()
+
+
+def test_the_version_is_the_package_s(ready: Path) -> None:
+    from riq_cli.version import VERSION
+
+    assert riq("--version", folder=ready).stdout.decode() == f"riq, version {VERSION}\n"
