@@ -587,6 +587,15 @@ def unused_initializer(seed: int = 0) -> onnx.ModelProto:
 
 
 @form
+def unused_initializer_as_input(seed: int = 0) -> onnx.ModelProto:
+    r = Random(seed)
+    result = initializers_as_inputs(seed)
+    result.graph.initializer.append(tensor("orphan", r(20, 30)))
+    result.graph.input.append(info("orphan", 20, 30))
+    return result
+
+
+@form
 def unused_constant(seed: int = 0) -> onnx.ModelProto:
     r = Random(seed)
     result = matmul(seed)

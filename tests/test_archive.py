@@ -269,11 +269,45 @@ def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
         Archive.open(tmp_path / "missing.riqz")
 
 
-def test_a_file_is_closed_when_it_is_refused() -> None:
-    file = io.BytesIO(b"")
-    with pytest.raises(NotAnArchive):
-        Archive.open(file)
-    assert file.closed
+def test_an_empty_file_is_not_an_archive(tmp_path: Path) -> None:
+    path = tmp_path / "empty.riqz"
+    path.write_bytes(b"")
+    with pytest.raises(NotAnArchive) as caught:
+        Archive.open(path)
+    assert str(caught.value) == "not a riq archive; the file is empty"
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_the_length_of_a_file_counts_as_that_of_a_stream(tmp_path: Path, change: int) -> None:
+    data = written(small())
+    path = tmp_path / "model.riqz"
+    path.write_bytes((data + b"\0")[: len(data) + change])
+    message = f"{len(data) + change} bytes instead of {len(data)}"
+    with pytest.raises(CorruptArchive, match=message):
+        Archive.open(path)
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="open files have no paths here")
+@pytest.mark.xfail(strict=True, raises=NotAnArchive, reason="what cannot be mapped has size 0 and is taken for empty")
+def test_the_path_of_a_pipe_is_read() -> None:
+    reader, writer = os.pipe()
+    try:
+        with open(writer, "wb") as sink:
+            sink.write(written(small()))
+        with Archive.open(f"/dev/fd/{reader}") as archive:
+            assert list(archive.layer_sections()) == list(small().layer_sections())
+    finally:
+        os.close(reader)
+
+
+@pytest.mark.parametrize("data", [b"", packed(MANIFEST)])
+def test_a_stream_that_was_given_stays_open(data: bytes) -> None:
+    file = io.BytesIO(data)
+    try:
+        Archive.open(file).close()
+    except NotAnArchive:
+        assert data == b""
+    assert not file.closed
 
 
 def test_keys_that_are_not_known_are_ignored() -> None:
@@ -323,13 +357,13 @@ def test_a_cut_off_header(length: int) -> None:
 
 @pytest.mark.parametrize("version", [2, 256, 65535])
 def test_a_newer_version(version: int) -> None:
-    message = f"archive version {version}; this riq reads version 1: install a newer riq"
+    message = f"archive version {version}; this riq reads version 1: install a newer one"
     refused(packed(MANIFEST, version=version), UnsupportedArchive, message)
 
 
 def test_a_newer_version_is_told_before_anything_else_is_looked_at() -> None:
     header = MAGIC + struct.pack("<HHIQ", 2, 7, 0, 1 << 63)
-    refused(header, UnsupportedArchive, "archive version 2; this riq reads version 1: install a newer riq")
+    refused(header, UnsupportedArchive, "archive version 2; this riq reads version 1: install a newer one")
 
 
 @pytest.mark.parametrize("reserved", [1, 0x8000])
@@ -340,7 +374,7 @@ def test_a_reserved_field_that_is_not_0(reserved: int) -> None:
 
 @pytest.mark.parametrize("length", [(64 << 20) + 1, (1 << 64) - 1])
 def test_a_manifest_beyond_the_limit_is_not_read(length: int) -> None:
-    message = f"the manifest is said to have {length} bytes; at most 67108864 are read"
+    message = f"the manifest has {length} bytes; at most 67108864 are read"
     refused(packed(MANIFEST, length=length), LimitExceeded, message)
 
 
@@ -628,14 +662,6 @@ def test_cut_off_sections(missing: int) -> None:
     size = len(packed(MANIFEST))
     message = f"the archive is cut off: {size - missing} bytes instead of {size}"
     refused(packed(MANIFEST)[:-missing], CorruptArchive, message)
-
-
-def test_a_file_that_shrinks_while_it_is_read() -> None:
-    file = io.BytesIO(packed(MANIFEST))
-    archive = Archive.open(file)
-    file.truncate(len(file.getvalue()) - 1)
-    with pytest.raises(CorruptArchive, match=r"^the archive is cut off$"):
-        list(archive.layer_sections())
 
 
 def test_a_skeleton_with_another_checksum() -> None:

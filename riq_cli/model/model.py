@@ -317,7 +317,7 @@ def _input(value: onnx.ValueInfoProto, uses: Uses, rows: dict[str, Sequence[int]
         raise ModelError(f"input {value.name!r} is not a tensor; riq cannot feed it")
     tensor = value.type.tensor_type
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
-    shape = tuple(dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None) for dim in tensor.shape.dim)
+    shape = tuple(dim.dim_value if dim.dim_value > 0 else (dim.dim_param or None) for dim in tensor.shape.dim)
     counts = []
     for node, number in uses.consumers("graph", value.name):
         if node.op_type == "Gather" and number == 1 and node.input[0] in rows:

@@ -1,0 +1,94 @@
+"""Real models: compressed, restored, and measured again. Run with `pytest -m zoo`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+import riq_cli as riq
+from tests import zoo
+
+pytestmark = pytest.mark.zoo
+
+SAMPLES = {"ppocr4-det": 4, "ddddocr-det": 2}  # large images; of the others eight are taken
+MODELS = (
+    "magika",
+    "ppocr4-rec",
+    "ppocr4-det",
+    "ppocr4-cls",
+    "silero-vad",
+    "silero-vad-seq",
+    "silero-vad-op18",
+    "basic-pitch",
+    "efficientnet-lite0",
+    "minilm-l6",
+    "romanizer-decoder",
+)
+
+
+def fetched(name: str) -> zoo.ZooModel:
+    try:
+        return zoo.get(name)
+    except zoo.ZooUnavailable as error:
+        pytest.skip(f"{name} cannot be had: {error}")
+
+
+def some(path: Path, count: int) -> riq.Calibration:
+    """The first samples of an .npz file; arrays that stand once for all stay whole."""
+    with np.load(path) as loaded:
+        arrays = {name: loaded[name] for name in loaded.files}
+    longest = max(array.shape[0] for array in arrays.values() if array.ndim)
+    return riq.Calibration.from_arrays(
+        {name: array[:count] if array.ndim and array.shape[0] == longest else array for name, array in arrays.items()}
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_promise_holds_on_a_real_model(name: str, tmp_path: Path) -> None:
+    entry = fetched(name)
+    data = some(entry.calibration, SAMPLES.get(name, 8))
+    model = riq.Model.load(entry.path)
+    archive = riq.compress(model, data, deviation=0.01)
+    archive.save(tmp_path / "model.riqz")
+    with riq.Archive.open(tmp_path / "model.riqz") as opened:
+        riq.decompress(opened).save(tmp_path / "restored.onnx")
+        found = riq.verify(opened, model, data)
+        heldout = riq.verify(opened, model, some(entry.heldout, 4))
+    onnx.checker.check_model(str(tmp_path / "restored.onnx"))
+    assert found.mean == archive.manifest.result["deviation"] <= 0.01
+    assert found.worst == archive.manifest.result["worst"]
+    assert heldout.mean < 0.2
+    assert archive.size == (tmp_path / "model.riqz").stat().st_size < entry.path.stat().st_size / 3
+    assert "constant" not in {layer.coding for layer in archive.manifest.layers}
+
+
+@pytest.mark.parametrize("name", zoo.QUANTIZED)
+def test_a_quantized_model_passes_through_untouched(name: str, tmp_path: Path) -> None:
+    entry = fetched(name)
+    warnings: list[str] = []
+    archive = riq.compress(riq.Model.load(entry.path), some(entry.calibration, 2), warn=warnings.append)
+    assert archive.manifest.layers == ()
+    assert warnings == ["the model is already quantized; it is stored as it is"]
+    riq.decompress(archive).save(tmp_path / "restored.onnx")
+    outputs = [run(path, entry) for path in (entry.path, tmp_path / "restored.onnx")]
+    for before, after in zip(*outputs, strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def run(path: Path, entry: zoo.ZooModel) -> list[Any]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    samples = some(entry.heldout, 1).samples(riq.Model.load(entry.path).inputs)
+    return list(session.run(None, samples[0].feed))
+
+
+def test_manifest_tables_and_skeleton_are_small_where_the_model_is_large(tmp_path: Path) -> None:
+    entry = fetched("minilm-l6")
+    archive = riq.compress(riq.Model.load(entry.path), some(entry.calibration, 4), deviation=0.01)
+    streams = sum(sum(layer.streams) for layer in archive.manifest.layers)
+    assert 1 - streams / archive.size <= 0.03
+    for layer in archive.manifest.layers:
+        if layer.size > 10_000:
+            assert 8 * sum(layer.streams) <= 1.01 * layer.entropy * layer.size
