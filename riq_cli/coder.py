@@ -7,7 +7,7 @@ The coder is constriction's. Its models are made of floats, but with integer fre
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from riq_cli.limits import STREAM_SYMBOLS, TABLE_SYMBOLS
 _PRECISION = 24  # bits of a frequency
 _ROOT_MAX = 1 << 24
 _ORDERS = range(16)  # of the Exp-Golomb code of differences
+_DENSE = 1 << 22  # symbols from the first to the last at most, to look positions up in one array
 _COUNT_ORDER, _FIRST_ORDER, _ROOT_ORDER, _GAP_ORDER = 4, 4, 8, 0
 
 Symbols = NDArray[np.int32]
@@ -66,13 +67,12 @@ class Table:
     def frequencies(self) -> Integers:
         """Frequencies f_i ≥ 1 in units of 2⁻²⁴, i64[s], of sum 2²⁴ exactly."""
         squares = self.roots**2
-        total = int(squares.sum())
         spare = (1 << _PRECISION) - squares.size
-        # v² · 2²⁴ may leave 64 bits for layers of many billions of weights; then Python's integers do it.
         if int(squares.max()) < 1 << (62 - _PRECISION):
-            result = 1 + squares * spare // total
-        else:
-            result = np.array([1 + int(square) * spare // total for square in squares], np.int64)
+            result: Integers = 1 + squares * spare // squares.sum()
+        else:  # v² · 2²⁴ and Σ v² may leave 64 bits: Python's integers do not
+            total = sum(squares.tolist())
+            result = np.array([1 + square * spare // total for square in squares.tolist()], np.int64)
         result[np.argmax(result)] += (1 << _PRECISION) - int(result.sum())
         return result
 
@@ -122,20 +122,12 @@ def encode(symbols: Symbols, table: Table, executor: Executor | None = None) -> 
         symbols: i32[n], all of them in the table, which has at least two symbols.
         executor: where the streams are encoded, at the same time if it has several workers; None: here.
     """
-    first = int(table.symbols[0])
-    dense = np.zeros(int(table.symbols[-1]) - first + 1, np.int32) if _has_gaps(table) else None
-    if dense is not None:
-        dense[table.symbols - first] = np.arange(table.symbols.size, dtype=np.int32)
-
-    def runs() -> Iterator[Symbols]:
-        for begin in range(0, symbols.size, STREAM_SYMBOLS):
-            run = symbols[begin : begin + STREAM_SYMBOLS] - np.int32(first)
-            yield run if dense is None else dense[run]
-
+    position_of = _positions(table)
+    runs = (position_of(symbols[begin : begin + STREAM_SYMBOLS]) for begin in range(0, symbols.size, STREAM_SYMBOLS))
     frequencies = table.frequencies()
     if executor is None:
-        return [encode_stream(run, frequencies) for run in runs()]
-    jobs = [executor.submit(encode_stream, run, frequencies) for run in runs()]
+        return [encode_stream(run, frequencies) for run in runs]
+    jobs = [executor.submit(encode_stream, run, frequencies) for run in runs]
     return [job.result() for job in jobs]
 
 
@@ -197,8 +189,24 @@ def _model(frequencies: Integers) -> constriction.stream.model.Categorical:
     return constriction.stream.model.Categorical((frequencies - 1).astype(np.float64), perfect=False)
 
 
+def _positions(table: Table) -> Callable[[Symbols], Symbols]:
+    """A function from symbols i32[m] to their positions in the table, i32[m]."""
+    first, span = table.symbols[0].astype(np.int32), _span(table)
+    if not _has_gaps(table):
+        return lambda symbols: symbols - first
+    if span > _DENSE:  # outliers far away
+        return lambda symbols: np.searchsorted(table.symbols, symbols).astype(np.int32)
+    dense = np.zeros(span, np.int32)
+    dense[table.symbols - table.symbols[0]] = np.arange(table.symbols.size, dtype=np.int32)
+    return lambda symbols: dense[symbols - first]
+
+
+def _span(table: Table) -> int:
+    return int(table.symbols[-1] - table.symbols[0]) + 1
+
+
 def _has_gaps(table: Table) -> bool:
-    return int(table.symbols[-1] - table.symbols[0]) + 1 != table.symbols.size
+    return _span(table) != table.symbols.size
 
 
 def _zigzag(value: int) -> int:

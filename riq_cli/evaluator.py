@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,45 +80,129 @@ class Evaluator:
             available = ", ".join(onnxruntime.get_available_providers())
             raise SettingsError(f"onnxruntime has no {provider!r} here; it has {available}")
         self._samples = samples
-        self._threads = threads or available_threads()
+        self._threads = threads
         self._provider = provider
-        outputs = self._run(form, weights, list(form.measured))
+        outputs = list(self._run(form, weights, form.measured, range(len(samples))))
         self.measured = _float_names(form.measured, outputs, strict)
         self._reference = [
             [output for name, output in zip(form.measured, run, strict=True) if name in self.measured]
             for run in outputs
         ]
 
-    def deviation(self, form: SessionForm, weights: Sequence[Array]) -> Deviation:
-        """How far the outputs move when the layers hold `weights` (storage type, one array for each layer)."""
-        values: list[list[float]] = [[] for _ in self.measured]
-        outputs = self._run(form, weights, self.measured)
-        for reference, candidate, (_, rows) in zip(self._reference, outputs, self._samples, strict=True):
-            for number, (y, z) in enumerate(zip(reference, candidate, strict=True)):
-                values[number] += sample_deviations(y, z, rows)
-        return Deviation(
-            tuple(
-                TensorDeviation(name, math.fsum(found) / len(found), max(found), len(found))
-                for name, found in zip(self.measured, values, strict=True)
-            )
-        )
+    def deviation(self, form: SessionForm, weights: Sequence[Array], among: Sequence[int] | None = None) -> Deviation:
+        """How far the outputs move when the layers hold other weights.
 
-    def _run(self, form: SessionForm, weights: Sequence[Array], names: Sequence[str]) -> list[list[Array]]:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.use_deterministic_compute = True
-        options.log_severity_level = _LOG_NOTHING
+        Args:
+            form: the model, hoisted or not.
+            weights: data of each layer, in storage type.
+            among: numbers of the samples to run; None for all.
+        """
+        numbers = range(len(self._samples)) if among is None else among
+        values: list[list[float]] = [[] for _ in self.measured]
+        for number, outputs in zip(numbers, self._run(form, weights, self.measured, numbers), strict=True):
+            rows = self._samples[number][1]
+            for found, y, z in zip(values, self._reference[number], outputs, strict=True):
+                found += sample_deviations(y, z, rows)
+        return summed_up(self.measured, values)
+
+    def _run(
+        self, form: SessionForm, weights: Sequence[Array], names: Sequence[str], numbers: Sequence[int]
+    ) -> Iterator[list[Array]]:
+        options = _options(self._threads)
         if sum(weight.nbytes for weight in weights) > _LARGE:
             options.add_session_config_entry("session.disable_prepacking", "1")
         if form.weights:
             values = [_ortvalue(weights[number]) for _, number in form.weights]
             options.add_external_initializers([name for name, _ in form.weights], values)
-        try:
+        with _explained():
             session = onnxruntime.InferenceSession(form.model, options, providers=[self._provider])
-            return [session.run(list(names), dict(feed)) for feed, _ in self._samples]
-        except Exception as error:  # onnxruntime's exceptions share no other base
-            raise ModelError(f"onnxruntime cannot run the model: {_first_line(error)}") from error
+            for number in numbers:
+                yield session.run(list(names), dict(self._samples[number][0]))
+
+
+class Prober:
+    """Runs many candidates that differ in a few layers, in one session that takes the layers as inputs."""
+
+    def __init__(
+        self,
+        form: SessionForm,
+        weights: Sequence[Array],
+        measured: Sequence[str],
+        samples: Sequence[tuple[Mapping[str, Array], int]],
+        threads: int = 0,
+        provider: str = DEFAULT_PROVIDER,
+    ) -> None:
+        """Start the session and keep the outputs of the original weights, which differ a little from other forms'.
+
+        Args:
+            form: a probe form of the model.
+            weights: the original data of each layer, in storage type.
+            measured: tensors to compare, all float.
+            samples: feeds and the number of rows in each.
+            threads: of onnxruntime; 0 for all that this process may use.
+            provider: onnxruntime's execution provider.
+
+        Raises:
+            ModelError: onnxruntime cannot run the model in this form.
+        """
+        self._form, self._measured, self._samples = form, list(measured), samples
+        with _explained():
+            try:
+                self._session = _probe_session(form, threads, provider, full=True)
+            except Exception:  # some optimizations take for granted that weights are constant
+                self._session = _probe_session(form, threads, provider, full=False)
+        self._values = {number: _ortvalue(weight) for number, weight in enumerate(weights)}
+        self._reference = list(self._run({}))
+
+    def deviations(self, changed: Mapping[int, Array]) -> list[float]:
+        """Mean deviation at each measured tensor when the layers of these numbers hold other weights."""
+        values: list[list[float]] = [[] for _ in self._measured]
+        for (_, rows), reference, outputs in zip(self._samples, self._reference, self._run(changed), strict=True):
+            for found, y, z in zip(values, reference, outputs, strict=True):
+                found += sample_deviations(y, z, rows)
+        return [tensor.mean for tensor in summed_up(self._measured, values).tensors]
+
+    def _run(self, changed: Mapping[int, Array]) -> Iterator[list[Array]]:
+        values = self._values | {number: _ortvalue(weight) for number, weight in changed.items()}
+        given = {name: values[number] for name, number in self._form.weights}
+        with _explained():
+            for feed, _ in self._samples:
+                inputs = given | {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in feed.items()}
+                yield [value.numpy() for value in self._session.run_with_ort_values(self._measured, inputs)]
+
+
+def summed_up(names: Sequence[str], values: Sequence[Sequence[float]]) -> Deviation:
+    """The deviation at each tensor from those of its samples."""
+    return Deviation(
+        tuple(
+            TensorDeviation(name, math.fsum(found) / len(found), max(found), len(found))
+            for name, found in zip(names, values, strict=True)
+        )
+    )
+
+
+def _options(threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or available_threads()
+    options.inter_op_num_threads = 1
+    options.use_deterministic_compute = True
+    options.log_severity_level = _LOG_NOTHING
+    return options
+
+
+def _probe_session(form: SessionForm, threads: int, provider: str, full: bool) -> onnxruntime.InferenceSession:
+    options = _options(threads)
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if full else levels.ORT_ENABLE_BASIC
+    return onnxruntime.InferenceSession(form.model, options, providers=[provider])
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # onnxruntime's exceptions share no other base
+        raise ModelError(f"onnxruntime cannot run the model: {_first_line(error)}") from error
 
 
 def available_threads() -> int:

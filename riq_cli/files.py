@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from riq_cli.errors import OutputError
 
@@ -16,15 +17,19 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> None:
     """Return nothing if `path` can be written; meant to be asked before long work.
 
     Raises:
-        OutputError: the file exists and `overwrite` is false, it is a folder, or its folder cannot be written.
+        OutputError: the file exists and `overwrite` is false, it is not a regular file, or its folder cannot be
+            written.
     """
     path = Path(path)
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder; name a file")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path}: exists already; use --force to replace it, or name another file with -o")
-    with _explained(path), tempfile.TemporaryFile(dir=path.parent):
-        pass
+    with _explained(path):
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder; name a file")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path}: is not a regular file and would be replaced by one; name another file")
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path}: exists already; use --force to replace it, or name another file with -o")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
 
 
 @contextlib.contextmanager
@@ -32,21 +37,38 @@ def atomic_write(path: str | os.PathLike[str], overwrite: bool = False) -> Itera
     """A binary file that takes the name `path` when the block ends well, and vanishes when it does not.
 
     Raises:
-        OutputError: as `check_output`, or the disk is full.
+        OutputError: as `check_output`, or the disk is full. Other errors of the block stay what they are.
     """
     path = Path(path)
     check_output(path, overwrite)
     with _explained(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                yield file
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".riq.")
+    try:
+        with io.BufferedWriter(_Output(handle, path)) as file:
+            yield file
+        with _explained(path):
             os.chmod(name, 0o666 & ~_umask())
             os.replace(name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+class _Output(io.FileIO):
+    """A file whose own failures are OutputErrors, so that they differ from those of what is read meanwhile."""
+
+    def __init__(self, handle: int, path: Path) -> None:
+        super().__init__(handle, "wb")
+        self._path = path
+
+    def write(self, data: Any) -> int:
+        with _explained(self._path):
+            return super().write(data)
+
+    def close(self) -> None:
+        with _explained(self._path):
+            super().close()
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
 """Limits of the archive, FORMAT.md; checked before anything is allocated."""
 
-MANIFEST_STORED = 64 << 20
-MANIFEST_INFLATED = 256 << 20
+MANIFEST_STORED = 16 << 20
+MANIFEST_INFLATED = 16 << 20
+MANIFEST_DEPTH = 100  # objects and lists within one another
 RESTORED = 8 << 30  # skeleton and tensors together, unless told otherwise (`--max-size`)
 LAYER_SYMBOLS = 1 << 40
+DIMENSIONS = 32  # of a shape: numpy had no more before 2.0
 STREAM_SYMBOLS = 1 << 20  # of one stream: decoding needs bounded memory and can run in parallel
 TABLE_SYMBOLS = 1 << 16  # more symbols in use are not coded: the table would outweigh the gain

@@ -6,6 +6,7 @@ All arithmetic is in float64, in blocks that stay in the processor's cache.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,13 @@ STORAGE: dict[str, np.dtype[Any]] = {
     "float64": np.dtype("<f8"),
 }
 SYMBOL_MAX = 1 << 23  # |symbol| at most: float32 itself is no finer
+_DECODED_MAX = 1 << 31  # |symbol| in any archive is below
+_LARGEST = {  # finite value of a type
+    "float16": 65504.0,
+    "bfloat16": 2.0**128 - 2.0**120,
+    "float32": 2.0**128 - 2.0**104,
+    "float64": sys.float_info.max,
+}
 _BLOCK = 1 << 15
 
 
@@ -36,7 +44,7 @@ def norm(weights: Array, dtype: str) -> float:
 
 def peak(weights: Array, dtype: str) -> float:
     """Largest magnitude max |w|; NaN or infinity where a weight is."""
-    return float(max(np.max(np.abs(block)) for block in _blocks(weights, dtype)))
+    return float(np.max([np.max(np.abs(block)) for block in _blocks(weights, dtype)]))  # Python's max drops a NaN
 
 
 def quantize(weights: Array, dtype: str, width: float) -> Symbols:
@@ -58,14 +66,13 @@ def quantize(weights: Array, dtype: str, width: float) -> Symbols:
 
 
 def dequantize(symbols: Symbols, dtype: str, width: float) -> Array:
-    """Restored weights ŵ = cast(symbol · Δ), shape [n]: product in float64, one cast (FORMAT.md, "Codings")."""
+    """Restored weights ŵ = cast(symbol · Δ), shape [n], finite: product in float64, one cast (FORMAT.md, "Codings")."""
     restored = np.empty(symbols.size, STORAGE[dtype])
     scratch = np.empty(min(_BLOCK, symbols.size))
     for begin in range(0, symbols.size, _BLOCK):
         part = symbols[begin : begin + _BLOCK]
         block = scratch[: part.size]
-        np.multiply(part, width, out=block)
-        _store(block, dtype, restored[begin : begin + part.size])
+        _restore(part, dtype, width, block, restored[begin : begin + part.size])
     return restored
 
 
@@ -81,10 +88,32 @@ def requantize(weights: Array, dtype: str, width: float, out: Array) -> None:
     for block in _blocks(weights, dtype):
         np.divide(block, width, out=block)
         np.rint(block, out=block)
-        np.multiply(block, width, out=block)
-        np.add(block, 0.0, out=block)  # −0 becomes +0, as from an integer
-        _store(block, dtype, flat[position : position + block.size])
+        np.add(block, 0.0, out=block)  # −0 becomes +0, as an integer has it
+        _restore(block, dtype, width, block, flat[position : position + block.size])
         position += block.size
+
+
+def extremes(weights: Array, dtype: str) -> tuple[float, float]:
+    """Smallest and largest weight of finite ones."""
+    pairs = [(float(block.min()), float(block.max())) for block in _blocks(weights, dtype)]
+    return min(low for low, _ in pairs), max(high for _, high in pairs)
+
+
+def squared_error(weights: Array, restored: Array, dtype: str) -> float:
+    """‖ŵ − w‖² of two arrays of the same size and type."""
+    total = 0.0
+    flat, other = weights.reshape(-1), restored.reshape(-1)
+    for begin in range(0, flat.size, _BLOCK):
+        part = slice(begin, begin + _BLOCK)
+        total += float(np.sum(np.square(widened(flat[part], dtype) - widened(other[part], dtype))))
+    return total
+
+
+def widened(weights: Array, dtype: str) -> NDArray[np.float64]:
+    """The weights in float64, in their own shape."""
+    if dtype == "bfloat16":
+        return (weights.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    return weights.astype(np.float64)
 
 
 def entropy(counts: NDArray[np.int64]) -> float:
@@ -107,7 +136,17 @@ def _blocks(weights: Array, dtype: str) -> Iterator[NDArray[np.float64]]:
         yield block
 
 
-def _store(block: NDArray[np.float64], dtype: str, out: Array) -> None:
+def _restore(
+    symbols: Symbols | NDArray[np.float64], dtype: str, width: float, block: NDArray[np.float64], out: Array
+) -> None:
+    """Write cast(symbol · Δ) into `out`; the product is taken in `block`, which may be `symbols` itself."""
+    largest = _LARGEST[dtype]
+    if width <= largest / _DECODED_MAX:
+        np.multiply(symbols, width, out=block)
+    else:
+        with np.errstate(over="ignore"):
+            np.multiply(symbols, width, out=block)
+        np.clip(block, -largest, largest, out=block)  # a finite weight is restored as a finite one
     if dtype == "bfloat16":
         bits = block.astype(np.float32).view(np.uint32)
         out[:] = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to nearest, ties to even; finite values only

@@ -15,12 +15,20 @@ from typing import Any
 
 MAGIC = b"\x89RIQZ\r\n\x1a"
 VERSION = 1
-MANIFEST_STORED, MANIFEST_INFLATED = 64 << 20, 256 << 20
+MANIFEST_BYTES, MANIFEST_DEPTH = 16 << 20, 100
 RESTORED = 8 << 30
-STREAM_SYMBOLS, TABLE_SYMBOLS = 1 << 20, 1 << 16
+DIMENSIONS = 32
+LAYER_SYMBOLS, STREAM_SYMBOLS, TABLE_SYMBOLS = 1 << 40, 1 << 20, 1 << 16
 ROOT_MAX = 1 << 24
+SYMBOL_BOUND = 1 << 31
 TOTAL = 1 << 24  # sum of all frequencies
 WIDTHS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+LARGEST = {
+    "float16": 65504.0,
+    "bfloat16": 2.0**128 - 2.0**120,
+    "float32": 2.0**128 - 2.0**104,
+    "float64": 2.0**1023 * (2 - 2.0**-52),
+}
 
 
 class FormatError(Exception):
@@ -53,10 +61,10 @@ def decode(archive: bytes, bound: int = RESTORED) -> tuple[bytes, list[tuple[dic
     version, reserved, checksum, length = struct.unpack_from("<HHIQ", archive, 8)
     check(version == VERSION, f"version {version}")
     check(reserved == 0, "the reserved field is not 0")
-    check(length <= MANIFEST_STORED, "the manifest is too long")
+    check(length <= MANIFEST_BYTES, "the manifest is too long")
     stored = archive[24 : 24 + length]
     check(len(stored) == length and zlib.crc32(stored) == checksum, "the manifest is damaged")
-    manifest = parse(inflate(stored, MANIFEST_INFLATED, exactly=False))
+    manifest = parse(inflate(stored, MANIFEST_BYTES, exactly=False))
 
     entry, layers = manifest["skeleton"], manifest["layers"]
     check(entry["size"] + sum(size_of(layer) * len(layer["tensors"]) for layer in layers) <= bound, "too large")
@@ -94,8 +102,23 @@ def parse(text: bytes) -> dict[str, Any]:
     def constant(name: str) -> None:
         raise FormatError(f"{name} is not JSON")
 
+    def number(digits: str) -> float:
+        check(math.isfinite(float(digits)), "a number beyond all doubles")
+        return float(digits)
+
+    def writable(value: Any, depth: int = 0) -> None:
+        if isinstance(value, str):
+            value.encode()  # fails for lone surrogates
+        elif isinstance(value, (dict, list)):
+            check(depth < MANIFEST_DEPTH, "nested too deep")
+            for item in itertools.chain(value, value.values() if isinstance(value, dict) else ()):
+                writable(item, depth + 1)
+
     try:
-        manifest: dict[str, Any] = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=constant)
+        manifest: dict[str, Any] = json.loads(
+            text.decode(), object_pairs_hook=unique, parse_constant=constant, parse_float=number
+        )
+        writable(manifest)
     except (ValueError, RecursionError) as error:
         raise FormatError("the manifest is not JSON") from error
     check(manifest["requires"] == [], f"requires {manifest['requires']}")
@@ -104,7 +127,10 @@ def parse(text: bytes) -> dict[str, Any]:
 
 def size_of(layer: dict[str, Any]) -> int:
     """Bytes of a layer's tensor."""
-    return int(math.prod(layer["shape"])) * WIDTHS[layer["dtype"]]
+    check(len(layer["shape"]) <= DIMENSIONS, "too many dimensions")
+    size = int(math.prod(layer["shape"]))
+    check(1 <= size <= LAYER_SYMBOLS, "too many weights, or none")
+    return size * WIDTHS[layer["dtype"]]
 
 
 # Codings
@@ -114,11 +140,11 @@ def restore(layer: dict[str, Any], table: bytes, streams: list[bytes]) -> bytes:
     """The bytes of a layer's tensor."""
     size, coding = int(math.prod(layer["shape"])), layer["coding"]
     if coding == "raw":
-        check(len(streams) == 1 and not table, "sections of a raw layer")
+        check(len(streams) == 1 and not table and layer["symbols"] == 0, "sections of a raw layer")
         return inflate(streams[0], size_of(layer))
     symbols, roots = read_table(table)
     check(len(symbols) == layer["symbols"], "symbols in use")
-    weights = [cast(symbol * layer["bin_width"], layer["dtype"]) for symbol in symbols]
+    weights = [cast(symbol * float(layer["bin_width"]), layer["dtype"]) for symbol in symbols]
     if coding == "constant":
         check(len(symbols) == 1 and not streams, "sections of a constant layer")
         return weights[0] * size
@@ -131,15 +157,12 @@ def restore(layer: dict[str, Any], table: bytes, streams: list[bytes]) -> bytes:
 
 
 def cast(product: float, dtype: str) -> bytes:
-    """A double in the layer's type, to nearest even; beyond its largest value, infinity."""
+    """A double in the layer's type, to nearest even; beyond its largest value, that value."""
+    product = max(-LARGEST[dtype], min(product, LARGEST[dtype]))
     if dtype == "bfloat16":
-        bits = int.from_bytes(cast(product, "float32"), "little")
+        bits = int.from_bytes(struct.pack("<f", product), "little")
         return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).to_bytes(2, "little")
-    code = {"float16": "<e", "float32": "<f", "float64": "<d"}[dtype]
-    try:
-        return struct.pack(code, product)
-    except OverflowError:
-        return struct.pack(code, math.copysign(math.inf, product))
+    return struct.pack({"float16": "<e", "float32": "<f", "float64": "<d"}[dtype], product)
 
 
 # Table
@@ -160,6 +183,7 @@ def read_table(stored: bytes) -> tuple[list[int], list[int]]:
         zeros = 0
         while bits(1) == 0:
             zeros += 1
+        check(zeros <= 40, "an impossible code")
         return (1 << (zeros + order) | bits(zeros + order)) - (1 << order)
 
     def signed(order: int) -> int:
@@ -173,6 +197,7 @@ def read_table(stored: bytes) -> tuple[list[int], list[int]]:
         symbols.append(symbols[-1] + golomb(0) + 1)
         roots.append(roots[-1] + signed(order))
     check(all(1 <= root <= ROOT_MAX for root in roots), "an impossible root")
+    check(max(abs(symbols[0]), abs(symbols[-1])) < SYMBOL_BOUND, "an impossible symbol")
     check(len(text) - position < 8 and "1" not in text[position:], "bits behind the table")
     return symbols, roots
 

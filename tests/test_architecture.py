@@ -19,7 +19,7 @@ DOORS = {
     "onnx": {"model"}, "google": {"model"}, "onnxruntime": {"evaluator"}, "constriction": {"coder"},
     "click": {"cli"}, "tqdm": {"cli"}, "PIL": {"calibration"},
 }  # fmt: skip
-WITHOUT_NUMPY = {"archive", "search", "report", "errors", "cli", "limits", "files", "version", "allocation"}
+WITHOUT_NUMPY = {"archive", "search", "report", "errors", "cli", "limits", "files", "version"}
 SAME_FLOOR = {("files", "errors")}  # files raise errors; both stand on nothing else
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
+from riq_cli import limits
 from riq_cli.errors import CorruptArchive
 
 
@@ -13,7 +15,8 @@ def parse(text: bytes) -> Any:
     """The JSON document in a text.
 
     Raises:
-        CorruptArchive: not UTF-8, not JSON, a duplicate key, NaN or infinity, nesting or integers beyond all bounds.
+        CorruptArchive: not UTF-8, not JSON, a duplicate key, nesting beyond all bounds, or what could not be written
+            again: NaN, infinity, lone surrogates, endless integers.
     """
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -25,10 +28,31 @@ def parse(text: bytes) -> Any:
     def constant(name: str) -> Any:
         raise ValueError(f"{name} is not a number of JSON")
 
+    def real(digits: str) -> float:
+        value = float(digits)
+        if math.isinf(value):
+            raise ValueError(f"{digits[:40]} is beyond all doubles")
+        return value
+
     try:
-        return json.loads(text.decode(), object_pairs_hook=pairs, parse_constant=constant)
+        document = json.loads(text.decode(), object_pairs_hook=pairs, parse_constant=constant, parse_float=real)
+        _check(document, 0)
+        return document
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise CorruptArchive(f"the manifest is not the JSON it should be: {error}") from error
+
+
+def _check(value: Any, depth: int) -> None:
+    """Nothing, or a ValueError for lone surrogates and deep nesting."""
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, (dict, list)):
+        if depth == limits.MANIFEST_DEPTH:
+            raise ValueError(f"nested more than {limits.MANIFEST_DEPTH} deep")
+        for item in value:
+            _check(item, depth + 1)
+        for item in value.values() if isinstance(value, dict) else ():
+            _check(item, depth + 1)
 
 
 class Checked:
@@ -69,7 +93,7 @@ class Checked:
         return float(self._take(key, _is_number, "a finite number"))
 
     def string(self, key: str) -> str:
-        """A string without lone surrogates."""
+        """A string."""
         value: str = self._take(key, _is_string, "a string")
         return value
 
@@ -103,6 +127,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_string(value: Any) -> bool:
-    if not isinstance(value, str):
-        return False
-    return not any("\ud800" <= character <= "\udfff" for character in value)
+    return isinstance(value, str)

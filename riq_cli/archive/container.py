@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import mmap
+import contextlib
+import io
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,19 +25,17 @@ HEADER = struct.Struct("<8sHHIQ")  # magic, version, reserved, CRC-32 of the man
 
 
 class Archive:
-    """A manifest and the sections that belong to it, in memory or mapped from a file."""
+    """A manifest and the sections that belong to it, in memory or in a file, which is opened only to be read."""
 
     def __init__(
-        self, manifest: Manifest, data: bytes | mmap.mmap, start: int = 0, manifest_bytes: int | None = None
+        self, manifest: Manifest, source: bytes | Path, start: int = 0, manifest_bytes: int | None = None
     ) -> None:
-        """Take the sections from `data`, where they begin at byte `start`."""
+        """Take the sections from `source`, where they begin at byte `start`."""
         self.manifest = manifest
-        self._data = data
+        self._source = source
         self._start = start
         self.manifest_bytes = len(manifest.to_bytes()) if manifest_bytes is None else manifest_bytes
-        self._offsets = [0]
-        for length in self._lengths():
-            self._offsets.append(self._offsets[-1] + length)
+        self._section_bytes = manifest.skeleton.bytes + sum(layer.stored for layer in manifest.layers)
 
     @classmethod
     def build(cls, manifest: Manifest, sections: Sequence[bytes]) -> Archive:
@@ -44,10 +44,13 @@ class Archive:
 
     @classmethod
     def open(cls, source: str | os.PathLike[str] | BinaryIO, max_size: int = limits.RESTORED) -> Archive:
-        """The archive in a file or a binary stream; of a file the manifest is read, and sections when they are needed.
+        """The archive in a file or a binary stream.
+
+        Of a regular file the manifest is read now, and sections when they are asked for: it has to stay as it is, but
+        is not kept open. Anything else, such as a pipe, is read to its end.
 
         Args:
-            source: a path, or a binary stream, which is read to its end.
+            source: a path, or a binary stream.
             max_size: bound on the bytes of the restored model.
 
         Raises:
@@ -55,21 +58,30 @@ class Archive:
             FileNotFoundError, OSError: the file cannot be read.
         """
         if not isinstance(source, (str, os.PathLike)):
-            return cls._read(source.read(), max_size)
+            data = source.read()
+            return cls._read(io.BytesIO(data), data, max_size)
         with Path(source).open("rb") as file:
-            if not os.fstat(file.fileno()).st_size:
-                raise NotAnArchive("not a riq archive; the file is empty")
-            return cls._read(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), max_size)
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return cls._read(file, Path(source).absolute(), max_size)
+            data = file.read()
+            return cls._read(io.BytesIO(data), data, max_size)
 
     @classmethod
-    def _read(cls, data: bytes | mmap.mmap, max_size: int) -> Archive:
-        header = data[: HEADER.size]
+    def _read(cls, file: BinaryIO, source: bytes | Path, max_size: int) -> Archive:
+        """The archive whose bytes are in `file` now and in `source` later."""
+        size = file.seek(0, os.SEEK_END)
+        if not size:
+            raise NotAnArchive("not a riq archive; the file is empty")
+        file.seek(0)
+        header = file.read(HEADER.size)
         if header[: len(MAGIC)] != MAGIC:
             raise NotAnArchive("not a riq archive")
         if len(header) < HEADER.size:
             raise CorruptArchive("the archive is cut off in its header")
         _, version, reserved, checksum, stored = HEADER.unpack(header)
-        if version != VERSION:
+        if version < VERSION:
+            raise CorruptArchive(f"unknown version {version}; the archive is damaged")
+        if version > VERSION:
             raise UnsupportedArchive(
                 f"archive version {version}; this riq reads version {VERSION}: install a newer one"
             )
@@ -77,9 +89,9 @@ class Archive:
             raise CorruptArchive("the header's reserved field is not 0; the archive is damaged")
         if stored > limits.MANIFEST_STORED:
             raise LimitExceeded(f"the manifest has {stored} bytes; at most {limits.MANIFEST_STORED} are read")
-        manifest_bytes = data[HEADER.size : HEADER.size + stored]
-        if len(manifest_bytes) < stored:
+        if stored > size - HEADER.size:
             raise CorruptArchive("the archive is cut off in its manifest")
+        manifest_bytes = _take(file, stored)
         if zlib.crc32(manifest_bytes) != checksum:
             raise CorruptArchive("the manifest's checksum differs; the archive is damaged")
         manifest = Manifest.from_bytes(manifest_bytes)
@@ -88,37 +100,38 @@ class Archive:
                 f"the restored model needs {manifest.restored} bytes, the limit is {max_size}; "
                 "if you trust the archive, raise it with --max-size"
             )
-        archive = cls(manifest, data, HEADER.size + stored, stored)
-        if archive.size != len(data):
-            what = "cut off" if len(data) < archive.size else "longer than its manifest says"
-            raise CorruptArchive(f"the archive is {what}: {len(data)} bytes instead of {archive.size}")
+        archive = cls(manifest, source, HEADER.size + stored, stored)
+        if archive.size != size:
+            what = "cut off" if size < archive.size else "longer than its manifest says"
+            raise CorruptArchive(f"the archive is {what}: {size} bytes instead of {archive.size}")
         return archive
 
     def described(self, **fields: Mapping[str, Any]) -> Archive:
         """The same sections with other `calibration`, `settings`, `source` or `result` in the manifest."""
-        return Archive(replace(self.manifest, **fields), self._data, self._start)  # type: ignore[arg-type]
+        return Archive(replace(self.manifest, **fields), self._source, self._start)  # type: ignore[arg-type]
 
     @property
     def size(self) -> int:
         """Bytes of the archive as a file."""
-        return HEADER.size + self.manifest_bytes + self._offsets[-1]
+        return HEADER.size + self.manifest_bytes + self._section_bytes
 
     def skeleton(self) -> bytes:
         """The serialized model without its layers' data, inflated and checked."""
         entry = self.manifest.skeleton
-        data = inflate(self._section(0), entry.size, "the skeleton")
+        with self._opened() as file:
+            stored = _take(file, entry.bytes)
+        data = inflate(stored, entry.size, "the skeleton")
         if len(data) != entry.size or zlib.crc32(data) != entry.crc32:
             raise CorruptArchive("skeleton: checksum differs; the archive is damaged")
         return data
 
     def layer_sections(self) -> Iterator[tuple[LayerEntry, bytes, list[bytes]]]:
         """Each layer's entry, table and streams, in the order of the manifest, read one layer at a time."""
-        number = 1
-        for layer in self.manifest.layers:
-            count = 1 + len(layer.streams)
-            table, *streams = (self._section(index) for index in range(number, number + count))
-            number += count
-            yield layer, table, streams
+        with self._opened() as file:
+            file.seek(self.manifest.skeleton.bytes, os.SEEK_CUR)
+            for layer in self.manifest.layers:
+                table, *streams = (_take(file, length) for length in (layer.table, *layer.streams))
+                yield layer, table, streams
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write the archive to `path`, whole or not at all.
@@ -134,26 +147,29 @@ class Archive:
         manifest = self.manifest.to_bytes()
         file.write(HEADER.pack(MAGIC, VERSION, 0, zlib.crc32(manifest), len(manifest)))
         file.write(manifest)
-        with memoryview(self._data) as view:
-            file.write(view[self._start :])
-
-    def close(self) -> None:
-        """Let go of the file that the sections are mapped from."""
-        if isinstance(self._data, mmap.mmap):
-            self._data.close()
+        with self._opened() as source:
+            for length in (self.manifest.skeleton.bytes, *(layer.stored for layer in self.manifest.layers)):
+                file.write(_take(source, length))
 
     def __enter__(self) -> Archive:
-        return self
+        return self  # for those who write `with`: there is nothing to close
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        pass
 
-    def _lengths(self) -> Iterator[int]:
-        yield self.manifest.skeleton.bytes
-        for layer in self.manifest.layers:
-            yield layer.table
-            yield from layer.streams
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[BinaryIO]:
+        """What the sections are read from, open at the first of them."""
+        source = self._source
+        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+            if file.seek(0, os.SEEK_END) != self._start + self._section_bytes:
+                raise CorruptArchive("the archive has changed since it was opened; open it again")
+            file.seek(self._start)
+            yield file
 
-    def _section(self, index: int) -> bytes:
-        begin, end = self._offsets[index], self._offsets[index + 1]
-        return self._data[self._start + begin : self._start + end]
+
+def _take(file: BinaryIO, length: int) -> bytes:
+    data = file.read(length)
+    if len(data) < length:
+        raise CorruptArchive("the archive is cut off")
+    return data

@@ -12,15 +12,16 @@ from typing import Any
 from riq_cli import limits
 from riq_cli.archive.checked import Checked, parse
 from riq_cli.archive.deflation import deflate, inflate
-from riq_cli.errors import CorruptArchive, UnsupportedArchive
+from riq_cli.errors import CorruptArchive, LimitExceeded, UnsupportedArchive
 
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 CODINGS = ("ans", "constant", "raw")
 FEATURES: frozenset[str] = frozenset()  # what `requires` may name
+_INDEX = r"\[(0|[1-9][0-9]{0,8})\]"  # one spelling for each number
 PLACE = re.compile(
-    r"(graph|functions\[\d{1,9}\])"
-    r"(\.node\[\d{1,9}\]\.attribute\[\d{1,9}\]\.(g|graphs\[\d{1,9}\]))*"
-    r"(\.initializer\[\d{1,9}\]|\.node\[\d{1,9}\]\.attribute\[\d{1,9}\]\.t)"
+    rf"(graph|functions{_INDEX})"
+    rf"(\.node{_INDEX}\.attribute{_INDEX}\.(g|graphs{_INDEX}))*"
+    rf"(\.initializer{_INDEX}|\.node{_INDEX}\.attribute{_INDEX}\.t)"
 )
 
 
@@ -90,13 +91,20 @@ class Manifest:
         return self.skeleton.size + sum(layer.restored for layer in self.layers)
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON, deflated."""
+        """Canonical JSON, deflated.
+
+        Raises:
+            LimitExceeded: more than `from_bytes` reads.
+        """
         document = asdict(self)
         for layer in document["layers"]:
             if layer["bin_width"] is None:
                 del layer["bin_width"]
         text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        return deflate(text.encode())
+        data = text.encode()
+        if len(data) > limits.MANIFEST_INFLATED:
+            raise LimitExceeded(f"the manifest has {len(data)} bytes; at most {limits.MANIFEST_INFLATED} are read")
+        return deflate(data)
 
     @classmethod
     def from_bytes(cls, stored: bytes) -> Manifest:
@@ -148,10 +156,14 @@ def _layer(entry: Checked) -> LayerEntry:
     )
     entry.require(layer.dtype in DTYPE_BYTES, f"unknown dtype {layer.dtype!r}")
     entry.require(coding in CODINGS, f"unknown coding {coding!r}")
+    entry.require(len(shape) <= limits.DIMENSIONS, f"{len(shape)} dimensions; at most {limits.DIMENSIONS} are read")
     entry.require(0 < layer.size <= limits.LAYER_SYMBOLS, "shape without weights or beyond all bounds")
     entry.require(bool(layer.tensors), "no tensor to restore into")
     entry.require(all(PLACE.fullmatch(place) for place in layer.tensors), "not the path of a tensor")
     streams = {"ans": -(-layer.size // limits.STREAM_SYMBOLS), "constant": 0, "raw": 1}[coding]
     entry.require(len(layer.streams) == streams, f"{len(layer.streams)} streams instead of {streams}")
+    fewest, most = {"ans": (2, limits.TABLE_SYMBOLS), "constant": (1, 1), "raw": (0, 0)}[coding]
+    entry.require(fewest <= layer.symbols <= most, f"{layer.symbols} symbols with coding {coding!r}")
+    entry.require(coding != "raw" or not layer.table, f"a table of {layer.table} bytes with coding {coding!r}")
     entry.require(layer.bin_width is None or layer.bin_width > 0, "a bin width that is not positive")
     return layer

@@ -1,4 +1,4 @@
-"""Model → archive: search for k, code every layer, measure what comes out."""
+"""Model → archive: solve for bin widths, code every layer, measure what comes out."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
 
-from riq_cli import search
 from riq_cli.archive import Archive, Manifest, SkeletonEntry, deflate
 from riq_cli.calibration import Calibration, Sample, digest
 from riq_cli.codec.layers import encode_layer
 from riq_cli.codec.restoration import decompress, measure_restored
-from riq_cli.codec.settings import DEFAULT_EPSILON, Progress, Report, Settings, Warn
-from riq_cli.codec.weights import Weights
+from riq_cli.codec.settings import HOLDOUT_SAMPLES, Progress, Report, Settings, Warn
+from riq_cli.codec.solver import Solution, Solver
+from riq_cli.codec.weights import Weights, is_matrix
 from riq_cli.errors import TargetError
-from riq_cli.evaluator import Evaluator, available_threads
-from riq_cli.model import Layer, Model, SessionForm
+from riq_cli.evaluator import Deviation, Evaluator, Prober, available_threads
+from riq_cli.model import Layer, Model, SessionForm, probe_form
 from riq_cli.version import VERSION
 
 _REMAINS = 0.1  # share of float weights below which a quantized model is left as it is
 _CLOSER = 1.01  # factor on k when the restored model misses a target that its form in the search met
+_PROBE_SAMPLES = 8
+_BUDGET_TRIES = 8
+_FULL = 0.998  # share of a budget that counts as all of it
 
 
 def compress(
@@ -53,7 +56,7 @@ def compress(
         TargetError: the target cannot be reached.
         ModelError, CalibrationError, SettingsError: see there.
     """
-    settings = replace(settings or Settings(), **options)
+    settings = replace(settings, **options) if settings is not None else Settings(**options)
     ignore: Callable[[Any], None] = lambda _: None  # noqa: E731
     job = _Compression(model, calibration or Calibration.random(), settings, progress or ignore, warn or ignore)
     return job.run(executor)
@@ -67,57 +70,138 @@ class _Compression:
     ) -> None:
         self._settings, self._progress, self._warn = settings, progress, warn
         self._calibration = calibration
-        self._model = _coded(model, settings)
-        self._weights = Weights(self._model.layers)
-        for layer in self._weights.not_finite:
-            warn(f"layer {layer.name!r} holds NaN or infinity; it is stored exactly")
+        self._model = _candidates(model, settings)
+        self._weights = Weights(self._model.layers, settings.min_size, settings.max_bits)
         self._model.release()
+        for number in self._weights.not_finite:
+            warn(f"layer {self._model.layers[number].name!r} holds NaN or infinity; it is stored exactly")
         self._trace: list[tuple[float, float]] = []
+        self._probes = 0
 
     def run(self, executor: Executor | None) -> Archive:
         settings = self._settings
-        if not self._weights.active:
+        if not self._weights.matrices:
             self._warn(
                 "the model is already quantized; it is stored as it is"
                 if self._model.is_quantized
                 else "the model holds no float weights to code; it is stored as it is"
             )
-            return self._build(self._weights.widths(1.0, 0.0), executor)
+            return self._build(
+                [1.0 if n in self._weights.zeros else None for n in range(len(self._model.layers))], None
+            )
         samples = self._calibration.samples(self._model.inputs, settings.dims, settings.batch_size)
+        searched, held = _split(len(samples), settings.holdout if settings.k is None else 0.0)
         # With k given there is no search, and nothing is worth hoisting.
         form = self._model.session_form(settings.outputs, hoist=settings.k is None)
         evaluator = self._evaluator(form, samples)
-        k, epsilon = self._search(form, evaluator)
-        if form.hoisted:
-            evaluator = self._evaluator(self._model.session_form(settings.outputs, hoist=False), samples)
-        while True:
-            archive = self._build(self._weights.widths(k, epsilon), executor)
-            deviation = measure_restored(evaluator, decompress(archive, executor=executor), settings.outputs)
-            self._note(k, deviation.mean)
-            if settings.deviation is None or deviation.mean <= settings.deviation:
-                break
-            if settings.k is not None:
-                raise TargetError(
-                    f"at k = {k:g} the deviation is {deviation.mean:.3g}, above {settings.deviation:g}; "
-                    "leave --k away to search for a k that holds",
-                    deviation.mean,
-                )
-            k *= _CLOSER  # hoisting may change the last digits of an output
+        with ThreadPoolExecutor(settings.threads or available_threads()) as pool:
+            solver = Solver(settings, self._weights, evaluator, form, searched, held, pool, self._note, self._warn,
+                            self._model.release)  # fmt: skip
+            prober = None
+            if settings.allocation == "measured" and settings.k is None:
+                prober = self._prober(form, evaluator, [samples[number] for number in searched])
+            if form.hoisted:
+                evaluator = self._evaluator(self._model.session_form(settings.outputs, hoist=False), samples)
+            if settings.ratio or settings.size or settings.rate:
+                archive, solution, deviation = self._within_budget(solver, prober, evaluator, executor)
+            else:
+                archive, solution, deviation = self._within_deviation(solver, prober, evaluator, executor)
         result = {
-            "k": k,
-            "epsilon": epsilon,
+            "k": solution.k,
+            "epsilon": solution.allocation.epsilon,
+            "allocation": solution.allocation.name,
             "deviation": deviation.mean,
             "worst": deviation.worst,
             "measured": [asdict(tensor) for tensor in deviation.tensors],
             "evaluations": len(self._trace),
-            "trace": [[float(f"{k:.5g}"), float(f"{value:.4g}")] for k, value in self._trace],
+            "probes": self._probes,
+            "trace": [[float(f"{k:.5g}"), float(f"{value:.4g}")] for k, value in self._trace if math.isfinite(value)],
         }
+        if held:
+            restored = decompress(archive, executor=executor)
+            result["holdout"] = measure_restored(evaluator, restored, settings.outputs, held).mean
+            result["holdout_samples"] = len(held)
         calibration = {
             "kind": self._calibration.kind,
             "samples": sum(sample.rows for sample in samples),
             "sha256": digest(samples),
         }
         return archive.described(calibration=calibration, result=result)
+
+    # ---- goals ----
+
+    def _within_deviation(
+        self, solver: Solver, prober: Callable[[], Any] | None, evaluator: Evaluator, executor: Executor | None
+    ) -> tuple[Archive, Solution, Deviation]:
+        """The smallest archive that keeps the target, or the one at the given k."""
+        k, target = self._settings.k, self._settings.deviation
+        solution = solver.at(k) if k is not None else solver.for_deviation(target or 0.0, prober)
+        while True:
+            archive, deviation = self._measured(solution, evaluator, executor)
+            if target is None or deviation.mean <= target:
+                return archive, solution, deviation
+            if k is not None:
+                raise TargetError(
+                    f"at k = {k:g} the deviation is {deviation.mean:.3g}, above {target:g}; "
+                    "leave --k away to search for a k that holds",
+                    deviation.mean,
+                )
+            solution = solver.refined(solution, _CLOSER)  # hoisting may change the last digits of an output
+
+    def _within_budget(
+        self, solver: Solver, prober: Callable[[], Any] | None, evaluator: Evaluator, executor: Executor | None
+    ) -> tuple[Archive, Solution, Deviation]:
+        """The archive of least deviation within a budget of real bytes, or of bits/weight."""
+        budget, wish = self._budget()
+        aim, best, least = budget, None, math.inf
+        for _ in range(_BUDGET_TRIES):
+            solution = solver.for_bits(8 * aim, prober)
+            spent = self._spent(self._build(solution.widths, executor))
+            least = min(least, spent)
+            if spent <= budget and (best is None or solution.bits > best.bits):
+                best = solution
+            if _FULL * budget <= spent <= budget or aim <= 0:
+                break
+            aim += budget - spent - (0 if spent <= budget else (1 - _FULL) / 4 * budget)
+        if best is None:
+            raise TargetError(f"the model does not fit into {wish}: the least is {least:,.0f} bytes", math.inf)
+        archive, deviation = self._measured(best, evaluator, executor)
+        bound = self._settings.deviation
+        if bound is not None and deviation.mean > bound:
+            raise TargetError(
+                f"within {wish} the least deviation is {deviation.mean:.3g}, above the bound of {bound:g}; "
+                "give one of them more room",
+                deviation.mean,
+            )
+        return archive, best, deviation
+
+    def _budget(self) -> tuple[float, str]:
+        """Bytes that may be spent, and how the user said it."""
+        settings = self._settings
+        if settings.size is not None:
+            return settings.size, f"{settings.size:,} bytes"
+        if settings.rate is not None:
+            weights = sum(self._weights.sizes[number] for number in self._weights.matrices)
+            return settings.rate * weights / 8, f"{settings.rate:g} bits/weight"
+        source = self._model.source.bytes if self._model.source is not None else self._model.nbytes
+        assert settings.ratio is not None
+        return source / settings.ratio, f"a ratio of {settings.ratio:g}"
+
+    def _spent(self, archive: Archive) -> float:
+        """Bytes of an archive that count for the goal: of all of it, or, for a rate, of the matrices alone."""
+        if self._settings.rate is None:
+            return archive.size
+        names = {self._model.layers[number].places for number in self._weights.matrices}
+        return sum(entry.stored for entry in archive.manifest.layers if entry.tensors in names)
+
+    def _measured(
+        self, solution: Solution, evaluator: Evaluator, executor: Executor | None
+    ) -> tuple[Archive, Deviation]:
+        archive = self._build(solution.widths, executor)
+        restored = decompress(archive, executor=executor)
+        deviation = measure_restored(evaluator, restored, self._settings.outputs)
+        self._note(solution.k, deviation.mean)
+        return archive, deviation
 
     def _evaluator(self, form: SessionForm, samples: Sequence[Sample]) -> Evaluator:
         settings = self._settings
@@ -132,69 +216,24 @@ class _Compression:
         self._model.release()
         return evaluator
 
-    # ---- search ----
+    def _prober(
+        self, form: SessionForm, evaluator: Evaluator, samples: Sequence[Sample]
+    ) -> Callable[[], tuple[Prober, Callable[[int, int], None]]]:
+        """What starts the session for probing, on a few of the samples, and tells of its progress."""
+        step = -(-len(samples) // _PROBE_SAMPLES)
 
-    def _search(self, form: SessionForm, evaluator: Evaluator) -> tuple[float, float]:
-        """K and ε0 of the solution."""
-        settings = self._settings
-        if settings.k is not None:
-            return settings.k, DEFAULT_EPSILON if settings.epsilon is None else settings.epsilon
-        with ThreadPoolExecutor(settings.threads or available_threads()) as pool:
-            candidate = self._weights.buffers()
+        def tell(done: int, total: int) -> None:
+            self._probes = done
+            self._progress(Progress("probe", done, total))
 
-            def measure(k: float, epsilon: float) -> float:
-                self._weights.requantize(k, epsilon, candidate, pool)
-                self._model.release()
-                value = evaluator.deviation(form, candidate).mean
-                self._note(k, value)
-                return value
+        def start() -> tuple[Prober, Callable[[int, int], None]]:
+            values = [layer.values for layer in self._model.layers]
+            settings = self._settings
+            return Prober(
+                probe_form(form), values, evaluator.measured, samples[::step], settings.threads, settings.provider
+            ), tell
 
-            return self._solve(measure)
-
-    def _solve(self, measure: Callable[[float, float], float]) -> tuple[float, float]:
-        target, fixed = self._settings.deviation, self._settings.epsilon
-        assert target is not None
-        largest = self._weights.largest
-        epsilon = DEFAULT_EPSILON if fixed is None else fixed
-
-        def solve(epsilon: float) -> float:
-            highest = search.upper_bound(largest, epsilon)
-            lowest = search.lower_bound(largest, epsilon)
-            if self._settings.search == "algorithm1":
-                return search.algorithm1(lambda k: measure(k, epsilon), target, lowest, highest).k
-            start = self._weights.expected_k(target)
-            return search.secant(lambda k: measure(k, epsilon), target, start, lowest, highest).k
-
-        try:
-            return solve(epsilon), epsilon
-        except TargetError as error:
-            best = error.best
-        if fixed is not None:
-            raise TargetError(
-                f"a deviation of {target:g} is not reached with epsilon = {epsilon:g}: the best is {best:.3g}; "
-                "give a smaller --epsilon, or none to let riq choose it",
-                best,
-            )
-        # The paper takes the largest ε0 that reaches (A.4). That can be far from the best where it leaves k no room:
-        # 0 is tried too, and the smaller solution kept.
-        smaller = search.reachable_epsilon(lambda e: measure(search.upper_bound(largest, e), e), target, epsilon, best)
-        solutions = []
-        for epsilon in dict.fromkeys((smaller, 0.0)):
-            try:
-                k = solve(epsilon)
-            except TargetError as error:
-                best = min(best, error.best)
-            else:
-                solutions.append((self._weights.coded_bits(k, epsilon), k, epsilon))
-        if not solutions:
-            raise TargetError(
-                f"a deviation of {target:g} is not reached: the best is {best:.3g}, with weights as fine as they can "
-                "be coded; give a larger --deviation, or keep sensitive layers exact with --exclude",
-                best,
-            )
-        _, k, epsilon = min(solutions)
-        self._warn(f"epsilon = {DEFAULT_EPSILON:g} does not reach the target; {epsilon:g} does")
-        return k, epsilon
+        return start
 
     def _note(self, k: float, value: float) -> None:
         self._trace.append((k, value))
@@ -203,47 +242,61 @@ class _Compression:
         failed = max((k for k, v in self._trace if v > target and k < held), default=0.0)
         self._progress(Progress("search", len(self._trace), 0, k, value, failed, held))
 
-    # ---- archive ----
-
     def _build(self, widths: Sequence[float | None], executor: Executor | None) -> Archive:
-        layers = self._model.layers
+        """The archive at these bin widths; layers without one go back into the skeleton, NaN and infinity stay raw."""
+        raw = set(self._weights.not_finite)
+        chosen = {
+            layer.places: width
+            for number, (layer, width) in enumerate(zip(self._model.layers, widths, strict=True))
+            if width is not None or number in raw
+        }
+        model = self._model.select(lambda layer: layer.places in chosen)
         entries, sections = [], []
-        total, done = sum(layer.size for layer in layers), 0
-        for layer, width in zip(layers, widths, strict=True):
-            entry, coded = encode_layer(layer, width, executor)
+        total, done = sum(layer.size for layer in model.layers), 0
+        for layer in model.layers:
+            entry, coded = encode_layer(layer, chosen[layer.places], executor)
             entries.append(entry)
             sections += coded
-            self._model.release()
+            model.release()
             done += layer.size
             self._progress(Progress("coding", done, total))
-        skeleton = self._model.skeleton_bytes()
+        skeleton = model.skeleton_bytes()
         stored = deflate(skeleton)
-        source = self._model.source
         manifest = Manifest(
             skeleton=SkeletonEntry(len(stored), len(skeleton), zlib.crc32(skeleton)),
             layers=tuple(entries),
-            source={} if source is None else asdict(source),
+            source={} if model.source is None else asdict(model.source),
             settings=_recorded(self._settings),
             creator=f"riq {VERSION}",
         )
         return Archive.build(manifest, [stored, *sections])
 
 
-def _coded(model: Model, settings: Settings) -> Model:
-    """The model with only those layers that are coded; the others go back into the skeleton, exact."""
+def _candidates(model: Model, settings: Settings) -> Model:
+    """The model with only those layers that may be coded; the others go back into the skeleton, exact."""
 
     def wanted(layer: Layer) -> bool:
-        if len(layer.shape) < 2 or layer.size < settings.min_size or layer.is_quantized:
+        if layer.is_quantized or layer.structural:
+            return False
+        if settings.allocation == "norm" and not is_matrix(layer, settings.min_size):
             return False
         if any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in settings.exclude):
             return False
         return not settings.include or any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in settings.include)
 
-    coded = model.select(wanted)
-    size = sum(layer.values.nbytes for layer in coded.layers)
-    if model.is_quantized and not settings.include and size < _REMAINS * coded.nbytes:
+    candidates = model.select(wanted)
+    size = sum(layer.values.nbytes for layer in candidates.layers)
+    if model.is_quantized and not settings.include and size < _REMAINS * candidates.nbytes:
         return model.select(lambda layer: False)
-    return coded
+    return candidates
+
+
+def _split(count: int, holdout: float) -> tuple[list[int], list[int]]:
+    """Numbers of the samples for the search, and of those held out of it: every so-manieth, none of a few."""
+    if not holdout or count < HOLDOUT_SAMPLES:
+        return list(range(count)), []
+    held = {int((number + 0.5) / holdout) for number in range(int(count * holdout))}
+    return [number for number in range(count) if number not in held], sorted(held & set(range(count)))
 
 
 def _recorded(settings: Settings) -> dict[str, Any]:

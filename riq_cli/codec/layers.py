@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -106,7 +105,7 @@ def _dequantized(
     assert entry.bin_width is not None
     try:
         shared = coder.Table.from_bytes(table)
-        if shared.symbols.size != entry.symbols or (entry.coding == "constant") != (entry.symbols == 1):
+        if shared.symbols.size != entry.symbols:
             raise CorruptArchive("the table does not have the symbols that were announced; the archive is damaged")
         if entry.coding == "constant":
             symbols = shared.symbols.astype(np.int32)
@@ -114,6 +113,5 @@ def _dequantized(
             symbols = coder.decode(streams, shared, entry.size, executor)
     except CorruptArchive as error:
         raise CorruptArchive(f"layer {entry.name!r}: {error}") from error
-    with np.errstate(over="ignore", invalid="ignore"):  # a made-up bin width; the checksum tells
-        values = quantizer.dequantize(symbols, entry.dtype, entry.bin_width)
-    return np.full(math.prod(entry.shape), values[0]) if entry.coding == "constant" else values
+    values = quantizer.dequantize(symbols, entry.dtype, entry.bin_width)
+    return np.full(entry.size, values[0]) if entry.coding == "constant" else values

@@ -75,7 +75,9 @@ def verify(
     return measure_restored(evaluator, decompress(archive, executor=executor), outputs)
 
 
-def measure_restored(evaluator: Evaluator, restored: Model, outputs: Sequence[str]) -> Deviation:
+def measure_restored(
+    evaluator: Evaluator, restored: Model, outputs: Sequence[str], among: Sequence[int] | None = None
+) -> Deviation:
     """Deviation of a model in the form that ships: no layer is hoisted, each is where it will be in the file."""
     form = restored.session_form(outputs, hoist=False)
-    return evaluator.deviation(form, [layer.values for layer in restored.layers])
+    return evaluator.deviation(form, [layer.values for layer in restored.layers], among)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from riq_cli.errors import SettingsError
 from riq_cli.evaluator import DEFAULT_PROVIDER
@@ -13,18 +13,35 @@ from riq_cli.evaluator import DEFAULT_PROVIDER
 DEFAULT_DEVIATION = 0.01
 DEFAULT_EPSILON = 0.01  # the paper's ε0
 DEFAULT_MIN_SIZE = 256
+DEFAULT_HOLDOUT = 0.25
+HOLDOUT_SAMPLES = 8  # with fewer samples none is held out
+
+# What the presets set; options that are given win over them.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"allocation": "norm", "search": "algorithm1", "epsilon": DEFAULT_EPSILON},
+    "fast": {"allocation": "norm", "search": "secant"},
+    "small": {"allocation": "measured", "search": "secant"},
+}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What compress is asked for.
+    """What compress is asked for. Exactly one of `deviation`, `ratio`, `size`, `rate` and `k` is the goal.
+
+    Beside one of the others, `deviation` is a bound that must hold as well.
 
     Attributes:
-        deviation: target D, a fraction in (0, 1]; None: no target, `k` must be given.
+        deviation: target D, a fraction in (0, 1]: the smallest archive that keeps it.
+        ratio: bytes of the source over bytes of the archive: the smallest deviation within.
+        size: bytes of the archive: the smallest deviation within.
+        rate: bits/weight of the coded layers, tables included: the smallest deviation within.
         k: the search parameter itself, instead of a search.
-        epsilon: ε0; None: 0.01, or the largest smaller one that reaches the target.
+        allocation: `measured` (of the least rate for the deviation that layers cause), or the paper's `norm`.
         search: `secant`, or the paper's `algorithm1`.
-        min_size: tensors with fewer weights stay exact.
+        epsilon: ε0 of the norm allocation; None: 0.01, or a smaller one that reaches the target.
+        max_bits: R: no layer has more than 2^R levels; None: no such bound.
+        holdout: share of the samples that is kept out of the search, to check its solution; 0: none.
+        min_size: matrices with fewer weights stay exact under the norm allocation.
         include: patterns of layer names; only matching ones are coded, all if empty.
         exclude: patterns of layer names that stay exact.
         outputs: tensors on which to measure; empty: float outputs and the pre-activations behind them.
@@ -34,10 +51,16 @@ class Settings:
         provider: onnxruntime's execution provider.
     """
 
-    deviation: float | None = DEFAULT_DEVIATION
+    deviation: float | None = None
+    ratio: float | None = None
+    size: int | None = None
+    rate: float | None = None
     k: float | None = None
-    epsilon: float | None = None
+    allocation: Literal["norm", "measured"] = "measured"
     search: Literal["secant", "algorithm1"] = "secant"
+    epsilon: float | None = None
+    max_bits: int | None = None
+    holdout: float = DEFAULT_HOLDOUT
     min_size: int = DEFAULT_MIN_SIZE
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -48,21 +71,32 @@ class Settings:
     provider: str = DEFAULT_PROVIDER
 
     def __post_init__(self) -> None:
-        """Refuse values that mean nothing.
+        """Set the default target, and refuse values that mean nothing.
 
         Raises:
-            SettingsError: one of them is out of range.
+            SettingsError: one of them is out of range, or two contradict each other.
         """
+        goals = {name: getattr(self, name) for name in ("ratio", "size", "rate", "k")}
+        given = [name for name, value in goals.items() if value is not None]
+        if not given and self.deviation is None:
+            object.__setattr__(self, "deviation", DEFAULT_DEVIATION)
+        if len(given) > 1:
+            raise SettingsError(f"{' and '.join(given)} are two goals; give one of them")
         if self.deviation is not None and not 0 < self.deviation <= 1:
             raise SettingsError(f"a deviation of {self.deviation:g} is not in (0, 1]; 0.01 is 1 %")
-        if self.deviation is None and self.k is None:
-            raise SettingsError("neither a target deviation nor k is given")
-        if self.k is not None and not 0 < self.k < math.inf:
-            raise SettingsError(f"k = {self.k:g} is not positive")
+        for name in given:
+            if not 0 < goals[name] < math.inf:
+                raise SettingsError(f"{name} = {goals[name]:g} is not positive")
         if self.epsilon is not None and not 0 <= self.epsilon < 1:
             raise SettingsError(f"epsilon = {self.epsilon:g} is not in [0, 1)")
+        if not 0 <= self.holdout < 1:
+            raise SettingsError(f"holdout = {self.holdout:g} is not in [0, 1)")
+        if self.max_bits is not None and not 2 <= self.max_bits <= 16:
+            raise SettingsError(f"max_bits = {self.max_bits} is not in 2 … 16")
         if self.search not in ("secant", "algorithm1"):
             raise SettingsError(f"no search is named {self.search!r}; there are secant and algorithm1")
+        if self.allocation not in ("norm", "measured"):
+            raise SettingsError(f"no allocation is named {self.allocation!r}; there are norm and measured")
 
 
 @dataclass(frozen=True)
@@ -70,10 +104,11 @@ class Progress:
     """A step of the work, for a progress display.
 
     In a `search`, `done` counts evaluations, `k` and `value` are the newest one, and `low` and `high` the bracket: the
-    largest k that failed and the smallest that held. Otherwise `done` of `total` weights are through.
+    largest k that failed and the smallest that held. In a `probe`, `done` of `total` layers are through, otherwise
+    `done` of `total` weights.
     """
 
-    phase: Literal["search", "coding", "decoding"]
+    phase: Literal["search", "probe", "coding", "decoding"]
     done: int
     total: int = 0
     k: float = 0.0

@@ -1,4 +1,4 @@
-"""All layers of a model together: their bin widths, and their values once quantized."""
+"""All float tensors of a model that may be coded: their bin widths, what they cost, and their values once quantized."""
 
 from __future__ import annotations
 
@@ -9,80 +9,143 @@ from concurrent.futures import Executor
 import numpy as np
 
 from riq_cli import quantizer
-from riq_cli.allocation import bin_width, expected_k
-from riq_cli.coder import Histogram
+from riq_cli.allocation import Allocation, expected_k
+from riq_cli.coder import Histogram, Table
 from riq_cli.model import Layer
 
 _PIECE = 1 << 20  # weights that one thread quantizes at a time
+_ENTRY_BITS = 8 * 45  # about what a layer adds to the stored manifest
+_DEFLATED = 0.92  # about what deflate leaves of float data in the skeleton
+
+Widths = list[float | None]  # of every layer; None: it stays exact
 
 
 class Weights:
     """The layers of a model with what their bin widths depend on.
 
-    `active` are the numbers of the layers that are quantized: finite and not all zero.
+    `matrices` are the numbers of the layers that the paper quantizes, `vectors` those of the others that may be: 1-D
+    or tiny. Both are finite and not all zero; layers of zeros are in `zeros`.
     """
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
-        """Measure norm and peak of every layer."""
-        self._layers = layers
-        self._norms = [quantizer.norm(layer.values, layer.dtype) for layer in layers]
-        self.active = [number for number, norm in enumerate(self._norms) if 0 < norm < math.inf]
-        self._finest = {number: self._finest_width(layers[number]) for number in self.active}
+    def __init__(self, layers: Sequence[Layer], min_size: int, max_bits: int | None = None) -> None:
+        """Measure norm and peak of every layer.
 
-    @staticmethod
-    def _finest_width(layer: Layer) -> float:
-        return quantizer.peak(layer.values, layer.dtype) / quantizer.SYMBOL_MAX
-
-    @property
-    def not_finite(self) -> list[Layer]:
-        """Layers that hold NaN or infinity and so cannot be quantized."""
-        return [layer for layer, norm in zip(self._layers, self._norms, strict=True) if not math.isfinite(norm)]
+        Args:
+            layers: candidates, in the order of the model.
+            min_size: weights that a matrix has at least; smaller ones count as vectors.
+            max_bits: R: bin widths are kept so large that no layer has more than 2^R levels; None: no such bound.
+        """
+        self.layers = layers
+        self.sizes = [layer.size for layer in layers]
+        self.norms = [quantizer.norm(layer.values, layer.dtype) for layer in layers]
+        active = [number for number, norm in enumerate(self.norms) if 0 < norm < math.inf]
+        self.matrices = [n for n in active if is_matrix(layers[n], min_size)]
+        self.vectors = [n for n in active if not is_matrix(layers[n], min_size)]
+        self.zeros = [n for n, norm in enumerate(self.norms) if norm == 0 and is_matrix(layers[n], min_size)]
+        self.not_finite = [
+            n for n, norm in enumerate(self.norms) if not math.isfinite(norm) and is_matrix(layers[n], min_size)
+        ]
+        self._finest = {number: _finest_width(layers[number], max_bits) for number in active}
 
     @property
     def largest(self) -> int:
-        """Number of weights n* of the largest layer that is quantized."""
-        return max(self._layers[number].size for number in self.active)
+        """Number of weights n* of the largest layer that the paper quantizes."""
+        return max(self.sizes[number] for number in self.matrices)
 
     def expected_k(self, distortion: float) -> float:
-        """The k at which all weights together are turned by `distortion`."""
-        norms = [self._norms[number] for number in self.active]
-        return expected_k(norms, [self._layers[number].size for number in self.active], distortion)
+        """The k at which all matrices together are turned by `distortion`."""
+        return expected_k([self.norms[n] for n in self.matrices], [self.sizes[n] for n in self.matrices], distortion)
 
-    def widths(self, k: float, epsilon: float) -> list[float | None]:
-        """Bin width of every layer, eq. (7); any for one of zeros, None for one that cannot be quantized."""
-        widths: list[float | None] = [1.0 if norm == 0 else None for norm in self._norms]
-        for number in self.active:
-            width = bin_width(self._norms[number], self._layers[number].size, k, epsilon)
-            widths[number] = max(width, self._finest[number])
+    def norm_allocation(self, epsilon: float) -> Allocation:
+        """The paper's: s_ℓ = ‖w_ℓ‖ for every matrix."""
+        return Allocation("norm", {number: self.norms[number] for number in self.matrices}, epsilon)
+
+    def widths(self, allocation: Allocation, k: float) -> Widths:
+        """Bin width of every layer at k; any for one of zeros, None for one that stays exact."""
+        widths: Widths = [None] * len(self.layers)
+        for number in self.zeros:
+            widths[number] = 1.0
+        for number in allocation.shapes:
+            widths[number] = max(allocation.width(number, self.sizes[number], k), self._finest[number])
         return widths
 
-    def coded_bits(self, k: float, epsilon: float) -> float:
-        """Bits of all quantized layers at their entropy, n · H summed: what two solutions are compared by."""
-        widths = self.widths(k, epsilon)
-        total = 0.0
-        for number in self.active:
-            layer, width = self._layers[number], widths[number]
-            assert width is not None
-            symbols = quantizer.quantize(layer.values, layer.dtype, width)
-            total += layer.size * quantizer.entropy(Histogram.of(symbols).counts)
-        return total
+    def worthwhile(self, widths: Widths) -> Widths:
+        """The same widths, with None for vectors that take no more room exact in the skeleton than coded."""
+        result = list(widths)
+        for number in self.vectors:
+            width = widths[number]
+            if width is not None and self._coded_bits(number, width) >= self._exact_bits(number):
+                result[number] = None
+        return result
+
+    def bits(self, widths: Widths) -> float:
+        """About the bits of the archive that depend on bin widths: of coded layers, and of those that stay exact."""
+        return sum(
+            self._exact_bits(number) if width is None else self._coded_bits(number, width)
+            for number, width in enumerate(widths)
+        )
+
+    def _coded_bits(self, number: int, width: float) -> float:
+        layer = self.layers[number]
+        histogram = Histogram.of(quantizer.quantize(layer.values, layer.dtype, width))
+        table = 8 * len(Table.of(histogram).to_bytes())
+        return layer.size * quantizer.entropy(histogram.counts) + table + _ENTRY_BITS
+
+    def _exact_bits(self, number: int) -> float:
+        return _DEFLATED * 8 * self.layers[number].values.nbytes
 
     def buffers(self) -> list[quantizer.Array]:
-        """One array for each layer: the original where nothing is quantized, else room for `requantize`."""
-        return [
-            np.empty_like(layer.values) if number in self._finest else layer.values
-            for number, layer in enumerate(self._layers)
-        ]
+        """One array for each layer: room for `requantize`."""
+        return [np.empty_like(layer.values) for layer in self.layers]
 
-    def requantize(self, k: float, epsilon: float, out: Sequence[quantizer.Array], pool: Executor) -> None:
-        """Write the restored weights ŵ at k and ε0 into `out`, from `buffers`; in parallel in the threads of `pool`."""
-        widths = self.widths(k, epsilon)
+    def restored(self, number: int, width: float) -> quantizer.Array:
+        """The restored weights ŵ of one layer at a bin width, in the layer's shape and storage type."""
+        layer = self.layers[number]
+        out = np.empty(layer.shape, layer.values.dtype)
+        quantizer.requantize(layer.values, layer.dtype, max(width, self._finest[number]), out)
+        return out
 
-        def piece(number: int, begin: int) -> None:
-            layer, width = self._layers[number], widths[number]
-            assert width is not None
-            part = slice(begin, begin + _PIECE)
+    def error(self, number: int, restored: quantizer.Array) -> float:
+        """‖ŵ − w‖² of one layer."""
+        layer = self.layers[number]
+        return quantizer.squared_error(layer.values, restored, layer.dtype)
+
+    def requantize(self, widths: Widths, out: Sequence[quantizer.Array], pool: Executor) -> list[quantizer.Array]:
+        """The restored weights ŵ of every layer: in `out`, from `buffers`, or the original where it stays exact.
+
+        Args:
+            widths: bin width of every layer; None: exact.
+            out: written to.
+            pool: its threads work at the same time.
+        """
+
+        def piece(number: int, width: float, begin: int) -> None:
+            layer, part = self.layers[number], slice(begin, begin + _PIECE)
             quantizer.requantize(layer.values.reshape(-1)[part], layer.dtype, width, out[number].reshape(-1)[part])
 
-        jobs = [(number, begin) for number in self.active for begin in range(0, self._layers[number].size, _PIECE)]
+        jobs = [
+            (number, width, begin)
+            for number, width in enumerate(widths)
+            if width is not None
+            for begin in range(0, self.sizes[number], _PIECE)
+        ]
         list(pool.map(piece, *zip(*jobs, strict=True)))
+        return [
+            layer.values if width is None else array
+            for layer, width, array in zip(self.layers, widths, out, strict=True)
+        ]
+
+
+def is_matrix(layer: Layer, min_size: int) -> bool:
+    """Whether the paper quantizes a layer: weights of two axes or more, and not tiny."""
+    return len(layer.shape) >= 2 and layer.size >= min_size
+
+
+def _finest_width(layer: Layer, max_bits: int | None) -> float:
+    """The smallest bin width that a layer may have: symbols stay exact in any arithmetic, and within `max_bits`."""
+    finest = quantizer.peak(layer.values, layer.dtype) / quantizer.SYMBOL_MAX
+    if max_bits is None:
+        return finest
+    low, high = quantizer.extremes(layer.values, layer.dtype)
+    # The remark in 4.1 of the paper, a hair wider: ties at both ends would make one level more.
+    return max(finest, (high - low) / float(2**max_bits - 1) * (1 + 1e-9))

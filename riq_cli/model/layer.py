@@ -14,7 +14,9 @@ class Layer:
     """A float tensor, the places in the model that hold it, and its values.
 
     `values` has the layer's shape and storage type (bfloat16 as uint16) and may be mapped from a file. `op` names the
-    operators that use it. A tensor that the model holds several times is one layer with several places.
+    operators that use it, "output" if it is only given out, "unused" if nothing uses it. `structural` layers tell an
+    operator what to do (Resize's scales, Clip's bounds) and must keep their values: they are never quantized. A tensor
+    that the model holds several times is one layer with several places.
     """
 
     name: str
@@ -23,6 +25,7 @@ class Layer:
     dtype: str
     shape: tuple[int, ...]
     values: Array
+    structural: bool = False
 
     @property
     def size(self) -> int:

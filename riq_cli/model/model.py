@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
-from riq_cli.errors import CorruptArchive, ModelError, OutputError
-from riq_cli.files import atomic_write, check_output
+from riq_cli.errors import CorruptArchive, ModelError
+from riq_cli.files import atomic_write
+from riq_cli.model.inputs import ModelInput, model_inputs
 from riq_cli.model.layer import Layer, is_quantizing
-from riq_cli.model.places import Place, constant_places, find_tensor, scopes
+from riq_cli.model.places import Place, constant_places, find_tensor, scopes, tensors
 from riq_cli.model.session_form import SessionForm, session_form
 from riq_cli.model.tensors import (
     FLOAT_TYPES,
@@ -32,20 +35,8 @@ from riq_cli.model.uses import Uses
 
 _PROTOBUF_MAX = (2 << 30) - (1 << 20)  # protobuf's 2 GiB, with room for what surrounds the data
 _ALIGNMENT = 4096  # of tensors in an external data file, so that they can be mapped
+_SMALL = 1024  # bytes below which a tensor stays inside: onnxruntime must see those that decide shapes
 _BATCH_OF_HASH = 1 << 24
-
-
-@dataclass(frozen=True)
-class ModelInput:
-    """An input of the model: `dtype` as numpy names it; free dimensions are a name or None.
-
-    `vocabulary` is the number of ids that the embedding behind it has, None if there is no embedding.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str | None, ...]
-    vocabulary: int | None = None
 
 
 @dataclass(frozen=True)
@@ -105,9 +96,10 @@ class Model:
         del data
         external = ExternalData(path.parent)
         layers, typed = _take_layers(proto, external)
-        for place in constant_places(proto):
-            if place.tensor.data_location == onnx.TensorProto.EXTERNAL:
-                load_external(place.tensor, external)
+        for tensor in tensors(proto):
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                load_external(tensor, external)
+            tensor.ClearField("external_data")  # some writers leave it behind where data is inside
         external.hash_into(digest)
         return cls(_compact(proto), layers, Source(size + external.size, digest.hexdigest()), typed, external)
 
@@ -131,7 +123,7 @@ class Model:
                     raise CorruptArchive(f"layer {layer.name!r}: {path} has another shape or type")
                 if has_data(tensor):
                     raise CorruptArchive(f"layer {layer.name!r}: {path} holds data of its own")
-        if _points_at_file(proto):
+        if any(t.data_location == onnx.TensorProto.EXTERNAL or t.external_data for t in tensors(proto)):
             raise CorruptArchive("the skeleton refers to external data, which archives never do")
         return cls(proto, layers)
 
@@ -142,11 +134,7 @@ class Model:
         Raises:
             ModelError: an input that is not a tensor.
         """
-        graph = self.skeleton.graph
-        constants = {tensor.name for tensor in graph.initializer}
-        rows = {place.value_name: place.tensor.dims for place in constant_places(self.skeleton)}
-        uses = Uses(self.skeleton)
-        return tuple(_input(value, uses, rows) for value in graph.input if value.name not in constants)
+        return model_inputs(self.skeleton)
 
     @property
     def is_quantized(self) -> bool:
@@ -219,26 +207,30 @@ class Model:
 
     def _save_external(self, path: Path, overwrite: bool) -> None:
         beside = path.with_name(path.name + ".data")
-        check_output(path, overwrite)
         proto = onnx.ModelProto()
         proto.CopyFrom(self.skeleton)
-        with atomic_write(beside, overwrite) as file:
+        # Both files are complete before either gets its name: the data first, and it goes back if the model fails.
+        with (
+            contextlib.ExitStack() as undo,
+            atomic_write(path, overwrite) as file,
+            atomic_write(beside, overwrite) as data,
+        ):
             for layer in self.layers:
-                file.write(bytes(-file.tell() % _ALIGNMENT))
-                offset = file.tell()
-                file.write(np.ascontiguousarray(layer.values).data)
+                if layer.values.nbytes < _SMALL:
+                    _fill(proto, layer, {})
+                    continue
+                data.write(bytes(-data.tell() % _ALIGNMENT))
+                offset = data.tell()
+                data.write(np.ascontiguousarray(layer.values).data)
                 for place in layer.places:
                     tensor = find_tensor(proto, place)
                     tensor.data_location = onnx.TensorProto.EXTERNAL
                     entries = {"location": beside.name, "offset": offset, "length": layer.values.nbytes}
                     for key, value in entries.items():
                         tensor.external_data.add(key=key, value=str(value))
-        try:
-            with atomic_write(path, overwrite) as file:
-                file.write(proto.SerializeToString(deterministic=True))
-        except OutputError:
-            beside.unlink(missing_ok=True)
-            raise
+            file.write(proto.SerializeToString(deterministic=True))
+            file.flush()
+            undo.enter_context(_put_back(beside))
 
 
 def _take_layers(proto: onnx.ModelProto, external: ExternalData) -> tuple[list[Layer], dict[str, bytes]]:
@@ -272,7 +264,9 @@ def _take_layers(proto: onnx.ModelProto, external: ExternalData) -> tuple[list[L
         name = first.value_name if repeated[first.value_name] == 1 else f"{first.value_name} ({first.path})"
         ops = sorted({op for place in places for op in uses.operators(place.scope, place.value_name)})
         dtype = FLOAT_TYPES[first.tensor.data_type]
-        layers.append(Layer(name, ", ".join(ops), tuple(p.path for p in places), dtype, values.shape, values))
+        structural = math.prod(values.shape) == 1 or any(uses.is_structural(p.scope, p.value_name) for p in places)
+        paths = tuple(place.path for place in places)
+        layers.append(Layer(name, ", ".join(ops), paths, dtype, values.shape, values, structural))
         for place in places:
             clear_data(place.tensor)
     return layers, typed
@@ -301,26 +295,19 @@ def _compact(proto: onnx.ModelProto) -> onnx.ModelProto:
     return fresh
 
 
-def _points_at_file(message: Message) -> bool:
-    """Whether any tensor inside a message, wherever it is, refers to a file."""
-    if isinstance(message, onnx.TensorProto):
-        return message.data_location == onnx.TensorProto.EXTERNAL or len(message.external_data) > 0
-    for field, value in message.ListFields():
-        items = [value] if isinstance(value, Message) else value
-        if field.message_type is not None and any(map(_points_at_file, items)):
-            return True
-    return False
-
-
-def _input(value: onnx.ValueInfoProto, uses: Uses, rows: dict[str, Sequence[int]]) -> ModelInput:
-    if value.type.WhichOneof("value") != "tensor_type":
-        raise ModelError(f"input {value.name!r} is not a tensor; riq cannot feed it")
-    tensor = value.type.tensor_type
-    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
-    shape = tuple(dim.dim_value if dim.dim_value > 0 else (dim.dim_param or None) for dim in tensor.shape.dim)
-    counts = []
-    for node, number in uses.consumers("graph", value.name):
-        if node.op_type == "Gather" and number == 1 and node.input[0] in rows:
-            axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-            counts.append(rows[node.input[0]][axis])
-    return ModelInput(value.name, dtype, shape, min(counts, default=None))
+@contextlib.contextmanager
+def _put_back(path: Path) -> Iterator[None]:
+    """A block in which a file may be replaced; if it fails, the file is the one that was there, or none again."""
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    existed = path.exists()
+    if existed:
+        os.replace(path, old)
+    try:
+        yield
+    except BaseException:
+        if existed:
+            os.replace(old, path)
+        else:
+            path.unlink(missing_ok=True)
+        raise
+    old.unlink(missing_ok=True)

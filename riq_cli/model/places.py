@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx
+from google.protobuf.message import Message
 
 from riq_cli.errors import CorruptArchive
 
@@ -66,6 +67,17 @@ def constant_places(model: onnx.ModelProto) -> Iterator[Place]:
                     if attribute.name == "value" and attribute.HasField("t"):
                         place = f"{path}.node[{index}].attribute[{number}].t"
                         yield Place(place, attribute.t, node.output[0], path, node)
+
+
+def tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    """Every tensor in a message, wherever it is."""
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for item in [value] if isinstance(value, Message) else value:
+                yield from tensors(item)
 
 
 def find_tensor(model: onnx.ModelProto, path: str) -> onnx.TensorProto:

@@ -7,12 +7,13 @@ calibration samples. The tensor that enters the activation shows the error.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 
 import onnx
 
 from riq_cli.errors import SettingsError
-from riq_cli.model.places import subgraphs
+from riq_cli.model.places import constant_places, scopes, subgraphs
 from riq_cli.model.tensors import FLOAT_TYPES
 
 _SATURATING = frozenset("Softmax LogSoftmax Sigmoid HardSigmoid Hardmax ArgMax ArgMin TopK".split())
@@ -41,18 +42,26 @@ def measured_tensors(model: onnx.ModelProto, names: Sequence[str] = ()) -> list[
         tensors = list(dict.fromkeys(names))
     else:
         floats = [output.name for output in graph.output if _is_float(output)]
-        inner = [pre_activation(graph, output.name) for output in graph.output]
+        numbers = _numbers(model)
+        inner = [pre_activation(graph, output.name, numbers) for output in graph.output]
         tensors = list(dict.fromkeys(floats + [name for name in inner if name is not None]))
         if not tensors:
             raise SettingsError("the model has no float output to measure; name an inner tensor with --output")
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in outputs)
+    for name in _bfloat16(model, tensors):
+        _give_as_float(graph, name)
     return tensors
 
 
-def pre_activation(graph: onnx.GraphProto, name: str) -> str | None:
+def pre_activation(graph: onnx.GraphProto, name: str, numbers: Collection[str]) -> str | None:
     """The tensor that enters the saturating operators at the end of `name`'s computation; None without such.
 
     An If whose branches end in such operators gets one more output for the tensor (`graph` is changed).
+
+    Args:
+        graph: the main graph or a branch.
+        name: one of its outputs.
+        numbers: names of the constants that are a single number, in whatever graph.
     """
     producers = _producers(graph)
     found: str | None = None
@@ -60,16 +69,18 @@ def pre_activation(graph: onnx.GraphProto, name: str) -> str | None:
         if node.op_type in _FORWARDING:
             name = str(node.input[0])
         elif node.op_type == "If":
-            return _through_branches(node, list(node.output).index(name)) or found
+            return _through_branches(node, list(node.output).index(name), numbers) or found
         else:
-            before = _before_activation(node, producers)
+            before = _before_activation(node, producers, numbers)
             if before is None:
                 break
             found, name = before, before
     return found
 
 
-def _before_activation(node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -> str | None:
+def _before_activation(
+    node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto], numbers: Collection[str]
+) -> str | None:
     """The input of an activation, whole or in the pieces that exporters write; None if `node` ends none."""
 
     def made_by(name: str, *op_types: str) -> onnx.NodeProto | None:
@@ -85,12 +96,12 @@ def _before_activation(node: onnx.NodeProto, producers: Mapping[str, onnx.NodePr
         exp = made_by(total.input[0], "Exp") if total is not None else None
         return str(exp.input[0]) if exp is not None else None
 
-    def logistic_denominator(name: str) -> str | None:  # x of 1 + exp(−x)
+    def logistic_denominator(name: str) -> str | None:  # x of 1 + exp(−x), or another number in place of 1
         add = made_by(name, "Add")
-        for operand in add.input if add is not None else ():
+        for operand, other in (add.input, reversed(add.input)) if add is not None else ():
             exp = made_by(operand, "Exp")
             negative = made_by(exp.input[0], "Neg") if exp is not None else None
-            if negative is not None:
+            if negative is not None and other in numbers:
                 return str(negative.input[0])
         return None
 
@@ -100,12 +111,12 @@ def _before_activation(node: onnx.NodeProto, producers: Mapping[str, onnx.NodePr
         exp = made_by(node.input[0], "Exp")
         if exp is not None and sum_of_exp(node.input[1]) == exp.input[0]:
             return unshifted(exp.input[0])
-        return logistic_denominator(node.input[1])
+        return logistic_denominator(node.input[1]) if node.input[0] in numbers else None  # x / (1 + exp(−x)) is SiLU
     if node.op_type == "Reciprocal":
         return logistic_denominator(node.input[0])
     if node.op_type == "Log":
         producer = producers.get(node.input[0])
-        return _before_activation(producer, producers) if producer is not None else None
+        return _before_activation(producer, producers, numbers) if producer is not None else None
     if node.op_type == "Sub":  # x − log Σ exp(x)
         log = made_by(node.input[1], "Log")
         if log is not None and sum_of_exp(log.input[0]) == node.input[0]:
@@ -116,10 +127,10 @@ def _before_activation(node: onnx.NodeProto, producers: Mapping[str, onnx.NodePr
     return None
 
 
-def _through_branches(node: onnx.NodeProto, number: int) -> str | None:
+def _through_branches(node: onnx.NodeProto, number: int, numbers: Collection[str]) -> str | None:
     """Name of a new output of an If: each branch's pre-activation of its output `number`, or that output."""
     branches = [branch for _, branch in subgraphs(node)]
-    inner = [pre_activation(branch, branch.output[number].name) for branch in branches]
+    inner = [pre_activation(branch, branch.output[number].name, numbers) for branch in branches]
     if all(name is None for name in inner):
         return None
     fresh = f"{node.output[number]}/pre_activation"
@@ -133,6 +144,50 @@ def _through_branches(node: onnx.NodeProto, number: int) -> str | None:
 
 def _producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
     return {str(output): node for node in graph.node for output in node.output}
+
+
+def _numbers(model: onnx.ModelProto) -> set[str]:
+    """Names of all constants of one element; which number it is may have been taken out of the skeleton."""
+    numbers = {place.value_name for place in constant_places(model) if math.prod(place.tensor.dims) == 1}
+    for _, scope in scopes(model):
+        for node in scope.node:
+            if node.op_type == "Constant" and any(attribute.name == "value_float" for attribute in node.attribute):
+                numbers.update(node.output)
+    return numbers
+
+
+def _bfloat16(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:
+    """Those outputs that are bfloat16; types that are not declared are inferred where that type occurs at all."""
+
+    def types(model: onnx.ModelProto) -> dict[str, int]:
+        values = [*model.graph.value_info, *model.graph.output]
+        return {value.name: value.type.tensor_type.elem_type for value in values}
+
+    found = types(model)
+    if onnx.TensorProto.BFLOAT16 in {*found.values(), *(tensor.data_type for tensor in model.graph.initializer)}:
+        found = types(onnx.shape_inference.infer_shapes(model))
+    return [name for name in names if found.get(name) == onnx.TensorProto.BFLOAT16]
+
+
+def _give_as_float(graph: onnx.GraphProto, name: str) -> None:
+    """Give an output out as float32, since sessions have no bfloat16 arrays; inside it gets another name."""
+    inside = f"riq/bfloat16/{name}"
+
+    def rename(scope: onnx.GraphProto) -> None:
+        for node in scope.node:
+            for names in (node.input, node.output):
+                names[:] = [inside if used == name else used for used in names]
+            for _, inner in subgraphs(node):
+                rename(inner)
+
+    rename(graph)
+    for tensor in graph.initializer:
+        if tensor.name == name:
+            tensor.name = inside
+    graph.node.append(onnx.helper.make_node("Cast", [inside], [name], to=onnx.TensorProto.FLOAT))
+    for value in (*graph.value_info, *graph.output):
+        if value.name == name:
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
 
 
 def _is_float(output: onnx.ValueInfoProto) -> bool:

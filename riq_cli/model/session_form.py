@@ -47,6 +47,7 @@ def session_form(
     """
     model = onnx.ModelProto()
     model.CopyFrom(skeleton)
+    measured = measured_tensors(model, outputs)  # first, so that it is the same however layers are given
     weights: list[tuple[str, int]] = []
     inside: list[tuple[str, int]] = []
     for number, layer in enumerate(layers):
@@ -61,7 +62,6 @@ def session_form(
                 inside.append((place, number))
     if inside:
         weights += _hoist(model, layers, inside)
-    measured = measured_tensors(model, outputs)
     weights = _without_unused(model.graph, weights)
     return SessionForm(model.SerializeToString(), tuple(weights), tuple(measured), bool(inside))
 
@@ -148,8 +148,11 @@ def _pass_to_functions(model: onnx.ModelProto, needed: dict[str, list[str]]) -> 
 def _without_unused(graph: onnx.GraphProto, weights: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
     """Those weights that something uses; the others are removed, since a session drops them and then misses them."""
     used = {output.name for output in graph.output} | consumed(graph)
-    for initializer in [tensor for tensor in graph.initializer if tensor.name not in used]:
-        graph.initializer.remove(initializer)
+    unused = {name for name, _ in weights} - used
+    for field in (graph.initializer, graph.input):  # up to IR 3 initializers are inputs as well
+        for index in reversed(range(len(field))):
+            if field[index].name in unused:
+                del field[index]
     return [(name, number) for name, number in weights if name in used]
 
 

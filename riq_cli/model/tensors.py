@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx.external_data_helper import ExternalDataInfo
 
 from riq_cli.errors import ModelError
 
@@ -49,16 +49,15 @@ class ExternalData:
         """The bytes of a tensor whose data is external, u8[bytes], mapped from the file.
 
         Raises:
-            ModelError: the file is missing, outside of the model's folder, or too short.
+            ModelError: the file is missing, outside of the model's folder, or too short; or no place in it is given.
         """
-        info = ExternalDataInfo(tensor)
-        file = self._map(info.location)
-        begin = info.offset or 0
-        length = info.length if info.length else len(file) - begin
-        if begin < 0 or length < 0 or begin + length > len(file):
-            raise ModelError(
-                f"tensor {tensor.name!r}: its data ends behind the end of {info.location}; the file is cut off"
-            )
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        file = self._map(location)
+        begin = _place(tensor, "offset", entries.get("offset", "0"))
+        length = _place(tensor, "length", entries["length"]) if "length" in entries else max(0, len(file) - begin)
+        if begin + length > len(file):
+            raise ModelError(f"tensor {tensor.name!r}: its data ends behind the end of {location}; the file is cut off")
         return np.frombuffer(file, np.uint8, length, begin)
 
     def _map(self, location: str) -> mmap.mmap:
@@ -91,6 +90,16 @@ class ExternalData:
                 file.madvise(mmap.MADV_DONTNEED)
 
 
+def _place(tensor: onnx.TensorProto, key: str, text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise ModelError(f"tensor {tensor.name!r}: {key} {text!r} of its external data is not a number of bytes")
+    return number
+
+
 def float_array(tensor: onnx.TensorProto, external: ExternalData) -> Array:
     """The values of a float tensor in its own shape, in storage type; external data is mapped, not read.
 
@@ -100,17 +109,16 @@ def float_array(tensor: onnx.TensorProto, external: ExternalData) -> Array:
     storage = np.dtype(_STORAGE[FLOAT_TYPES[tensor.data_type]])
     shape = tuple(tensor.dims)
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        data: Any = external.data(tensor)
+        data: Array = external.data(tensor)
     elif tensor.HasField("raw_data"):
-        data = tensor.raw_data
-    elif storage.kind == "u" or storage.itemsize == 2:
-        return np.array(tensor.int32_data, np.uint16).view(storage).reshape(shape)
+        data = np.frombuffer(tensor.raw_data, np.uint8)
+    elif storage.itemsize == 2:
+        data = np.array(tensor.int32_data, np.int32).astype("<u2")
     else:
-        return np.array(tensor.float_data or tensor.double_data, storage).reshape(shape)
-    try:
-        return np.frombuffer(data, storage).reshape(shape)
-    except ValueError as error:
-        raise ModelError(f"tensor {tensor.name!r}: {len(data)} bytes do not fill the shape {list(shape)}") from error
+        data = np.array(tensor.double_data if storage.itemsize == 8 else tensor.float_data, storage)
+    if min(shape, default=0) < 0 or data.nbytes != math.prod(shape) * storage.itemsize:
+        raise ModelError(f"tensor {tensor.name!r}: {data.nbytes} bytes do not fill the shape {list(shape)}")
+    return data.view(storage).reshape(shape)
 
 
 def load_external(tensor: onnx.TensorProto, external: ExternalData) -> None:
@@ -137,11 +145,14 @@ def read_tensor_file(path: Path) -> tuple[str, NDArray[Any]]:
     """Name and values of a serialized TensorProto, as ONNX test data has them (`input_0.pb`).
 
     Raises:
-        ModelError: not a tensor.
+        ModelError: not a tensor, or one whose data is in another file.
     """
     tensor = onnx.TensorProto()
+    data = path.read_bytes()
     try:
-        tensor.ParseFromString(path.read_bytes())
+        tensor.ParseFromString(data)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise ModelError(f"{path}: a tensor whose data is in another file; riq reads those with models only")
         return tensor.name, onnx.numpy_helper.to_array(tensor)
-    except (DecodeError, ValueError, TypeError) as error:
+    except (DecodeError, LookupError, ArithmeticError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: not an ONNX tensor") from error

@@ -1,19 +1,45 @@
-"""Who uses a value: which operators consume a layer, and how many ids a token input may take."""
+"""Who uses a value: which operators consume a layer, and what for."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import onnx
 
 from riq_cli.model.places import scopes, subgraphs
+from riq_cli.model.tensors import FLOAT_TYPES
 
 # Operators that hand their first input on: same values, perhaps in another type or shape.
 FORWARDING = frozenset(
     "Identity Cast Transpose Reshape Squeeze Unsqueeze Flatten Dropout Expand DequantizeLinear".split()
 )
 
+# Operators with inputs that say what to do, rather than being computed with: the number of the first such input; those
+# behind it are of that kind too. Arguments that are integers or conditions are not listed: only a Cast makes a float one.
+_STRUCTURAL = {
+    "BatchNormalization": 4,  # the variance: under a root and a fraction line, it must stay positive
+    "Clip": 1,
+    "DequantizeLinear": 1,
+    "Dropout": 1,
+    "Equal": 0,
+    "Greater": 0,
+    "GreaterOrEqual": 0,
+    "Less": 0,
+    "LessOrEqual": 0,
+    "MaxRoiPool": 1,
+    "NonMaxSuppression": 2,
+    "OneHot": 1,
+    "Pad": 1,
+    "Pow": 1,
+    "QuantizeLinear": 1,
+    "Range": 0,
+    "Resize": 1,
+    "RoiAlign": 1,
+    "Tile": 1,
+    "TopK": 1,
+    "Upsample": 1,
+}
+
 Scope = onnx.GraphProto | onnx.FunctionProto
+Use = tuple[onnx.NodeProto, int]  # a node and the number of the input by which it takes a value
 
 
 class Uses:
@@ -22,23 +48,36 @@ class Uses:
     def __init__(self, model: onnx.ModelProto) -> None:
         """Index all nodes of a model."""
         self._index = {path: _consumers(scope) for path, scope in scopes(model)}
+        self._outputs = {path: _outputs(scope) for path, scope in scopes(model)}
 
     def operators(self, scope: str, name: str) -> list[str]:
-        """Operator types that work on a value, looking through those that only hand it on; sorted."""
-        found = {node.op_type for node, _ in self.consumers(scope, name)}
-        return sorted(found) or ["unused"]
+        """Operator types that work on a value, looking through those that only hand it on; sorted.
 
-    def consumers(self, scope: str, name: str) -> Iterator[tuple[onnx.NodeProto, int]]:
+        Without any it is "output" if a graph or branch gives the value out, else "unused".
+        """
+        found = {node.op_type for node, _ in self.consumers(scope, name)}
+        names, _ = self._reach(scope, name)
+        return sorted(found) or ["unused" if names.isdisjoint(self._outputs[scope]) else "output"]
+
+    def consumers(self, scope: str, name: str) -> list[Use]:
         """Nodes that work on a value and the number of the input it enters by, looking through FORWARDING ones."""
-        index, seen, pending = self._index[scope], {name}, [name]
+        return [use for use in self._reach(scope, name)[1] if not _forwards(*use)]
+
+    def is_structural(self, scope: str, name: str) -> bool:
+        """Whether a float value tells some operator what to do, or is made an integer for such a purpose."""
+        return any(_is_structural(node, number) for node, number in self._reach(scope, name)[1])
+
+    def _reach(self, scope: str, name: str) -> tuple[set[str], list[Use]]:
+        """The names of a value, its own and those under which it is handed on, and all uses of them."""
+        uses: list[Use] = []
+        names, pending = {name}, [name]
         while pending:
-            for node, number in index.get(pending.pop(), ()):
-                if node.op_type in FORWARDING and number == 0:
-                    fresh = set(node.output) - seen
-                    seen |= fresh
-                    pending.extend(fresh)
-                else:
-                    yield node, number
+            found = self._index[scope].get(pending.pop(), ())
+            uses += found
+            fresh = {output for use in found if _forwards(*use) for output in use[0].output} - names
+            names |= fresh
+            pending += fresh
+        return names, uses
 
 
 def consumed(scope: Scope) -> set[str]:
@@ -46,12 +85,29 @@ def consumed(scope: Scope) -> set[str]:
     return set(_consumers(scope))
 
 
-def _consumers(scope: Scope) -> dict[str, list[tuple[onnx.NodeProto, int]]]:
-    index: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
+def _consumers(scope: Scope) -> dict[str, list[Use]]:
+    index: dict[str, list[Use]] = {}
     for node in scope.node:
         for number, name in enumerate(node.input):
-            index.setdefault(name, []).append((node, number))
+            if name:
+                index.setdefault(name, []).append((node, number))
         for _, graph in subgraphs(node):
             for name, uses in _consumers(graph).items():
                 index.setdefault(name, []).extend(uses)
     return index
+
+
+def _outputs(scope: Scope) -> set[str]:
+    if isinstance(scope, onnx.FunctionProto):
+        return set(scope.output)
+    return {output.name for output in scope.output}
+
+
+def _forwards(node: onnx.NodeProto, number: int) -> bool:
+    return node.op_type in FORWARDING and number == 0
+
+
+def _is_structural(node: onnx.NodeProto, number: int) -> bool:
+    if node.op_type == "Cast":
+        return all(attribute.i not in FLOAT_TYPES for attribute in node.attribute if attribute.name == "to")
+    return node.op_type in _STRUCTURAL and number >= _STRUCTURAL[node.op_type]

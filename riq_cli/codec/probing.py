@@ -1,0 +1,98 @@
+"""How much deviation each layer causes, measured layer by layer, and the allocation that follows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from riq_cli.allocation import Allocation, Curve, curve, water_filling
+from riq_cli.codec.weights import Weights, Widths
+from riq_cli.evaluator import Prober
+
+_READABLE = 1e-9  # a deviation below this is rounding of the runs, not an effect of the layer
+_SATURATED = 0.05  # above this a deviation grows no longer with the square of the error
+_TRIES = 4  # probes of a layer until its deviation is readable
+_WIDER = 8.0
+
+
+def measured_allocation(
+    weights: Weights, prober: Prober, widths: Widths, k: float, progress: Callable[[int, int], None]
+) -> Allocation:
+    """The allocation of least rate for the deviation that the solution `widths` at `k` is expected to cause.
+
+    Each layer is quantized alone and the deviation measured: a_ℓ = deviation / ‖ŵ − w‖². Bin widths then follow by
+    water-filling; the layers are probed once more at those widths, since low-rate layers are not where they were first
+    measured. A layer without a measurable effect keeps the norm's bin width, and none wider than in `widths`: samples
+    that do not exercise it say nothing about it.
+
+    Args:
+        weights: all layers that may be coded.
+        prober: measures the deviation of changed layers.
+        widths: the paper's solution.
+        k: its k.
+        progress: called with layers done and layers in all.
+    """
+    numbers = weights.matrices + weights.vectors
+    probes = _Probes(weights, prober)
+    for done, number in enumerate(numbers):
+        start = widths[number]
+        probes.first(number, start if start is not None else weights.norms[number] / k)
+        progress(done + 1, 2 * len(numbers))
+    budget = sum(
+        probes.sensitivity[number] * probes.curves[number].error(width)
+        for number, width in enumerate(widths)
+        if number in probes.sensitivity and width is not None
+    )
+    chosen = probes.filled(budget)
+    for done, (number, better) in enumerate(chosen.items()):
+        probes.again(number, better)
+        progress(len(numbers) + done + 1, 2 * len(numbers))
+    chosen = probes.filled(budget)
+    progress(2 * len(numbers), 2 * len(numbers))
+    shapes = {number: width * k for number, width in chosen.items()}
+    silent = [number for number in numbers if number not in chosen]
+    shapes |= {number: weights.norms[number] for number in silent}
+    bounds = {number: width for number in silent if (width := widths[number]) is not None}
+    return Allocation("measured", shapes, 0.0, bounds | {n: weights.norms[n] / k for n in silent if n not in bounds})
+
+
+class _Probes:
+    """What was measured of each layer."""
+
+    def __init__(self, weights: Weights, prober: Prober) -> None:
+        self._weights, self._prober = weights, prober
+        self.curves: dict[int, Curve] = {}
+        self.sensitivity: dict[int, float] = {}
+
+    def first(self, number: int, width: float) -> None:
+        """Measure a layer at a bin width, or at others near it until its deviation can be read."""
+        for _ in range(_TRIES):
+            deviation, error = self._measure(number, width)
+            if deviation > _SATURATED:
+                width /= math.sqrt(deviation / (_SATURATED / 4))
+            elif deviation < _READABLE:
+                width *= _WIDER
+            else:
+                break
+        if deviation >= _READABLE and error > 0:
+            self.sensitivity[number] = deviation / error
+            layer = self._weights.layers[number]
+            self.curves[number] = curve(layer.values, layer.dtype, width)
+
+    def again(self, number: int, width: float) -> None:
+        """Measure a layer once more, at the bin width that was chosen for it."""
+        deviation, error = self._measure(number, width)
+        if deviation >= _READABLE and error > 0:
+            self.sensitivity[number] = deviation / error
+
+    def filled(self, budget: float) -> dict[int, float]:
+        """Bin widths of least rate for a sum of deviations, by the number of the layer."""
+        numbers = list(self.sensitivity)
+        curves = [self.curves[number] for number in numbers]
+        found = water_filling(curves, [self.sensitivity[number] for number in numbers], budget)
+        return dict(zip(numbers, found, strict=True))
+
+    def _measure(self, number: int, width: float) -> tuple[float, float]:
+        """Deviation with one layer quantized, and ‖ŵ − w‖² of it."""
+        restored = self._weights.restored(number, width)
+        return max(self._prober.deviations({number: restored})), self._weights.error(number, restored)
