@@ -235,17 +235,26 @@ def cosine_distance(y: Array, z: Array) -> float:
     if y.shape != z.shape:
         return 1.0
     a, b = y.astype(np.float64).ravel(), z.astype(np.float64).ravel()
-    finite = np.isfinite(a)
-    if not finite.all():
+    largest = _peak(a), _peak(b)
+    if not math.isfinite(largest[0]):
+        finite = np.isfinite(a)
         if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
             return math.inf
         a, b = a[finite], b[finite]
-    if not np.isfinite(b).all():
+        largest = _peak(a), _peak(b)
+    if not math.isfinite(largest[1]):
         return math.inf
+    if 0 in largest:
+        return 0.0 if largest[0] == largest[1] else 1.0
+    a /= largest[0]  # so that no square is too large or too small
+    b /= largest[1]
     aa, bb, ab = float(np.sum(a * a)), float(np.sum(b * b)), float(np.sum(a * b))
-    if aa == 0 or bb == 0:
-        return 0.0 if aa == bb else 1.0
-    return max(0.0, 1.0 - ab / (math.sqrt(aa) * math.sqrt(bb)))
+    return max(0.0, 1.0 - ab / math.sqrt(aa * bb))  # one root: that of a square is exact, so y = z gives 0
+
+
+def _peak(values: Array) -> float:
+    """The largest absolute value; 0 of none, NaN if there is any."""
+    return float(np.max(np.abs(values), initial=0.0))
 
 
 def _float_names(names: Sequence[str], runs: Sequence[Sequence[Array]], strict: bool) -> list[str]:

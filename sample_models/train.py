@@ -40,7 +40,6 @@ OPSET = 20  # the first with Gelu as one operator
 CLASSES = 10
 CALIBRATION_IMAGES = 64
 HELDOUT_IMAGES = 500
-SHIFT = 2  # training images move by up to so many pixels
 PACKAGE = "dataset-fashion-mnist"
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")
 CACHE = Path.home() / ".cache" / "riq-sample-models"
@@ -252,9 +251,8 @@ class Block(nn.Module):
 
     def attend(self, qkv: Tensor) -> Tensor:
         """Multi-head attention of queries, keys and values side by side, [b, tokens, 3 * width]."""
-        query, key, value = (
-            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=2)
-        )
+        parts = qkv.chunk(3, dim=2)
+        query, key, value = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
         if self.training:  # one fused, faster operation; the export gets the plain ones
             heads = functional.scaled_dot_product_attention(query, key, value)
         else:
@@ -263,11 +261,11 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embedding of the 49 patches of 4 x 4 pixels, three blocks, mean over the patches, a dense layer."""
+    """Embedding of 49 overlapping patches of 8 x 8 pixels, three blocks, mean over patches, a dense layer."""
 
     def __init__(self, width: int = 64, heads: int = 4, depth: int = 3) -> None:
         super().__init__()
-        self.embed = nn.Conv2d(1, width, 4, stride=4)
+        self.embed = nn.Conv2d(1, width, 8, stride=4, padding=2)
         self.position = nn.Parameter(0.02 * torch.randn(49, width))
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
@@ -294,14 +292,10 @@ PEAK_RATE = {"cnn": 4e-3, "lstm": 4e-3, "transformer": 2e-3}  # the one-cycle sc
 # Training
 
 
-def augment(images: Tensor) -> Tensor:
-    """Images [b, 1, 28, 28], each mirrored with probability 1/2 and shifted by up to SHIFT pixels."""
-    count, _, height, width = images.shape
-    padded = functional.pad(images[:, 0], (SHIFT,) * 4)
-    rows = torch.randint(2 * SHIFT + 1, (count, 1)) + torch.arange(height)
-    columns = torch.randint(2 * SHIFT + 1, (count, 1)) + torch.arange(width)
-    columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
-    return padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]][:, None]
+def mirror(images: Tensor) -> Tensor:
+    """Images [b, 1, 28, 28], each mirrored left to right with probability 1/2."""
+    chosen = torch.rand(len(images), 1, 1, 1) < 0.5
+    return torch.where(chosen, images.flip(3), images)
 
 
 def train(name: str, images: np.ndarray, labels: np.ndarray) -> nn.Module:
@@ -320,13 +314,12 @@ def train(name: str, images: np.ndarray, labels: np.ndarray) -> nn.Module:
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
     steps = len(x) // BATCH
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=PEAK_RATE[name], total_steps=EPOCHS[name] * steps
-    )
+    updates = EPOCHS[name] * steps
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE[name], total_steps=updates)
     for epoch in range(EPOCHS[name]):
         start, total = time.monotonic(), 0.0
         for batch in torch.randperm(len(x))[: steps * BATCH].split(BATCH):
-            loss = functional.cross_entropy(model(augment(x[batch])), y[batch])
+            loss = functional.cross_entropy(model(mirror(x[batch])), y[batch])
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -379,28 +372,23 @@ def run(path: Path, images: np.ndarray) -> np.ndarray:
     return np.concatenate([session.run(["logits"], {"image": part})[0] for part in parts])
 
 
-def describe(
-    path: Path, model: nn.Module, images: np.ndarray, labels: np.ndarray, heldout: np.ndarray
-) -> None:
+def describe(path: Path, model: nn.Module, test: tuple[np.ndarray, np.ndarray], heldout: np.ndarray) -> None:
     """Print a model's size, its distance from torch and its accuracy.
 
     Args:
         path: the ONNX file.
         model: the same network in torch.
-        images: test images, float32 [n, 1, 28, 28].
-        labels: their class ids, int64 [n].
+        test: test images, float32 [n, 1, 28, 28], and their class ids, int64 [n].
         heldout: indices of the held-out images among them, int64 [m].
     """
+    images, labels = test
     logits = run(path, images)
     correct = logits.argmax(1) == labels
     with torch.inference_mode():
         expected = torch.cat([model(part) for part in torch.from_numpy(images).split(500)]).numpy()
     proto = onnx.load(path)
-    weights = sum(
-        int(np.prod(tensor.dims))
-        for tensor in proto.graph.initializer
-        if tensor.data_type == onnx.TensorProto.FLOAT
-    )
+    floats = [tensor for tensor in proto.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
+    weights = sum(int(np.prod(tensor.dims)) for tensor in floats)
     print(f"{path.name}: {weights} weights, {path.stat().st_size} bytes, {len(proto.graph.node)} nodes")
     print(f"{path.name}: largest difference from torch {np.abs(logits - expected).max():.2e}")
     print(f"{path.name}: test accuracy {correct.mean():.4f}, held-out accuracy {correct[heldout].mean():.4f}")
@@ -411,9 +399,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train riq's sample networks on Fashion-MNIST.")
     parser.add_argument("--model", choices=list(MODELS), help="train this one only (default: all)")
     parser.add_argument("--data", type=Path, help="folder of the four gzipped idx files")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parent, help="default: this script's folder"
-    )
+    parser.add_argument("--output", type=Path, help="folder to write to (default: this script's)")
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -422,16 +408,16 @@ def main() -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
     data = arguments.data or find_data()
-    train_images, train_labels = load_split(data, "train")
-    test_images, test_labels = load_split(data, "t10k")
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    write_samples(train_images, train_labels, CALIBRATION_IMAGES, arguments.output / "calibration.npz")
-    heldout = write_samples(test_images, test_labels, HELDOUT_IMAGES, arguments.output / "heldout.npz")
+    output = arguments.output or Path(__file__).parent
+    output.mkdir(parents=True, exist_ok=True)
+    training, test = load_split(data, "train"), load_split(data, "t10k")
+    write_samples(*training, CALIBRATION_IMAGES, output / "calibration.npz")
+    heldout = write_samples(*test, HELDOUT_IMAGES, output / "heldout.npz")
     for name in [arguments.model] if arguments.model else MODELS:
-        model = train(name, train_images, train_labels)
-        path = arguments.output / f"{name}.onnx"
+        model = train(name, *training)
+        path = output / f"{name}.onnx"
         export(model, path)
-        describe(path, model, test_images, test_labels, heldout)
+        describe(path, model, test, heldout)
 
 
 if __name__ == "__main__":

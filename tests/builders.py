@@ -842,6 +842,53 @@ def resize(seed: int = 0) -> onnx.ModelProto:
     )
 
 
+@form
+def batch_norm(seed: int = 0) -> onnx.ModelProto:
+    r = Random(seed)
+    return model(
+        [
+            node("Conv", "x conv.weight", "c", kernel_shape=[1, 1]),
+            node("BatchNormalization", "c norm.scale norm.shift norm.mean norm.variance", "y"),
+        ],
+        [info("x", "batch", 3, 4, 4)],
+        [info("y", "batch", 4, 4, 4)],
+        [
+            tensor("conv.weight", r(4, 3, 1, 1)),
+            tensor("norm.scale", r(4)),
+            tensor("norm.shift", r(4)),
+            tensor("norm.mean", r(4)),
+            tensor("norm.variance", np.abs(r(4)) + np.float32(0.5)),
+        ],
+    )
+
+
+@form
+def arguments(seed: int = 0) -> onnx.ModelProto:
+    """Floats that tell operators what to do, directly and behind a Cast; the same for every seed."""
+    r = Random(seed)
+    return model(
+        [
+            node("MatMul", "x w", "m"),
+            node("Abs", "m", "a"),
+            constant("low", np.array(0.125, np.float32)),
+            node("Clip", "a low", "c"),
+            node("Pow", "c exponents", "p"),
+            node("Cast", "size", "s", to=INT64),
+            node("Reshape", "p s", "t"),
+            node("Cast", "factors", "f", to=FLOAT),
+            node("Resize", "t _ f", "y", mode="nearest"),
+        ],
+        [info("x", "batch", 6)],
+        [matrix("y")],
+        [
+            tensor("w", r(6, 5)),
+            tensor("exponents", np.array([1, 2, 0.5, 1, 3], np.float32)),
+            tensor("size", np.array([5, -1], np.float32)),
+            tensor("factors", np.array([2, 1], np.float64)),
+        ],
+    )
+
+
 # ---- ends that saturate ---------------------------------------------------------------------------------------------
 
 
@@ -1045,6 +1092,59 @@ def if_softmax_in_both_branches(seed: int = 0) -> onnx.ModelProto:
     then = graph([node("Softmax", "z", "o")], [], [unknown("o")], name="branch")
     other = graph([node("Neg", "z", "n"), node("Softmax", "n", "o")], [], [unknown("o")], name="branch")
     return _end(seed, [node("If", "flag", "y", then_branch=then, else_branch=other)], inputs=[info("flag", dtype=BOOL)])
+
+
+@saturated("y")
+def silu_by_div(seed: int = 0) -> onnx.ModelProto:
+    """z / (1 + exp(−z)) is about z where it is large: nothing saturates."""
+    pieces = [node("Neg", "z", "n"), node("Exp", "n", "e"), node("Add", "e one", "d"), node("Div", "z d", "y")]
+    return _end(seed, pieces, initializers=[tensor("one", np.array(1, np.float32))])
+
+
+@saturated("y")
+def division_that_is_no_logistic(seed: int = 0) -> onnx.ModelProto:
+    """1 / (z² + exp(−z)): what is added to the exponential is not a number."""
+    pieces = [
+        node("Neg", "z", "n"),
+        node("Exp", "n", "e"),
+        node("Mul", "z z", "zz"),
+        node("Add", "zz e", "d"),
+        node("Div", "one d", "y"),
+    ]
+    return _end(seed, pieces, initializers=[tensor("one", np.array(1, np.float32))])
+
+
+@saturated("y", "z")
+def logistic_by_plain_constants(seed: int = 0) -> onnx.ModelProto:
+    pieces = [
+        node("Constant", "", "one", value_float=1.0),
+        constant("two", np.array([1.0], np.float32)),
+        node("Neg", "z", "n"),
+        node("Exp", "n", "e"),
+        node("Add", "two e", "d"),
+        node("Div", "one d", "y"),
+    ]
+    return _end(seed, pieces)
+
+
+@saturated("y", "y/pre_activation")
+def if_logistic_by_div(seed: int = 0) -> onnx.ModelProto:
+    """The numbers are a Constant of the branch, and one of the graph around it."""
+    pieces = [
+        constant("one", np.array(1, np.float32)),
+        node("Neg", "z", "n"),
+        node("Exp", "n", "e"),
+        node("Add", "e outer", "d"),
+        node("Div", "one d", "o"),
+    ]
+    then = graph(pieces, [], [unknown("o")], name="then")
+    other = graph([node("Neg", "z", "o")], [], [unknown("o")], name="else")
+    return _end(
+        seed,
+        [node("If", "flag", "y", then_branch=then, else_branch=other)],
+        initializers=[tensor("outer", np.array(1, np.float32))],
+        inputs=[info("flag", dtype=BOOL)],
+    )
 
 
 @saturated("out", "y/pre_activation")

@@ -42,7 +42,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generator = np.random.default_rng(0)
     for name in ("calibration", "heldout"):
         np.savez(folder / f"{name}.npz", x=generator.standard_normal((12, 16)).astype(np.float32))
-    done = riq("compress", "model.onnx", "--calibration", "calibration.npz", folder=folder)
+    done = riq("compress", "model.onnx", "--preset", "fast", "--calibration", "calibration.npz", folder=folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -55,13 +55,16 @@ def folder(ready: Path, tmp_path: Path) -> Path:
 
 def test_the_whole_way(folder: Path) -> None:
     (folder / "model.riqz").unlink()
-    done = riq("compress", "model.onnx", "--deviation", "0.02", "--calibration", "calibration.npz", folder=folder)
+    done = riq("compress", "model.onnx", "--deviation", "0.02", "--preset", "fast", "--calibration", "calibration.npz",
+               folder=folder)  # fmt: skip
     assert (done.returncode, done.stdout) == (0, b"")
     text = done.stderr.decode()
     assert re.match(r"model\.riqz: 1?\.?\d+ k?B, ×\d\.\d\d smaller than model\.onnx \(3\.\d+ kB\)\n", text)
     assert re.search(r"deviation  0\.0\d+ ≤ 0\.02, worst sample 0\.0\d+; 12 samples \(npz\)", text)
     assert re.search(r"layers     2, 832 weights at \d\.\d+ bits/weight; ×\d\.\d\d by eq\. \(2\)", text)
-    assert re.search(r"search     k = [\d.]+, epsilon = 0\.01, \d+ evaluations, \d+\.\d s", text)
+    assert re.search(
+        r"search     norm allocation, k = [\d.]+, epsilon = 0\.01; \d+ evaluations, 0 probes, \d+\.\d s", text
+    )
 
     done = riq("decompress", "model.riqz", "-o", "restored.onnx", folder=folder)
     assert (done.returncode, done.stdout) == (0, b"")
@@ -74,7 +77,8 @@ def test_the_whole_way(folder: Path) -> None:
 
 
 def test_compress_json_always_parses_and_holds_the_facts(folder: Path) -> None:
-    done = riq("compress", "model.onnx", "--calibration", "calibration.npz", "-f", "--json", folder=folder)
+    done = riq("compress", "model.onnx", "--preset", "fast", "--calibration", "calibration.npz", "-f", "--json",
+               folder=folder)  # fmt: skip
     facts = json.loads(done.stdout)
     assert facts["archive"] == "model.riqz"
     assert facts["archive_bytes"] == (folder / "model.riqz").stat().st_size
@@ -101,7 +105,9 @@ def test_quiet_prints_nothing_and_verbose_the_trace(folder: Path) -> None:
 
 
 def test_pipes_carry_archive_and_model(folder: Path) -> None:
-    archive = riq("compress", "model.onnx", "--calibration", "calibration.npz", "-o", "-", folder=folder).stdout
+    archive = riq(
+        "compress", "model.onnx", "--preset", "fast", "--calibration", "calibration.npz", "-o", "-", folder=folder
+    ).stdout
     assert archive == (folder / "model.riqz").read_bytes()
     restored = riq("decompress", "-", "-o", "-", folder=folder, data=archive).stdout
     riq("decompress", "model.riqz", "-o", "restored.onnx", folder=folder)

@@ -101,8 +101,10 @@ def test_rate_is_within_one_percent_of_the_entropy(tmp_path: Path) -> None:
 
 def test_both_searches_find_the_same_k(tmp_path: Path) -> None:
     model, data = load(tmp_path, wide), calibration(wide)
-    secant = riq.compress(model, data, deviation=0.003, epsilon=0.0).manifest.result
-    paper = riq.compress(model, data, deviation=0.003, epsilon=0.0, search="algorithm1").manifest.result
+    secant = riq.compress(model, data, deviation=0.003, epsilon=0.0, allocation="norm").manifest.result
+    paper = riq.compress(
+        model, data, deviation=0.003, epsilon=0.0, allocation="norm", search="algorithm1"
+    ).manifest.result
     assert secant["k"] == pytest.approx(paper["k"], rel=0.03)  # the curve is rough at a scale of 1 %
     assert secant["evaluations"] <= 11 < paper["evaluations"]
 
@@ -126,7 +128,9 @@ def test_an_unreachable_target_is_an_error_with_the_best_deviation(tmp_path: Pat
 
 def test_epsilon_shrinks_when_the_paper_s_does_not_reach(tmp_path: Path) -> None:
     warnings: list[str] = []
-    archive = riq.compress(load(tmp_path, wide), calibration(wide), deviation=0.0001, warn=warnings.append)
+    archive = riq.compress(
+        load(tmp_path, wide), calibration(wide), deviation=0.0001, allocation="norm", warn=warnings.append
+    )
     assert archive.manifest.result["epsilon"] < 0.01
     assert archive.manifest.result["deviation"] <= 0.0001
     assert warnings == [f"epsilon = 0.01 does not reach the target; {archive.manifest.result['epsilon']:g} does"]
@@ -145,7 +149,7 @@ def test_include_and_exclude_and_min_size_choose_the_layers(tmp_path: Path) -> N
     model, data = load(tmp_path, wide), calibration(wide)
 
     def names(**options: object) -> list[str]:
-        archive = riq.compress(model, data, deviation=0.1, **options)
+        archive = riq.compress(model, data, deviation=0.1, allocation="norm", **options)
         return [entry.name for entry in archive.manifest.layers]
 
     assert names() == ["w0", "w1", "w2"]
@@ -220,7 +224,11 @@ def test_settings_that_mean_nothing_are_refused() -> None:
     for wrong, message in (
         ({"deviation": 0}, "a deviation of 0 is not in"),
         ({"deviation": 1.5}, "a deviation of 1.5 is not in"),
-        ({"deviation": None}, "neither a target deviation nor k is given"),
+        ({"ratio": 3, "size": 5}, "ratio and size are two goals"),
+        ({"rate": 0}, "rate = 0 is not positive"),
+        ({"holdout": 1}, "holdout = 1 is not in"),
+        ({"max_bits": 1}, "max_bits = 1 is not in"),
+        ({"allocation": "best"}, "no allocation is named 'best'"),
         ({"k": -1}, "k = -1 is not positive"),
         ({"epsilon": 1}, "epsilon = 1 is not in"),
         ({"search": "grid"}, "no search is named 'grid'"),

@@ -14,7 +14,9 @@ from builders import (
     INT64,
     SATURATED,
     feeds,
+    graph,
     if_branches,
+    if_logistic_by_div,
     if_nested_softmax,
     if_sigmoid_in_one_branch,
     info,
@@ -24,6 +26,7 @@ from builders import (
     save,
     softmax,
     tensor,
+    unknown,
 )
 
 from riq_cli.errors import SettingsError
@@ -108,6 +111,40 @@ def test_softmax_of_an_input_is_measured_there_only_if_it_runs(tmp_path: Path) -
     weights = [layer.values for layer in loaded.layers]
     form = loaded.session_form()
     assert Evaluator(form, weights, samples, threads=1).deviation(form, weights).mean < 1e-12
+
+
+def test_both_forms_measure_the_same_where_a_number_is_hoisted_from_a_branch(tmp_path: Path) -> None:
+    loaded = load(if_logistic_by_div(), tmp_path)
+    assert [len(layer.places) for layer in loaded.layers] == [1, 2]
+    for hoist in (True, False):
+        assert loaded.session_form(hoist=hoist).measured == ("y", "y/pre_activation")
+
+
+@pytest.mark.parametrize("hoist", [True, False])
+@pytest.mark.parametrize("in_a_branch", [True, False])
+def test_bfloat16_is_given_out_as_float_though_no_type_is_declared(
+    in_a_branch: bool, hoist: bool, tmp_path: Path
+) -> None:
+    """onnxruntime has no Softmax of bfloat16 on the CPU, so onnx's inference judges."""
+    kind = onnx.TensorProto.BFLOAT16
+    end = node("Softmax", "z", "y")
+    if in_a_branch:
+        then = graph([node("Softmax", "z", "o")], [], [unknown("o", kind)], name="then")
+        other = graph([node("Neg", "z", "n"), node("Softmax", "n", "o")], [], [unknown("o", kind)], name="else")
+        end = node("If", "flag", "y", then_branch=then, else_branch=other)
+    weight = onnx.TensorProto(name="w", data_type=kind, dims=[6, 5], raw_data=bytes(60))
+    proto = model(
+        [node("MatMul", "x w", "z"), end],
+        [info("x", "batch", 6, dtype=kind), info("flag", dtype=onnx.TensorProto.BOOL)],
+        [info("y", "batch", 5, dtype=kind)],
+        [weight],
+    )
+    form = load(proto, tmp_path).session_form(hoist=hoist)
+    assert form.measured == ("y", "y/pre_activation" if in_a_branch else "z")
+    inferred = onnx.shape_inference.infer_shapes(onnx.ModelProto.FromString(form.model), strict_mode=True).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in [*inferred.output, *inferred.value_info]}
+    assert [types[name] for name in form.measured] == [onnx.TensorProto.FLOAT] * 2
+    assert [output.name for output in inferred.output] == list(form.measured)
 
 
 # ---- named tensors --------------------------------------------------------------------------------------------------

@@ -10,7 +10,19 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from builders import FORMS, SATURATED, feeds, folded_transpose, if_nested, matmul, save, tied
+from builders import (
+    FORMS,
+    SATURATED,
+    feeds,
+    folded_transpose,
+    if_nested,
+    info,
+    matmul,
+    save,
+    tensor,
+    tied,
+    unused_initializer_as_input,
+)
 
 from riq_cli.model import Layer, Model, SessionForm
 from riq_cli.model.tensors import Array
@@ -84,16 +96,14 @@ def is_matrix(layer: Layer) -> bool:
     return len(layer.shape) >= 2
 
 
-def cases(names: Sequence[str]) -> list[object]:
+def cases(names: Sequence[str]) -> list[tuple[str, str]]:
     """Every builder with all tensors coded, and with matrices only."""
-    result: list[object] = []
+    result = []
     for name in names:
         for coded in ("all", "matrices"):
             if coded == "all" and name in NOT_FROM_OUTSIDE:
                 continue
-            broken = name == "unused_initializer_as_input"
-            marks = pytest.mark.xfail(strict=True, reason="an unused initializer goes, its graph input stays: required")
-            result.append(pytest.param(name, coded, marks=marks if broken else ()))
+            result.append((name, coded))
     return result
 
 
@@ -200,6 +210,16 @@ def test_a_weight_at_several_depths_is_hoisted_from_each(tmp_path: Path) -> None
     proto = onnx.ModelProto.FromString(form.model)
     assert {tensor.name for tensor in proto.graph.initializer} == {name for name, _ in form.weights}
     assert not [node for node in proto.graph.node if node.op_type == "Constant"]
+
+
+def test_only_unused_layers_go_and_those_that_are_inputs_with_their_input(tmp_path: Path) -> None:
+    """The unused integers stay, and what is equal in value to the orphan but used."""
+    proto = unused_initializer_as_input()
+    proto.graph.initializer.append(tensor("numbers", np.array([1, 2])))
+    proto.graph.input.append(info("numbers", 2, dtype=onnx.TensorProto.INT64))
+    form = onnx.ModelProto.FromString(Model.load(save(proto, tmp_path)).session_form().model)
+    assert [item.name for item in form.graph.initializer] == ["w", "b", "shape", "numbers"]
+    assert [item.name for item in form.graph.input] == ["x", "w", "b", "shape", "numbers"]
 
 
 def test_without_layers_the_form_is_the_file(tmp_path: Path) -> None:

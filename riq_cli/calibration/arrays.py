@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,23 +9,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.calibration.inputs import Sample, check_dtype, check_names, listed, shape_error
+from riq_cli.calibration.inputs import Sample, check_dtype, check_names, first_line, fits, listed, shape_error
 from riq_cli.errors import CalibrationError
 from riq_cli.model import ModelInput
 
 
 def read_numpy(path: Path) -> Mapping[str, NDArray[Any]] | NDArray[Any]:
-    """The array of an .npy file, or the arrays of an .npz file by name."""
+    """The array of an .npy file, or the arrays of an .npz file by name.
+
+    Raises:
+        CalibrationError: no such file, or it is damaged or holds something else.
+    """
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
+            with loaded:
+                arrays = {name: loaded[name] for name in loaded.files}
     except FileNotFoundError as error:
         raise CalibrationError(f"{path}: no such file") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise CalibrationError(f"{path}: cannot be read as numpy data: {error}") from error
+    except Exception as error:  # what numpy, zipfile and zlib make of damaged bytes has no other base
+        raise CalibrationError(f"{path}: cannot be read as numpy data: {first_line(error)}") from error
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise CalibrationError(f"{path}: {name!r} is not an array")
+    return arrays
 
 
 def cut(arrays: Mapping[str, NDArray[Any]] | NDArray[Any], inputs: Sequence[ModelInput], batch: int) -> list[Sample]:
@@ -69,27 +77,21 @@ class _Rows:
         self.axis: int | None = None  # the axis that is cut; None: one sample that stands for all
         self.batchable = False  # several samples may be fed at once
         self.rows = 1  # rows along the batch axis in one sample
-        if array.ndim == len(item.shape) + 1:
-            self._stacked = True
-            self.axis, self.count = 0, array.shape[0]
-            expected: tuple[int, ...] = array.shape[1:]
-        elif array.ndim == len(item.shape):
-            self._stacked = False
-            self.axis = _batch_axis(item, symbol) if array.ndim else None
-            expected = array.shape
-            if self.axis is None:
-                self.count = 1
-            else:
-                fixed = item.shape[self.axis]
-                self.batchable = not isinstance(fixed, int)
-                self.rows = fixed if isinstance(fixed, int) else 1
-                self.count, rest = divmod(array.shape[self.axis], self.rows)
-                if rest:
-                    raise shape_error(array, item)
-                expected = tuple(self.rows if a == self.axis else n for a, n in enumerate(array.shape))
-        else:
-            raise shape_error(array, item)
-        if any(isinstance(dim, int) and dim != size for dim, size in zip(item.shape, expected, strict=True)):
+        self.count = 1
+        self._stacked = item.shape is not None and array.ndim == len(item.shape) + 1
+        sample = list(array.shape)  # the shape of one
+        if self._stacked:
+            self.axis, self.count = 0, sample.pop(0)
+        elif item.shape and array.ndim == len(item.shape):
+            axis = _batch_axis(item.shape, symbol)
+            dim = item.shape[axis]
+            if dim != 0:
+                self.axis = axis
+                self.batchable = not isinstance(dim, int)
+                self.rows = dim if isinstance(dim, int) else 1
+                self.count, rest = divmod(sample[axis], self.rows)
+                sample[axis] = sample[axis] if rest else self.rows
+        if not fits(sample, item):
             raise shape_error(array, item)
         if self.count < 1:
             raise CalibrationError(f"input {item.name!r}: the array of shape {list(array.shape)} holds no samples")
@@ -98,28 +100,29 @@ class _Rows:
         """The feed for samples begin … end − 1."""
         if self.axis is None:
             return self._array
+        if self.count == 1 and self.batchable:
+            return np.repeat(self._array, end - begin, self.axis)
         if self.count == 1:
             begin, end = 0, 1
         if self._stacked:
-            return np.ascontiguousarray(self._array[begin])
+            return np.asarray(self._array[begin], order="C")
         index = [slice(None)] * self._array.ndim
         index[self.axis] = slice(begin * self.rows, end * self.rows)
-        return np.ascontiguousarray(self._array[tuple(index)])
+        return np.asarray(self._array[tuple(index)], order="C")
 
 
 def _batch_symbol(inputs: Sequence[ModelInput]) -> str | None:
-    """Name of the free dimension that counts the batch: the one that comes first in an input."""
-    for item in inputs:
-        if item.shape and isinstance(item.shape[0], str):
-            return item.shape[0]
-    return None
+    """Name of the free dimension that counts the batch: one with "batch" in it, else the first that leads an input."""
+    names = [dim for item in inputs for dim in item.shape or () if isinstance(dim, str) and "batch" in dim.lower()]
+    names += [item.shape[0] for item in inputs if item.shape and isinstance(item.shape[0], str)]
+    return names[0] if names else None
 
 
-def _batch_axis(item: ModelInput, symbol: str | None) -> int | None:
+def _batch_axis(shape: tuple[int | str | None, ...], symbol: str | None) -> int:
     """The axis along which an input's samples lie: the batch's own name, else the first, else the first free one."""
-    if symbol is not None and symbol in item.shape:
-        return item.shape.index(symbol)
-    if not isinstance(item.shape[0], int) or item.shape[0] == 1:
+    if symbol is not None and symbol in shape:
+        return shape.index(symbol)
+    if not isinstance(shape[0], int) or shape[0] == 1:
         return 0
-    free = [axis for axis, dim in enumerate(item.shape) if not isinstance(dim, int)]
+    free = [axis for axis, dim in enumerate(shape) if not isinstance(dim, int)]
     return free[0] if free else 0

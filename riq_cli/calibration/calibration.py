@@ -17,7 +17,7 @@ from riq_cli.calibration.feeds import call, whole_feeds
 from riq_cli.calibration.images import IMAGE_SUFFIXES, ImageOptions, image_samples
 from riq_cli.calibration.inputs import Sample
 from riq_cli.calibration.random import random_samples
-from riq_cli.errors import CalibrationError
+from riq_cli.errors import CalibrationError, ModelError
 from riq_cli.model import ModelInput, read_tensor_file
 
 RANDOM_SAMPLES = 4
@@ -106,7 +106,11 @@ def digest(samples: Iterable[Sample]) -> str:
     for sample in samples:
         for name, array in sorted(sample.feed.items()):
             result.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
-            result.update(np.ascontiguousarray(array).tobytes())
+            if array.dtype.kind == "O":  # strings; the array itself holds addresses
+                for text in map(str, array.ravel()):
+                    result.update(f"{len(text)}\0{text}".encode(errors="surrogatepass"))
+            else:
+                result.update(np.ascontiguousarray(array).tobytes())
     return result.hexdigest()
 
 
@@ -119,16 +123,25 @@ def _from_folder(path: Path, options: ImageOptions) -> Calibration:
     images = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
         raise CalibrationError(f"{path}: holds neither images nor ONNX test data (test_data_set_*/input_*.pb)")
-    return Calibration("images", lambda inputs, dims, batch: image_samples(images, inputs, dims, options))
+    return Calibration("images", lambda inputs, dims, batch: image_samples(images, inputs, dims, batch, options))
 
 
 def _test_data(sets: Sequence[Path], inputs: Sequence[ModelInput]) -> list[Sample]:
     feeds = []
     for folder in sets:
-        files = sorted(folder.glob("input_*.pb"), key=lambda file: int(file.stem.rpartition("_")[2]))
-        tensors = [read_tensor_file(file) for file in files]
+        try:
+            tensors = [read_tensor_file(file) for file in sorted(folder.glob("input_*.pb"), key=_number)]
+        except ModelError as error:
+            raise CalibrationError(str(error)) from error
         if len(tensors) != len(inputs):
             raise CalibrationError(f"{folder}: holds {len(tensors)} inputs, the model has {len(inputs)}")
         named = {name for name, _ in tensors} == {item.name for item in inputs}
         feeds.append({name if named else item.name: array for (name, array), item in zip(tensors, inputs, strict=True)})
     return whole_feeds(feeds, inputs)
+
+
+def _number(file: Path) -> int:
+    digits = file.stem.removeprefix("input_")
+    if not digits.isdecimal():
+        raise CalibrationError(f"{file}: has no number; ONNX test data is input_0.pb, input_1.pb and so on")
+    return int(digits)

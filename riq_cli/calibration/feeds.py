@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.calibration.inputs import Sample, check_dtype, check_names, shape_error
+from riq_cli.calibration.inputs import Sample, check_dtype, check_names, first_line, fits, shape_error
 from riq_cli.errors import CalibrationError
 from riq_cli.model import ModelInput
 
@@ -24,29 +24,38 @@ def whole_feeds(feeds: Iterable[Mapping[str, NDArray[Any]]], inputs: Sequence[Mo
         for item in inputs:
             array = np.asarray(feed[item.name])
             check_dtype(array, item)
-            fits = array.ndim == len(item.shape) and all(
-                not isinstance(dim, int) or dim == size for dim, size in zip(item.shape, array.shape, strict=True)
-            )
-            if not fits:
+            if not fits(array.shape, item):
                 raise shape_error(array, item)
         samples.append(Sample({name: np.asarray(array) for name, array in feed.items()}))
     return samples
 
 
 def call(module: str, name: str) -> Iterable[Mapping[str, NDArray[Any]]]:
-    """The feeds from `module:callable`: an iterable, or an onnxruntime CalibrationDataReader."""
+    """The feeds from `module:callable`: an iterable, or an onnxruntime CalibrationDataReader.
+
+    Raises:
+        CalibrationError: whatever goes wrong in the module, which is the user's own.
+    """
     sys.path.insert(0, os.getcwd())
     try:
-        source = getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise CalibrationError(f"{module}:{name}: the module cannot be imported: {error}") from error
-    except AttributeError as error:
-        raise CalibrationError(f"{module}:{name}: the module has no {name!r}") from error
+        loaded = importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise CalibrationError(f"{module}:{name}: the module cannot be imported: {reason}") from error
     finally:
         sys.path.pop(0)
+    if not hasattr(loaded, name):
+        raise CalibrationError(f"{module}:{name}: the module has no {name!r}")
     try:
+        source = getattr(loaded, name)
         result = source() if callable(source) else source
         reader = getattr(result, "get_next", None)
-        return list(iter(reader, None)) if reader is not None else list(result)
+        feeds = list(iter(reader, None)) if reader is not None else list(result)
     except Exception as error:
-        raise CalibrationError(f"{module}:{name}: {type(error).__name__}: {error}") from error
+        raise CalibrationError(f"{module}:{name}: {type(error).__name__}: {first_line(error)}") from error
+    for feed in feeds:
+        if not isinstance(feed, Mapping):
+            raise CalibrationError(
+                f"{module}:{name}: gives {type(feed).__name__}, not feeds: mappings from input names to arrays"
+            )
+    return feeds

@@ -32,26 +32,38 @@ class ImageOptions:
 
 
 def image_samples(
-    files: Sequence[Path], inputs: Sequence[ModelInput], dims: Mapping[str, int], options: ImageOptions
+    files: Sequence[Path], inputs: Sequence[ModelInput], dims: Mapping[str, int], batch: int, options: ImageOptions
 ) -> list[Sample]:
-    """Samples from image files, resized to the input's shape."""
-    if len(inputs) != 1 or len(inputs[0].shape) != 4:
+    """Samples from image files, resized to the input's shape; `batch` of them in one run where the first axis is free.
+
+    Raises:
+        CalibrationError: an input that takes no images, a file that is none, or a rest that fills no batch.
+    """
+    if len(inputs) != 1 or inputs[0].shape is None or len(inputs[0].shape) != 4:
         raise CalibrationError(
             "a folder of images fits a model with one input of four axes; this one takes "
             + ", ".join(describe(item) for item in inputs)
         )
     item = inputs[0]
     shape = sizes(item, dims)
+    if min(shape) < 1:
+        raise CalibrationError(f"input {describe(item)}: has no room for images")
     channels, height, width = shape[1:] if options.layout == "nchw" else (shape[3], shape[1], shape[2])
     if channels not in (1, 3):
         raise CalibrationError(
             f"input {describe(item)}: {channels} channels in layout {options.layout}; is it --layout "
             f"{'nhwc' if options.layout == 'nchw' else 'nchw'}?"
         )
-    rows = shape[0]
+    free = not isinstance(inputs[0].shape[0], int)
+    rows = batch if free and shape[0] == 1 else shape[0]
+    if len(files) % rows and not free:
+        raise CalibrationError(
+            f"{len(files)} images do not fill batches of {rows}, as the model takes them: {describe(item)}; "
+            "add some or leave some out"
+        )
     arrays = [_image(file, channels, height, width, item.dtype, options) for file in files]
-    batches = [arrays[i : i + rows] for i in range(0, len(arrays) - rows + 1, rows)]
-    return [Sample({item.name: np.stack(batch)}, rows) for batch in batches]
+    batches = [np.stack(arrays[begin : begin + rows]) for begin in range(0, len(arrays), rows)]
+    return [Sample({item.name: pixels}, len(pixels)) for pixels in batches]
 
 
 def _image(file: Path, channels: int, height: int, width: int, dtype: str, options: ImageOptions) -> NDArray[Any]:

@@ -39,6 +39,14 @@ def check_dtype(array: NDArray[Any], item: ModelInput) -> None:
         )
 
 
+def fits(shape: Sequence[int], item: ModelInput) -> bool:
+    """Whether an array of a shape can be fed to an input as it is."""
+    return item.shape is None or (
+        len(shape) == len(item.shape)
+        and all(not isinstance(dim, int) or dim == size for dim, size in zip(item.shape, shape, strict=True))
+    )
+
+
 def shape_error(array: NDArray[Any], item: ModelInput) -> CalibrationError:
     """The error of an array that does not fit an input; both sides in it."""
     return CalibrationError(
@@ -49,7 +57,14 @@ def shape_error(array: NDArray[Any], item: ModelInput) -> CalibrationError:
 
 def describe(item: ModelInput) -> str:
     """An input as messages show it: `image float32[batch, 3, 224, 224]`."""
+    if item.shape is None:
+        return f"{item.name} {item.dtype} of any shape"
     return f"{item.name} {item.dtype}[{', '.join('?' if d is None else str(d) for d in item.shape)}]"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another package says, for a message."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def listed(names: Iterable[str]) -> str:
@@ -58,7 +73,13 @@ def listed(names: Iterable[str]) -> str:
 
 
 def sizes(item: ModelInput, dims: Mapping[str, int]) -> tuple[int, ...]:
-    """The input's shape with every free dimension given a size: the first is the batch of 1, others by `dims`."""
+    """The input's shape with every free dimension given a size: the first is the batch of 1, others by `dims`.
+
+    Raises:
+        CalibrationError: a dimension, or the whole shape, is not known.
+    """
+    if item.shape is None:
+        raise CalibrationError(f"input {describe(item)}: nothing can be made up for it; give real data as .npz or .npy")
     sizes = []
     for axis, dim in enumerate(item.shape):
         name = dim if isinstance(dim, str) else f"{item.name}.{axis}"

@@ -31,7 +31,7 @@ Examples:
     short_help="Model to archive: the smallest that keeps the deviation.",
 )
 @click.argument("model", type=click.Path(exists=True, dir_okay=False))
-@click.option("--deviation", type=float, metavar="D", help="How far outputs may move: cosine distance. [default: 0.01]")
+@click.option("--deviation", type=float, metavar="D", help="How far outputs may move: cosine distance [default: 0.01]")
 @click.option(
     "--calibration",
     metavar="DATA",
@@ -39,10 +39,20 @@ Examples:
     "[default: random, which predicts poorly]",
 )
 @click.option("-o", "archive_path", metavar="FILE", help="Archive to write, - for stdout. [default: MODEL.riqz]")
-@click.option("--epsilon", type=float, metavar="E", help="ε0 of eq. (7). [default: 0.01, less if that cannot reach]")
-@click.option("--k", type=float, metavar="K", help="Take this k; no search, and no target unless --deviation is given.")
-@click.option("--search", type=click.Choice(["secant", "algorithm1"]), default="secant", show_default=True,
+@click.option("--ratio", type=float, metavar="X", help="Instead: the least deviation in 1/X of the model's bytes.")
+@click.option("--size", type=options.parse_size, metavar="SIZE", help="Instead: the least deviation in 500kB, 5MB …")
+@click.option("--rate", type=float, metavar="R", help="Instead: the least deviation at R bits/weight.")
+@click.option("--k", type=float, metavar="K", help="Instead: this k of the norm allocation, without a search.")
+@click.option("--preset", type=click.Choice(["paper", "fast", "small"]), default="small", show_default=True,
+              help="paper: norm, algorithm1, epsilon 0.01. fast: norm, secant. small: measured, secant.")  # fmt: skip
+@click.option("--allocation", type=click.Choice(["norm", "measured"]),
+              help="Bin widths shared out among layers by norm, as in the paper, or by measured effect.")  # fmt: skip
+@click.option("--search", type=click.Choice(["secant", "algorithm1"]),
               help="How k is found: algorithm1 is the paper's, to the letter.")  # fmt: skip
+@click.option("--epsilon", type=float, metavar="E", help="ε0 of eq. (7). [default: 0.01, less if that cannot reach]")
+@click.option("--max-bits", type=click.IntRange(2, 16), metavar="R", help="At most 2^R levels in any layer.")
+@click.option("--holdout", type=float, default=0.25, show_default=True, metavar="SHARE",
+              help="Samples kept out of the search to check it, from 8 samples on.")  # fmt: skip
 @click.option("--min-size", type=click.IntRange(1), default=256, show_default=True, metavar="N",
               help="Keep tensors with fewer weights exact.")  # fmt: skip
 @click.option("--include", multiple=True, metavar="PATTERN", help="Code only layers of such names; repeatable.")
@@ -57,7 +67,10 @@ def compress(
     deviation: float | None,
     calibration: str | None,
     archive_path: str | None,
-    k: float | None,
+    preset: str,
+    allocation: str | None,
+    search: str | None,
+    epsilon: float | None,
     dims: tuple[tuple[str, int], ...],
     force: bool,
     as_json: bool,
@@ -79,12 +92,13 @@ def compress(
         _refuse_source(path, model)
         check_output(path, force)
 
-    from riq_cli.codec import DEFAULT_DEVIATION, Settings
+    from riq_cli.codec import PRESETS, Settings
     from riq_cli.codec import compress as compress_model
     from riq_cli.model import Model
 
-    target = DEFAULT_DEVIATION if deviation is None and k is None else deviation
-    wanted = Settings(deviation=target, k=k, dims=dict(dims), **settings)
+    given = {"allocation": allocation, "search": search, "epsilon": epsilon}
+    chosen: dict[str, Any] = PRESETS[preset] | {name: value for name, value in given.items() if value is not None}
+    wanted = Settings(deviation=deviation, dims=dict(dims), **chosen, **settings)
     source = Model.load(model)
     images = {"mean": mean, "std": std, "scale": scale, "layout": layout, "channel_order": channel_order}
     data = None if calibration is None else options.load_calibration(calibration, images)
@@ -148,6 +162,10 @@ def _summary(facts: dict[str, Any], verbose: int) -> str:
             f"  deviation  {facts['deviation']:.4g}{bound}, worst sample {facts['worst']:.4g}; "
             f"{samples} {'random samples' if kind == 'random' else f'samples ({kind})'}"
         )
+        if "holdout" in facts:
+            lines.append(
+                f"    held out of the search: {facts['holdout']:.4g} on {facts['holdout_samples']} of these samples"
+            )
         for tensor in facts["measured"]:
             lines.append(f"    at {shortened(tensor['name'])}: {tensor['mean']:.4g}, worst {tensor['worst']:.4g}")
     lines.append(
@@ -156,8 +174,8 @@ def _summary(facts: dict[str, Any], verbose: int) -> str:
     )
     if "k" in facts:
         lines.append(
-            f"  search     k = {facts['k']:.5g}, epsilon = {facts['epsilon']:g}, "
-            f"{facts['evaluations']} evaluations, {facts['seconds']:.1f} s"
+            f"  search     {facts['allocation']} allocation, k = {facts['k']:.5g}, epsilon = {facts['epsilon']:g}; "
+            f"{facts['evaluations']} evaluations, {facts['probes']} probes, {facts['seconds']:.1f} s"
         )
     if verbose:
         lines += [f"    k {k:<10g} deviation {value:.4g}" for k, value in facts["trace"]]

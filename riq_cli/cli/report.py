@@ -111,13 +111,16 @@ def _made(archive: Archive) -> str:
         lines.append(
             f"deviation {tensor['mean']:.4g}, worst sample {tensor['worst']:.4g} at {shortened(str(tensor['name']))}"
         )
+    if "holdout" in result:
+        lines.append(f"held out of the search: {result['holdout']:.4g} on {result['holdout_samples']} samples")
     lines.append(
         f"calibration: {calibration.get('samples')} samples, {calibration.get('kind')}, "
         f"SHA-256 {str(calibration.get('sha256'))[:16]}…"
     )
     lines.append(
-        f"search: k = {result.get('k', 0):.5g}, epsilon = {result.get('epsilon', 0):g}, "
-        f"{result.get('evaluations')} evaluations"
+        f"search: {result.get('allocation')} allocation, k = {result.get('k', 0):.5g}, "
+        f"epsilon = {result.get('epsilon', 0):g}; {result.get('evaluations')} evaluations, "
+        f"{result.get('probes')} probes"
     )
     settings = ", ".join(f"{key} = {value}" for key, value in sorted(manifest.settings.items()))
     lines.append(f"settings: {printable(settings)}; {printable(manifest.creator)}")

@@ -90,8 +90,8 @@ class ProgressBar:
         self._bar = tqdm(
             desc=step.phase,
             total=None if search else step.total,
-            unit=" evaluations" if search else " weights",
-            unit_scale=not search,
+            unit={"search": " evaluations", "probe": " layers"}.get(step.phase, " weights"),
+            unit_scale=step.phase not in ("search", "probe"),
             leave=False,
             file=sys.stderr,
             dynamic_ncols=True,

@@ -2,6 +2,6 @@
 
 from riq_cli.codec.compression import compress
 from riq_cli.codec.restoration import decompress, verify
-from riq_cli.codec.settings import DEFAULT_DEVIATION, DEFAULT_MIN_SIZE, Progress, Settings
+from riq_cli.codec.settings import PRESETS, Progress, Settings
 
-__all__ = ["DEFAULT_DEVIATION", "DEFAULT_MIN_SIZE", "Progress", "Settings", "compress", "decompress", "verify"]
+__all__ = ["PRESETS", "Progress", "Settings", "compress", "decompress", "verify"]

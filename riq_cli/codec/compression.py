@@ -24,7 +24,7 @@ from riq_cli.version import VERSION
 
 _REMAINS = 0.1  # share of float weights below which a quantized model is left as it is
 _CLOSER = 1.01  # factor on k when the restored model misses a target that its form in the search met
-_PROBE_SAMPLES = 8
+_PROBE_SAMPLES = 4
 _BUDGET_TRIES = 8
 _FULL = 0.998  # share of a budget that counts as all of it
 

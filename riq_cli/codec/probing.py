@@ -13,6 +13,7 @@ _READABLE = 1e-9  # a deviation below this is rounding of the runs, not an effec
 _SATURATED = 0.05  # above this a deviation grows no longer with the square of the error
 _TRIES = 4  # probes of a layer until its deviation is readable
 _WIDER = 8.0
+_NEAR = 1.5  # a layer is not probed again at a bin width this close to one where it was
 
 
 def measured_allocation(
@@ -63,6 +64,7 @@ class _Probes:
         self._weights, self._prober = weights, prober
         self.curves: dict[int, Curve] = {}
         self.sensitivity: dict[int, float] = {}
+        self._probed: dict[int, float] = {}
 
     def first(self, number: int, width: float) -> None:
         """Measure a layer at a bin width, or at others near it until its deviation can be read."""
@@ -76,11 +78,14 @@ class _Probes:
                 break
         if deviation >= _READABLE and error > 0:
             self.sensitivity[number] = deviation / error
+            self._probed[number] = width
             layer = self._weights.layers[number]
             self.curves[number] = curve(layer.values, layer.dtype, width)
 
     def again(self, number: int, width: float) -> None:
-        """Measure a layer once more, at the bin width that was chosen for it."""
+        """Measure a layer once more at the bin width that was chosen for it, if that is not near the first."""
+        if 1 / _NEAR < width / self._probed[number] < _NEAR:
+            return
         deviation, error = self._measure(number, width)
         if deviation >= _READABLE and error > 0:
             self.sensitivity[number] = deviation / error

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from riq_cli.errors import CorruptArchive, ModelError
+from riq_cli.errors import CorruptArchive, ModelError, OutputError
 from riq_cli.files import atomic_write
 from riq_cli.model.inputs import ModelInput, model_inputs
 from riq_cli.model.layer import Layer, is_quantizing
@@ -301,13 +301,20 @@ def _put_back(path: Path) -> Iterator[None]:
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     existed = path.exists()
     if existed:
-        os.replace(path, old)
+        _rename(path, old)
     try:
         yield
     except BaseException:
         if existed:
-            os.replace(old, path)
+            _rename(old, path)
         else:
             path.unlink(missing_ok=True)
         raise
     old.unlink(missing_ok=True)
+
+
+def _rename(source: Path, target: Path) -> None:
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        raise OutputError(f"{source}: cannot be renamed to {target.name}: {error.strerror or error}") from error

@@ -13,7 +13,7 @@ FORWARDING = frozenset(
 )
 
 # Operators with inputs that say what to do, rather than being computed with: the number of the first such input; those
-# behind it are of that kind too. Arguments that are integers or conditions are not listed: only a Cast makes a float one.
+# behind it are of that kind too. Integers and conditions are not listed: only a Cast makes them of a float.
 _STRUCTURAL = {
     "BatchNormalization": 4,  # the variance: under a root and a fraction line, it must stay positive
     "Clip": 1,

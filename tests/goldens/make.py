@@ -34,7 +34,12 @@ ONNX_TYPES = {
     "float32": TensorProto.FLOAT,
     "float64": TensorProto.DOUBLE,
 }
-NUMPY_TYPES = {"float16": "<f2", "bfloat16": ml_dtypes.bfloat16, "float32": "<f4", "float64": "<f8"}
+NUMPY_TYPES = {
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype("<f4"),
+    "float64": np.dtype("<f8"),
+}
 
 GOLDENS: dict[str, Callable[[], Golden]] = {}
 
@@ -101,6 +106,17 @@ def constant() -> Golden:
 def raw() -> Golden:
     odd = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-40, 65504, 1])
     return Golden(tuple(Weights(dtype, dtype, odd, None) for dtype in ONNX_TYPES))
+
+
+@golden
+def largest() -> Golden:
+    """Products beyond the largest finite value of every type."""
+    weights = []
+    for dtype, storage in NUMPY_TYPES.items():
+        top = float(ml_dtypes.finfo(storage).max)
+        weights.append(Weights(f"{dtype} ans", dtype, np.array([top, -top, top / 3, 0, -top / 3]), 0.6 * top))
+        weights.append(Weights(f"{dtype} constant", dtype, np.full(3, -top), 0.6 * top))
+    return Golden(tuple(weights))
 
 
 @golden
@@ -217,7 +233,10 @@ def make(item: Golden) -> tuple[bytes, dict[str, Any]]:
             stored = stored.astype(NUMPY_TYPES[weights.dtype])
         restored = stored
         if weights.width is not None:
-            product = np.rint(stored.astype(np.float64) / weights.width) * weights.width + 0.0
+            top = float(ml_dtypes.finfo(NUMPY_TYPES[weights.dtype]).max)
+            with np.errstate(over="ignore"):
+                product = np.rint(stored.astype(np.float64) / weights.width) * weights.width + 0.0
+            product = np.clip(product, -top, top)
             restored = product.astype("f4" if weights.dtype == "bfloat16" else "f8").astype(NUMPY_TYPES[weights.dtype])
         storage = stored.view(np.uint16) if weights.dtype == "bfloat16" else stored
         where = weights.places or (f"graph.initializer[{number}]",)
