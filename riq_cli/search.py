@@ -111,9 +111,9 @@ def secant(
         k = min(max(bracket.next(), lowest), highest)
     # The deviation is rough at a fine scale: a k below the bracket may hold as well, and further below where it is
     # seen to be rough.
-    for steps in (1.5, 3.0, 10.0, 20.0):
+    for steps in (3.0, 10.0, 25.0, 45.0) if bracket.rough else (1.5, 3.0):
         k = bracket.high.k * (1 - steps * tolerance)
-        if bracket.count < budget and k >= lowest and (steps <= 3 or bracket.rough):
+        if bracket.count < budget and k >= lowest:
             bracket.try_at(k)
     return bracket.high
 

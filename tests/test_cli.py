@@ -123,7 +123,7 @@ def test_report_shows_every_layer_and_the_sums(ready: Path) -> None:
     assert second.split()[:4] == ["second.weight", "Gemm", "10×32", "ans"]
     assert "2 layers, 832 weights at" in text
     assert "calibration: 12 samples, npz, SHA-256 " in text
-    assert "settings: deviation = 0.01; riq 0.1.0" in text
+    assert "settings: allocation = norm, deviation = 0.01; riq 0.1.0" in text
 
 
 def test_report_json_and_sorting(ready: Path) -> None:
