@@ -5,9 +5,9 @@ from __future__ import annotations
 import fnmatch
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from riq_cli.archive import Archive, Manifest, SkeletonEntry, deflate
@@ -15,10 +15,10 @@ from riq_cli.calibration import Calibration, Sample, digest
 from riq_cli.codec.layers import encode_layer
 from riq_cli.codec.restoration import decompress, measure_restored
 from riq_cli.codec.settings import HOLDOUT_SAMPLES, Progress, Report, Settings, Warn
-from riq_cli.codec.solver import Solution, Solver
+from riq_cli.codec.solver import ProberStart, Solution, Solver
 from riq_cli.codec.weights import Weights, is_matrix
 from riq_cli.errors import TargetError
-from riq_cli.evaluator import Deviation, Evaluator, Prober, available_threads
+from riq_cli.evaluator import Evaluator, Prober, available_threads
 from riq_cli.model import Layer, Model, SessionForm, probe_form
 from riq_cli.version import VERSION
 
@@ -62,6 +62,17 @@ def compress(
     return job.run(executor)
 
 
+@dataclass(frozen=True)
+class _Bench:
+    """What solutions are found and measured with: `held` are the numbers of samples that the search does not see."""
+
+    solver: Solver
+    prober: ProberStart | None
+    evaluator: Evaluator
+    held: Sequence[int]
+    calibration: Mapping[str, Any]
+
+
 class _Compression:
     """One run of compress."""
 
@@ -75,7 +86,7 @@ class _Compression:
         self._model.release()
         for number in self._weights.not_finite:
             warn(f"layer {self._model.layers[number].name!r} holds NaN or infinity; it is stored exactly")
-        self._trace: list[tuple[float, float]] = []
+        self._trace: list[tuple[str, float, float]] = []  # allocation, k, deviation
         self._probes = 0
 
     def run(self, executor: Executor | None) -> Archive:
@@ -102,78 +113,59 @@ class _Compression:
                 prober = self._prober(form, evaluator, [samples[number] for number in searched])
             if form.hoisted:
                 evaluator = self._evaluator(self._model.session_form(settings.outputs, hoist=False), samples)
+            calibration = {
+                "kind": self._calibration.kind,
+                "samples": sum(sample.rows for sample in samples),
+                "sha256": digest(samples),
+            }
+            bench = _Bench(solver, prober, evaluator, held, calibration)
             if settings.ratio or settings.size or settings.rate:
-                archive, solution, deviation = self._within_budget(solver, prober, evaluator, executor)
-            else:
-                archive, solution, deviation = self._within_deviation(solver, prober, evaluator, executor)
-        result = {
-            "k": solution.k,
-            "epsilon": solution.allocation.epsilon,
-            "allocation": solution.allocation.name,
-            "deviation": deviation.mean,
-            "worst": deviation.worst,
-            "measured": [asdict(tensor) for tensor in deviation.tensors],
-            "evaluations": len(self._trace),
-            "probes": self._probes,
-            "trace": [[float(f"{k:.5g}"), float(f"{value:.4g}")] for k, value in self._trace if math.isfinite(value)],
-        }
-        if held:
-            restored = decompress(archive, executor=executor)
-            result["holdout"] = measure_restored(evaluator, restored, settings.outputs, held).mean
-            result["holdout_samples"] = len(held)
-        calibration = {
-            "kind": self._calibration.kind,
-            "samples": sum(sample.rows for sample in samples),
-            "sha256": digest(samples),
-        }
-        return archive.described(calibration=calibration, result=result)
+                return self._within_budget(bench, executor)
+            return self._within_deviation(bench, executor)
 
     # ---- goals ----
 
-    def _within_deviation(
-        self, solver: Solver, prober: Callable[[], Any] | None, evaluator: Evaluator, executor: Executor | None
-    ) -> tuple[Archive, Solution, Deviation]:
+    def _within_deviation(self, bench: _Bench, executor: Executor | None) -> Archive:
         """The smallest archive that keeps the target, or the one at the given k."""
         k, target = self._settings.k, self._settings.deviation
-        solution = solver.at(k) if k is not None else solver.for_deviation(target or 0.0, prober)
+        solution = bench.solver.at(k) if k is not None else bench.solver.for_deviation(target or 0.0, bench.prober)
         while True:
-            archive, deviation = self._measured(solution, evaluator, executor)
-            if target is None or deviation.mean <= target:
-                return archive, solution, deviation
+            archive, deviation = self._measured(solution, bench, executor)
+            if target is None or deviation <= target:
+                return archive
             if k is not None:
                 raise TargetError(
-                    f"at k = {k:g} the deviation is {deviation.mean:.3g}, above {target:g}; "
+                    f"at k = {k:g} the deviation is {deviation:.3g}, above {target:g}; "
                     "leave --k away to search for a k that holds",
-                    deviation.mean,
+                    deviation,
                 )
-            solution = solver.refined(solution, _CLOSER)  # hoisting may change the last digits of an output
+            solution = bench.solver.refined(solution, _CLOSER)  # hoisting may change the last digits of an output
 
-    def _within_budget(
-        self, solver: Solver, prober: Callable[[], Any] | None, evaluator: Evaluator, executor: Executor | None
-    ) -> tuple[Archive, Solution, Deviation]:
+    def _within_budget(self, bench: _Bench, executor: Executor | None) -> Archive:
         """The archive of least deviation within a budget of real bytes, or of bits/weight."""
         budget, wish = self._budget()
         aim, best, least = budget, None, math.inf
         for _ in range(_BUDGET_TRIES):
-            solution = solver.for_bits(8 * aim, prober)
-            spent = self._spent(self._build(solution.widths, executor))
+            solution = bench.solver.for_bits(8 * aim, bench.prober)
+            archive, deviation = self._measured(solution, bench, executor)
+            spent = self._spent(archive)
             least = min(least, spent)
-            if spent <= budget and (best is None or solution.bits > best.bits):
-                best = solution
+            if spent <= budget and (best is None or spent > self._spent(best[0])):
+                best = archive, deviation
             if _FULL * budget <= spent <= budget or aim <= 0:
                 break
             aim += budget - spent - (0 if spent <= budget else (1 - _FULL) / 4 * budget)
         if best is None:
             raise TargetError(f"the model does not fit into {wish}: the least is {least:,.0f} bytes", math.inf)
-        archive, deviation = self._measured(best, evaluator, executor)
+        archive, deviation = best
         bound = self._settings.deviation
-        if bound is not None and deviation.mean > bound:
+        if bound is not None and deviation > bound:
             raise TargetError(
-                f"within {wish} the least deviation is {deviation.mean:.3g}, above the bound of {bound:g}; "
+                f"within {wish} the least deviation is {deviation:.3g}, above the bound of {bound:g}; "
                 "give one of them more room",
-                deviation.mean,
+                deviation,
             )
-        return archive, best, deviation
+        return archive
 
     def _budget(self) -> tuple[float, str]:
         """Bytes that may be spent, and how the user said it."""
@@ -194,14 +186,32 @@ class _Compression:
         names = {self._model.layers[number].places for number in self._weights.matrices}
         return sum(entry.stored for entry in archive.manifest.layers if entry.tensors in names)
 
-    def _measured(
-        self, solution: Solution, evaluator: Evaluator, executor: Executor | None
-    ) -> tuple[Archive, Deviation]:
+    def _measured(self, solution: Solution, bench: _Bench, executor: Executor | None) -> tuple[Archive, float]:
+        """The archive of a solution with all that is told of it, and the deviation measured on what it restores."""
+        bench.solver.rest()
         archive = self._build(solution.widths, executor)
         restored = decompress(archive, executor=executor)
-        deviation = measure_restored(evaluator, restored, self._settings.outputs)
-        self._note(solution.k, deviation.mean)
-        return archive, deviation
+        deviation = measure_restored(bench.evaluator, restored, self._settings.outputs)
+        self._note(solution.allocation.name, solution.k, deviation.mean)
+        result: dict[str, Any] = {
+            "k": solution.k,
+            "epsilon": solution.allocation.epsilon,
+            "allocation": solution.allocation.name,
+            "deviation": deviation.mean,
+            "worst": deviation.worst,
+            "measured": [asdict(tensor) for tensor in deviation.tensors],
+            "evaluations": len(self._trace),
+            "probes": self._probes,
+            "trace": [
+                [float(f"{k:.5g}"), float(f"{value:.4g}")]
+                for name, k, value in self._trace
+                if name == solution.allocation.name and math.isfinite(value)
+            ],
+        }
+        if bench.held:
+            result["holdout"] = measure_restored(bench.evaluator, restored, self._settings.outputs, bench.held).mean
+            result["holdout_samples"] = len(bench.held)
+        return archive.described(calibration=bench.calibration, result=result), deviation.mean
 
     def _evaluator(self, form: SessionForm, samples: Sequence[Sample]) -> Evaluator:
         settings = self._settings
@@ -235,11 +245,12 @@ class _Compression:
 
         return start
 
-    def _note(self, k: float, value: float) -> None:
-        self._trace.append((k, value))
+    def _note(self, allocation: str, k: float, value: float) -> None:
+        self._trace.append((allocation, k, value))
         target = self._settings.deviation or 0.0
-        held = min((k for k, v in self._trace if v <= target), default=math.inf)
-        failed = max((k for k, v in self._trace if v > target and k < held), default=0.0)
+        points = [(k, value) for name, k, value in self._trace if name == allocation]
+        held = min((k for k, v in points if v <= target), default=math.inf)
+        failed = max((k for k, v in points if v > target and k < held), default=0.0)
         self._progress(Progress("search", len(self._trace), 0, k, value, failed, held))
 
     def _build(self, widths: Sequence[float | None], executor: Executor | None) -> Archive:

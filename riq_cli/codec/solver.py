@@ -13,7 +13,7 @@ from riq_cli.codec.probing import measured_allocation
 from riq_cli.codec.settings import DEFAULT_EPSILON, Settings, Warn
 from riq_cli.codec.weights import Weights, Widths
 from riq_cli.errors import ModelError, TargetError
-from riq_cli.evaluator import Evaluator, Prober
+from riq_cli.evaluator import Array, Evaluator, Prober
 from riq_cli.model import SessionForm
 
 _STEP = 1.02  # factor on k where the held-out samples miss a target that the others meet
@@ -46,7 +46,7 @@ class Solver:
         searched: Sequence[int],
         held: Sequence[int],
         pool: Executor,
-        note: Callable[[float, float], None],
+        note: Callable[[str, float, float], None],
         warn: Warn,
         release: Callable[[], None],
     ) -> None:
@@ -60,7 +60,7 @@ class Solver:
             searched: numbers of the samples that the search may see.
             held: numbers of those that check its solution; may be empty.
             pool: threads that quantize.
-            note: called with every k and deviation measured.
+            note: called with the allocation, k and deviation of every measurement.
             warn: called with what the user should know.
             release: called when the original weights are not needed for a while.
         """
@@ -68,16 +68,23 @@ class Solver:
         self._evaluator, self._form = evaluator, form
         self._searched, self._held = searched, held
         self._pool, self._note, self._warn, self._release = pool, note, warn, release
-        self._buffers = weights.buffers()
+        self._buffers: list[Array] | None = None  # made when needed: they are as large as the model
         self._allocations: list[Allocation] | None = None
 
-    def deviation(self, widths: Widths, k: float, among: Sequence[int]) -> float:
-        """Mean deviation on some samples with these bin widths."""
+    def deviation(self, allocation: Allocation, k: float, among: Sequence[int], widths: Widths | None = None) -> float:
+        """Mean deviation on some samples with the bin widths of an allocation at k, or with those given."""
+        widths = self._weights.widths(allocation, k) if widths is None else widths
+        if self._buffers is None:
+            self._buffers = self._weights.buffers()
         values = self._weights.requantize(widths, self._buffers, self._pool)
         self._release()
         value = self._evaluator.deviation(self._form, values, among).mean
-        self._note(k, value)
+        self._note(allocation.name, k, value)
         return value
+
+    def rest(self) -> None:
+        """Give back the memory that measuring takes; it is taken again when it is needed."""
+        self._buffers = None
 
     def for_deviation(self, target: float, prober: ProberStart | None) -> Solution:
         """The smallest solution that was measured to hold the target, on the held-out samples too.
@@ -142,7 +149,7 @@ class Solver:
 
         def at_largest_k(epsilon: float) -> float:
             allocation, k = self._weights.norm_allocation(epsilon), search.upper_bound(self._weights.largest, epsilon)
-            return self.deviation(self._weights.widths(allocation, k), k, self._searched)
+            return self.deviation(allocation, k, self._searched)
 
         # The paper takes the largest ε0 that reaches (A.4). That can be far from the best where it leaves k no room:
         # 0 is tried too, and the smaller solution kept.
@@ -193,7 +200,7 @@ class Solver:
         highest = search.upper_bound(self._weights.largest, allocation.epsilon)
 
         def measure(k: float) -> float:
-            return self.deviation(self._weights.widths(allocation, k), k, self._searched)
+            return self.deviation(allocation, k, self._searched)
 
         if self._settings.search == "algorithm1" and allocation.name == "norm":
             found = search.algorithm1(measure, target, lowest, highest)
@@ -205,9 +212,9 @@ class Solver:
         """The solution, or one of its allocation with a larger k, that holds on the held-out samples too."""
         if not self._held:
             return solution
-        while self.deviation(solution.widths, solution.k, self._held) > target:
+        while self.deviation(solution.allocation, solution.k, self._held, solution.widths) > target:
             k = solution.k * _STEP
-            while (value := self.deviation(self._weights.widths(solution.allocation, k), k, self._searched)) > target:
+            while (value := self.deviation(solution.allocation, k, self._searched)) > target:
                 k *= _STEP
             solution = self._solution(solution.allocation, k, value)
         return solution
@@ -220,7 +227,7 @@ class Solver:
             fits = self._weights.bits(self._coded(allocation, middle)) <= budget
             low, high = (middle, high) if fits else (low, middle)
         widths = self._coded(allocation, low)
-        return self._solution(allocation, low, self.deviation(widths, low, self._searched))
+        return self._solution(allocation, low, self.deviation(allocation, low, self._searched, widths))
 
     def _coded(self, allocation: Allocation, k: float) -> Widths:
         return self._weights.worthwhile(self._weights.widths(allocation, k))

@@ -1,0 +1,147 @@
+"""Sharing out bin widths: theory as an oracle, and the guards around what was measured."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import riq_cli as riq
+from riq_cli.allocation import Curve, bin_width, curve, expected_k, water_filling
+from riq_cli.errors import TargetError
+from tests import builders
+from tests.test_codec import calibration, load, wide
+
+
+def test_bin_width_is_equation_7() -> None:
+    assert bin_width(3.0, 96, 100.0, 0.02) == pytest.approx(3 * (0.01 + 0.02 * 0.5))
+
+
+def test_expected_k_is_corollary_1() -> None:
+    """One layer: 1 − cos θ = n / (24 k²)."""
+    assert expected_k([7.0], [2400], 0.01) == pytest.approx(math.sqrt(2400 / 24 / 0.01))
+
+
+def test_a_curve_holds_the_rate_and_the_error_of_each_width() -> None:
+    weights = np.random.default_rng(0).standard_normal(200_000).astype(np.float32)
+    found = curve(weights, "float32", 0.1)
+    middle = int(np.argmin(np.abs(found.widths - 0.1)))
+    assert found.errors[middle] == pytest.approx(weights.size * 0.1**2 / 12, rel=0.01)  # eq. (5)
+    gaussian = 0.5 * math.log2(2 * math.pi * math.e) - math.log2(0.1)  # eq. (6)
+    assert found.bits[middle] == pytest.approx(weights.size * gaussian, rel=0.01)
+    assert found.error(0.1) == pytest.approx(found.errors[middle], rel=1e-3)
+
+
+def test_water_filling_is_the_square_root_rule_in_the_high_rate_regime() -> None:
+    """Δ ∝ √(n/a): R = −n log₂ Δ + const and D = a n Δ²/12, up to the grid of widths."""
+    widths = np.exp2(np.arange(-120, 60) / 6)
+    sizes, sensitivities = np.array([1000, 4000, 50000]), np.array([2.0, 0.1, 5.0])
+    curves = [Curve(widths, -n * np.log2(widths) + 30 * n, n * widths**2 / 12) for n in sizes]
+    budget = 0.01
+    found = np.array(water_filling(curves, sensitivities, budget))
+    rule = 1 / np.sqrt(sensitivities)  # errors count n already
+    np.testing.assert_allclose(found / rule / (found[0] / rule[0]), 1, rtol=2 ** (1 / 3) - 1)
+    spent = float(np.sum(sensitivities * sizes * found**2 / 12))
+    assert budget / 3 < spent <= budget
+
+
+def two_branches() -> onnx.ModelProto:
+    """An If whose branches have weights of their own, told apart by an input."""
+    r = builders.Random(5)
+    branches = [
+        builders.graph(
+            [builders.node("MatMul", f"x {name}.w", f"{name}.y")],
+            [],
+            [builders.unknown(f"{name}.y")],
+            [builders.tensor(f"{name}.w", r(64, 48))],
+            name,
+        )
+        for name in ("then", "else")
+    ]
+    choice = builders.node("If", "c", "h", then_branch=branches[0], else_branch=branches[1])
+    return builders.model(
+        [choice, builders.node("MatMul", "h last", "y")],
+        [builders.info("x", "batch", 64), builders.info("c", dtype=builders.BOOL)],
+        [builders.info("y", "batch", 16)],
+        [builders.tensor("last", r(48, 16))],
+    )
+
+
+@pytest.mark.parametrize("preset", ["paper", "fast", "small"])
+def test_a_branch_that_never_ran_keeps_the_paper_s_rate(preset: str, tmp_path: Path) -> None:
+    from riq_cli.codec import PRESETS
+
+    model = load(tmp_path, two_branches)
+    feeds = [feed | {"c": np.array(True)} for feed in builders.feeds(two_branches(), 8)]
+    archive = riq.compress(model, riq.Calibration.from_feeds(feeds), deviation=0.01, **PRESETS[preset])
+    k = archive.manifest.result["k"]
+    paper = riq.compress(model, riq.Calibration.from_feeds(feeds), k=k, epsilon=0.0)
+    rates = {entry.name: entry.rate for entry in archive.manifest.layers}
+    least = {entry.name: entry.rate for entry in paper.manifest.layers}
+    epsilon = archive.manifest.result["epsilon"]
+    assert rates["else.w"] >= least["else.w"] * (1 if epsilon == 0 else 0.9)
+
+
+@pytest.mark.parametrize("target", [0.03, 0.003])
+def test_measured_is_never_larger_than_the_paper_s_and_holds_as_well(target: float, tmp_path: Path) -> None:
+    model, data = load(tmp_path, wide), calibration(wide, 12)
+    paper = riq.compress(model, data, deviation=target, allocation="norm")
+    measured = riq.compress(model, data, deviation=target)
+    assert measured.size <= paper.size + 16  # the counts of evaluations and probes may have more digits
+    for archive in (paper, measured):
+        assert archive.manifest.result["deviation"] <= target
+        assert archive.manifest.result["holdout"] <= target
+        assert archive.manifest.result["holdout_samples"] == 3
+    assert measured.manifest.result["probes"] > 0 == paper.manifest.result["probes"]
+
+
+def test_every_float_tensor_takes_part_and_structural_ones_do_not(tmp_path: Path) -> None:
+    names = {
+        entry.name
+        for entry in riq.compress(load(tmp_path, builders.dense), calibration(builders.dense, 4)).manifest.layers
+    }
+    assert {"first.weight", "first.bias", "second.weight"} <= names
+    archive = riq.compress(load(tmp_path, builders.resize), calibration(builders.resize, 4))
+    assert "scales" not in {entry.name for entry in archive.manifest.layers}
+
+
+def test_few_samples_are_not_split(tmp_path: Path) -> None:
+    archive = riq.compress(load(tmp_path, wide), calibration(wide, 7), deviation=0.01)
+    assert "holdout" not in archive.manifest.result
+    archive = riq.compress(load(tmp_path, wide), calibration(wide, 12), deviation=0.01, holdout=0)
+    assert "holdout" not in archive.manifest.result
+
+
+@pytest.mark.parametrize("allocation", ["norm", "measured"])
+def test_a_budget_of_bytes_is_kept_and_used(allocation: str, tmp_path: Path) -> None:
+    model, data = load(tmp_path, wide), calibration(wide, 4)
+    archive = riq.compress(model, data, size=50_000, allocation=allocation)
+    assert 0.98 * 50_000 <= archive.size <= 50_000
+    source = (tmp_path / "model.onnx").stat().st_size
+    archive = riq.compress(model, data, ratio=10, allocation=allocation)
+    assert 10 <= source / archive.size <= 10.3
+    archive = riq.compress(model, data, rate=3, allocation=allocation)
+    weights = [entry for entry in archive.manifest.layers if len(entry.shape) > 1]
+    rate = 8 * sum(entry.stored for entry in weights) / sum(entry.size for entry in weights)
+    assert 2.95 <= rate <= 3
+
+
+def test_a_budget_that_cannot_hold_the_bound_is_an_error(tmp_path: Path) -> None:
+    model, data = load(tmp_path, wide), calibration(wide, 4)
+    with pytest.raises(
+        TargetError, match=r"within 20,000 bytes the least deviation is 0\.\d+, above the bound of 1e-05"
+    ):
+        riq.compress(model, data, size=20_000, deviation=1e-5)
+    with pytest.raises(TargetError, match=r"the model does not fit into 100 bytes: the least is \d+ bytes"):
+        riq.compress(model, data, size=100)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_max_bits_bounds_the_levels_of_every_layer(bits: int, tmp_path: Path) -> None:
+    model, data = load(tmp_path, wide), calibration(wide, 4)
+    archive = riq.compress(model, data, k=1e6, epsilon=0.0, max_bits=bits)
+    for entry, layer in zip(archive.manifest.layers, model.layers, strict=True):
+        assert 2 ** (bits - 1) < entry.symbols <= 2**bits
+        span = float(layer.values.max() - layer.values.min())
+        assert entry.bin_width == pytest.approx(span / (2**bits - 1), rel=1e-6)
