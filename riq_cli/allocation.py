@@ -98,10 +98,14 @@ def curve(weights: quantizer.Array, dtype: str, middle: float) -> Curve:
     for width in widths:
         symbols = np.rint(exact / width)
         histogram = coder.Histogram.of(symbols.astype(np.int32))
-        table = 16.0 + 4.0 * histogram.symbols.size  # about what FORMAT.md's tables take
-        bits.append(scale * part.size * quantizer.entropy(histogram.counts) + table)
+        bits.append(scale * part.size * quantizer.entropy(histogram.counts) + table_bits(histogram))
         errors.append(scale * float(np.sum(np.square(symbols * width - exact))) + 1e-300)
     return Curve(widths, np.array(bits), np.array(errors))
+
+
+def table_bits(histogram: coder.Histogram) -> float:
+    """About the bits of the table that FORMAT.md makes of a histogram."""
+    return 16.0 + 4.0 * histogram.symbols.size
 
 
 def water_filling(curves: Sequence[Curve], sensitivities: Sequence[float], budget: float) -> list[float]:

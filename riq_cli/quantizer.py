@@ -35,11 +35,14 @@ _BLOCK = 1 << 15
 
 def norm(weights: Array, dtype: str) -> float:
     """Euclidean norm ‖w‖ of all weights; NaN or infinity where a weight is."""
+    largest = peak(weights, dtype)
+    if largest == 0 or not np.isfinite(largest):
+        return largest
     total = 0.0
-    with np.errstate(over="ignore", invalid="ignore"):
-        for block in _blocks(weights, dtype):
-            total += float(np.sum(np.square(block, out=block)))
-    return float(np.sqrt(total))
+    for block in _blocks(weights, dtype):
+        np.divide(block, largest, out=block)  # squares of very large or small weights would leave the range
+        total += float(np.sum(np.square(block, out=block)))
+    return largest * float(np.sqrt(total))
 
 
 def peak(weights: Array, dtype: str) -> float:

@@ -203,7 +203,7 @@ def reachable_epsilon(measure: Measure, limit: float, epsilon: float, value: flo
         epsilon: an ε0 that fails.
         value: the value measured there.
     """
-    halvings = max(1, math.ceil(math.log2(max(value / limit, 1.0)) / 2))
+    halvings = max(1, math.ceil(math.log2(max(min(value, 2.0) / limit, 1.0)) / 2))
     if halvings > 1 and measure(epsilon / 2 ** (halvings - 1)) <= limit:
         return epsilon / float(2 ** (halvings - 1))
     while halvings <= 6:

@@ -60,9 +60,14 @@ def test_the_promise_holds_on_a_real_model(name: str, tmp_path: Path) -> None:
     onnx.checker.check_model(str(tmp_path / "restored.onnx"))
     assert found.mean == archive.manifest.result["deviation"] <= 0.01
     assert found.worst == archive.manifest.result["worst"]
-    assert heldout.mean < 0.2
+    assert heldout.mean < (0.15 if name == "ppocr4-cls" else 0.03)  # its calibration photos are unlike the others
     assert archive.size == (tmp_path / "model.riqz").stat().st_size < entry.path.stat().st_size / 3
     assert "constant" not in {layer.coding for layer in archive.manifest.layers}
+
+
+def test_magika_is_measured_on_its_logits_too() -> None:
+    form = riq.Model.load(fetched("magika").path).session_form()
+    assert [name.rpartition("/")[2] for name in form.measured] == ["target_label", "AddV2:0"]
 
 
 @pytest.mark.parametrize("name", zoo.QUANTIZED)

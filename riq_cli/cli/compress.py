@@ -13,8 +13,7 @@ import click
 
 from riq_cli.cli import options
 from riq_cli.cli.terminal import ProgressBar, finite, human_size, shortened, warn_line
-from riq_cli.errors import RiqError
-from riq_cli.files import check_output
+from riq_cli.files import check_output, refuse_source
 from riq_cli.report import totals
 
 if TYPE_CHECKING:
@@ -51,10 +50,10 @@ Examples:
               help="How k is found: algorithm1 is the paper's, to the letter.")  # fmt: skip
 @click.option("--epsilon", type=float, metavar="E", help="ε0 of eq. (7). [default: 0.01, less if that cannot reach]")
 @click.option("--max-bits", type=click.IntRange(2, 16), metavar="R", help="At most 2^R levels in any layer.")
-@click.option("--holdout", type=float, default=0.25, show_default=True, metavar="SHARE",
-              help="Samples kept out of the search to check it, from 8 samples on.")  # fmt: skip
-@click.option("--min-size", type=click.IntRange(1), default=256, show_default=True, metavar="N",
-              help="Keep tensors with fewer weights exact.")  # fmt: skip
+@click.option("--holdout", type=float, metavar="SHARE",
+              help="Share of the samples kept out of the search, to check it. [default: 0.25; paper: 0]")  # fmt: skip
+@click.option("--min-size", type=click.IntRange(1), metavar="N",
+              help="Keep tensors with fewer weights exact. [default: by norm 256; else where it pays]")  # fmt: skip
 @click.option("--include", multiple=True, metavar="PATTERN", help="Code only layers of such names; repeatable.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Keep layers of such names exact; repeatable.")
 @options.running_options
@@ -71,6 +70,8 @@ def compress(
     allocation: str | None,
     search: str | None,
     epsilon: float | None,
+    holdout: float | None,
+    min_size: int | None,
     dims: tuple[tuple[str, int], ...],
     force: bool,
     as_json: bool,
@@ -89,17 +90,19 @@ def compress(
     if path == "-" and as_json:
         raise click.UsageError("--json and -o - both want stdout; leave one of them away")
     if path != "-":
-        _refuse_source(path, model)
+        refuse_source(path, model, *([calibration] if calibration else []))
         check_output(path, force)
 
     from riq_cli.codec import PRESETS, Settings
     from riq_cli.codec import compress as compress_model
     from riq_cli.model import Model
 
-    given = {"allocation": allocation, "search": search, "epsilon": epsilon}
+    given = {"allocation": allocation, "search": search, "epsilon": epsilon, "holdout": holdout, "min_size": min_size}
     chosen: dict[str, Any] = PRESETS[preset] | {name: value for name, value in given.items() if value is not None}
     wanted = Settings(deviation=deviation, dims=dict(dims), **chosen, **settings)
     source = Model.load(model)
+    if path != "-":
+        refuse_source(path, *source.external_files)
     images = {"mean": mean, "std": std, "scale": scale, "layout": layout, "channel_order": channel_order}
     data = None if calibration is None else options.load_calibration(calibration, images)
     bar = ProgressBar(quiet)
@@ -109,7 +112,7 @@ def compress(
             bar.close()
             warn_line(message)
 
-    if data is None and any(layer.size >= wanted.min_size for layer in source.layers):
+    if data is None and source.layers and not source.is_quantized:
         warn(
             "no --calibration: measured on random samples, which predict real data poorly (the paper's Fig. 1a); "
             "give real ones for a promise that holds on them"
@@ -128,11 +131,6 @@ def compress(
         click.echo(json.dumps(facts, indent=2))
     elif not quiet:
         click.echo(_summary(facts, verbose), err=True)
-
-
-def _refuse_source(path: str, model: str) -> None:
-    if Path(path).exists() and Path(path).samefile(model):
-        raise RiqError(f"{path}: is the model itself, which riq never overwrites; name another file with -o")
 
 
 def _facts(archive: Archive, model: str, path: str, seconds: float) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import click
 
 from riq_cli.cli import options
 from riq_cli.cli.terminal import ProgressBar, human_size
-from riq_cli.files import check_output
+from riq_cli.files import check_output, refuse_source
 
 
 @click.command(
@@ -36,6 +36,8 @@ def decompress(archive: str, model_path: str | None, max_size: int, force: bool,
             raise click.UsageError("an archive from stdin has no name to derive the output's from; give -o FILE")
         model_path = str(Path(archive).with_suffix(".onnx"))
     if model_path != "-":
+        refuse_source(model_path, archive)
+        refuse_source(model_path + ".data", archive)
         check_output(model_path, force)
 
     from riq_cli.codec import decompress as restore

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import traceback
 
@@ -11,7 +12,7 @@ import click
 
 from riq_cli.cli import exit_codes
 from riq_cli.cli.terminal import error_line
-from riq_cli.errors import RiqError, TargetError
+from riq_cli.errors import RiqError
 from riq_cli.version import VERSION
 
 _COMMANDS = ("compress", "decompress", "report", "verify")
@@ -55,7 +56,7 @@ def riq() -> None:
 
 def main() -> None:
     """Run the command line; every error that a user can cause becomes one line on stderr and an exit code."""
-    debug = any(argument in ("-vv", "-vvv") for argument in sys.argv[1:])
+    debug = sum(word.count("v") for word in sys.argv[1:] if re.fullmatch("-[fqv]+", word)) > 1
     try:
         code = riq.main(prog_name="riq", standalone_mode=False)
     except click.ClickException as error:
@@ -73,7 +74,12 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         error_line(_message(error))
-        code = exit_codes.TARGET if isinstance(error, TargetError) else exit_codes.FAILED
+        code = exit_codes.of(error)
+    except Exception as error:  # a bug of ours, or an archive made to mislead in fields that nothing checks
+        if debug:
+            traceback.print_exc()
+        error_line(f"unexpected {type(error).__name__}: {error}; please report it, with what -vv prints")
+        code = exit_codes.FAILED
     sys.exit(code)
 
 

@@ -23,9 +23,10 @@ from riq_cli.model import Layer, Model, SessionForm, probe_form
 from riq_cli.version import VERSION
 
 _REMAINS = 0.1  # share of float weights below which a quantized model is left as it is
+_CLOSER_TRIES = 20
 _CLOSER = 1.01  # factor on k when the restored model misses a target that its form in the search met
 _PROBE_SAMPLES = 4
-_BUDGET_TRIES = 8
+_BUDGET_TRIES = 10
 _FULL = 0.998  # share of a budget that counts as all of it
 
 
@@ -82,8 +83,11 @@ class _Compression:
         self._settings, self._progress, self._warn = settings, progress, warn
         self._calibration = calibration
         self._model = _candidates(model, settings)
-        self._weights = Weights(self._model.layers, settings.min_size, settings.max_bits)
+        self._weights = Weights(self._model.layers, settings.max_bits, settings.min_size)
         self._model.release()
+        for pattern in (*settings.include, *settings.exclude):
+            if not any(fnmatch.fnmatchcase(layer.name, pattern) for layer in model.layers):
+                warn(f"no layer is named {pattern!r}")
         for number in self._weights.not_finite:
             warn(f"layer {self._model.layers[number].name!r} holds NaN or infinity; it is stored exactly")
         self._trace: list[tuple[str, float, float]] = []  # allocation, k, deviation
@@ -129,9 +133,10 @@ class _Compression:
         """The smallest archive that keeps the target, or the one at the given k."""
         k, target = self._settings.k, self._settings.deviation
         solution = bench.solver.at(k) if k is not None else bench.solver.for_deviation(target or 0.0, bench.prober)
-        while True:
+        for _ in range(_CLOSER_TRIES):
             archive, deviation = self._measured(solution, bench, executor)
-            if target is None or deviation <= target:
+            held = archive.manifest.result.get("holdout", 0.0)
+            if target is None or max(deviation, held) <= target:
                 return archive
             if k is not None:
                 raise TargetError(
@@ -140,11 +145,16 @@ class _Compression:
                     deviation,
                 )
             solution = bench.solver.refined(solution, _CLOSER)  # hoisting may change the last digits of an output
+        raise TargetError(
+            f"the restored model's deviation is {deviation:.3g}, above {target:g}, though the search found less; "
+            "give a larger --deviation",
+            deviation,
+        )
 
     def _within_budget(self, bench: _Bench, executor: Executor | None) -> Archive:
         """The archive of least deviation within a budget of real bytes, or of bits/weight."""
         budget, wish = self._budget()
-        aim, best, least = budget, None, math.inf
+        aim, margin, best, least = budget, 8.0, None, math.inf
         for _ in range(_BUDGET_TRIES):
             solution = bench.solver.for_bits(8 * aim, bench.prober)
             archive, deviation = self._measured(solution, bench, executor)
@@ -152,11 +162,13 @@ class _Compression:
             least = min(least, spent)
             if spent <= budget and (best is None or spent > self._spent(best[0])):
                 best = archive, deviation
-            if _FULL * budget <= spent <= budget or aim <= 0:
+            if _FULL * budget <= spent <= budget or (best is not None and spent > budget) or aim <= 0:
                 break
-            aim += budget - spent - (0 if spent <= budget else (1 - _FULL) / 4 * budget)
+            if spent > budget:
+                margin *= 2
+            aim += budget - spent - (margin if spent > budget else 0.0)
         if best is None:
-            raise TargetError(f"the model does not fit into {wish}: the least is {least:,.0f} bytes", math.inf)
+            raise TargetError(f"the model was not brought into {wish}; the least was {least:,.0f} bytes", math.inf)
         archive, deviation = best
         bound = self._settings.deviation
         if bound is not None and deviation > bound:
@@ -193,6 +205,12 @@ class _Compression:
         restored = decompress(archive, executor=executor)
         deviation = measure_restored(bench.evaluator, restored, self._settings.outputs)
         self._note(solution.allocation.name, solution.k, deviation.mean)
+        if not math.isfinite(deviation.mean):
+            raise TargetError(
+                f"at k = {solution.k:g} the restored model's outputs hold NaN or infinity where the original's do not; "
+                "keep the layers that cause it exact with --exclude",
+                deviation.mean,
+            )
         result: dict[str, Any] = {
             "k": solution.k,
             "epsilon": solution.allocation.epsilon,
@@ -290,6 +308,8 @@ def _candidates(model: Model, settings: Settings) -> Model:
         if layer.is_quantized or layer.structural:
             return False
         if settings.allocation == "norm" and not is_matrix(layer, settings.min_size):
+            return False
+        if settings.min_size is not None and layer.size < settings.min_size:
             return False
         if any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in settings.exclude):
             return False

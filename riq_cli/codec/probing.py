@@ -11,6 +11,7 @@ from riq_cli.evaluator import Prober
 
 _READABLE = 1e-9  # a deviation below this is rounding of the runs, not an effect of the layer
 _SATURATED = 0.05  # above this a deviation grows no longer with the square of the error
+_LARGEST = 2.0  # cosine distance; NaN outputs count as that
 _TRIES = 4  # probes of a layer until its deviation is readable
 _WIDER = 8.0
 _NEAR = 1.5  # a layer is not probed again at a bin width this close to one where it was
@@ -53,8 +54,7 @@ def measured_allocation(
     shapes = {number: width * k for number, width in chosen.items()}
     silent = [number for number in numbers if number not in chosen]
     shapes |= {number: weights.norms[number] for number in silent}
-    bounds = {number: width for number in silent if (width := widths[number]) is not None}
-    return Allocation("measured", shapes, 0.0, bounds | {n: weights.norms[n] / k for n in silent if n not in bounds})
+    return Allocation("measured", shapes, 0.0, {n: widths[n] or weights.norms[n] / k for n in silent})
 
 
 class _Probes:
@@ -68,14 +68,12 @@ class _Probes:
 
     def first(self, number: int, width: float) -> None:
         """Measure a layer at a bin width, or at others near it until its deviation can be read."""
-        for _ in range(_TRIES):
-            deviation, error = self._measure(number, width)
-            if deviation > _SATURATED:
-                width /= math.sqrt(deviation / (_SATURATED / 4))
-            elif deviation < _READABLE:
-                width *= _WIDER
-            else:
+        deviation, error = self._measure(number, width)
+        for _ in range(_TRIES - 1):
+            if _READABLE <= deviation <= _SATURATED:
                 break
+            width *= _WIDER if deviation < _READABLE else math.sqrt(_SATURATED / 4 / deviation)
+            deviation, error = self._measure(number, width)
         if deviation >= _READABLE and error > 0:
             self.sensitivity[number] = deviation / error
             self._probed[number] = width
@@ -100,4 +98,5 @@ class _Probes:
     def _measure(self, number: int, width: float) -> tuple[float, float]:
         """Deviation with one layer quantized, and ‖ŵ − w‖² of it."""
         restored = self._weights.restored(number, width)
-        return max(self._prober.deviations({number: restored})), self._weights.error(number, restored)
+        deviation = max(self._prober.deviations({number: restored}))
+        return min(deviation, _LARGEST), self._weights.error(number, restored)

@@ -18,7 +18,7 @@ HOLDOUT_SAMPLES = 8  # with fewer samples none is held out
 
 # What the presets set; options that are given win over them.
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"allocation": "norm", "search": "algorithm1", "epsilon": DEFAULT_EPSILON},
+    "paper": {"allocation": "norm", "search": "algorithm1", "epsilon": DEFAULT_EPSILON, "holdout": 0.0},
     "fast": {"allocation": "norm", "search": "secant"},
     "small": {"allocation": "measured", "search": "secant"},
 }
@@ -41,7 +41,8 @@ class Settings:
         epsilon: ε0 of the norm allocation; None: 0.01, or a smaller one that reaches the target.
         max_bits: R: no layer has more than 2^R levels; None: no such bound.
         holdout: share of the samples that is kept out of the search, to check its solution; 0: none.
-        min_size: matrices with fewer weights stay exact under the norm allocation.
+        min_size: tensors with fewer weights stay exact; None: 256 for the norm allocation, for the measured one where
+            coding does not pay.
         include: patterns of layer names; only matching ones are coded, all if empty.
         exclude: patterns of layer names that stay exact.
         outputs: tensors on which to measure; empty: float outputs and the pre-activations behind them.
@@ -61,7 +62,7 @@ class Settings:
     epsilon: float | None = None
     max_bits: int | None = None
     holdout: float = DEFAULT_HOLDOUT
-    min_size: int = DEFAULT_MIN_SIZE
+    min_size: int | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()

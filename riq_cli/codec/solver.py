@@ -16,7 +16,9 @@ from riq_cli.errors import ModelError, TargetError
 from riq_cli.evaluator import Array, Evaluator, Prober
 from riq_cli.model import SessionForm
 
-_STEP = 1.02  # factor on k where the held-out samples miss a target that the others meet
+_STEP = 1.02  # first factor on k where the held-out samples miss a target that the others meet
+_GROWTH = 1.3  # exponent by which that factor grows
+_STEPS = 16  # a factor of 10⁴ in all
 _BISECTIONS = 20
 
 
@@ -105,11 +107,21 @@ class Solver:
                 continue  # the paper's solution is there
         candidates.sort(key=lambda solution: solution.bits)
         best: Solution | None = None
+        failure: TargetError | None = None
         for candidate in candidates:
             if best is None or candidate.bits < best.bits:
-                confirmed = self.confirmed(candidate, target)
-                best = confirmed if best is None or confirmed.bits < best.bits else best
-        assert best is not None
+                try:
+                    confirmed = self.confirmed(candidate, target)
+                except TargetError as error:  # ε0 > 0 and --max-bits leave a floor that samples may not get below
+                    failure = error
+                else:
+                    best = confirmed if best is None or confirmed.bits < best.bits else best
+        if best is None and self._settings.epsilon is None:
+            finest = self._solved(self._weights.norm_allocation(0.0), target, paper.k)
+            return self.confirmed(finest, target)
+        if best is None:
+            assert failure is not None
+            raise failure
         return best
 
     def for_bits(self, budget: float, prober: ProberStart | None) -> Solution:
@@ -182,10 +194,10 @@ class Solver:
     def _measured(self, paper: Solution, prober: ProberStart) -> list[Allocation]:
         try:
             session, progress = prober()
+            measured = measured_allocation(self._weights, session, paper.widths, paper.k, progress)
         except ModelError as error:
             self._warn(f"layers cannot be probed, so the norm allocation is used: {error}")
             return []
-        measured = measured_allocation(self._weights, session, paper.widths, paper.k, progress)
         blend = {
             number: math.sqrt(shape * self._weights.norms[number]) if number in paper.allocation.shapes else shape
             for number, shape in measured.shapes.items()
@@ -212,20 +224,31 @@ class Solver:
         """The solution, or one of its allocation with a larger k, that holds on the held-out samples too."""
         if not self._held:
             return solution
-        while self.deviation(solution.allocation, solution.k, self._held, solution.widths) > target:
-            k = solution.k * _STEP
-            while (value := self.deviation(solution.allocation, k, self._searched)) > target:
-                k *= _STEP
-            solution = self._solution(solution.allocation, k, value)
-        return solution
+        allocation, k, step = solution.allocation, solution.k, _STEP
+        best = self.deviation(allocation, k, self._held, solution.widths)
+        for _ in range(_STEPS):
+            if best <= target:
+                return solution
+            k, step = k * step, step**_GROWTH
+            value = self.deviation(allocation, k, self._searched)
+            if value <= target:
+                solution = self._solution(allocation, k, value)
+                best = min(best, self.deviation(allocation, k, self._held, solution.widths))
+        raise TargetError(
+            f"the target of {target:g} holds on the samples of the search, but on those held out of it the best is "
+            f"{best:.3g}; give more samples, a larger --deviation, or --holdout 0",
+            best,
+        )
 
     def _within(self, allocation: Allocation, budget: float) -> Solution:
         """The finest solution of an allocation within a budget of bits, measured."""
         low, high = 1e-3, search.K_UNBOUNDED
         for _ in range(_BISECTIONS):
             middle = math.sqrt(low * high)
-            fits = self._weights.bits(self._coded(allocation, middle)) <= budget
-            low, high = (middle, high) if fits else (low, middle)
+            if self._weights.bits(self._coded(allocation, middle)) <= budget:
+                low = middle
+            else:
+                high = middle
         widths = self._coded(allocation, low)
         return self._solution(allocation, low, self.deviation(allocation, low, self._searched, widths))
 

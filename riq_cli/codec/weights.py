@@ -9,8 +9,10 @@ from concurrent.futures import Executor
 import numpy as np
 
 from riq_cli import quantizer
-from riq_cli.allocation import Allocation, expected_k
-from riq_cli.coder import Histogram, Table
+from riq_cli.allocation import Allocation, expected_k, table_bits
+from riq_cli.codec.settings import DEFAULT_MIN_SIZE
+from riq_cli.coder import Histogram
+from riq_cli.limits import TABLE_SYMBOLS
 from riq_cli.model import Layer
 
 _PIECE = 1 << 20  # weights that one thread quantizes at a time
@@ -27,13 +29,13 @@ class Weights:
     or tiny. Both are finite and not all zero; layers of zeros are in `zeros`.
     """
 
-    def __init__(self, layers: Sequence[Layer], min_size: int, max_bits: int | None = None) -> None:
+    def __init__(self, layers: Sequence[Layer], max_bits: int | None = None, min_size: int | None = None) -> None:
         """Measure norm and peak of every layer.
 
         Args:
             layers: candidates, in the order of the model.
-            min_size: weights that a matrix has at least; smaller ones count as vectors.
             max_bits: R: bin widths are kept so large that no layer has more than 2^R levels; None: no such bound.
+            min_size: weights that a matrix has at least, 256 by default; smaller ones count as vectors.
         """
         self.layers = layers
         self.sizes = [layer.size for layer in layers]
@@ -41,6 +43,8 @@ class Weights:
         active = [number for number, norm in enumerate(self.norms) if 0 < norm < math.inf]
         self.matrices = [n for n in active if is_matrix(layers[n], min_size)]
         self.vectors = [n for n in active if not is_matrix(layers[n], min_size)]
+        if not self.matrices:  # then they are all there is
+            self.matrices, self.vectors = self.vectors, []
         self.zeros = [n for n, norm in enumerate(self.norms) if norm == 0 and is_matrix(layers[n], min_size)]
         self.not_finite = [
             n for n, norm in enumerate(self.norms) if not math.isfinite(norm) and is_matrix(layers[n], min_size)
@@ -88,8 +92,9 @@ class Weights:
     def _coded_bits(self, number: int, width: float) -> float:
         layer = self.layers[number]
         histogram = Histogram.of(quantizer.quantize(layer.values, layer.dtype, width))
-        table = 8 * len(Table.of(histogram).to_bytes())
-        return layer.size * quantizer.entropy(histogram.counts) + table + _ENTRY_BITS
+        if histogram.symbols.size > TABLE_SYMBOLS:
+            return self._exact_bits(number) + _ENTRY_BITS
+        return layer.size * quantizer.entropy(histogram.counts) + table_bits(histogram) + _ENTRY_BITS
 
     def _exact_bits(self, number: int) -> float:
         return _DEFLATED * 8 * self.layers[number].values.nbytes
@@ -136,9 +141,9 @@ class Weights:
         ]
 
 
-def is_matrix(layer: Layer, min_size: int) -> bool:
+def is_matrix(layer: Layer, min_size: int | None) -> bool:
     """Whether the paper quantizes a layer: weights of two axes or more, and not tiny."""
-    return len(layer.shape) >= 2 and layer.size >= min_size
+    return len(layer.shape) >= 2 and layer.size >= (DEFAULT_MIN_SIZE if min_size is None else min_size)
 
 
 def _finest_width(layer: Layer, max_bits: int | None) -> float:

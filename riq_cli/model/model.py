@@ -158,6 +158,11 @@ class Model:
                 _fill(skeleton, layer, self._typed)
         return Model(skeleton, kept, self.source, self._typed, self._external)
 
+    @property
+    def external_files(self) -> list[Path]:
+        """The files beside the model that its layers are mapped from."""
+        return [] if self._external is None else self._external.files
+
     def release(self) -> None:
         """Give back the memory of layers that are mapped from files; they are read again when they are needed."""
         if self._external is not None:

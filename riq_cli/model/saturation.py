@@ -17,6 +17,7 @@ from riq_cli.model.places import constant_places, scopes, subgraphs
 from riq_cli.model.tensors import FLOAT_TYPES
 
 _SATURATING = frozenset("Softmax LogSoftmax Sigmoid HardSigmoid Hardmax ArgMax ArgMin TopK".split())
+_RESHAPING = frozenset(["Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Expand"])
 _FORWARDING = frozenset("Identity Cast Transpose Reshape Squeeze Unsqueeze Flatten Dropout".split())
 
 
@@ -84,8 +85,15 @@ def _before_activation(
     """The input of an activation, whole or in the pieces that exporters write; None if `node` ends none."""
 
     def made_by(name: str, *op_types: str) -> onnx.NodeProto | None:
+        """The node that made a value, if of such a type; looks behind shapes that are changed in between."""
         producer = producers.get(name)
-        return producer if producer is not None and producer.op_type in op_types else None
+        while producer is not None and producer.op_type not in op_types:
+            operands = [operand for operand in producer.input if operand not in numbers]
+            bounded = producer.op_type == "Max" and len(operands) == 1  # max(x, −∞), as some exporters write it
+            if not bounded and producer.op_type not in _RESHAPING:
+                return None
+            producer = producers.get(operands[0])
+        return producer
 
     def unshifted(name: str) -> str:  # x of x − max(x)
         sub = made_by(name, "Sub")

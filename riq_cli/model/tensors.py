@@ -73,6 +73,11 @@ class ExternalData:
         return self._maps[location]
 
     @property
+    def files(self) -> list[Path]:
+        """The files used so far."""
+        return [self._folder / location for location in self._maps]
+
+    @property
     def size(self) -> int:
         """Bytes of the files used so far."""
         return sum(map(len, self._maps.values()))

@@ -1,0 +1,87 @@
+"""The sample models that ship, compressed and judged on held-out data with labels; and the README's own commands."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+import riq_cli as riq
+from tests.test_cli import riq as run
+
+ROOT = Path(__file__).parent.parent
+SAMPLES = ROOT / "sample_models"
+
+
+def accuracy(model: Path) -> float:
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    with np.load(SAMPLES / "heldout.npz") as loaded:
+        logits = session.run(None, {"image": loaded["image"]})[0]
+    return float(np.mean(logits.argmax(1) == np.load(SAMPLES / "heldout_labels.npy")))
+
+
+@pytest.mark.parametrize(
+    ("name", "full", "least_ratio"), [("cnn", 0.936, 14), ("lstm", 0.906, 7), ("transformer", 0.884, 9)]
+)
+def test_a_sample_model_keeps_its_accuracy(name: str, full: float, least_ratio: float, tmp_path: Path) -> None:
+    path = SAMPLES / f"{name}.onnx"
+    assert path.stat().st_size < 500_000
+    assert accuracy(path) == pytest.approx(full, abs=0.004)
+    model = riq.Model.load(path)
+    archive = riq.compress(model, riq.Calibration.load(SAMPLES / "calibration.npz"), deviation=0.01)
+    riq.decompress(archive).save(tmp_path / "restored.onnx")
+    onnx.checker.check_model(str(tmp_path / "restored.onnx"))
+    heldout = riq.verify(archive, model, riq.Calibration.load(SAMPLES / "heldout.npz"))
+    assert path.stat().st_size / archive.size > least_ratio
+    assert archive.manifest.result["deviation"] <= 0.01
+    assert heldout.mean < 0.015
+    assert heldout.tensors[0].samples == 500
+    assert accuracy(tmp_path / "restored.onnx") > full - 0.05
+
+
+def readme_commands() -> list[str]:
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+    lines = [line[2:].split("#")[0].strip() for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    return list(dict.fromkeys(line for line in lines if "riq " in line and not line.startswith(("pip", "make"))))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the file names that the README uses."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copy(SAMPLES / "cnn.onnx", folder / "model.onnx")
+    shutil.copy(SAMPLES / "calibration.npz", folder / "samples.npz")
+    shutil.copy(SAMPLES / "heldout.npz", folder / "heldout.npz")
+    assert (
+        run("compress", "model.onnx", "--calibration", "samples.npz", "--preset", "fast", folder=folder).returncode == 0
+    )
+    return folder
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_every_command_of_the_readme_works(command: str, prepared: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(prepared, tmp_path / "work"))
+    data = (folder / "model.riqz").read_bytes() if command.startswith("cat model.riqz | ") else None
+    words = shlex.split(command.removeprefix("cat model.riqz | "))
+    assert words[0] == "riq"
+    if words[1] == "compress":
+        (folder / "model.riqz").unlink()
+    if words[1] == "decompress":
+        (folder / "model.onnx").unlink()
+    done = run(*words[1:], folder=folder, data=data)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_python_of_the_readme_works(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(shutil.copytree(prepared, tmp_path / "work"))
+    shutil.copy(folder / "samples.npz", folder / "calibration.npz")
+    (folder / "model.riqz").unlink()
+    monkeypatch.chdir(folder)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    assert (folder / "restored.onnx").exists()
