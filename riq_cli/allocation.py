@@ -59,15 +59,17 @@ def expected_k(norms: Sequence[float], sizes: Sequence[int], distortion: float) 
 
     1 − cos θ = Σ n‖w‖² / (24 k² Σ ‖w‖²). Deviation is of the same order: a place to start the search.
     """
-    energy = sum(norm**2 for norm in norms)
-    return math.sqrt(sum(size * norm**2 for size, norm in zip(sizes, norms, strict=True)) / (24 * distortion * energy))
+    squares = [(norm / max(norms)) ** 2 for norm in norms]
+    spread = sum(size * square for size, square in zip(sizes, squares, strict=True)) / sum(squares)
+    return math.sqrt(spread / (24 * distortion))
 
 
 @dataclass(frozen=True)
 class Curve:
     """Rate and distortion of one layer over its bin width.
 
-    `widths` f64[m] ascending; `bits` f64[m]: bits of the coded layer, table included; `errors` f64[m]: ‖ŵ − w‖².
+    `widths` f64[m] ascending; `bits` f64[m]: bits of the coded layer, table included; `errors` f64[m]: ‖ŵ − w‖² in
+    units of the square of the largest weight.
     """
 
     widths: Floats
@@ -75,7 +77,7 @@ class Curve:
     errors: Floats
 
     def error(self, width: float) -> float:
-        """‖ŵ − w‖² at a bin width, interpolated."""
+        """The error at a bin width, interpolated."""
         return float(np.exp(np.interp(np.log(width), np.log(self.widths), np.log(self.errors))))
 
 
@@ -92,10 +94,11 @@ def curve(weights: quantizer.Array, dtype: str, middle: float) -> Curve:
     part = np.ascontiguousarray(flat[::stride])
     scale = flat.size / part.size
     exact = quantizer.widened(part, dtype)
-    finest = float(np.max(np.abs(exact))) / quantizer.SYMBOL_MAX
-    widths = np.unique(np.maximum(STEPS * middle, finest or middle))
+    largest = quantizer.peak(weights, dtype)
+    exact /= largest
+    widths = np.unique(np.maximum(STEPS * middle, largest / quantizer.SYMBOL_MAX))
     bits, errors = [], []
-    for width in widths:
+    for width in widths / largest:
         symbols = np.rint(exact / width)
         histogram = coder.Histogram.of(symbols.astype(np.int32))
         bits.append(scale * part.size * quantizer.entropy(histogram.counts) + table_bits(histogram))
@@ -116,7 +119,7 @@ def water_filling(curves: Sequence[Curve], sensitivities: Sequence[float], budge
 
     Args:
         curves: of the layers.
-        sensitivities: a_ℓ > 0, deviation for each unit of ‖ŵ − w‖².
+        sensitivities: a_ℓ > 0, deviation for each unit of a curve's errors.
         budget: the sum of deviations a_ℓ E_ℓ that is not exceeded.
     """
 

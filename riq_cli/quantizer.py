@@ -103,12 +103,12 @@ def extremes(weights: Array, dtype: str) -> tuple[float, float]:
 
 
 def squared_error(weights: Array, restored: Array, dtype: str) -> float:
-    """‖ŵ − w‖² of two arrays of the same size and type."""
-    total = 0.0
+    """‖ŵ − w‖² / max |w|² of two arrays of the same size and type, w not all 0."""
+    total, largest = 0.0, peak(weights, dtype)
     flat, other = weights.reshape(-1), restored.reshape(-1)
     for begin in range(0, flat.size, _BLOCK):
         part = slice(begin, begin + _BLOCK)
-        total += float(np.sum(np.square(widened(flat[part], dtype) - widened(other[part], dtype))))
+        total += float(np.sum(np.square(widened(flat[part], dtype) / largest - widened(other[part], dtype) / largest)))
     return total
 
 

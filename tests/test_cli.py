@@ -329,3 +329,23 @@ def test_the_version_is_the_package_s(ready: Path) -> None:
     from riq_cli.version import VERSION
 
     assert riq("--version", folder=ready).stdout.decode() == f"riq, version {VERSION}\n"
+
+
+def test_an_archive_made_to_mislead_gives_no_traceback(folder: Path) -> None:
+    from riq_cli import Archive
+
+    with Archive.open(folder / "model.riqz") as archive:
+        for number, fields in enumerate(
+            (
+                {"result": {"measured": 5}},
+                {"result": {"k": "x"}},
+                {"source": {"bytes": "x"}},
+                {"settings": {"outputs": 5}},
+            )
+        ):
+            archive.described(**fields).save(folder / f"hostile{number}.riqz")
+    for number in range(4):
+        for command in (("report",), ("verify", "--against", "model.onnx", "--calibration", "heldout.npz")):
+            done = riq(command[0], f"hostile{number}.riqz", *command[1:], folder=folder)
+            assert done.returncode in (0, 1, 3)
+            assert b"Traceback" not in done.stderr

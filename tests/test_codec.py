@@ -15,6 +15,7 @@ from riq_cli.codec import Progress
 from riq_cli.errors import SettingsError, TargetError
 from riq_cli.evaluator import sample_deviations
 from riq_cli.model import Layer
+from riq_cli.search import upper_bound
 from tests import builders
 
 
@@ -250,3 +251,70 @@ def test_layers_are_values(tmp_path: Path) -> None:
     assert isinstance(layer, Layer)
     with pytest.raises(AttributeError):
         layer.name = "other"  # type: ignore[misc]
+
+
+def test_held_out_samples_that_cannot_hold_end_the_search(tmp_path: Path) -> None:
+    """With ε0 the deviation has a floor: where only the held-out samples lie above the target, no k helps."""
+    model, feeds = load(tmp_path, wide), builders.feeds(wide(), 8)
+    floor = riq.compress(model, riq.Calibration.from_feeds(feeds), k=upper_bound(256 * 256, 0.1), epsilon=0.1)
+    found = [(riq.verify(floor, model, riq.Calibration.from_feeds([feed])).mean, feed) for feed in feeds]
+    values, feeds = zip(*sorted(found, key=lambda pair: pair[0]), strict=True)
+    order = [feeds[0], feeds[1], feeds[7], feeds[2], feeds[3], feeds[4], feeds[6], feeds[5]]  # 2 and 6 are held out
+    with pytest.raises(TargetError, match="but on those held out of it the best is"):
+        riq.compress(
+            model,
+            riq.Calibration.from_feeds(order),
+            deviation=float(np.mean(values[:6])) * 1.01,
+            epsilon=0.1,
+            allocation="norm",
+        )
+
+
+def divided() -> onnx.ModelProto:
+    """y = (x / w) @ v: any weight of w that becomes 0 makes the outputs infinite."""
+    r = builders.Random(1)
+    return builders.model(
+        [builders.node("Div", "x w", "d"), builders.node("MatMul", "d v", "y")],
+        [builders.info("x", "batch", 64, 32)],
+        [builders.unknown("y")],
+        [builders.tensor("w", r(64, 32)), builders.tensor("v", r(32, 32))],
+    )
+
+
+def test_outputs_that_become_infinite_are_an_error_and_never_shipped(tmp_path: Path) -> None:
+    model, data = load(tmp_path, divided), calibration(divided, 4)
+    with pytest.raises(TargetError, match="outputs hold NaN or infinity where the original's do not"):
+        riq.compress(model, data, k=5.0)
+    for options in ({"deviation": 0.01}, {"ratio": 4}):
+        try:
+            archive = riq.compress(model, data, **options)
+        except TargetError:
+            continue
+        assert math.isfinite(riq.verify(archive, model, data).mean)
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e160])
+def test_float64_weights_of_any_size_are_quantized_like_others(scale: float, tmp_path: Path) -> None:
+    def build() -> onnx.ModelProto:
+        weights = builders.Random(2)(32, 24, dtype=np.float64) * scale
+        return builders.model(
+            [builders.node("MatMul", "x w", "y")],
+            [builders.matrix("x", onnx.TensorProto.DOUBLE)],
+            [builders.matrix("y", onnx.TensorProto.DOUBLE)],
+            [builders.tensor("w", weights)],
+        )
+
+    feeds = [{"x": np.random.default_rng(n).standard_normal((3, 32))} for n in range(4)]
+    data, warnings = riq.Calibration.from_feeds(feeds), []
+    model = load(tmp_path, build)
+    archive = riq.compress(model, data, deviation=0.01, warn=warnings.append)
+    assert [entry.coding for entry in archive.manifest.layers] == ["ans"]
+    assert riq.verify(archive, model, data).mean <= 0.01
+
+
+def test_a_pattern_that_matches_nothing_is_told_and_vectors_alone_are_coded(tmp_path: Path) -> None:
+    model, data = load(tmp_path, builders.dense), calibration(builders.dense, 4)
+    warnings: list[str] = []
+    archive = riq.compress(model, data, include=("first.bias",), exclude=("frist.*",), warn=warnings.append)
+    assert [entry.name for entry in archive.manifest.layers] == ["first.bias"]
+    assert warnings == ["no layer is named 'frist.*'"]

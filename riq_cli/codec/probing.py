@@ -22,10 +22,10 @@ def measured_allocation(
 ) -> Allocation:
     """The allocation of least rate for the deviation that the solution `widths` at `k` is expected to cause.
 
-    Each layer is quantized alone and the deviation measured: a_ℓ = deviation / ‖ŵ − w‖². Bin widths then follow by
-    water-filling; the layers are probed once more at those widths, since low-rate layers are not where they were first
-    measured. A layer without a measurable effect keeps the norm's bin width, and none wider than in `widths`: samples
-    that do not exercise it say nothing about it.
+    Each layer is quantized alone and the deviation measured: a_ℓ = deviation / ‖ŵ − w‖², in the units of the curves.
+    Bin widths then follow by water-filling; layers whose width changes much are probed once more there, since low-rate
+    layers are not in the regime where they were first measured. A layer without a measurable effect keeps the norm's
+    bin width, and none wider than in `widths`: samples that do not exercise it say nothing about it.
 
     Args:
         weights: all layers that may be coded.
@@ -96,7 +96,7 @@ class _Probes:
         return dict(zip(numbers, found, strict=True))
 
     def _measure(self, number: int, width: float) -> tuple[float, float]:
-        """Deviation with one layer quantized, and ‖ŵ − w‖² of it."""
+        """Deviation with one layer quantized, and its error in the units of the curves."""
         restored = self._weights.restored(number, width)
         deviation = max(self._prober.deviations({number: restored}))
         return min(deviation, _LARGEST), self._weights.error(number, restored)

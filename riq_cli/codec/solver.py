@@ -199,7 +199,9 @@ class Solver:
             self._warn(f"layers cannot be probed, so the norm allocation is used: {error}")
             return []
         blend = {
-            number: math.sqrt(shape * self._weights.norms[number]) if number in paper.allocation.shapes else shape
+            number: math.sqrt(shape) * math.sqrt(self._weights.norms[number])
+            if number in paper.allocation.shapes
+            else shape
             for number, shape in measured.shapes.items()
         }
         return [measured, replace(measured, name="blend", shapes=blend)]

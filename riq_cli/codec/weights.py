@@ -111,7 +111,7 @@ class Weights:
         return out
 
     def error(self, number: int, restored: quantizer.Array) -> float:
-        """‖ŵ − w‖² of one layer."""
+        """‖ŵ − w‖² / max |w|² of one layer."""
         layer = self.layers[number]
         return quantizer.squared_error(layer.values, restored, layer.dtype)
 
