@@ -15,7 +15,6 @@ from riq_cli.codec import Progress
 from riq_cli.errors import SettingsError, TargetError
 from riq_cli.evaluator import sample_deviations
 from riq_cli.model import Layer
-from riq_cli.search import upper_bound
 from tests import builders
 
 
@@ -253,21 +252,27 @@ def test_layers_are_values(tmp_path: Path) -> None:
         layer.name = "other"  # type: ignore[misc]
 
 
-def test_held_out_samples_that_cannot_hold_end_the_search(tmp_path: Path) -> None:
-    """With ε0 the deviation has a floor: where only the held-out samples lie above the target, no k helps."""
-    model, feeds = load(tmp_path, wide), builders.feeds(wide(), 8)
-    floor = riq.compress(model, riq.Calibration.from_feeds(feeds), k=upper_bound(256 * 256, 0.1), epsilon=0.1)
-    found = [(riq.verify(floor, model, riq.Calibration.from_feeds([feed])).mean, feed) for feed in feeds]
-    values, feeds = zip(*sorted(found, key=lambda pair: pair[0]), strict=True)
-    order = [feeds[0], feeds[1], feeds[7], feeds[2], feeds[3], feeds[4], feeds[6], feeds[5]]  # 2 and 6 are held out
-    with pytest.raises(TargetError, match="but on those held out of it the best is"):
-        riq.compress(
-            model,
-            riq.Calibration.from_feeds(order),
-            deviation=float(np.mean(values[:6])) * 1.01,
-            epsilon=0.1,
-            allocation="norm",
-        )
+def unequal_rows() -> onnx.ModelProto:
+    """y = x @ w, where the first row of w is far smaller than the others."""
+    weights = builders.Random(4)(8, 64)
+    weights[0] *= 0.02
+    return builders.model(
+        [builders.node("MatMul", "x w", "y")],
+        [builders.info("x", "batch", 8)],
+        [builders.info("y", "batch", 64)],
+        [builders.tensor("w", weights)],
+    )
+
+
+@pytest.mark.parametrize("options", [{"allocation": "norm"}, {}])
+def test_held_out_samples_that_cannot_hold_end_the_search(options: dict[str, str], tmp_path: Path) -> None:
+    """With ε0 the bin width has a floor: where only the held-out samples need less, no k helps."""
+    rows = np.eye(8, dtype=np.float32)[[1, 2, 0, 3, 4, 5, 0, 6]]  # numbers 2 and 6 are held out
+    data, model = riq.Calibration.from_arrays({"x": rows}), load(tmp_path, unequal_rows)
+    with pytest.raises(TargetError, match="but on those held out of it the best is 1;"):
+        riq.compress(model, data, deviation=0.02, epsilon=0.05, allocation="norm")
+    archive = riq.compress(model, data, deviation=0.02, **options)  # without a fixed ε0 it becomes 0
+    assert archive.manifest.result["holdout"] <= 0.02
 
 
 def divided() -> onnx.ModelProto:

@@ -18,7 +18,7 @@ from riq_cli.model import SessionForm
 
 _STEP = 1.02  # first factor on k where the held-out samples miss a target that the others meet
 _GROWTH = 1.3  # exponent by which that factor grows
-_STEPS = 16  # a factor of 10⁴ in all
+_STEPS = 20  # a factor of 10⁵ in all
 _BISECTIONS = 20
 
 
@@ -226,16 +226,15 @@ class Solver:
         """The solution, or one of its allocation with a larger k, that holds on the held-out samples too."""
         if not self._held:
             return solution
-        allocation, k, step = solution.allocation, solution.k, _STEP
-        best = self.deviation(allocation, k, self._held, solution.widths)
+        allocation, k, step, best = solution.allocation, solution.k, _STEP, math.inf
         for _ in range(_STEPS):
-            if best <= target:
-                return solution
+            if solution.deviation <= target:
+                held = self.deviation(allocation, k, self._held, solution.widths)
+                best = min(best, held)
+                if held <= target:
+                    return solution
             k, step = k * step, step**_GROWTH
-            value = self.deviation(allocation, k, self._searched)
-            if value <= target:
-                solution = self._solution(allocation, k, value)
-                best = min(best, self.deviation(allocation, k, self._held, solution.widths))
+            solution = self._solution(allocation, k, self.deviation(allocation, k, self._searched))
         raise TargetError(
             f"the target of {target:g} holds on the samples of the search, but on those held out of it the best is "
             f"{best:.3g}; give more samples, a larger --deviation, or --holdout 0",
