@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-# Above this many weights two processes are worth the time that it takes to start them.
+# Above this many weights further processes are worth the time that it takes to start them.
 _PARALLEL_WEIGHTS = 1 << 26
 
 

@@ -54,7 +54,8 @@ def measured_allocation(
     shapes = {number: width * k for number, width in chosen.items()}
     silent = [number for number in numbers if number not in chosen]
     shapes |= {number: weights.norms[number] for number in silent}
-    return Allocation("measured", shapes, 0.0, {n: widths[n] or weights.norms[n] / k for n in silent})
+    bounds = {number: weights.peak(number) for number in chosen}  # wider, and nothing of the layer would be left
+    return Allocation("measured", shapes, 0.0, bounds | {n: widths[n] or weights.norms[n] / k for n in silent})
 
 
 class _Probes:

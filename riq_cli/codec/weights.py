@@ -110,6 +110,11 @@ class Weights:
         quantizer.requantize(layer.values, layer.dtype, max(width, self._finest[number]), out)
         return out
 
+    def peak(self, number: int) -> float:
+        """Largest magnitude max |w| of one layer."""
+        layer = self.layers[number]
+        return quantizer.peak(layer.values, layer.dtype)
+
     def error(self, number: int, restored: quantizer.Array) -> float:
         """‖ŵ − w‖² / max |w|² of one layer."""
         layer = self.layers[number]

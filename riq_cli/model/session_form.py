@@ -25,7 +25,8 @@ _HOISTED = "riq/layer{}"
 class SessionForm:
     """A serialized model, the layers that it takes from outside, and the outputs to measure.
 
-    `weights` holds for each such initializer its name and the number of the layer; `types` their ONNX data types.
+    `weights` holds for each such initializer its name and the number of the layer; `hoisted` tells whether any layer
+    is elsewhere than in the model itself.
     """
 
     model: bytes
