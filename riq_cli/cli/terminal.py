@@ -92,6 +92,7 @@ class ProgressBar:
             total=None if search else step.total,
             unit={"search": " evaluations", "probe": " layers"}.get(step.phase, " weights"),
             unit_scale=step.phase not in ("search", "probe"),
+            bar_format="{desc}: {n_fmt}{unit} [{elapsed}{postfix}]" if search else None,
             leave=False,
             file=sys.stderr,
             dynamic_ncols=True,
