@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,12 +98,9 @@ class Evaluator:
             among: numbers of the samples to run; None for all.
         """
         numbers = range(len(self._samples)) if among is None else among
-        values: list[list[float]] = [[] for _ in self.measured]
-        for number, outputs in zip(numbers, self._run(form, weights, self.measured, numbers), strict=True):
-            rows = self._samples[number][1]
-            for found, y, z in zip(values, self._reference[number], outputs, strict=True):
-                found += sample_deviations(y, z, rows)
-        return summed_up(self.measured, values)
+        references = [self._reference[number] for number in numbers]
+        rows = [self._samples[number][1] for number in numbers]
+        return _compared(self.measured, references, self._run(form, weights, self.measured, numbers), rows)
 
     def _run(
         self, form: SessionForm, weights: Sequence[Array], names: Sequence[str], numbers: Sequence[int]
@@ -156,11 +153,9 @@ class Prober:
 
     def deviations(self, changed: Mapping[int, Array]) -> list[float]:
         """Mean deviation at each measured tensor when the layers of these numbers hold other weights."""
-        values: list[list[float]] = [[] for _ in self._measured]
-        for (_, rows), reference, outputs in zip(self._samples, self._reference, self._run(changed), strict=True):
-            for found, y, z in zip(values, reference, outputs, strict=True):
-                found += sample_deviations(y, z, rows)
-        return [tensor.mean for tensor in summed_up(self._measured, values).tensors]
+        rows = [rows for _, rows in self._samples]
+        found = _compared(self._measured, self._reference, self._run(changed), rows)
+        return [tensor.mean for tensor in found.tensors]
 
     def _run(self, changed: Mapping[int, Array]) -> Iterator[list[Array]]:
         values = self._values | {number: _ortvalue(weight) for number, weight in changed.items()}
@@ -171,8 +166,14 @@ class Prober:
                 yield [value.numpy() for value in self._session.run_with_ort_values(self._measured, inputs)]
 
 
-def summed_up(names: Sequence[str], values: Sequence[Sequence[float]]) -> Deviation:
-    """The deviation at each tensor from those of its samples."""
+def _compared(
+    names: Sequence[str], references: Sequence[list[Array]], runs: Iterable[list[Array]], rows: Sequence[int]
+) -> Deviation:
+    """The deviation at each tensor: outputs of one run after the other beside those of the original model."""
+    values: list[list[float]] = [[] for _ in names]
+    for reference, outputs, count in zip(references, runs, rows, strict=True):
+        for found, y, z in zip(values, reference, outputs, strict=True):
+            found += sample_deviations(y, z, count)
     return Deviation(
         tuple(
             TensorDeviation(name, math.fsum(found) / len(found), max(found), len(found))

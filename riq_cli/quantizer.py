@@ -133,7 +133,7 @@ def _blocks(weights: Array, dtype: str) -> Iterator[NDArray[np.float64]]:
         part = flat[begin : begin + _BLOCK]
         block = scratch[: part.size]
         if dtype == "bfloat16":
-            block[:] = (part.astype(np.uint32) << 16).view(np.float32)
+            block[:] = widened(part, dtype)
         else:
             block[:] = part
         yield block
