@@ -159,7 +159,7 @@ def test_a_table_is_read_back(table: Table) -> None:
     again = Table.from_bytes(stored)
     assert again.symbols.tolist() == table.symbols.tolist()
     assert again.roots.tolist() == table.roots.tolist()
-    assert reference_decoder.read_table(stored) == (table.symbols.tolist(), table.roots.tolist())
+    assert reference_decoder.read_table(stored) == (table.symbols.tolist(), table.roots.tolist(), len(stored))
 
 
 def test_a_table_of_one_symbol_is_read_back() -> None:
@@ -215,7 +215,7 @@ def test_any_bytes_are_a_table_or_a_corrupt_archive(stored: bytes) -> None:
         return
     assert (np.diff(table.symbols) > 0).all()
     assert int(table.frequencies().sum()) == TOTAL
-    assert reference_decoder.read_table(stored) == (table.symbols.tolist(), table.roots.tolist())
+    assert reference_decoder.read_table(stored) == (table.symbols.tolist(), table.roots.tolist(), len(stored))
 
 
 # Streams
