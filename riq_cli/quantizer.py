@@ -106,13 +106,7 @@ class Quantized:
         symbols = self.symbols[begin:end]
         if not self.scales:
             return dequantize(symbols, dtype, self.width)
-        restored = np.empty(symbols.size, STORAGE[dtype])
-        for first in range(0, symbols.size, _BLOCK):
-            part = symbols[first : first + _BLOCK]
-            where = begin + first
-            codes = sum_of([scale.run(shape, where, where + part.size) for scale in self.scales])
-            restored[first : first + part.size] = dequantize(part, dtype, scaled_widths(self.width, codes))
-        return restored
+        return _dequantize(symbols, dtype, _scaled_blocks(self.width, self.scales, shape, begin, begin + symbols.size))
 
 
 def norm(weights: Array, dtype: str) -> float:
@@ -156,6 +150,8 @@ def sum_of(codes: Iterable[Symbols]) -> NDArray[np.int64]:
 def bin_widths(width: float, scales: Sequence[Codes], dimensions: int) -> Width:
     """The bin widths of a layer with so many dimensions: an array that broadcasts to its shape; without scales Δ.
 
+    The array is no larger than the axes of all scales together make it; `nearest` and `restored` do without.
+
     Raises:
         ValueError: as `scaled_widths` has it.
     """
@@ -165,8 +161,15 @@ def bin_widths(width: float, scales: Sequence[Codes], dimensions: int) -> Width:
 def nearest(
     weights: Array, dtype: str, width: float, scales: tuple[Codes, ...] = (), classes: Codes | None = None
 ) -> Quantized:
-    """The weights quantized, each to the nearest symbol, with the codes that were given."""
-    return Quantized(quantize(weights, dtype, bin_widths(width, scales, weights.ndim)), width, scales, classes)
+    """The weights quantized, each to the nearest symbol, with the codes that were given.
+
+    Raises:
+        ValueError: a bin width that `scaled_widths` refuses.
+    """
+    steps: Iterable[Width] = itertools.repeat(width)
+    if scales:
+        steps = _scaled_blocks(width, scales, weights.shape, 0, weights.size)
+    return Quantized(_quantize(weights, dtype, steps), width, scales, classes)
 
 
 def quantize(weights: Array, dtype: str, width: Width) -> Symbols:
@@ -178,9 +181,13 @@ def quantize(weights: Array, dtype: str, width: Width) -> Symbols:
         width: bin width Δ > 0 in the units of the weights, not below max |w| / `SYMBOL_MAX`; an array of them
             broadcasts to the shape of the weights.
     """
+    return _quantize(weights, dtype, _width_blocks(width, weights.shape))
+
+
+def _quantize(weights: Array, dtype: str, steps: Iterable[Width]) -> Symbols:
     symbols = np.empty(weights.size, np.int32)
     position = 0
-    for block, step in zip(_blocks(weights, dtype), _width_blocks(width, weights.shape), strict=False):
+    for block, step in zip(_blocks(weights, dtype), steps, strict=False):
         np.divide(block, step, out=block)
         np.rint(block, out=block)
         symbols[position : position + block.size] = block
@@ -196,12 +203,14 @@ def dequantize(symbols: Symbols, dtype: str, width: Width) -> Array:
         dtype: name of the type, a key of `STORAGE`.
         width: bin width Δ, or an array of them that broadcasts to the shape in which the symbols are given.
     """
-    flat = symbols.reshape(-1)
-    restored = np.empty(flat.size, STORAGE[dtype])
-    scratch = np.empty(min(_BLOCK, flat.size))
-    steps = _width_blocks(width, symbols.shape)
-    for begin, step in zip(range(0, flat.size, _BLOCK), steps, strict=False):
-        part = flat[begin : begin + _BLOCK]
+    return _dequantize(symbols.reshape(-1), dtype, _width_blocks(width, symbols.shape))
+
+
+def _dequantize(symbols: Symbols, dtype: str, steps: Iterable[Width]) -> Array:
+    restored = np.empty(symbols.size, STORAGE[dtype])
+    scratch = np.empty(min(_BLOCK, symbols.size))
+    for begin, step in zip(range(0, symbols.size, _BLOCK), steps, strict=False):
+        part = symbols[begin : begin + _BLOCK]
         block = scratch[: part.size]
         _restore(part, dtype, step, block, restored[begin : begin + part.size])
     return restored
@@ -275,6 +284,14 @@ def _width_blocks(width: Width, shape: tuple[int, ...]) -> Iterable[Width]:
         return itertools.repeat(width)
     every, size = np.broadcast_to(width, shape), math.prod(shape)
     return (_run(every, begin, min(begin + _BLOCK, size)) for begin in range(0, size, _BLOCK))
+
+
+def _scaled_blocks(
+    width: float, scales: Sequence[Codes], shape: Sequence[int], begin: int, end: int
+) -> Iterator[NDArray[np.float64]]:
+    """The bin widths of weights `begin` up to `end` of a layer with scales, block by block."""
+    for first in range(begin, end, _BLOCK):
+        yield scaled_widths(width, sum_of([scale.run(shape, first, min(first + _BLOCK, end)) for scale in scales]))
 
 
 def _run(array: Array, begin: int, end: int) -> Array:

@@ -130,7 +130,8 @@ def test_report_json_and_sorting(ready: Path) -> None:
     document = json.loads(riq("report", "model.riqz", "--json", "--sort", "name", folder=ready).stdout)
     assert [row["name"] for row in document["layers"]] == ["first.weight", "second.weight"]
     assert set(document["layers"][0]) == {
-        "name", "op", "shape", "dtype", "coding", "symbols", "bin_width", "entropy", "rate", "bytes", "share"
+        "name", "op", "shape", "dtype", "coding", "symbols", "bin_width", "entropy", "rate", "bytes", "share",
+        "scales", "classes",
     }  # fmt: skip
     assert document["totals"]["archive_bytes"] == (ready / "model.riqz").stat().st_size
     for key, name in (("size", "bytes"), ("rate", "rate")):
