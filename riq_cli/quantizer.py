@@ -135,10 +135,10 @@ def scaled_widths(width: float, codes: NDArray[np.signedinteger[Any]]) -> NDArra
     low, high = int(codes.min()), int(codes.max())
     if max(-low, high) > CODE_MAX:
         raise ValueError(f"a code of bin widths beyond ±{CODE_MAX}")
-    table = _scaled(width)
-    if not sys.float_info.min <= table[low + CODE_MAX] <= table[high + CODE_MAX] <= sys.float_info.max:
+    widths = np.take(_scaled(width), codes + CODE_MAX)
+    if not (sys.float_info.min <= widths.min() and widths.max() <= sys.float_info.max):  # NaN is refused too
         raise ValueError("a bin width that is not a normal double")
-    return np.take(table, codes + CODE_MAX)
+    return widths
 
 
 def sum_of(codes: Iterable[Symbols]) -> NDArray[np.int64]:

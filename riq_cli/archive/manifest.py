@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from typing import Any
 
 from riq_cli import limits
@@ -216,9 +217,7 @@ def _check_codes(entry: Checked, layer: LayerEntry) -> None:
     entry.require(layer.coding != "raw" or not layer.scales, "scales with coding 'raw'")
     entry.require(layer.coding == "ans" or not layer.classes, f"classes with coding {layer.coding!r}")
     for codes in layer.codes:
-        ascending = all(
-            axis < other for axis, other in zip(codes.axes, (*codes.axes[1:], len(layer.shape)), strict=True)
-        )
+        ascending = all(axis < other for axis, other in pairwise((*codes.axes, len(layer.shape))))
         entry.require(bool(codes.axes) and ascending, "codes along what are not ascending axes of its shape")
         count = math.prod(codes.shape(layer.shape))
         entry.require(count <= limits.CODES, f"{count} codes along some axes; at most {limits.CODES} are read")
