@@ -160,6 +160,14 @@ def test_a_feature_that_a_decoder_does_not_know_is_refused(feature: str, monkeyp
     refused(data, UnsupportedArchive, f"needs a newer riq: this one does not know {feature}")
 
 
+def test_a_bin_width_may_be_numpys() -> None:
+    layer = layer_of(np.random.default_rng(2).normal(size=(20, 30)))
+    scale = Codes((0,), np.arange(20, dtype=np.int32) % 3)
+    for scales in ((), (scale,)):
+        ours = archive_of(layer, nearest(layer.values, "float32", np.float64(0.3), scales))
+        assert written(ours) == written(archive_of(layer, nearest(layer.values, "float32", 0.3, scales)))
+
+
 def test_an_archive_requires_what_its_layers_need() -> None:
     entry = LayerEntry("w", "MatMul", ("a",), "float16", (3, 4), "ans", 5, 2.0, 7, (8, 16), 0, 0.5)
     skeleton = SkeletonEntry(1, 1, 0)

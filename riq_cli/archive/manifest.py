@@ -132,8 +132,10 @@ class Manifest:
         """
         document = asdict(self)
         for layer in document["layers"]:
-            for key in ("bin_width", "scales", "classes"):
-                if layer[key] in (None, ()):
+            if layer["bin_width"] is None:
+                del layer["bin_width"]
+            for key in ("scales", "classes"):
+                if not layer[key]:
                     del layer[key]
         text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         data = text.encode()
@@ -191,7 +193,7 @@ def _layer(entry: Checked) -> LayerEntry:
         streams=tuple(entry.integers("streams")),
         crc32=entry.integer("crc32"),
         bin_width=None if coding == "raw" else entry.number("bin_width"),
-        scales=tuple(_codes(item) for item in entry.objects("scales")) if "scales" in entry else (),
+        scales=tuple(map(_codes, entry.objects("scales"))) if "scales" in entry else (),
         classes=_codes(entry.object("classes")) if "classes" in entry else None,
     )
     entry.require(layer.dtype in DTYPE_BYTES, f"unknown dtype {layer.dtype!r}")
