@@ -1,0 +1,128 @@
+"""Weights → symbols with error compensation: each column's rounding error is pushed onto the columns after it.
+
+With second moments H = E[x xᵀ] of what a matrix W is multiplied with, rounding to Ŵ moves the outputs by
+tr((Ŵ − W) H (Ŵ − W)ᵀ) on average. Columns are rounded one after another; what the error of one does to the outputs is
+undone as well as later columns can (optimal brain quantization; GPTQ's order and factorization). With H⁻¹ = UᵀU, U upper
+triangular, the error left is Σ_j ‖w_j − ŵ_j‖² / U_jj² of the columns as they were when they were rounded: bin widths
+proportional to U_jj make all columns contribute alike, which costs the least rate (WaterSIC's allocation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+Integers = NDArray[np.int32]
+
+CODES_MAX = 16  # of a column: 2⁴ times wider or narrower than the layer's bin width
+_LEAF = 8  # columns that are rounded one by one; wider blocks go by halves, so that most of the work is matrix products
+_SMALL = 64  # columns up to which many groups go side by side
+_TINY = 1e-30  # of second moments that are all zero
+
+
+@dataclass(frozen=True)
+class Factor:
+    """How errors spread among the columns `begin … end` of every group: U f32[groups, columns, columns]."""
+
+    begin: int
+    end: int
+    upper: NDArray[np.float32]
+
+
+def factorized(moments: NDArray[np.float64], damping: float) -> NDArray[np.float32]:
+    """U, upper triangular f32[groups, K, K], with (H + λ mean(diag H) I)⁻¹ = UᵀU.
+
+    Args:
+        moments: H f64[groups, K, K], symmetric and positive semidefinite.
+        damping: λ > 0; more of it trusts the moments less.
+    """
+    groups, size, _ = moments.shape
+    result = np.empty((groups, size, size), np.float32)
+    for group, moment in enumerate(moments):
+        reversed_ = moment[::-1, ::-1].copy()
+        diagonal = np.einsum("ii->i", reversed_)
+        diagonal += damping * max(float(diagonal.mean()), _TINY)
+        # H = MMᵀ with M upper triangular comes from the Cholesky factor of H with rows and columns in reverse; U = M⁻¹.
+        result[group] = _inverse(np.linalg.cholesky(reversed_)[::-1, ::-1])
+    return result
+
+
+def column_codes(factors: Sequence[Factor], exercised: NDArray[np.bool_]) -> Integers:
+    """Relative bin widths of the columns as codes i32[K], in quarters of an octave around their mean: ∝ U_jj.
+
+    Args:
+        factors: of a single group.
+        exercised: bool[K]: columns that the samples do not exercise get no wider bins than the mean.
+    """
+    steps = np.concatenate([np.log2(np.einsum("ii->i", factor.upper[0]).astype(np.float64)) for factor in factors])
+    codes = np.rint(4 * (steps - steps.mean()))
+    codes = np.clip(codes, -CODES_MAX, np.where(exercised, CODES_MAX, 0))
+    return codes.astype(np.int32)
+
+
+def compensated(
+    matrix: NDArray[np.float64], factors: Sequence[Factor], widths: NDArray[np.float64]
+) -> tuple[Integers, float]:
+    """Symbols i32[groups, rows, K] of error-compensated rounding, and the error of the outputs that they leave.
+
+    Args:
+        matrix: W f64[groups, rows, K].
+        factors: of all columns, in order; errors stay within a factor's columns.
+        widths: bin widths > 0, broadcastable to W.
+
+    Returns:
+        The symbols, and Σ tr((Ŵ − W)(H + λI)(Ŵ − W)ᵀ) in the units of W and H.
+    """
+    groups, rows, size = matrix.shape
+    peak = float(np.max(np.abs(matrix))) or 1.0  # float32 holds the quotients, whatever the scale of the weights
+    left = np.ascontiguousarray((matrix / peak).transpose(0, 2, 1), np.float32)
+    bins = np.broadcast_to(widths / peak, (groups, widths.shape[1], size)).transpose(0, 2, 1).astype(np.float32)
+    symbols = np.empty((groups, size, rows), np.int32)
+    total = 0.0
+    for factor in factors:
+        part = slice(factor.begin, factor.end)
+        errors = np.empty((groups, factor.end - factor.begin, rows), np.float32)
+        _round(left[:, part], bins[:, part], factor.upper, symbols[:, part], errors)
+        total += float(np.einsum("gkn,gkn->", errors, errors, dtype=np.float64))
+    return np.ascontiguousarray(symbols.transpose(0, 2, 1)), total * peak * peak
+
+
+def _round(left: Floats, bins: Floats, upper: Floats, symbols: Integers, errors: Floats) -> None:
+    """Round the columns f32[groups, K, rows] of `left`, which is used up, and write symbols and scaled errors."""
+    groups, size, _ = left.shape
+    if size > _LEAF and not (groups > 1 and size <= _SMALL):
+        middle = size // 2
+        first, second = slice(0, middle), slice(middle, size)
+        _round(left[:, first], bins[:, first], upper[:, first, first], symbols[:, first], errors[:, first])
+        left[:, second] -= np.matmul(upper[:, first, second].transpose(0, 2, 1), errors[:, first])
+        _round(left[:, second], bins[:, second], upper[:, second, second], symbols[:, second], errors[:, second])
+        return
+    for column in range(size):
+        weights, width = left[:, column], bins[:, column]
+        rounded = np.rint(weights / width)
+        symbols[:, column] = rounded
+        rounded *= width
+        error = errors[:, column]
+        np.subtract(weights, rounded, out=error)
+        error /= upper[:, column, column, None]
+        if column + 1 < size:
+            left[:, column + 1 :] -= upper[:, column, column + 1 :, None] * error[:, None]
+
+
+def _inverse(upper: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The inverse of an upper triangular matrix, by halves: mostly matrix products."""
+    size = len(upper)
+    if size <= _SMALL:
+        result: NDArray[np.float64] = np.triu(np.linalg.inv(upper))
+        return result
+    middle = size // 2
+    result = np.zeros_like(upper)
+    first, second = _inverse(upper[:middle, :middle]), _inverse(upper[middle:, middle:])
+    result[:middle, :middle], result[middle:, middle:] = first, second
+    result[:middle, middle:] = -first @ upper[:middle, middle:] @ second
+    return result
