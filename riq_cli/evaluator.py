@@ -204,7 +204,7 @@ class Observer:
             form = observed_form(self._form, names)
             largest = 1
             with _explained():
-                session = _session(form, self._weights, self._threads, self._provider)
+                session = _session(form, self._weights, self._threads, self._provider, patient=True)
             for number, (feed, _) in enumerate(self._samples):
                 with _explained():
                     values = session.run(names, dict(feed))
@@ -240,13 +240,18 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def _session(form: SessionForm, weights: Sequence[Array], threads: int, provider: str) -> onnxruntime.InferenceSession:
+def _session(
+    form: SessionForm, weights: Sequence[Array], threads: int, provider: str, patient: bool = False
+) -> onnxruntime.InferenceSession:
+    """A session; between the runs of a `patient` one its threads sleep, so that others have the processors."""
     options = _options(threads)
     if sum(weight.nbytes for weight in weights) > _LARGE:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if form.weights:
         values = [_ortvalue(weights[number]) for _, number in form.weights]
         options.add_external_initializers([name for name, _ in form.weights], values)
+    if patient:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(form.model, options, providers=[provider])
 
 

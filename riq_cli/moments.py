@@ -20,6 +20,7 @@ _ROWS_MIN = 8192  # of a layer, where there are as many
 _ROWS_PER_COLUMN = 4  # so that second moments of many columns have full rank, in each half of the samples
 _ROWS_MAX = 65536
 _CHUNK = 1024  # rows that are multiplied at a time: sums of so many are exact enough in float32
+_PENDING = 1 << 19  # bytes of rows that wait to be multiplied together; more where that is little beside their moments
 
 
 class Moments:
@@ -43,10 +44,12 @@ class Moments:
         self._sums = [np.zeros((groups, end - begin, end - begin)) for begin, end in self.bounds]
         self._sum = np.zeros((groups, columns))
         self._pending: list[Array] = []
+        self._pending_max = max(_PENDING, sum(total.nbytes for total in self._sums) // 4)
 
     def add(self, rows: Array, weight: float = 1.0) -> None:
         """Take rows in, [groups, m, columns], each as if it occurred `weight` times; those not finite are left out."""
-        sums = rows.sum(axis=1, dtype=np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums = rows.sum(axis=1)
         if not np.isfinite(sums).all():
             rows = rows[:, np.isfinite(rows).all(axis=(0, 2))]
             sums = rows.sum(axis=1, dtype=np.float64)
@@ -54,9 +57,10 @@ class Moments:
             return
         self.count += rows.shape[1]
         self._weight += weight * rows.shape[1]
-        self._sum += weight * sums
+        self._sum += weight * sums.astype(np.float64)
         self._pending.append(rows if weight == 1 else rows * rows.dtype.type(math.sqrt(weight)))
-        if sum(part.shape[1] for part in self._pending) >= min(_CHUNK, self._sum.shape[1]):
+        count, size = (sum(part.shape[1] for part in self._pending), sum(part.nbytes for part in self._pending))
+        if count >= _CHUNK or size >= self._pending_max:
             self._flush()
 
     @property

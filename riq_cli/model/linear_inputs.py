@@ -109,21 +109,24 @@ class WindowInput(LinearInput, abc.ABC):
         batch, channels, *sizes = activation.shape
         layout = self._layout(sizes)
         sample, *places = np.unravel_index(chosen, (batch, *(out for out, _ in layout)))
-        source = np.zeros((math.prod(self.kernel), len(chosen)), np.int64)  # of every tap at every position
+        source = np.zeros((1, len(chosen)), np.int64)  # place of every tap at every position, all axes as one
         inside = np.ones(source.shape, bool)
-        for number, tap in enumerate(itertools.product(*map(range, self.kernel))):
-            for axis, size in enumerate(sizes):
-                index, exists = self._source(axis, places[axis], layout[axis][1], tap[axis])
-                inside[number] &= exists & (index >= 0) & (index < size)
-                source[number] = source[number] * size + np.clip(index, 0, size - 1)
+        for axis, size in enumerate(sizes):
+            taps = np.arange(self.kernel[axis])[:, None]
+            index, exists = self._source(axis, places[axis], layout[axis][1], taps)
+            exists &= (index >= 0) & (index < size)
+            source = (source[:, None] * size + np.clip(index, 0, size - 1)).reshape(-1, len(chosen))
+            inside = (inside[:, None] & exists).reshape(-1, len(chosen))
         flat = activation.reshape(batch, channels, math.prod(sizes))
-        rows = np.empty((channels, *source.shape), activation.dtype)
-        for number in range(batch):  # positions are in order: those of one sample are neighbours
-            begin, end = np.searchsorted(sample, (number, number + 1))
-            if begin < end:
-                rows[:, :, begin:end] = np.take(flat[number], source[:, begin:end], axis=1, mode="clip")
+        bounds = np.searchsorted(sample, np.arange(batch + 1))  # positions are in order, so those of a sample are too
+        parts = [
+            np.take(flat[number], source[:, begin:end], axis=1, mode="clip")
+            for number, (begin, end) in enumerate(itertools.pairwise(bounds))
+            if begin < end
+        ]
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
         if not inside.all():
-            rows[:, ~inside] = 0
+            np.copyto(rows, 0, where=~inside)
         # Columns lie before positions in memory, as the activation has them: turning them would take longer than this.
         return rows.reshape(self.groups, -1, len(chosen)).swapaxes(1, 2)
 
@@ -132,8 +135,10 @@ class WindowInput(LinearInput, abc.ABC):
         """For every axis: how many windows there are, and the pad before the first."""
 
     @abc.abstractmethod
-    def _source(self, axis: int, window: Positions, before: int, tap: int) -> tuple[Positions, NDArray[np.bool_]]:
-        """Where on an axis of the activation a tap of some windows lies, and whether anything can be there."""
+    def _source(
+        self, axis: int, window: Positions, before: int, taps: Positions
+    ) -> tuple[Positions, NDArray[np.bool_]]:
+        """Where on an axis of the activation the taps [taps, 1] of windows lie, and whether anything can be there."""
 
     def _reach(self, axis: int) -> int:
         return (self.kernel[axis] - 1) * self.dilations[axis] + 1
@@ -154,8 +159,10 @@ class ConvolutionInput(WindowInput):
             result.append((max(0, (size + total - reach) // stride + 1), before))
         return result
 
-    def _source(self, axis: int, window: Positions, before: int, tap: int) -> tuple[Positions, NDArray[np.bool_]]:
-        place = window * self.strides[axis] - before + tap * self.dilations[axis]
+    def _source(
+        self, axis: int, window: Positions, before: int, taps: Positions
+    ) -> tuple[Positions, NDArray[np.bool_]]:
+        place = window * self.strides[axis] - before + taps * self.dilations[axis]
         return place, np.ones(place.shape, bool)
 
 
@@ -182,8 +189,10 @@ class TransposedConvolutionInput(WindowInput):
             result.append((out, before))
         return result
 
-    def _source(self, axis: int, window: Positions, before: int, tap: int) -> tuple[Positions, NDArray[np.bool_]]:
-        place = window + before - tap * self.dilations[axis]
+    def _source(
+        self, axis: int, window: Positions, before: int, taps: Positions
+    ) -> tuple[Positions, NDArray[np.bool_]]:
+        place = window + before - taps * self.dilations[axis]
         return place // self.strides[axis], place % self.strides[axis] == 0
 
 
