@@ -1,4 +1,4 @@
-"""Weights → deviation: runs the model in onnxruntime and compares its outputs, eq. (1)."""
+"""Weights → deviation: runs the model in onnxruntime and compares its outputs, eq. (1), or shows its inner tensors."""
 
 from __future__ import annotations
 

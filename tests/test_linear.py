@@ -25,6 +25,7 @@ from builders import (
     unknown,
 )
 
+from riq_cli.errors import ModelError
 from riq_cli.evaluator import Observer
 from riq_cli.model import Model, linear_layers, observed_form
 from riq_cli.model.linear_inputs import ProductInput
@@ -489,7 +490,9 @@ def test_what_is_no_product_with_an_activation_is_left_out(name: str, tmp_path: 
 def test_weights_that_a_subgraph_uses_are_left_out(tmp_path: Path) -> None:
     """Even where the main graph multiplies them too, or a branch only gives them out."""
     branch = graph([node("MatMul", "x w", "in_branch")], [], [unknown("in_branch")], name="then")
-    other = graph([], [], [unknown("v")], name="else")
+    inner = graph([], [], [unknown("v")], name="inner")
+    nested = node("If", "condition", "in_other", then_branch=inner, else_branch=inner)
+    other = graph([nested], [], [unknown("in_other")], name="else")
     proto = model(
         [
             node("If", "condition", "a", then_branch=branch, else_branch=other),
@@ -564,6 +567,18 @@ def test_the_bias_is_found_where_it_is_of_that_use_only(name: str, tmp_path: Pat
     assert linear.bias == (None if bias is None else found.numbers[bias])
 
 
+def test_what_is_added_to_a_state_is_no_bias(tmp_path: Path) -> None:
+    """The rows of W are as many as the elements of a state, but an activation lies between."""
+    r = Random(0)
+    proto = model(
+        [node("RNN", "x w r", "states", hidden_size=HIDDEN), node("Add", "states b", "y")],
+        [info("x", STEPS, BATCH, FEATURES)],
+        [unknown("y")],
+        [tensor("w", r(1, HIDDEN, FEATURES)), tensor("r", r(1, HIDDEN, HIDDEN)), tensor("b", r(HIDDEN))],
+    )
+    assert {name: linear.bias for name, linear in Found(proto, tmp_path).linear.items()} == {"w": None, "r": None}
+
+
 # ---- rows that are taken --------------------------------------------------------------------------------------------
 
 
@@ -621,6 +636,14 @@ def test_an_observer_gives_every_tensor_in_every_sample_however_little_memory_th
     assert [(name, sample) for name, sample, _ in little[12:]] == [(name, s) for name in "fy" for s in range(3)]
     for name, sample, value in little:
         np.testing.assert_allclose(value, every[name, sample], atol=1e-6)
+
+
+def test_a_model_that_cannot_run_is_no_traceback(tmp_path: Path) -> None:
+    found = Found(FORMS["conv"](), tmp_path)
+    weights = [layer.values for layer in found.model.layers]
+    wrong = Observer(found.form, weights, [({"x": np.zeros((1, 2, 6, 6), np.float32)}, 1)], threads=1)
+    with pytest.raises(ModelError, match="onnxruntime cannot run the model"):
+        list(wrong.activations(["c"]))
 
 
 def test_an_observed_form_is_the_part_that_computes_its_tensors(tmp_path: Path) -> None:

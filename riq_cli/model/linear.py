@@ -27,11 +27,12 @@ from riq_cli.model.matrix import Arrangement, Matrix
 from riq_cli.model.places import subgraphs
 from riq_cli.model.session_form import SessionForm
 from riq_cli.model.tensors import FLOAT_TYPES
-from riq_cli.model.uses import Use, consumed
+from riq_cli.model.uses import Use, captured
 
 _OWN = "riq/linear{}"  # names of tensors that are added
 _DOMAINS = ("", "ai.onnx", "com.microsoft")
 _WITH_BIAS = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm")
+_AXES_MAX = 64  # of a tensor: longer lists of integers are no shapes
 _UNSQUEEZE_BY_INPUT = 13  # the opset from which on Unsqueeze takes its axes as an input
 
 _Product = tuple[Matrix, LinearInput]
@@ -87,13 +88,13 @@ class _Graph:
             for number, name in enumerate(node.input):
                 self._consumers.setdefault(name, []).append((node, number))
             for _, inner in subgraphs(node):
-                self._elsewhere |= consumed(inner) | {output.name for output in inner.output}
+                self._elsewhere |= captured(inner)
         self._added = 0
         self._constants: set[str] = set()
         self._integers: dict[str, list[int]] = {}
         for name, tensor in _constants(model.graph):
             self._constants.add(name)
-            if tensor.data_type == onnx.TensorProto.INT64:
+            if tensor.data_type == onnx.TensorProto.INT64 and math.prod(tensor.dims) <= _AXES_MAX:
                 self._integers[name] = onnx.numpy_helper.to_array(tensor).ravel().tolist()
 
     def products(self, names: Sequence[str], layer: Layer) -> list[tuple[Matrix, LinearInput, Use]] | None:
@@ -118,7 +119,7 @@ class _Graph:
     def bias(self, matrix: Matrix, use: Use) -> int | None:
         """The number of the layer that is added to a product, one element for each group and row."""
         node, number = use
-        if number != 1:
+        if number != 1 or node.op_type not in (*_WITH_BIAS, "MatMul", "FusedMatMul"):
             return None
         if node.op_type in _WITH_BIAS:
             name = node.input[2] if len(node.input) > 2 and _attributes(node).get("beta", 1.0) == 1 else ""

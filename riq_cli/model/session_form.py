@@ -16,7 +16,7 @@ from riq_cli.model.layer import Layer
 from riq_cli.model.places import find_tensor, scopes, subgraphs
 from riq_cli.model.saturation import give_out, measured_tensors
 from riq_cli.model.tensors import ONNX_TYPES, Array
-from riq_cli.model.uses import consumed
+from riq_cli.model.uses import captured, consumed
 
 _HOISTED = "riq/layer{}"
 
@@ -75,19 +75,13 @@ def observed_form(form: SessionForm, tensors: Sequence[str]) -> SessionForm:
     for node in reversed(graph.node):  # in graphs, nodes come before those that use them
         if not needed.isdisjoint(node.output):
             kept.append(node)
-            needed |= set(node.input).union(*(consumed(inner) | _given(inner) for _, inner in subgraphs(node)))
+            needed |= set(node.input).union(*(captured(inner) for _, inner in subgraphs(node)))
     kept.reverse()
     fresh = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
     del graph.node[:], graph.output[:]
     graph.node.extend(fresh)
     give_out(model, tensors)
     return SessionForm(model.SerializeToString(), tuple(_without_unused(graph, form.weights)), tuple(tensors), True)
-
-
-def _given(graph: onnx.GraphProto) -> set[str]:
-    """Names that a branch gives out, those of branches within it included: they may be of a graph around it."""
-    inner = [_given(inside) for node in graph.node for _, inside in subgraphs(node)]
-    return {output.name for output in graph.output}.union(*inner)
 
 
 def _hoist(model: onnx.ModelProto, layers: Sequence[Layer], inside: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
