@@ -159,6 +159,10 @@ TRANSPOSED: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
     ((1, 3, 4, 5), (3, 4, 3, 3), {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
     ((1, 3, 4, 5), (3, 4, 3, 3), {"strides": [2, 2], "auto_pad": "SAME_LOWER"}),
     ((1, 3, 4, 5), (3, 4, 3, 3), {"strides": [2, 2], "auto_pad": "VALID"}),
+    ((1, 3, 4, 5), (3, 4, 2, 3), {"strides": [3, 2], "dilations": [2, 2], "auto_pad": "SAME_UPPER"}),
+    ((1, 3, 4, 5), (3, 4, 2, 3), {"strides": [2, 2], "pads": [3, 4, 3, 4], "dilations": [4, 3]}),
+    ((1, 3, 4, 5), (3, 4, 1, 1), {"strides": [3, 2]}),
+    ((1, 3, 4, 5), (3, 4, 1, 1), {"strides": [3, 2], "output_shape": [12, 10]}),
 ]
 
 
