@@ -1,4 +1,4 @@
-"""Weights → deviation: runs the model in onnxruntime and compares its outputs, eq. (1)."""
+"""Weights → deviation: runs the model in onnxruntime and compares its outputs, eq. (1), or shows its inner tensors."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from riq_cli.errors import ModelError, SettingsError
-from riq_cli.model import SessionForm
+from riq_cli.model import SessionForm, observed_form
 
 Array = NDArray[Any]
 DEFAULT_PROVIDER = "CPUExecutionProvider"
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16; numpy holds it as uint16
 _LOG_NOTHING = 4
+_OBSERVED = 1 << 28  # bytes of inner tensors that are held at the same time
+_OBSERVED_FIRST = 4  # tensors that are looked at before it is known how large they are
+_OBSERVED_GROWTH = 8
 _LARGE = 1 << 30  # bytes of weights above which packed copies of them are not worth their memory
 
 
@@ -105,14 +108,8 @@ class Evaluator:
     def _run(
         self, form: SessionForm, weights: Sequence[Array], names: Sequence[str], numbers: Sequence[int]
     ) -> Iterator[list[Array]]:
-        options = _options(self._threads)
-        if sum(weight.nbytes for weight in weights) > _LARGE:
-            options.add_session_config_entry("session.disable_prepacking", "1")
-        if form.weights:
-            values = [_ortvalue(weights[number]) for _, number in form.weights]
-            options.add_external_initializers([name for name, _ in form.weights], values)
         with _explained():
-            session = onnxruntime.InferenceSession(form.model, options, providers=[self._provider])
+            session = _session(form, weights, self._threads, self._provider)
             for number in numbers:
                 yield session.run(list(names), dict(self._samples[number][0]))
 
@@ -166,6 +163,58 @@ class Prober:
                 yield [value.numpy() for value in self._session.run_with_ort_values(self._measured, inputs)]
 
 
+class Observer:
+    """Runs the original model and shows what its inner tensors hold."""
+
+    def __init__(
+        self,
+        form: SessionForm,
+        weights: Sequence[Array],
+        samples: Sequence[tuple[Mapping[str, Array], int]],
+        threads: int = 0,
+        provider: str = DEFAULT_PROVIDER,
+    ) -> None:
+        """Keep what is run; nothing runs yet.
+
+        Args:
+            form: a hoisted form of the model.
+            weights: the original data of each layer, in storage type.
+            samples: feeds and the number of rows in each.
+            threads: of onnxruntime; 0 for all that this process may use.
+            provider: onnxruntime's execution provider.
+        """
+        self._form, self._weights, self._samples = form, weights, samples
+        self._threads, self._provider = threads, provider
+
+    def activations(self, tensors: Sequence[str], budget: int = _OBSERVED) -> Iterator[tuple[str, int, Array]]:
+        """Name, number of the sample and value of every tensor in every sample.
+
+        The model runs once for as many tensors as fit into `budget` bytes, judged by those before them.
+
+        Args:
+            tensors: names in the form's main graph; those computed one after the other are best named so.
+            budget: bytes of the values of one sample that are held at the same time, about.
+
+        Raises:
+            ModelError: onnxruntime cannot run the model.
+        """
+        begin, count = 0, _OBSERVED_FIRST
+        while begin < len(tensors):
+            names = list(tensors[begin : begin + count])
+            form = observed_form(self._form, names)
+            largest = 1
+            with _explained():
+                session = _session(form, self._weights, self._threads, self._provider, patient=True)
+            for number, (feed, _) in enumerate(self._samples):
+                with _explained():
+                    values = session.run(names, dict(feed))
+                largest = max(largest, sum(value.nbytes for value in values))
+                while values:
+                    yield names[-len(values)], number, values.pop(0)
+            begin += len(names)
+            count = max(1, min(_OBSERVED_GROWTH * len(names), budget * len(names) // largest))
+
+
 def _compared(
     names: Sequence[str], references: Sequence[list[Array]], runs: Iterable[list[Array]], rows: Sequence[int]
 ) -> Deviation:
@@ -189,6 +238,21 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     options.use_deterministic_compute = True
     options.log_severity_level = _LOG_NOTHING
     return options
+
+
+def _session(
+    form: SessionForm, weights: Sequence[Array], threads: int, provider: str, patient: bool = False
+) -> onnxruntime.InferenceSession:
+    """A session; between the runs of a `patient` one its threads sleep, so that others have the processors."""
+    options = _options(threads)
+    if sum(weight.nbytes for weight in weights) > _LARGE:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    if form.weights:
+        values = [_ortvalue(weights[number]) for _, number in form.weights]
+        options.add_external_initializers([name for name, _ in form.weights], values)
+    if patient:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(form.model, options, providers=[provider])
 
 
 def _probe_session(form: SessionForm, threads: int, provider: str, full: bool) -> onnxruntime.InferenceSession:

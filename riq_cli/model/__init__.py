@@ -2,9 +2,25 @@
 
 from riq_cli.model.inputs import ModelInput
 from riq_cli.model.layer import Layer
+from riq_cli.model.linear import Linear, linear_layers
+from riq_cli.model.linear_inputs import LinearInput
+from riq_cli.model.matrix import Matrix
 from riq_cli.model.model import Model, Source
 from riq_cli.model.probe_form import probe_form
-from riq_cli.model.session_form import SessionForm
+from riq_cli.model.session_form import SessionForm, observed_form
 from riq_cli.model.tensors import read_tensor_file
 
-__all__ = ["Layer", "Model", "ModelInput", "SessionForm", "Source", "probe_form", "read_tensor_file"]
+__all__ = [
+    "Layer",
+    "Linear",
+    "LinearInput",
+    "Matrix",
+    "Model",
+    "ModelInput",
+    "SessionForm",
+    "Source",
+    "linear_layers",
+    "observed_form",
+    "probe_form",
+    "read_tensor_file",
+]

@@ -48,10 +48,16 @@ def measured_tensors(model: onnx.ModelProto, names: Sequence[str] = ()) -> list[
         tensors = list(dict.fromkeys(floats + [name for name in inner if name is not None]))
         if not tensors:
             raise SettingsError("the model has no float output to measure; name an inner tensor with --output")
-    graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in outputs)
-    for name in _bfloat16(model, tensors):
-        _give_as_float(graph, name)
+    give_out(model, tensors)
     return tensors
+
+
+def give_out(model: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Make tensors of the main graph outputs of `model`, which is changed; those in bfloat16 come out as float32."""
+    outputs = {output.name for output in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in outputs)
+    for name in _bfloat16(model, names):
+        _give_as_float(model.graph, name)
 
 
 def pre_activation(graph: onnx.GraphProto, name: str, numbers: Collection[str]) -> str | None:

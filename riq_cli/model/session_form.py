@@ -14,9 +14,9 @@ import onnx
 
 from riq_cli.model.layer import Layer
 from riq_cli.model.places import find_tensor, scopes, subgraphs
-from riq_cli.model.saturation import measured_tensors
+from riq_cli.model.saturation import give_out, measured_tensors
 from riq_cli.model.tensors import ONNX_TYPES, Array
-from riq_cli.model.uses import consumed
+from riq_cli.model.uses import captured, consumed
 
 _HOISTED = "riq/layer{}"
 
@@ -65,6 +65,23 @@ def session_form(
         weights += _hoist(model, layers, inside)
     weights = _without_unused(model.graph, weights)
     return SessionForm(model.SerializeToString(), tuple(weights), tuple(measured), bool(inside))
+
+
+def observed_form(form: SessionForm, tensors: Sequence[str]) -> SessionForm:
+    """The part of a form that computes some tensors of its main graph, which are measured instead of its outputs."""
+    model = onnx.ModelProto.FromString(form.model)
+    graph = model.graph
+    needed, kept = set(tensors), []
+    for node in reversed(graph.node):  # in graphs, nodes come before those that use them
+        if not needed.isdisjoint(node.output):
+            kept.append(node)
+            needed |= set(node.input).union(*(captured(inner) for _, inner in subgraphs(node)))
+    kept.reverse()
+    fresh = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
+    del graph.node[:], graph.output[:]
+    graph.node.extend(fresh)
+    give_out(model, tensors)
+    return SessionForm(model.SerializeToString(), tuple(_without_unused(graph, form.weights)), tuple(tensors), True)
 
 
 def _hoist(model: onnx.ModelProto, layers: Sequence[Layer], inside: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:

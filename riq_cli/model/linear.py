@@ -1,0 +1,289 @@
+"""Layers that multiply activations as matrices, and the activations: what error-compensated rounding has to know.
+
+Found in the hoisted form, in its main graph. A layer is left out where any use of it is something else: an embedding's
+table, an elementwise factor, a weight inside of a subgraph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+
+from riq_cli.model.layer import Layer
+from riq_cli.model.linear_inputs import (
+    ConvolutionInput,
+    LinearInput,
+    ProductInput,
+    SequenceInput,
+    StateInput,
+    TransposedConvolutionInput,
+)
+from riq_cli.model.matrix import Arrangement, Matrix
+from riq_cli.model.places import subgraphs
+from riq_cli.model.session_form import SessionForm
+from riq_cli.model.tensors import FLOAT_TYPES
+from riq_cli.model.uses import Use, captured
+
+_OWN = "riq/linear{}"  # names of tensors that are added
+_DOMAINS = ("", "ai.onnx", "com.microsoft")
+_WITH_BIAS = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm")
+_AXES_MAX = 64  # of a tensor: longer lists of integers are no shapes
+_UNSQUEEZE_BY_INPUT = 13  # the opset from which on Unsqueeze takes its axes as an input
+
+_Product = tuple[Matrix, LinearInput]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A layer as matrices, and the activations that they multiply: several where nodes share the layer.
+
+    `bias` is the number of the layer that is added to the products, one element for each of `groups` × `rows`; None
+    unless there is one such layer, of no other use.
+    """
+
+    matrix: Matrix
+    inputs: tuple[LinearInput, ...]
+    bias: int | None = None
+
+
+def linear_layers(form: SessionForm, layers: Sequence[Layer]) -> tuple[SessionForm, dict[int, Linear]]:
+    """The form with all tensors that the inputs name, and the linear layers by their numbers.
+
+    Args:
+        form: a hoisted form.
+        layers: the layers of its model.
+    """
+    model = onnx.ModelProto.FromString(form.model)
+    graph = _Graph(model, form, layers)
+    found = {}
+    for number, names in graph.names.items():
+        products = graph.products(names, layers[number])
+        if products and len({matrix for matrix, _, _ in products}) == 1:
+            inputs = tuple(dict.fromkeys(entering for _, entering, _ in products))
+            bias = graph.bias(products[0][0], products[0][2]) if len(products) == 1 else None
+            found[number] = Linear(products[0][0], inputs, bias)
+    return replace(form, model=model.SerializeToString()), found
+
+
+class _Graph:
+    """A form's main graph."""
+
+    def __init__(self, model: onnx.ModelProto, form: SessionForm, layers: Sequence[Layer]) -> None:
+        self._graph = model.graph
+        self._layers = layers
+        self._opset = max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=1)
+        self._functions = {(function.domain, function.name) for function in model.functions}
+        self._numbers = dict(form.weights)
+        self.names: dict[int, list[str]] = {}
+        for name, number in form.weights:
+            self.names.setdefault(number, []).append(name)
+        self._consumers: dict[str, list[Use]] = {}
+        self._elsewhere = {output.name for output in model.graph.output}  # outputs, and what subgraphs capture
+        for node in model.graph.node:
+            for number, name in enumerate(node.input):
+                self._consumers.setdefault(name, []).append((node, number))
+            for _, inner in subgraphs(node):
+                self._elsewhere |= captured(inner)
+        self._added = 0
+        self._constants: set[str] = set()
+        self._integers: dict[str, list[int]] = {}
+        for name, tensor in _constants(model.graph):
+            self._constants.add(name)
+            if tensor.data_type == onnx.TensorProto.INT64 and math.prod(tensor.dims) <= _AXES_MAX:
+                self._integers[name] = onnx.numpy_helper.to_array(tensor).ravel().tolist()
+
+    def products(self, names: Sequence[str], layer: Layer) -> list[tuple[Matrix, LinearInput, Use]] | None:
+        """The products of a layer with an activation; None if it has any other use."""
+        result = []
+        pending = [(name, Arrangement.of(layer.shape)) for name in names]
+        while pending:
+            name, arrangement = pending.pop(0)
+            if name in self._elsewhere:
+                return None
+            for node, number in self._consumers.get(name, ()):
+                turned = self._turned(node, arrangement) if number == 0 else None
+                if turned is not None:
+                    pending.append((node.output[0], turned))
+                    continue
+                product = self._product(node, number, arrangement)
+                if product is None or product[1].tensor in self._constants:
+                    return None
+                result.append((*product, (node, number)))
+        return result
+
+    def bias(self, matrix: Matrix, use: Use) -> int | None:
+        """The number of the layer that is added to a product, one element for each group and row."""
+        node, number = use
+        if number != 1 or node.op_type not in (*_WITH_BIAS, "MatMul", "FusedMatMul"):
+            return None
+        if node.op_type in _WITH_BIAS:
+            name = node.input[2] if len(node.input) > 2 and _attributes(node).get("beta", 1.0) == 1 else ""
+        else:
+            uses = self._consumers.get(node.output[0], [])
+            if len(uses) != 1 or uses[0][0].op_type != "Add" or node.output[0] in self._elsewhere:
+                return None
+            name = uses[0][0].input[1 - uses[0][1]]
+        found = self._numbers.get(name)
+        if found is None or len(self.names[found]) > 1 or len(self._consumers[name]) > 1 or name in self._elsewhere:
+            return None
+        return found if self._layers[found].shape == (matrix.shape[0] * matrix.shape[1],) else None
+
+    def _turned(self, node: onnx.NodeProto, value: Arrangement) -> Arrangement | None:
+        """What a node makes of a weight that it only transposes or reshapes; None if it does anything else."""
+        attributes = _attributes(node)
+        if self._is_foreign(node):
+            return None
+        if node.op_type == "Identity" or (node.op_type == "Cast" and attributes.get("to") in FLOAT_TYPES):
+            return value
+        if node.op_type == "Transpose":
+            return value.transposed(attributes.get("perm", range(len(value.shape))[::-1]))
+        shape = self._shape(node, attributes, value.shape)
+        return None if shape is None else value.reshaped(shape)
+
+    def _shape(self, node: onnx.NodeProto, attributes: Mapping[str, Any], shape: Sequence[int]) -> list[int] | None:
+        """The shape that a node gives to a value, where it is known; None if the node does something else."""
+        given = self._integers.get(node.input[1]) if len(node.input) > 1 else None
+        if node.op_type == "Flatten":
+            axis = attributes.get("axis", 1)
+            return [math.prod(shape[:axis]), math.prod(shape[axis:])]
+        if node.op_type == "Reshape" and given is not None:
+            sizes = [shape[i] if size == 0 and i < len(shape) else size for i, size in enumerate(given)]
+            known = math.prod(size for size in sizes if size != -1)
+            return [math.prod(shape) // max(known, 1) if size == -1 else size for size in sizes]
+        axes = given if given is not None else attributes.get("axes")
+        if node.op_type == "Unsqueeze" and axes is not None:
+            added = {axis % (len(shape) + len(axes)) for axis in axes}
+            rest = iter(shape)
+            return [1 if axis in added else next(rest) for axis in range(len(shape) + len(axes))]
+        if node.op_type == "Squeeze" and axes is not None:
+            dropped = {axis % len(shape) for axis in axes}
+            return [size for axis, size in enumerate(shape) if axis not in dropped]
+        return None
+
+    def _product(self, node: onnx.NodeProto, number: int, value: Arrangement) -> _Product | None:
+        """Matrix and input of the product of a weight, which enters a node at an input; None if it is none."""
+        if self._is_foreign(node):
+            return None
+        attributes = _attributes(node)
+        if node.op_type in ("MatMul", "FusedMatMul", "Gemm", "FusedGemm") and number < 2:
+            return _matrix_product(node, attributes, number, value)
+        if node.op_type in ("Conv", "FusedConv", "ConvTranspose") and number == 1:
+            return _convolution(node, attributes, value)
+        if node.op_type in ("LSTM", "GRU", "RNN") and number in (1, 2):
+            return self._recurrence(node, attributes, number, value)
+        return None
+
+    def _is_foreign(self, node: onnx.NodeProto) -> bool:
+        return node.domain not in _DOMAINS or (node.domain, node.op_type) in self._functions
+
+    def _recurrence(
+        self, node: onnx.NodeProto, attributes: Mapping[str, Any], number: int, value: Arrangement
+    ) -> _Product | None:
+        inputs = [*node.input, *[""] * 8]
+        if attributes.get("layout", 0) or inputs[4]:  # with lengths, what lies behind the end is not computed
+            return None
+        directions = value.shape[0]
+        matrix = value.matrix((0,), (1,), (2,))
+        if number == 1:
+            return matrix, SequenceInput(node.input[0], directions)
+        if node.op_type == "GRU" and not attributes.get("linear_before_reset", 0):  # one gate multiplies another state
+            return None
+        direction = attributes.get("direction", b"forward")
+        backward = (False, True) if direction == b"bidirectional" else (direction == b"reverse",)
+        return matrix, StateInput(self._states(node, inputs[5]), backward, bool(inputs[5]))
+
+    def _states(self, node: onnx.NodeProto, initial: str) -> str:
+        """Name of the outputs of a recurrent node at all steps, the initial state before them if there is any."""
+        if not node.output[0]:
+            node.output[0] = self._fresh()
+        if not initial:
+            return str(node.output[0])
+        first, states = self._fresh(), self._fresh()
+        if self._opset >= _UNSQUEEZE_BY_INPUT:
+            axes = onnx.numpy_helper.from_array(np.zeros(1, np.int64), self._fresh())
+            self._graph.initializer.append(axes)
+            added = onnx.helper.make_node("Unsqueeze", [initial, axes.name], [first])
+        else:
+            added = onnx.helper.make_node("Unsqueeze", [initial], [first], axes=[0])
+        self._graph.node.append(added)
+        self._graph.node.append(onnx.helper.make_node("Concat", [first, node.output[0]], [states], axis=0))
+        return states
+
+    def _fresh(self) -> str:
+        self._added += 1
+        return _OWN.format(self._added)
+
+
+def _matrix_product(
+    node: onnx.NodeProto, attributes: Mapping[str, Any], number: int, value: Arrangement
+) -> _Product | None:
+    """Of MatMul and Gemm: a weight on the left is a matrix as it is, one on the right is its transpose."""
+    if attributes.get("transBatchA", 0) or attributes.get("transBatchB", 0):
+        return None
+    on_the_left = number == 0
+    if len(value.shape) == 1:
+        vector = value.reshaped((1, *value.shape) if on_the_left else (*value.shape, 1))
+        if vector is None:
+            return None
+        value = vector
+    turned, other_turned = attributes.get("transA", 0), attributes.get("transB", 0)
+    if not on_the_left:
+        turned, other_turned = other_turned, turned
+    batch, last = range(len(value.shape) - 2), len(value.shape) - 1
+    rows, columns = (last - 1, last) if on_the_left != bool(turned) else (last, last - 1)
+    entering = ProductInput(
+        tensor=node.input[1 - number],
+        transposed=on_the_left != bool(other_turned),
+        batch=value.shape[:-2],
+        scale=attributes.get("alpha", 1.0),
+    )
+    return value.matrix(batch, (rows,), (columns,)), entering
+
+
+def _convolution(node: onnx.NodeProto, attributes: Mapping[str, Any], value: Arrangement) -> _Product | None:
+    """Of Conv and ConvTranspose; a column is an input channel of the group and a tap of the kernel."""
+    groups = attributes.get("group", 1)
+    outer, inner, *kernel = value.shape
+    grouped = value.reshaped((groups, outer // groups, inner, *kernel))
+    if grouped is None or not kernel:
+        return None
+    taps, ones = range(3, 3 + len(kernel)), (1,) * len(kernel)
+    auto_pad = attributes.get("auto_pad", b"NOTSET").decode()
+    windows: dict[str, Any] = {
+        "tensor": node.input[0],
+        "kernel": tuple(kernel),
+        "strides": tuple(attributes.get("strides", ones)),
+        "dilations": tuple(attributes.get("dilations", ones)),
+        "pads": (0,) * 2 * len(kernel)
+        if auto_pad == "VALID"
+        else tuple(attributes.get("pads", (0,) * 2 * len(kernel))),
+        "auto_pad": auto_pad,
+        "groups": groups,
+    }
+    if node.op_type != "ConvTranspose":
+        return grouped.matrix((0,), (1,), (2, *taps)), ConvolutionInput(**windows)
+    entering = TransposedConvolutionInput(
+        **windows,
+        output_padding=tuple(attributes.get("output_padding", (0,) * len(kernel))),
+        output_shape=tuple(attributes.get("output_shape", ()))[-len(kernel) :],
+    )
+    return grouped.matrix((0,), (2,), (1, *taps)), entering
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """Initializers and the values of Constant nodes, by name."""
+    for tensor in graph.initializer:
+        yield tensor.name, tensor
+    for node in graph.node:
+        if node.op_type == "Constant":
+            values = [attribute.t for attribute in node.attribute if attribute.name == "value"]
+            yield node.output[0], values[0] if values else onnx.TensorProto()

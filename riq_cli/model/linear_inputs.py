@@ -1,0 +1,247 @@
+"""Activations that enter a layer's product, and how they are cut into the rows that its matrices multiply.
+
+`W @ x` for every row x of an input is what the operator gives out at that position, its bias left out.
+"""
+
+from __future__ import annotations
+
+import abc
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Positions = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LinearInput(abc.ABC):
+    """An activation that enters a layer's product; `tensor` is its name in the main graph."""
+
+    tensor: str
+
+    def rows(self, activation: Array, limit: int | None = None, random: np.random.Generator | None = None) -> Array:
+        """Inputs of the product, [groups, m, columns] in float32 or float64.
+
+        Args:
+            activation: the tensor's value in one run.
+            limit: rows m at most; where there are more, they are taken evenly over the activation. None for all.
+            random: where in each even stretch a row is taken; without it, in its middle.
+        """
+        available = self.positions(activation.shape)
+        if limit is None or available <= limit:
+            chosen = np.arange(available)
+        else:
+            chosen = _spread(available, limit, random)
+        rows = self._take(activation, chosen)
+        return rows if rows.dtype == np.float64 else rows.astype(np.float32, copy=False)
+
+    @abc.abstractmethod
+    def positions(self, shape: Sequence[int]) -> int:
+        """Number of rows that an activation of a shape has."""
+
+    @abc.abstractmethod
+    def _take(self, activation: Array, chosen: Positions) -> Array:
+        """The rows at some positions, [groups, len(chosen), columns]."""
+
+
+@dataclass(frozen=True)
+class ProductInput(LinearInput):
+    """The other operand of MatMul or Gemm: rows lie along the last axis, or the last but one if `transposed`.
+
+    `batch` are the layer's axes before its matrix, those longer than 1 tell its groups; rows are `scale` times the
+    operand's.
+    """
+
+    transposed: bool
+    batch: tuple[int, ...] = ()
+    scale: float = 1.0
+
+    def positions(self, shape: Sequence[int]) -> int:
+        """Number of rows that an activation of a shape has."""
+        return math.prod(self._operand(np.broadcast_to(np.float32(), shape))[1])
+
+    def _take(self, activation: Array, chosen: Positions) -> Array:
+        operand, spread = self._operand(activation)
+        groups = operand.ndim - 1 - len(spread)
+        rows = operand[(slice(None),) * groups + np.unravel_index(chosen, spread)]
+        rows = rows.reshape(-1, len(chosen), operand.shape[-1])
+        return rows if self.scale == 1 else rows.astype(np.result_type(rows, np.float32)) * self.scale
+
+    def _operand(self, activation: Array) -> tuple[Array, tuple[int, ...]]:
+        """The operand with axes groups, positions, column; and the lengths of the axes of positions."""
+        if activation.ndim == 1:
+            activation = activation[None]
+        elif self.transposed:
+            activation = activation.swapaxes(-1, -2)
+        outer = np.broadcast_shapes(activation.shape[:-2], tuple(size if size > 1 else 1 for size in self.batch))
+        operand = np.broadcast_to(activation, outer + activation.shape[-2:])
+        grouped = [axis for axis, size in enumerate(self.batch, len(outer) - len(self.batch)) if size > 1]
+        others = [axis for axis in range(operand.ndim - 1) if axis not in grouped]
+        operand = operand.transpose(*grouped, *others, operand.ndim - 1)
+        return operand, operand.shape[len(grouped) : -1]
+
+
+@dataclass(frozen=True)
+class WindowInput(LinearInput, abc.ABC):
+    """What windows are cut from, [batch, channels, …]; a row holds (channel, tap) of one group of channels.
+
+    `pads` are those before every axis, then those behind; `auto_pad` is ONNX's word.
+    """
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[int, ...]
+    auto_pad: str
+    groups: int
+
+    def positions(self, shape: Sequence[int]) -> int:
+        """Number of rows that an activation of a shape has."""
+        return int(shape[0]) * math.prod(out for out, _ in self._layout(shape[2:]))
+
+    def _take(self, activation: Array, chosen: Positions) -> Array:
+        batch, channels, *sizes = activation.shape
+        layout = self._layout(sizes)
+        sample, *places = np.unravel_index(chosen, (batch, *(out for out, _ in layout)))
+        source = np.zeros((1, len(chosen)), np.int64)  # place of every tap at every position, all axes as one
+        inside = np.ones(source.shape, bool)
+        for axis, size in enumerate(sizes):
+            taps = np.arange(self.kernel[axis])[:, None]
+            index, exists = self._source(axis, places[axis], layout[axis][1], taps)
+            exists &= (index >= 0) & (index < size)
+            source = (source[:, None] * size + np.clip(index, 0, size - 1)).reshape(-1, len(chosen))
+            inside = (inside[:, None] & exists).reshape(-1, len(chosen))
+        flat = activation.reshape(batch, channels, math.prod(sizes))
+        bounds = np.searchsorted(sample, np.arange(batch + 1))  # positions are in order, so those of a sample are too
+        parts = [
+            np.take(flat[number], source[:, begin:end], axis=1, mode="clip")
+            for number, (begin, end) in enumerate(itertools.pairwise(bounds))
+            if begin < end
+        ]
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+        if not inside.all():
+            np.copyto(rows, 0, where=~inside)
+        # Columns lie before positions in memory, as the activation has them: turning them would take longer than this.
+        return rows.reshape(self.groups, -1, len(chosen)).swapaxes(1, 2)
+
+    @abc.abstractmethod
+    def _layout(self, sizes: Sequence[int]) -> list[tuple[int, int]]:
+        """For every axis: how many windows there are, and the pad before the first."""
+
+    @abc.abstractmethod
+    def _source(
+        self, axis: int, window: Positions, before: int, taps: Positions
+    ) -> tuple[Positions, NDArray[np.bool_]]:
+        """Where on an axis of the activation the taps [taps, 1] of windows lie, and whether anything can be there."""
+
+    def _reach(self, axis: int) -> int:
+        return (self.kernel[axis] - 1) * self.dilations[axis] + 1
+
+
+@dataclass(frozen=True)
+class ConvolutionInput(WindowInput):
+    """What the windows of a Conv slide over."""
+
+    def _layout(self, sizes: Sequence[int]) -> list[tuple[int, int]]:
+        result = []
+        for axis, size in enumerate(sizes):
+            stride, reach = self.strides[axis], self._reach(axis)
+            before, total = self.pads[axis], self.pads[axis] + self.pads[axis + len(sizes)]
+            if self.auto_pad.startswith("SAME"):
+                total = max(0, (-(-size // stride) - 1) * stride + reach - size)
+                before = total // 2 if self.auto_pad == "SAME_UPPER" else total - total // 2
+            result.append((max(0, (size + total - reach) // stride + 1), before))
+        return result
+
+    def _source(
+        self, axis: int, window: Positions, before: int, taps: Positions
+    ) -> tuple[Positions, NDArray[np.bool_]]:
+        place = window * self.strides[axis] - before + taps * self.dilations[axis]
+        return place, np.ones(place.shape, bool)
+
+
+@dataclass(frozen=True)
+class TransposedConvolutionInput(WindowInput):
+    """What a ConvTranspose spreads out: windows lie around the places of its output, most taps fall between inputs.
+
+    `output_shape` is empty where it follows from the pads.
+    """
+
+    output_padding: tuple[int, ...]
+    output_shape: tuple[int, ...]
+
+    def _layout(self, sizes: Sequence[int]) -> list[tuple[int, int]]:
+        result = []
+        for axis, size in enumerate(sizes):
+            stride = self.strides[axis]
+            full = (size - 1) * stride + self._reach(axis) + self.output_padding[axis]
+            before, out = self.pads[axis], full - self.pads[axis] - self.pads[axis + len(sizes)]
+            if self.output_shape or self.auto_pad.startswith("SAME"):
+                out = self.output_shape[axis] if self.output_shape else size * stride
+                total = max(0, full - out)
+                before = total // 2 if self.auto_pad == "SAME_UPPER" else total - total // 2
+            result.append((out, before))
+        return result
+
+    def _source(
+        self, axis: int, window: Positions, before: int, taps: Positions
+    ) -> tuple[Positions, NDArray[np.bool_]]:
+        place = window + before - taps * self.dilations[axis]
+        return place // self.strides[axis], place % self.strides[axis] == 0
+
+
+@dataclass(frozen=True)
+class SequenceInput(LinearInput):
+    """What a recurrent layer reads, [steps, batch, columns]; every direction reads the same."""
+
+    directions: int
+
+    def positions(self, shape: Sequence[int]) -> int:
+        """Number of rows that an activation of a shape has."""
+        return math.prod(shape[:2])
+
+    def _take(self, activation: Array, chosen: Positions) -> Array:
+        rows = activation[np.unravel_index(chosen, activation.shape[:2])]
+        return np.broadcast_to(rows, (self.directions, *rows.shape))
+
+
+@dataclass(frozen=True)
+class StateInput(LinearInput):
+    """What a recurrent layer remembers of the step before, from its outputs [steps, directions, batch, columns].
+
+    `backward` tells for each direction whether the step before is the later one. With `initial`, the state before the
+    first step comes first; without, it is zero.
+    """
+
+    backward: tuple[bool, ...]
+    initial: bool
+
+    def positions(self, shape: Sequence[int]) -> int:
+        """Number of rows that an activation of a shape has."""
+        return int(shape[0] - self.initial) * int(shape[2])
+
+    def _take(self, activation: Array, chosen: Positions) -> Array:
+        steps = activation.shape[0] - self.initial
+        step, sample = np.unravel_index(chosen, (steps, activation.shape[2]))
+        rows = np.empty((len(self.backward), len(chosen), activation.shape[3]), activation.dtype)
+        for direction, backward in enumerate(self.backward):
+            first = step == (steps - 1 if backward else 0)
+            before = step + (1 if backward else -1) + self.initial
+            rows[direction] = activation[np.where(first, 0, before), direction, sample]
+            if not self.initial:
+                rows[direction, first] = 0
+        return rows
+
+
+def _spread(available: int, count: int, random: np.random.Generator | None) -> Positions:
+    """Numbers below `available`, in order: one from each of `count` stretches of even length."""
+    bounds = np.arange(count + 1) * available // count
+    lengths = np.diff(bounds)
+    offsets = lengths // 2 if random is None else (random.random(count) * lengths).astype(np.int64)
+    return bounds[:-1] + offsets

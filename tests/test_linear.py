@@ -1,0 +1,667 @@
+"""Linear layers: the matrices times the rows are what the operators give out, by onnxruntime, bias left out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from builders import (
+    FORMS,
+    Random,
+    constant,
+    feeds,
+    graph,
+    info,
+    matrix,
+    model,
+    node,
+    save,
+    tensor,
+    unknown,
+)
+
+from riq_cli.errors import ModelError
+from riq_cli.evaluator import Observer
+from riq_cli.model import Model, linear_layers, observed_form
+from riq_cli.model.linear_inputs import ProductInput
+
+Arrange = Callable[[np.ndarray], np.ndarray]
+
+
+class Found:
+    """A model's linear layers by the names of their tensors, and what onnxruntime gives for any tensor."""
+
+    def __init__(self, proto: onnx.ModelProto, folder: Path, samples: int = 2) -> None:
+        self.model = Model.load(save(proto, folder))
+        self.form, by_number = linear_layers(self.model.session_form(), self.model.layers)
+        self.numbers = {layer.name: number for number, layer in enumerate(self.model.layers)}
+        self.linear = {self.model.layers[number].name: linear for number, linear in by_number.items()}
+        self.samples = [(feed, 1) for feed in feeds(proto, samples)]
+
+    def values(self, name: str) -> np.ndarray:
+        return self.model.layers[self.numbers[name]].values
+
+    def observed(self, name: str) -> list[np.ndarray]:
+        observer = Observer(self.form, [layer.values for layer in self.model.layers], self.samples, threads=1)
+        return [value for _, _, value in observer.activations([name])]
+
+    def products(self, name: str, number: int = 0) -> list[np.ndarray]:
+        """W @ x for every row, [groups, rows, positions], one for each sample."""
+        linear = self.linear[name]
+        entering = linear.inputs[number]
+        matrices = linear.matrix.view(self.values(name))
+        assert matrices.shape == linear.matrix.shape
+        result = []
+        for activation in self.observed(entering.tensor):
+            rows = entering.rows(activation)
+            assert rows.dtype in (np.float32, np.float64)
+            assert rows.shape == (matrices.shape[0], entering.positions(activation.shape), matrices.shape[2])
+            result.append(matrices @ rows.swapaxes(1, 2))
+        return result
+
+
+def assert_products(found: Found, layer: str, output: str, arrange: Arrange, number: int = 0) -> None:
+    """The layer's products are the operator's output, which `arrange` makes [groups, rows, positions]."""
+    wanted = [arrange(value) for value in found.observed(output)]
+    assert wanted
+    for product, truth in zip(found.products(layer, number), wanted, strict=True):
+        assert product.shape == truth.shape
+        np.testing.assert_allclose(product, truth, rtol=1e-4, atol=1e-5)
+    view = found.linear[layer].matrix.view(found.values(layer))
+    restored = found.linear[layer].matrix.restore(view.copy(), found.values(layer).shape)
+    np.testing.assert_array_equal(restored, found.values(layer))
+
+
+def channels(groups: int) -> Arrange:
+    """Of an output [batch, rows, …]."""
+
+    def arrange(value: np.ndarray) -> np.ndarray:
+        return np.moveaxis(value, 1, 0).reshape(groups, value.shape[1] // groups, -1)
+
+    return arrange
+
+
+def last(value: np.ndarray) -> np.ndarray:
+    """Of an output […, rows]."""
+    return value.reshape(-1, value.shape[-1]).T[None]
+
+
+def one(
+    op: str, weight: np.ndarray, x: Sequence[int], inputs: str = "x w", opset: int = 17, **attributes: Any
+) -> onnx.ModelProto:
+    """A model of one operator."""
+    domains = [("com.microsoft", 1)] if attributes.get("domain") else []
+    return model(
+        [node(op, inputs, "y", **attributes)],
+        [info("x", *x)],
+        [unknown("y")],
+        [tensor("w", weight)],
+        domains=domains,
+        opset=opset,
+    )
+
+
+# ---- Conv -----------------------------------------------------------------------------------------------------------
+
+CONVOLUTIONS: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
+    # input, weight, attributes
+    ((2, 3, 6, 7), (5, 3, 3, 3), {}),
+    ((1, 3, 6, 7), (5, 3, 1, 1), {}),
+    ((1, 3, 6, 7), (5, 3, 1, 1), {"strides": [2, 3]}),
+    ((2, 3, 6, 7), (5, 3, 3, 2), {"pads": [1, 0, 2, 1]}),
+    ((1, 3, 9, 8), (5, 3, 3, 3), {"strides": [2, 3], "pads": [1, 1, 1, 1]}),
+    ((1, 3, 9, 8), (5, 3, 2, 3), {"dilations": [3, 2]}),
+    ((1, 3, 9, 8), (5, 3, 2, 3), {"dilations": [2, 1], "strides": [1, 2], "pads": [2, 2, 2, 2]}),
+    ((2, 6, 6, 7), (4, 3, 3, 3), {"group": 2}),
+    ((2, 6, 6, 7), (6, 1, 3, 3), {"group": 6, "pads": [1, 1, 1, 1]}),
+    ((2, 6, 6, 7), (12, 1, 3, 3), {"group": 6, "strides": [2, 2]}),
+    *(
+        ((1, 3, *size), (5, 3, 3, 4), {"auto_pad": word, "strides": strides})
+        for word in ("SAME_UPPER", "SAME_LOWER", "VALID")
+        for size in ((7, 8), (8, 9))
+        for strides in ([1, 1], [2, 2], [3, 1])
+    ),
+    ((2, 4, 11), (6, 4, 3), {"pads": [1, 1], "strides": [2]}),
+    ((2, 4, 11), (6, 2, 3), {"group": 2, "dilations": [2]}),
+    ((1, 2, 4, 5, 6), (3, 2, 2, 3, 2), {"pads": [1, 0, 1, 0, 1, 1], "strides": [1, 2, 2]}),
+    ((1, 2, 4, 4), (3, 2, 3, 3), {"pads": [4, 4, 4, 4]}),  # windows that lie in the pad alone
+]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(("x", "weight", "attributes"), CONVOLUTIONS)
+def test_conv(
+    x: tuple[int, ...], weight: tuple[int, ...], attributes: dict[str, Any], fused: bool, tmp_path: Path
+) -> None:
+    domain = {"domain": "com.microsoft"} if fused else {}
+    proto = one("FusedConv" if fused else "Conv", Random(0)(*weight), x, **attributes, **domain)
+    found = Found(proto, tmp_path)
+    assert_products(found, "w", "y", channels(attributes.get("group", 1)))
+
+
+TRANSPOSED: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
+    ((2, 3, 4, 5), (3, 4, 3, 3), {}),
+    ((1, 3, 4, 5), (3, 4, 2, 2), {"strides": [2, 2]}),
+    ((1, 3, 4, 5), (3, 4, 3, 3), {"strides": [2, 3], "pads": [1, 0, 1, 2]}),
+    ((1, 3, 4, 5), (3, 4, 3, 3), {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 1]}),
+    ((1, 3, 4, 5), (3, 4, 3, 2), {"dilations": [2, 3], "strides": [1, 2]}),
+    ((2, 6, 4, 5), (6, 2, 3, 3), {"group": 3, "strides": [2, 2]}),
+    ((1, 6, 4, 5), (6, 1, 4, 4), {"group": 6, "strides": [2, 2], "pads": [1, 1, 1, 1]}),
+    ((2, 3, 7), (3, 4, 4), {"strides": [2], "pads": [1, 1]}),
+    ((1, 2, 3, 4, 2), (2, 3, 2, 2, 2), {"strides": [2, 1, 2]}),
+    ((1, 3, 4, 5), (3, 4, 3, 3), {"strides": [2, 2], "output_shape": [8, 10]}),
+    ((1, 3, 4, 5), (3, 4, 4, 3), {"strides": [3, 2], "output_shape": [11, 10], "auto_pad": "SAME_UPPER"}),
+    ((1, 3, 4, 5), (3, 4, 3, 3), {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
+    ((1, 3, 4, 5), (3, 4, 3, 3), {"strides": [2, 2], "auto_pad": "SAME_LOWER"}),
+    ((1, 3, 4, 5), (3, 4, 3, 3), {"strides": [2, 2], "auto_pad": "VALID"}),
+    ((1, 3, 4, 5), (3, 4, 2, 3), {"strides": [3, 2], "dilations": [2, 2], "auto_pad": "SAME_UPPER"}),
+    ((1, 3, 4, 5), (3, 4, 2, 3), {"strides": [2, 2], "pads": [3, 4, 3, 4], "dilations": [4, 3]}),
+    ((1, 3, 4, 5), (3, 4, 1, 1), {"strides": [3, 2]}),
+    ((1, 3, 4, 5), (3, 4, 1, 1), {"strides": [3, 2], "output_shape": [12, 10]}),
+]
+
+
+@pytest.mark.parametrize(("x", "weight", "attributes"), TRANSPOSED)
+def test_conv_transpose(
+    x: tuple[int, ...], weight: tuple[int, ...], attributes: dict[str, Any], tmp_path: Path
+) -> None:
+    found = Found(one("ConvTranspose", Random(0)(*weight), x, **attributes), tmp_path)
+    assert_products(found, "w", "y", channels(attributes.get("group", 1)))
+
+
+# ---- Gemm, MatMul ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("own", "other", "alpha"), list(itertools.product([0, 1], [0, 1], [1.0, 0.5])))
+@pytest.mark.parametrize("op", ["Gemm", "FusedMatMul", "FusedGemm"])
+@pytest.mark.parametrize("left", [False, True])
+def test_gemm(op: str, left: bool, own: int, other: int, alpha: float, tmp_path: Path) -> None:
+    weight = Random(0)(6, 4)
+    x = (4 if own == other else 6, 3)
+    if left:  # w [6, 4] or its transpose, times x
+        inner = 6 if own else 4
+        x = (3, inner) if other else (inner, 3)
+        attributes = {"transA": own, "transB": other}
+    else:
+        inner = 4 if own else 6
+        x = (inner, 3) if other else (3, inner)
+        attributes = {"transA": other, "transB": own}
+    domain: dict[str, Any] = {} if op == "Gemm" else {"domain": "com.microsoft"}
+    if op == "FusedGemm":
+        domain |= {"activation": "LeakyRelu", "activation_alpha": 1.0}  # which changes nothing
+    proto = one(op, weight, x, "w x" if left else "x w", alpha=alpha, **attributes, **domain)
+    found = Found(proto, tmp_path)
+    assert_products(found, "w", "y", (lambda y: y[None]) if left else last)
+    columns = 0 if bool(own) == left else 1
+    assert found.linear["w"].matrix.column_axes == (columns,)
+    assert found.linear["w"].matrix.row_axes == (1 - columns,)
+
+
+@pytest.mark.parametrize("x", [(6,), (3, 6), (2, 3, 6), (2, 2, 3, 6)])
+def test_matmul_by_a_matrix_on_the_right(x: tuple[int, ...], tmp_path: Path) -> None:
+    found = Found(one("MatMul", Random(0)(6, 4), x), tmp_path)
+    assert_products(found, "w", "y", last)
+
+
+@pytest.mark.parametrize("x", [(6,), (6, 3), (2, 6, 3), (2, 2, 6, 3)])
+def test_matmul_by_a_matrix_on_the_left(x: tuple[int, ...], tmp_path: Path) -> None:
+    found = Found(one("MatMul", Random(0)(4, 6), x, "w x"), tmp_path)
+    assert_products(
+        found, "w", "y", lambda y: y[None, :, None] if y.ndim == 1 else np.moveaxis(y, -2, 0).reshape(1, 4, -1)
+    )
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_matmul_by_a_vector(left: bool, tmp_path: Path) -> None:
+    proto = one("MatMul", Random(0)(6), (2, 6, 3) if left else (2, 3, 6), "w x" if left else "x w")
+    found = Found(proto, tmp_path)
+    assert found.linear["w"].matrix.shape == (1, 1, 6)
+    assert_products(found, "w", "y", lambda y: y.reshape(1, 1, -1))
+
+
+BATCHED = [  # weight, x, axes of the output that are groups
+    ((3, 6, 4), (3, 2, 6), (0,)),
+    ((3, 6, 4), (5, 3, 2, 6), (1,)),
+    ((3, 6, 4), (5, 1, 2, 6), (1,)),
+    ((3, 6, 4), (2, 6), (0,)),
+    ((2, 3, 6, 4), (2, 3, 5, 6), (0, 1)),
+    ((2, 1, 6, 4), (2, 3, 5, 6), (0,)),
+    ((1, 6, 4), (2, 5, 6), ()),
+]
+
+
+@pytest.mark.parametrize(("weight", "x", "groups"), BATCHED)
+def test_matmul_by_a_stack_of_matrices(
+    weight: tuple[int, ...], x: tuple[int, ...], groups: tuple[int, ...], tmp_path: Path
+) -> None:
+    found = Found(one("MatMul", Random(0)(*weight), x), tmp_path)
+    count = int(np.prod(weight[:-2]))
+
+    def arrange(y: np.ndarray) -> np.ndarray:
+        rest = [axis for axis in range(y.ndim - 1) if axis not in groups]
+        return y.transpose(*groups, y.ndim - 1, *rest).reshape(count, 4, -1)
+
+    assert_products(found, "w", "y", arrange)
+
+
+def test_matmul_by_a_stack_of_matrices_on_the_left(tmp_path: Path) -> None:
+    found = Found(one("MatMul", Random(0)(3, 4, 6), (2, 3, 6, 5), "w x"), tmp_path)
+    assert_products(found, "w", "y", lambda y: y.transpose(1, 2, 0, 3).reshape(3, 4, -1))
+
+
+# ---- LSTM, GRU, RNN -------------------------------------------------------------------------------------------------
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+STEPS, BATCH, FEATURES, HIDDEN = 5, 2, 3, 4
+
+
+def recurrent(op: str, direction: str, initial: bool, outputs: str, opset: int = 17) -> onnx.ModelProto:
+    r, directions = Random(0), 2 if direction == "bidirectional" else 1
+    attributes = {"linear_before_reset": 1} if op == "GRU" else {}
+    inputs = [info("x", STEPS, BATCH, FEATURES)] + [info("h", directions, BATCH, HIDDEN)] * initial
+    return model(
+        [
+            node(
+                op,
+                "x w r _ _ h" if initial else "x w r",
+                outputs,
+                hidden_size=HIDDEN,
+                direction=direction,
+                **attributes,
+            ),
+            node("Identity", outputs.split()[-1], "z"),
+        ],
+        inputs,
+        [unknown("z")],
+        [
+            tensor("w", r(directions, GATES[op] * HIDDEN, FEATURES)),
+            tensor("r", r(directions, GATES[op] * HIDDEN, HIDDEN)),
+        ],
+        opset=opset,
+    )
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+@pytest.mark.parametrize("op", GATES)
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("initial", [False, True])
+@pytest.mark.parametrize("outputs", ["states", "_ end"])
+def test_recurrent_layers(op: str, direction: str, initial: bool, outputs: str, tmp_path: Path) -> None:
+    """What the cells make of the two products, at every step, is the state that comes next."""
+    found = Found(recurrent(op, direction, initial, outputs, opset=12 if outputs == "states" else 17), tmp_path)
+    directions = 2 if direction == "bidirectional" else 1
+    assert found.linear["w"].matrix.shape == (directions, GATES[op] * HIDDEN, FEATURES)
+    assert found.linear["r"].matrix.column_axes == ((0, 2) if directions == 2 else (2,))
+    (entering,) = found.linear["r"].inputs
+    # ruff: noqa: N806
+    shape = (directions, GATES[op], HIDDEN, STEPS, BATCH)
+    for W, R, observed in zip(found.products("w"), found.products("r"), found.observed(entering.tensor), strict=True):
+        states = (observed[1:] if initial else observed).transpose(1, 3, 0, 2)  # [directions, hidden, steps, batch]
+        w, r = W.reshape(shape), R.reshape(shape)
+        before = entering.rows(observed).swapaxes(1, 2).reshape(directions, HIDDEN, STEPS, BATCH)
+        if op == "RNN":
+            np.testing.assert_allclose(np.tanh(w + r)[:, 0], states, atol=1e-5)
+        elif op == "GRU":
+            z, reset = sigmoid(w[:, 0] + r[:, 0]), sigmoid(w[:, 1] + r[:, 1])
+            np.testing.assert_allclose((1 - z) * np.tanh(w[:, 2] + reset * r[:, 2]) + z * before, states, atol=1e-5)
+        else:
+            i, o, f = (sigmoid(w[:, gate] + r[:, gate]) for gate in range(3))
+            c = np.tanh(w[:, 3] + r[:, 3])
+            for number in range(directions):
+                order = range(STEPS)[::-1] if direction == "reverse" or number else range(STEPS)
+                cell = np.zeros((HIDDEN, BATCH))
+                for step in order:
+                    cell = f[number, :, step] * cell + i[number, :, step] * c[number, :, step]
+                    np.testing.assert_allclose(o[number, :, step] * np.tanh(cell), states[number, :, step], atol=1e-5)
+
+
+def test_the_state_that_comes_first_is_the_one_given(tmp_path: Path) -> None:
+    found = Found(recurrent("LSTM", "bidirectional", True, "states"), tmp_path)
+    (entering,) = found.linear["r"].inputs
+    for (feed, _), observed in zip(found.samples, found.observed(entering.tensor), strict=True):
+        rows = entering.rows(observed).reshape(2, STEPS, BATCH, HIDDEN)
+        np.testing.assert_array_equal(rows[0, 0], feed["h"][0])
+        np.testing.assert_array_equal(rows[0, 1:], observed[1:-1, 0])
+        np.testing.assert_array_equal(rows[1, -1], feed["h"][1])
+        np.testing.assert_array_equal(rows[1, :-1], observed[2:, 1])
+
+
+def test_what_multiplies_no_state_or_not_every_step_is_left_out(tmp_path: Path) -> None:
+    proto = recurrent("GRU", "forward", False, "states")
+    assert {item.name for item in proto.graph.node[0].attribute} == {"hidden_size", "direction", "linear_before_reset"}
+    for item in proto.graph.node[0].attribute:
+        if item.name == "linear_before_reset":
+            item.i = 0
+    assert set(Found(proto, tmp_path).linear) == {"w"}
+    proto = recurrent("LSTM", "forward", False, "states")
+    proto.graph.node[0].input.extend(["", "lengths"])
+    proto.graph.input.append(info("lengths", BATCH, dtype=onnx.TensorProto.INT32))
+    assert set(Found(proto, tmp_path).linear) == set()
+
+
+# ---- on the way to the operator -------------------------------------------------------------------------------------
+
+
+def test_a_weight_is_followed_through_what_hands_it_on(tmp_path: Path) -> None:
+    """[2, 3, 4] → transposed, cast, squeezed, reshaped, unsqueezed, flattened: its axes are those of the layer."""
+    proto = model(
+        [
+            constant("w", Random(0)(2, 1, 3, 4)),
+            node("Identity", "w", "w1"),
+            node("Transpose", "w1", "w2", perm=[3, 1, 0, 2]),  # 4, 1, 2, 3
+            node("Cast", "w2", "w3", to=onnx.TensorProto.DOUBLE),
+            node("Squeeze", "w3 one", "w4"),  # 4, 2, 3
+            node("Reshape", "w4 shape", "w5"),  # 4, 6
+            node("Unsqueeze", "w5 one", "w6"),  # 4, 1, 6
+            node("Flatten", "w6", "w7"),
+            node("MatMul", "x w7", "y"),
+        ],
+        [matrix("x", onnx.TensorProto.DOUBLE)],
+        [matrix("y", onnx.TensorProto.DOUBLE)],
+        [tensor("one", np.array([1])), tensor("shape", np.array([0, -1]))],
+    )
+    proto.graph.input[0].CopyFrom(info("x", 5, 4, dtype=onnx.TensorProto.DOUBLE))
+    found = Found(proto, tmp_path)
+    assert_products(found, "w", "y", last)
+    assert found.linear["w"].matrix.shape == (1, 6, 4)
+    assert found.linear["w"].matrix.column_axes == (3,)
+    assert found.linear["w"].matrix.row_axes == (0, 2)
+    rows = found.linear["w"].inputs[0].rows(found.observed("x")[0])
+    assert rows.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [([2, 3, 2, 2], True), ([12, 2], True), ([3, 8], True), ([8, 3], False)]
+)
+def test_a_weight_is_cut_where_its_axes_can_be(shape: list[int], expected: bool, tmp_path: Path) -> None:
+    """[6, 4] in the order of its memory can be cut anywhere that leaves whole rows."""
+    proto = model(
+        [node("Reshape", "w shape", "v"), node("MatMul", "x v", "y")],
+        [info("x", *shape[:-2], 5, shape[-2])],
+        [unknown("y")],
+        [tensor("w", Random(0)(6, 4)), tensor("shape", np.array(shape))],
+    )
+    found = Found(proto, tmp_path)
+    assert ("w" in found.linear) == expected
+    if expected and len(shape) == 2:
+        assert_products(found, "w", "y", last)
+    elif expected:
+        assert_products(found, "w", "y", lambda y: y.swapaxes(-1, -2).reshape(6, 2, 5))
+
+
+AXES: list[tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any], Any, Any]] = [
+    ("Conv", (1, 3, 6, 7), (5, 3, 3, 3), {}, (1, 2, 3), (0,)),
+    ("Conv", (1, 3, 6, 7), (5, 3, 1, 1), {}, (1,), (0,)),
+    ("Conv", (1, 6, 6, 7), (4, 3, 3, 3), {"group": 2}, None, (0,)),
+    ("Conv", (1, 6, 6, 7), (6, 1, 3, 3), {"group": 6}, (0, 2, 3), (0,)),
+    ("ConvTranspose", (1, 3, 4, 5), (3, 4, 3, 3), {}, (0, 2, 3), (1,)),
+    ("ConvTranspose", (1, 6, 4, 5), (6, 2, 3, 3), {"group": 3}, (0, 2, 3), None),
+    ("MatMul", (2, 6), (6, 4), {}, (0,), (1,)),
+    ("MatMul", (3, 2, 6), (3, 6, 4), {}, (0, 1), (0, 2)),
+]
+
+
+@pytest.mark.parametrize(("op", "x", "weight", "attributes", "columns", "rows"), AXES)
+def test_axes_along_which_columns_and_rows_lie(
+    op: str,
+    x: tuple[int, ...],
+    weight: tuple[int, ...],
+    attributes: dict[str, Any],
+    columns: Any,
+    rows: Any,
+    tmp_path: Path,
+) -> None:
+    matrix = Found(one(op, Random(0)(*weight), x, **attributes), tmp_path).linear["w"].matrix
+    assert (matrix.column_axes, matrix.row_axes) == (columns, rows)
+    # What is given for every column, or row, does not change along the other axes.
+    groups, height, width = matrix.shape
+    for axes, values in (
+        (columns, np.arange(groups * width).reshape(groups, 1, width)),
+        (rows, np.arange(groups * height).reshape(groups, height, 1)),
+    ):
+        whole = matrix.restore(np.broadcast_to(values, matrix.shape), weight)
+        varying = tuple(axis for axis in range(whole.ndim) if np.ptp(whole, axis=axis).any())
+        if axes is not None:
+            assert varying == axes
+            assert np.prod([weight[axis] for axis in axes]) == values.size
+
+
+# ---- several uses, and none -----------------------------------------------------------------------------------------
+
+
+def test_a_shared_weight_has_several_inputs(tmp_path: Path) -> None:
+    proto = model(
+        [
+            node("Conv", "x w", "a", pads=[1, 1, 1, 1]),
+            node("MaxPool", "x", "p", kernel_shape=[2, 2], strides=[2, 2]),
+            node("Conv", "p twin", "b", pads=[1, 1, 1, 1]),
+        ],
+        [info("x", 1, 3, 6, 6)],
+        [unknown("a"), unknown("b")],
+        [tensor("w", Random(0)(4, 3, 3, 3)), tensor("twin", Random(0)(4, 3, 3, 3))],
+    )
+    found = Found(proto, tmp_path)
+    assert [entering.tensor for entering in found.linear["w"].inputs] == ["x", "p"]
+    assert_products(found, "w", "a", channels(1), 0)
+    assert_products(found, "w", "b", channels(1), 1)
+
+
+LEFT_OUT: dict[str, tuple[list[onnx.NodeProto], list[str]]] = {
+    "elementwise": ([node("Mul", "x w", "y")], ["y"]),
+    "embedding": ([node("Cast", "x", "i", to=7), node("Gather", "w i", "y")], ["y"]),
+    "both ways": ([node("MatMul", "x w", "a"), node("Add", "a w", "y")], ["y"]),
+    "given out": ([node("MatMul", "x w", "y")], ["y", "w"]),
+    "two views": (
+        [node("MatMul", "x w", "a"), node("Transpose", "w", "v"), node("MatMul", "x v", "y")],
+        ["a", "y"],
+    ),
+    "constant product": ([node("MatMul", "other w", "a"), node("Add", "x a", "y")], ["y"]),
+    "with itself": ([node("MatMul", "w w", "a"), node("Add", "x a", "y")], ["y"]),
+    "scaled": ([node("Mul", "w half", "v"), node("MatMul", "x v", "y")], ["y"]),
+    "reshaped by what is fed": (
+        [node("Shape", "x", "s"), node("Reshape", "w s", "v"), node("MatMul", "x v", "y")],
+        ["y"],
+    ),
+    "another domain": ([node("MatMul", "x w", "y", domain="elsewhere")], ["y"]),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_what_is_no_product_with_an_activation_is_left_out(name: str, tmp_path: Path) -> None:
+    nodes, outputs = LEFT_OUT[name]
+    proto = model(
+        nodes,
+        [info("x", 4, 4)],
+        [unknown(output) for output in outputs],
+        [
+            tensor("w", Random(0)(4, 4)),
+            tensor("other", np.arange(16).reshape(4, 4).astype(np.float32)),
+            tensor("half", np.float32([0.5])),
+        ],
+    )
+    loaded = Model.load(save(proto, tmp_path))
+    assert linear_layers(loaded.session_form(), loaded.layers)[1] == {}
+
+
+def test_weights_that_a_subgraph_uses_are_left_out(tmp_path: Path) -> None:
+    """Even where the main graph multiplies them too, or a branch only gives them out."""
+    branch = graph([node("MatMul", "x w", "in_branch")], [], [unknown("in_branch")], name="then")
+    inner = graph([], [], [unknown("v")], name="inner")
+    nested = node("If", "condition", "in_other", then_branch=inner, else_branch=inner)
+    other = graph([nested], [], [unknown("in_other")], name="else")
+    proto = model(
+        [
+            node("If", "condition", "a", then_branch=branch, else_branch=other),
+            node("MatMul", "x w", "b"),
+            node("MatMul", "x v", "c"),
+            node("MatMul", "x u", "d"),
+        ],
+        [info("x", 4, 4), info("condition", dtype=onnx.TensorProto.BOOL)],
+        [unknown(name) for name in "abcd"],
+        [tensor(name, Random(seed)(4, 4)) for seed, name in enumerate("uvw")],
+    )
+    found = Found(proto, tmp_path)
+    assert set(found.linear) == {"u"}
+    assert_products(found, "u", "d", last)
+
+
+@pytest.mark.parametrize("name", sorted(FORMS.keys() - {"resize"}))  # its scales cannot come from outside
+def test_every_product_found_in_any_model_can_be_observed(name: str, tmp_path: Path) -> None:
+    found = Found(FORMS[name](), tmp_path)
+    for layer, linear in found.linear.items():
+        for product in found.products(layer):
+            assert product.shape[:2] == linear.matrix.shape[:2]
+            assert np.isfinite(product).all() or name == "not_finite"
+
+
+LAYERS_OF = {
+    "conv": {"conv.weight", "head.weight"},
+    "lstm": {"W", "R"},
+    "embedding": {"w"},
+    "tied": {"other"},
+    "if_nested": set(),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS_OF)
+def test_layers_found(name: str, tmp_path: Path) -> None:
+    assert set(Found(FORMS[name](), tmp_path).linear) == LAYERS_OF[name]
+
+
+# ---- bias -----------------------------------------------------------------------------------------------------------
+
+BIASED: dict[str, tuple[list[onnx.NodeProto], str | None]] = {
+    "conv": ([node("Conv", "image cw b", "y")], "b"),
+    "conv_transpose": ([node("ConvTranspose", "image tw b", "y")], "b"),
+    "gemm": ([node("Gemm", "x w b", "y")], "b"),
+    "gemm, beta": ([node("Gemm", "x w b", "y", beta=0.5)], None),
+    "gemm, weight on the left": ([node("Gemm", "w x b", "y")], None),
+    "gemm without": ([node("Gemm", "x w", "y")], None),
+    "matmul": ([node("MatMul", "x w", "p"), node("Add", "p b", "y")], "b"),
+    "matmul, added to": ([node("MatMul", "x w", "p"), node("Add", "b p", "y")], "b"),
+    "matmul, used twice": ([node("MatMul", "x w", "p"), node("Add", "b p", "q"), node("Mul", "p q", "y")], None),
+    "matmul, scaled": ([node("MatMul", "x w", "p"), node("Mul", "p b", "y")], None),
+    "bias of two": ([node("Gemm", "x w b", "p"), node("Gemm", "p v b", "y")], None),
+    "weight of two": ([node("Gemm", "x w b", "p"), node("MatMul", "p w", "y")], None),
+    "a matrix": ([node("Gemm", "x w v", "y")], None),
+}
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_the_bias_is_found_where_it_is_of_that_use_only(name: str, tmp_path: Path) -> None:
+    nodes, bias = BIASED[name]
+    r = Random(0)
+    weights = {"w": r(4, 4), "v": r(4, 4), "b": r(4), "cw": r(4, 3, 2, 2), "tw": r(3, 4, 2, 2)}
+    proto = model(
+        nodes,
+        [info("x", 4, 4), info("image", 1, 3, 5, 5)],
+        [unknown("y")],
+        [tensor(key, value) for key, value in weights.items()],
+    )
+    found = Found(proto, tmp_path)
+    (linear,) = (found.linear[key] for key in ("w", "cw", "tw") if key in found.linear)
+    assert linear.bias == (None if bias is None else found.numbers[bias])
+
+
+def test_what_is_added_to_a_state_is_no_bias(tmp_path: Path) -> None:
+    """The rows of W are as many as the elements of a state, but an activation lies between."""
+    r = Random(0)
+    proto = model(
+        [node("RNN", "x w r", "states", hidden_size=HIDDEN), node("Add", "states b", "y")],
+        [info("x", STEPS, BATCH, FEATURES)],
+        [unknown("y")],
+        [tensor("w", r(1, HIDDEN, FEATURES)), tensor("r", r(1, HIDDEN, HIDDEN)), tensor("b", r(HIDDEN))],
+    )
+    assert {name: linear.bias for name, linear in Found(proto, tmp_path).linear.items()} == {"w": None, "r": None}
+
+
+# ---- rows that are taken --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose", "MatMul", "LSTM"])
+def test_fewer_rows_are_some_of_all_rows_in_order(op: str, tmp_path: Path) -> None:
+    protos = {
+        "Conv": lambda: one("Conv", Random(0)(4, 3, 3, 3), (3, 3, 6, 7), pads=[1, 1, 1, 1]),
+        "ConvTranspose": lambda: one("ConvTranspose", Random(0)(3, 4, 3, 3), (3, 3, 6, 7), strides=[2, 2]),
+        "MatMul": lambda: one("MatMul", Random(0)(3, 6, 4), (2, 3, 20, 6)),
+        "LSTM": lambda: recurrent("LSTM", "bidirectional", True, "states"),
+    }
+    found = Found(protos[op](), tmp_path)
+    for linear in found.linear.values():
+        (entering,) = linear.inputs
+        activation = found.observed(entering.tensor)[0]
+        every = entering.rows(activation)
+        for limit in (1, 7, every.shape[1] - 1, every.shape[1], 10**9):
+            rows = entering.rows(activation, limit, np.random.default_rng(5))
+            np.testing.assert_array_equal(rows, entering.rows(activation, limit, np.random.default_rng(5)))
+            assert rows.shape == (every.shape[0], min(limit, every.shape[1]), every.shape[2])
+            position = 0
+            for number in range(rows.shape[1]):
+                while not np.array_equal(every[:, position], rows[:, number]):
+                    position += 1
+                position += 1
+
+
+def test_rows_are_spread_evenly() -> None:
+    entering = ProductInput("x", transposed=False)
+    activation = np.arange(1000, dtype=np.float32)[:, None]
+    rows = entering.rows(activation, 10, np.random.default_rng(0))[0, :, 0]
+    np.testing.assert_array_equal(rows // 100, np.arange(10))
+    np.testing.assert_array_equal(entering.rows(activation, 10)[0, :, 0], np.arange(10) * 100 + 50)
+
+
+def test_rows_of_half_precision_are_in_single() -> None:
+    rows = ProductInput("x", transposed=True, scale=2.0).rows(np.ones((3, 5), np.float16))
+    assert rows.dtype == np.float32
+    np.testing.assert_array_equal(rows, np.full((1, 5, 3), 2))
+
+
+# ---- observed -------------------------------------------------------------------------------------------------------
+
+
+def test_an_observer_gives_every_tensor_in_every_sample_however_little_memory_there_is(tmp_path: Path) -> None:
+    found = Found(FORMS["conv"](), tmp_path, samples=3)
+    weights = [layer.values for layer in found.model.layers]
+    observer = Observer(found.form, weights, found.samples, threads=1)
+    names = ["x", "c", "a", "p", "f", "y"]
+    every = {(name, sample): value for name, sample, value in observer.activations(names)}
+    assert set(every) == {(name, sample) for name in names for sample in range(3)}
+    np.testing.assert_array_equal(every["a", 1], np.maximum(every["c", 1], 0))
+    np.testing.assert_array_equal(every["x", 2], found.samples[2][0]["x"])
+    little = list(observer.activations(names, budget=1))
+    assert [(name, sample) for name, sample, _ in little[12:]] == [(name, s) for name in "fy" for s in range(3)]
+    for name, sample, value in little:
+        np.testing.assert_allclose(value, every[name, sample], atol=1e-6)
+
+
+def test_a_model_that_cannot_run_is_no_traceback(tmp_path: Path) -> None:
+    found = Found(FORMS["conv"](), tmp_path)
+    weights = [layer.values for layer in found.model.layers]
+    wrong = Observer(found.form, weights, [({"x": np.zeros((1, 2, 6, 6), np.float32)}, 1)], threads=1)
+    with pytest.raises(ModelError, match="onnxruntime cannot run the model"):
+        list(wrong.activations(["c"]))
+
+
+def test_an_observed_form_is_the_part_that_computes_its_tensors(tmp_path: Path) -> None:
+    found = Found(FORMS["conv"](), tmp_path)
+    form = observed_form(found.form, ["a"])
+    proto = onnx.ModelProto.FromString(form.model)
+    assert [item.op_type for item in proto.graph.node] == ["Conv", "Relu"]
+    assert [item.name for item in proto.graph.output] == ["a"]
+    assert {name for name, _ in form.weights} == {"conv.weight", "conv.bias"}
+    assert form.measured == ("a",)
+
+
+def test_bfloat16_is_observed_as_float32(tmp_path: Path) -> None:
+    found = Found(FORMS["bfloat16"](), tmp_path)
+    for linear in found.linear.values():
+        for entering in linear.inputs:
+            assert {value.dtype.name for value in found.observed(entering.tensor)} <= {"float32"}
