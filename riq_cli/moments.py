@@ -74,6 +74,18 @@ class Moments:
         """E[x], [groups, columns]; zeros if nothing was added."""
         return self._sum / (self._weight or 1.0)
 
+    def joined(self, other: Moments) -> Moments:
+        """The moments over the rows of both, which have the same groups, columns and blocks."""
+        result = Moments(*self._sum.shape, max(end - begin for begin, end in self.bounds))
+        for part in (self, other):
+            part._flush()
+            result.count += part.count
+            result._weight += part._weight
+            result._sum += part._sum
+            for total, added in zip(result._sums, part._sums, strict=True):
+                total += added
+        return result
+
     def _flush(self) -> None:
         """Multiply what was added: many rows at once, since every time the whole matrix has to be added to."""
         if not self._pending:

@@ -258,6 +258,14 @@ def widened(weights: Array, dtype: str) -> NDArray[np.float64]:
     return weights.astype(np.float64)
 
 
+def added(weights: Array, shift: NDArray[np.float64], dtype: str) -> Array:
+    """Weights + shift in storage type, in the shape of the weights; what leaves the type's range stays at its end."""
+    out = np.empty(weights.size, STORAGE[dtype])
+    total = (widened(weights, dtype) + shift).reshape(-1)
+    _restore(total, dtype, 1.0, total, out)
+    return out.reshape(weights.shape)
+
+
 def entropy(counts: NDArray[np.int64]) -> float:
     """Empirical entropy in bits/symbol of counts > 0, shape [symbols in use]."""
     total = counts.sum()

@@ -2,9 +2,9 @@
 
 With second moments H = E[x xᵀ] of what a matrix W is multiplied with, rounding to Ŵ moves the outputs by
 tr((Ŵ − W) H (Ŵ − W)ᵀ) on average. Columns are rounded one after another; what the error of one does to the outputs is
-undone as well as later columns can (optimal brain quantization; GPTQ's order and factorization). With H⁻¹ = UᵀU, U upper
-triangular, the error left is Σ_j ‖w_j − ŵ_j‖² / U_jj² of the columns as they were when they were rounded: bin widths
-proportional to U_jj make all columns contribute alike, which costs the least rate (WaterSIC's allocation).
+undone as well as later columns can (optimal brain quantization; GPTQ's order and factorization). With H⁻¹ = UᵀU, U
+upper triangular, the error left is Σ_j ‖w_j − ŵ_j‖² / U_jj² of the columns as they were when they were rounded: bin
+widths proportional to U_jj make all columns contribute alike, which costs the least rate (WaterSIC's allocation).
 """
 
 from __future__ import annotations
@@ -53,16 +53,17 @@ def factorized(moments: NDArray[np.float64], damping: float) -> NDArray[np.float
 
 
 def column_codes(factors: Sequence[Factor], exercised: NDArray[np.bool_]) -> Integers:
-    """Relative bin widths of the columns as codes i32[K], in quarters of an octave around their mean: ∝ U_jj.
+    """Relative bin widths of columns as codes i32[groups, K], quarters of an octave around their mean: ∝ U_jj.
 
     Args:
-        factors: of a single group.
-        exercised: bool[K]: columns that the samples do not exercise get no wider bins than the mean.
+        factors: of all columns.
+        exercised: bool[groups, K]: columns that the samples do not exercise get no wider bins than the mean.
     """
-    steps = np.concatenate([np.log2(np.einsum("ii->i", factor.upper[0]).astype(np.float64)) for factor in factors])
+    diagonal = np.concatenate([np.einsum("gii->gi", factor.upper) for factor in factors], axis=1)
+    steps = np.log2(diagonal.astype(np.float64))
     codes = np.rint(4 * (steps - steps.mean()))
-    codes = np.clip(codes, -CODES_MAX, np.where(exercised, CODES_MAX, 0))
-    return codes.astype(np.int32)
+    result: Integers = np.clip(codes, -CODES_MAX, np.where(exercised, CODES_MAX, 0)).astype(np.int32)
+    return result
 
 
 def compensated(

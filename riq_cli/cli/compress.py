@@ -43,9 +43,11 @@ Examples:
 @click.option("--rate", type=float, metavar="R", help="Instead: the least deviation at R bits/weight.")
 @click.option("--k", type=float, metavar="K", help="Instead: this k of the norm allocation, without a search.")
 @click.option("--preset", type=click.Choice(["paper", "fast", "small"]), default="small", show_default=True,
-              help="paper: norm, algorithm1, epsilon 0.01. fast: norm, secant. small: measured, secant.")  # fmt: skip
+              help="paper: norm, algorithm1, epsilon 0.01. fast: norm, secant. small: measured, compensated.")  # fmt: skip
 @click.option("--allocation", type=click.Choice(["norm", "measured"]),
               help="Bin widths shared out among layers by norm, as in the paper, or by measured effect.")  # fmt: skip
+@click.option("--rounding", type=click.Choice(["nearest", "compensated"]),
+              help="compensated: errors of a layer's columns are made up for by later ones; needs real samples.")  # fmt: skip
 @click.option("--search", type=click.Choice(["secant", "algorithm1"]),
               help="How k is found: algorithm1 is the paper's, to the letter.")  # fmt: skip
 @click.option("--epsilon", type=float, metavar="E", help="ε0 of eq. (7). [default: 0.01, less if that cannot reach]")
@@ -68,6 +70,7 @@ def compress(
     archive_path: str | None,
     preset: str,
     allocation: str | None,
+    rounding: str | None,
     search: str | None,
     epsilon: float | None,
     holdout: float | None,
@@ -97,7 +100,14 @@ def compress(
     from riq_cli.codec import compress as compress_model
     from riq_cli.model import Model
 
-    given = {"allocation": allocation, "search": search, "epsilon": epsilon, "holdout": holdout, "min_size": min_size}
+    given = {
+        "allocation": allocation,
+        "rounding": rounding,
+        "search": search,
+        "epsilon": epsilon,
+        "holdout": holdout,
+        "min_size": min_size,
+    }
     chosen: dict[str, Any] = PRESETS[preset] | {name: value for name, value in given.items() if value is not None}
     wanted = Settings(deviation=deviation, dims=dict(dims), **chosen, **settings)
     source = Model.load(model)
@@ -172,7 +182,7 @@ def _summary(facts: dict[str, Any], verbose: int) -> str:
     )
     if "k" in facts:
         lines.append(
-            f"  search     {facts['allocation']} allocation, k = {facts['k']:.5g}, epsilon = {facts['epsilon']:g}; "
+            f"  search     {facts['allocation']} allocation, {facts['rounding']} rounding, k = {facts['k']:.5g}, epsilon = {facts['epsilon']:g}; "
             f"{facts['evaluations']} evaluations, {facts['probes']} probes, {facts['seconds']:.1f} s"
         )
     if verbose:

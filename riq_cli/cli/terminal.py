@@ -90,8 +90,8 @@ class ProgressBar:
         self._bar = tqdm(
             desc=step.phase,
             total=None if search else step.total,
-            unit={"search": " evaluations", "probe": " layers"}.get(step.phase, " weights"),
-            unit_scale=step.phase not in ("search", "probe"),
+            unit={"search": " evaluations", "fit": " layers", "probe": " layers"}.get(step.phase, " weights"),
+            unit_scale=step.phase not in ("search", "fit", "probe"),
             bar_format="{desc}: {n_fmt}{unit} [{elapsed}{postfix}]" if search else None,
             leave=False,
             file=sys.stderr,

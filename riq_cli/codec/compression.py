@@ -10,17 +10,19 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from riq_cli import quantizer
 from riq_cli.archive import Archive, Manifest, SkeletonEntry, deflate
 from riq_cli.calibration import Calibration, Sample, digest
+from riq_cli.codec.fitting import fitted_plans
 from riq_cli.codec.layers import encode_layer
 from riq_cli.codec.restoration import decompress, measure_restored
-from riq_cli.codec.settings import HOLDOUT_SAMPLES, Progress, Report, Settings, Warn
-from riq_cli.codec.solver import ProberStart, Solution, Solver
-from riq_cli.codec.weights import Weights, is_matrix
-from riq_cli.errors import TargetError
-from riq_cli.evaluator import Evaluator, Prober, available_threads
-from riq_cli.model import Layer, Model, SessionForm, probe_form
+from riq_cli.codec.settings import Progress, Report, Settings, Warn
+from riq_cli.codec.solution import Solution
+from riq_cli.codec.solver import Means, PlansStart, Solver
+from riq_cli.codec.split import FIT_SAMPLES, split
+from riq_cli.codec.weights import Plans, Weights, Widths, is_matrix
+from riq_cli.errors import SettingsError, TargetError
+from riq_cli.evaluator import Evaluator, Observer, Prober, available_threads
+from riq_cli.model import Layer, Linear, Model, SessionForm, linear_layers, probe_form
 from riq_cli.version import VERSION
 
 _REMAINS = 0.1  # share of float weights below which a quantized model is left as it is
@@ -69,10 +71,11 @@ class _Bench:
     """What solutions are found and measured with: `held` are the numbers of samples that the search does not see."""
 
     solver: Solver
-    prober: ProberStart | None
+    means: Means
     evaluator: Evaluator
     held: Sequence[int]
     calibration: Mapping[str, Any]
+    pool: Executor
 
 
 class _Compression:
@@ -103,19 +106,24 @@ class _Compression:
                 else "the model holds no float weights to code; it is stored as it is"
             )
             return self._build(
-                [1.0 if n in self._weights.zeros else None for n in range(len(self._model.layers))], None
+                [1.0 if n in self._weights.zeros else None for n in range(len(self._model.layers))], {}, None, None
             )
         samples = self._calibration.samples(self._model.inputs, settings.dims, settings.batch_size)
-        searched, held = _split(len(samples), settings.holdout if settings.k is None else 0.0)
+        rounding = self._rounding(len(samples))
+        searched, held, fit = split(
+            len(samples), settings.holdout if settings.k is None else 0.0, rounding == "compensated"
+        )
         # With k given there is no search, and nothing is worth hoisting.
         form = self._model.session_form(settings.outputs, hoist=settings.k is None)
         evaluator = self._evaluator(form, samples)
         with ThreadPoolExecutor(settings.threads or available_threads()) as pool:
             solver = Solver(settings, self._weights, evaluator, form, searched, held, pool, self._note, self._warn,
                             self._model.release)  # fmt: skip
-            prober = None
+            prober = plans = None
             if settings.allocation == "measured" and settings.k is None:
                 prober = self._prober(form, evaluator, [samples[number] for number in searched])
+            if fit:
+                plans = self._plans(form, [samples[number] for number in fit], pool)
             if form.hoisted:
                 evaluator = self._evaluator(self._model.session_form(settings.outputs, hoist=False), samples)
             calibration = {
@@ -123,7 +131,7 @@ class _Compression:
                 "samples": sum(sample.rows for sample in samples),
                 "sha256": digest(samples),
             }
-            bench = _Bench(solver, prober, evaluator, held, calibration)
+            bench = _Bench(solver, Means(prober, plans), evaluator, held, calibration, pool)
             if settings.ratio or settings.size or settings.rate:
                 return self._within_budget(bench, executor)
             return self._within_deviation(bench, executor)
@@ -133,7 +141,7 @@ class _Compression:
     def _within_deviation(self, bench: _Bench, executor: Executor | None) -> Archive:
         """The smallest archive that keeps the target, or the one at the given k."""
         k, target = self._settings.k, self._settings.deviation
-        solution = bench.solver.at(k) if k is not None else bench.solver.for_deviation(target or 0.0, bench.prober)
+        solution = bench.solver.at(k) if k is not None else bench.solver.for_deviation(target or 0.0, bench.means)
         for _ in range(_CLOSER_TRIES):
             archive, deviation = self._measured(solution, bench, executor)
             held = archive.manifest.result.get("holdout", 0.0)
@@ -156,8 +164,10 @@ class _Compression:
         """The archive of least deviation within a budget of real bytes, or of bits/weight."""
         budget, wish = self._budget()
         aim, margin, best, least = budget, 8.0, None, math.inf
-        for _ in range(_BUDGET_TRIES):
-            solution = bench.solver.for_bits(8 * aim, bench.prober)
+        solution = bench.solver.for_bits(8 * aim, bench.means)
+        for number in range(_BUDGET_TRIES):
+            if number:
+                solution = bench.solver.within(solution.scheme, 8 * aim, solution.k)
             archive, deviation = self._measured(solution, bench, executor)
             spent = self._spent(archive)
             least = min(least, spent)
@@ -202,10 +212,11 @@ class _Compression:
     def _measured(self, solution: Solution, bench: _Bench, executor: Executor | None) -> tuple[Archive, float]:
         """The archive of a solution with all that is told of it, and the deviation measured on what it restores."""
         bench.solver.rest()
-        archive = self._build(solution.widths, executor)
+        archive = self._build(solution.widths, solution.scheme.plans, bench.pool, executor)
         restored = decompress(archive, executor=executor)
         deviation = measure_restored(bench.evaluator, restored, self._settings.outputs)
-        self._note(solution.allocation.name, solution.k, deviation.mean)
+        scheme = solution.scheme
+        self._note(scheme.name, solution.k, deviation.mean)
         if not math.isfinite(deviation.mean):
             raise TargetError(
                 f"at k = {solution.k:g} the restored model's outputs hold NaN or infinity where the original's do not; "
@@ -214,8 +225,9 @@ class _Compression:
             )
         result: dict[str, Any] = {
             "k": solution.k,
-            "epsilon": solution.allocation.epsilon,
-            "allocation": solution.allocation.name,
+            "epsilon": scheme.allocation.epsilon,
+            "allocation": scheme.allocation.name,
+            "rounding": scheme.rounding,
             "deviation": deviation.mean,
             "worst": deviation.worst,
             "measured": [asdict(tensor) for tensor in deviation.tensors],
@@ -224,7 +236,7 @@ class _Compression:
             "trace": [
                 [float(f"{k:.5g}"), float(f"{value:.4g}")]
                 for name, k, value in self._trace
-                if name == solution.allocation.name and math.isfinite(value)
+                if name == scheme.name and math.isfinite(value)
             ],
         }
         if bench.held:
@@ -264,6 +276,42 @@ class _Compression:
 
         return start
 
+    def _rounding(self, samples: int) -> str:
+        """How errors are to be rounded: as asked for, else compensated where the calibration data can carry it."""
+        settings = self._settings
+        random, few = self._calibration.kind == "random", samples < FIT_SAMPLES
+        if settings.rounding == "compensated" and (random or few):
+            raise SettingsError(
+                "compensated rounding needs real samples, random ones would mislead it; give --calibration"
+                if random
+                else f"compensated rounding needs at least {FIT_SAMPLES} samples; there are {samples}"
+            )
+        if settings.rounding is not None:
+            return settings.rounding
+        usual = settings.allocation == "measured" and settings.k is None and settings.max_bits is None
+        return "compensated" if usual and not random and not few else "nearest"
+
+    def _plans(self, form: SessionForm, samples: Sequence[Sample], pool: Executor) -> PlansStart:
+        """What fits error compensation to samples that the search does not measure on."""
+
+        def start(widths: Widths) -> Plans:
+            observed, linear = linear_layers(form, self._model.layers)
+            linear = {number: self._fittable(item) for number, item in linear.items() if number in matrices}
+            values = [layer.values for layer in self._model.layers]
+            observer = Observer(observed, values, samples, self._settings.threads, self._settings.provider)
+            return fitted_plans(self._weights, linear, observer, len(samples), widths, pool, tell)
+
+        def tell(done: int, total: int) -> None:
+            self._progress(Progress("fit", done, total))
+
+        matrices = set(self._weights.matrices)
+        return start
+
+    def _fittable(self, linear: Linear) -> Linear:
+        """A layer's matrices with its bias, if that may be changed."""
+        coded = linear.bias is not None and linear.bias in self._weights.vectors
+        return linear if coded else replace(linear, bias=None)
+
     def _note(self, allocation: str, k: float, value: float) -> None:
         self._trace.append((allocation, k, value))
         target = self._settings.deviation or 0.0
@@ -272,20 +320,25 @@ class _Compression:
         failed = max((k for k, v in points if v > target and k < held), default=0.0)
         self._progress(Progress("search", len(self._trace), 0, k, value, failed, held))
 
-    def _build(self, widths: Sequence[float | None], executor: Executor | None) -> Archive:
+    def _build(self, widths: Widths, plans: Plans, pool: Executor | None, executor: Executor | None) -> Archive:
         """The archive at these bin widths; layers without one go back into the skeleton, NaN and infinity stay raw."""
-        raw = set(self._weights.not_finite)
+        shifts = self._weights.shifts(widths, plans, pool) if pool is not None else {}
+        changed = {*self._weights.not_finite, *shifts}
         chosen = {
-            layer.places: width
+            layer.places: number
             for number, (layer, width) in enumerate(zip(self._model.layers, widths, strict=True))
-            if width is not None or number in raw
+            if width is not None or number in changed
         }
         model = self._model.select(lambda layer: layer.places in chosen)
         entries, sections = [], []
         total, done = sum(layer.size for layer in model.layers), 0
         for layer in model.layers:
-            width = chosen[layer.places]
-            quantized = None if width is None else quantizer.nearest(layer.values, layer.dtype, width)
+            number = chosen[layer.places]
+            width, shift = widths[number], shifts.get(number)
+            if width is None:
+                layer, quantized = replace(layer, values=self._weights.shifted(number, shift)), None
+            else:
+                quantized = self._weights.quantized(number, width, plans.get(number), shift)
             entry, coded = encode_layer(layer, quantized, executor)
             entries.append(entry)
             sections += coded
@@ -323,14 +376,6 @@ def _candidates(model: Model, settings: Settings) -> Model:
     if model.is_quantized and not settings.include and size < _REMAINS * candidates.nbytes:
         return model.select(lambda layer: False)
     return candidates
-
-
-def _split(count: int, holdout: float) -> tuple[list[int], list[int]]:
-    """Numbers of the samples for the search, and of those held out of it: every so-manieth, none of a few."""
-    if not holdout or count < HOLDOUT_SAMPLES:
-        return list(range(count)), []
-    held = {int((number + 0.5) / holdout) for number in range(int(count * holdout))}
-    return [number for number in range(count) if number not in held], sorted(held & set(range(count)))
 
 
 def _recorded(settings: Settings) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import Executor
 
-from riq_cli.allocation import Allocation, Curve, curve, water_filling
-from riq_cli.codec.weights import Weights, Widths
+from riq_cli.allocation import Allocation, Curve, water_filling
+from riq_cli.codec.solution import Solution
+from riq_cli.codec.weights import Plans, Weights, Widths
 from riq_cli.evaluator import Prober
 
 _READABLE = 1e-9  # a deviation below this is rounding of the runs, not an effect of the layer
@@ -18,33 +20,38 @@ _NEAR = 1.5  # a layer is not probed again at a bin width this close to one wher
 
 
 def measured_allocation(
-    weights: Weights, prober: Prober, widths: Widths, k: float, progress: Callable[[int, int], None]
+    weights: Weights,
+    plans: Plans,
+    prober: Prober,
+    paper: Solution,
+    pool: Executor,
+    progress: Callable[[int, int], None],
 ) -> Allocation:
-    """The allocation of least rate for the deviation that the solution `widths` at `k` is expected to cause.
+    """The allocation of least rate for the deviation of the paper's solution.
 
     Each layer is quantized alone and the deviation measured: a_ℓ = deviation / ‖ŵ − w‖², in the units of the curves.
     Bin widths then follow by water-filling; layers whose width changes much are probed once more there, since low-rate
     layers are not in the regime where they were first measured. A layer without a measurable effect keeps the norm's
-    bin width, and none wider than in `widths`: samples that do not exercise it say nothing about it.
+    bin width, and none wider than in the paper's solution: samples that do not exercise it say nothing about it.
 
     Args:
         weights: all layers that may be coded.
+        plans: how errors are compensated.
         prober: measures the deviation of changed layers.
-        widths: the paper's solution.
-        k: its k.
+        paper: the solution of the norm allocation, with nearest rounding.
+        pool: its threads work at the same time.
         progress: called with layers done and layers in all.
     """
     numbers = weights.matrices + weights.vectors
-    probes = _Probes(weights, prober)
+    widths, k = paper.widths, paper.k
+    probes = _Probes(weights, plans, prober)
     for done, number in enumerate(numbers):
         start = widths[number]
         probes.first(number, start if start is not None else weights.norms[number] / k)
         progress(done + 1, 2 * len(numbers))
-    budget = sum(
-        probes.sensitivity[number] * probes.curves[number].error(width)
-        for number, width in enumerate(widths)
-        if number in probes.sensitivity and width is not None
-    )
+    probes.draw_curves(pool)
+    # Nearest rounding causes at the paper's bin widths what it causes; compensation would cause less there.
+    budget = max(paper.deviation, _READABLE) if plans else probes.expected(widths)
     chosen = probes.filled(budget)
     for done, (number, better) in enumerate(chosen.items()):
         probes.again(number, better)
@@ -61,8 +68,8 @@ def measured_allocation(
 class _Probes:
     """What was measured of each layer."""
 
-    def __init__(self, weights: Weights, prober: Prober) -> None:
-        self._weights, self._prober = weights, prober
+    def __init__(self, weights: Weights, plans: Plans, prober: Prober) -> None:
+        self._weights, self._plans, self._prober = weights, plans, prober
         self.curves: dict[int, Curve] = {}
         self.sensitivity: dict[int, float] = {}
         self._probed: dict[int, float] = {}
@@ -78,8 +85,23 @@ class _Probes:
         if deviation >= _READABLE and error > 0:
             self.sensitivity[number] = deviation / error
             self._probed[number] = width
-            layer = self._weights.layers[number]
-            self.curves[number] = curve(layer.values, layer.dtype, width)
+
+    def draw_curves(self, pool: Executor) -> None:
+        """Take the curve of every layer around the bin width where it was measured."""
+
+        def draw(number: int, width: float) -> Curve:
+            return self._weights.curve(number, width, self._plans.get(number))
+
+        drawn = pool.map(draw, self._probed.keys(), self._probed.values())
+        self.curves = dict(zip(self._probed, drawn, strict=True))
+
+    def expected(self, widths: Widths) -> float:
+        """The sum of the deviations that layers cause alone at these bin widths."""
+        return sum(
+            self.sensitivity[number] * self.curves[number].error(width)
+            for number, width in enumerate(widths)
+            if number in self.sensitivity and width is not None
+        )
 
     def again(self, number: int, width: float) -> None:
         """Measure a layer once more at the bin width that was chosen for it, if that is not near the first."""
@@ -98,6 +120,5 @@ class _Probes:
 
     def _measure(self, number: int, width: float) -> tuple[float, float]:
         """Deviation with one layer quantized, and its error in the units of the curves."""
-        restored = self._weights.restored(number, width)
-        deviation = max(self._prober.deviations({number: restored}))
-        return min(deviation, _LARGEST), self._weights.error(number, restored)
+        changed, error = self._weights.alone(number, width, self._plans.get(number))
+        return min(max(self._prober.deviations(changed)), _LARGEST), error

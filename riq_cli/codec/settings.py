@@ -18,9 +18,15 @@ HOLDOUT_SAMPLES = 8  # with fewer samples none is held out
 
 # What the presets set; options that are given win over them.
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"allocation": "norm", "search": "algorithm1", "epsilon": DEFAULT_EPSILON, "holdout": 0.0},
-    "fast": {"allocation": "norm", "search": "secant"},
-    "small": {"allocation": "measured", "search": "secant"},
+    "paper": {
+        "allocation": "norm",
+        "rounding": "nearest",
+        "search": "algorithm1",
+        "epsilon": DEFAULT_EPSILON,
+        "holdout": 0.0,
+    },
+    "fast": {"allocation": "norm", "rounding": "nearest", "search": "secant"},
+    "small": {"allocation": "measured", "rounding": None, "search": "secant"},
 }
 
 
@@ -37,6 +43,8 @@ class Settings:
         rate: bits/weight of the coded layers, tables included: the smallest deviation within.
         k: the search parameter itself, instead of a search.
         allocation: `measured` (of the least rate for the deviation that layers cause), or the paper's `norm`.
+        rounding: `nearest`, or `compensated` (errors of a layer's columns are made up for by later ones; needs real
+            samples); None: compensated with the measured allocation, where there are samples for it.
         search: `secant`, or the paper's `algorithm1`.
         epsilon: ε0 of the norm allocation; None: 0.01, or a smaller one that reaches the target.
         max_bits: R: no layer has more than 2^R levels; None: no such bound.
@@ -58,6 +66,7 @@ class Settings:
     rate: float | None = None
     k: float | None = None
     allocation: Literal["norm", "measured"] = "measured"
+    rounding: Literal["nearest", "compensated"] | None = None
     search: Literal["secant", "algorithm1"] = "secant"
     epsilon: float | None = None
     max_bits: int | None = None
@@ -98,6 +107,11 @@ class Settings:
             raise SettingsError(f"no search is named {self.search!r}; there are secant and algorithm1")
         if self.allocation not in ("norm", "measured"):
             raise SettingsError(f"no allocation is named {self.allocation!r}; there are norm and measured")
+        if self.rounding not in (None, "nearest", "compensated"):
+            raise SettingsError(f"no rounding is named {self.rounding!r}; there are nearest and compensated")
+        if self.rounding == "compensated" and (self.k is not None or self.max_bits is not None):
+            other = "k" if self.k is not None else "max_bits"
+            raise SettingsError(f"compensated rounding does not go with {other}; leave one of them away")
 
 
 @dataclass(frozen=True)
@@ -105,11 +119,11 @@ class Progress:
     """A step of the work, for a progress display.
 
     In a `search`, `done` counts evaluations, `k` and `value` are the newest one, and `low` and `high` the bracket: the
-    largest k that failed and the smallest that held. In a `probe`, `done` of `total` layers are through, otherwise
-    `done` of `total` weights.
+    largest k that failed and the smallest that held. In `fit` and `probe`, `done` of `total` layers are through,
+    otherwise `done` of `total` weights.
     """
 
-    phase: Literal["search", "probe", "coding", "decoding"]
+    phase: Literal["search", "fit", "probe", "coding", "decoding"]
     done: int
     total: int = 0
     k: float = 0.0

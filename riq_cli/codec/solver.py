@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 from riq_cli import search
-from riq_cli.allocation import Allocation
 from riq_cli.codec.probing import measured_allocation
 from riq_cli.codec.settings import DEFAULT_EPSILON, Settings, Warn
-from riq_cli.codec.weights import Weights, Widths
+from riq_cli.codec.solution import Scheme, Solution
+from riq_cli.codec.weights import Plans, Weights, Widths
 from riq_cli.errors import ModelError, TargetError
 from riq_cli.evaluator import Array, Evaluator, Prober
 from riq_cli.model import SessionForm
 
-_STEP = 1.02  # first factor on k where the held-out samples miss a target that the others meet
-_GROWTH = 1.3  # exponent by which that factor grows
-_STEPS = 20  # a factor of 10⁵ in all
+_STEP = 1.02  # factor on k beyond what should do, where the held-out samples miss a target that the others meet
+_STEP_MAX = 4.0
+_STEPS = 20
 _BISECTIONS = 20
+_FAR = 0.85  # share of the paper's bits below which a compensated solution is not compared with nearest rounding
+_CLOSE = 1.001  # between a k within a budget and one beyond it
+_USUAL = 0.01  # a deviation as it is often asked for
+_LOWEST = 1e-3  # k of a compensated solution: Proposition 2 bounds that of nearest rounding only
 
 
 ProberStart = Callable[[], tuple[Prober, Callable[[int, int], None]]]  # a prober, and what to tell of its progress
+PlansStart = Callable[[Widths], Plans]  # how errors are compensated at about these bin widths
 
 
 @dataclass(frozen=True)
-class Solution:
-    """Bin widths of an allocation at a k, the bits that they cost, and the deviation measured with them."""
+class Means:
+    """What better solutions than the paper's are found with; None: that is not tried."""
 
-    allocation: Allocation
-    k: float
-    widths: Widths
-    bits: float
-    deviation: float
+    prober: ProberStart | None = None
+    plans: PlansStart | None = None
 
 
 class Solver:
@@ -71,76 +74,69 @@ class Solver:
         self._searched, self._held = searched, held
         self._pool, self._note, self._warn, self._release = pool, note, warn, release
         self._buffers: list[Array] | None = None  # made when needed: they are as large as the model
-        self._allocations: list[Allocation] | None = None
+        self._plans: Plans | None = None
+        self._schemes: dict[bool, list[Scheme]] = {}  # by whether they compensate errors
 
-    def deviation(self, allocation: Allocation, k: float, among: Sequence[int], widths: Widths | None = None) -> float:
-        """Mean deviation on some samples with the bin widths of an allocation at k, or with those given."""
-        widths = self._weights.widths(allocation, k) if widths is None else widths
+    def deviation(self, scheme: Scheme, k: float, among: Sequence[int], widths: Widths | None = None) -> float:
+        """Mean deviation on some samples with the bin widths of a scheme at k, or with those given."""
+        widths = self._weights.widths(scheme.allocation, k) if widths is None else widths
         if self._buffers is None:
             self._buffers = self._weights.buffers()
-        values = self._weights.requantize(widths, self._buffers, self._pool)
+        values = self._weights.requantize(widths, scheme.plans, self._buffers, self._pool)
         self._release()
         value = self._evaluator.deviation(self._form, values, among).mean
-        self._note(allocation.name, k, value)
+        self._note(scheme.name, k, value)
         return value
 
     def rest(self) -> None:
         """Give back the memory that measuring takes; it is taken again when it is needed."""
         self._buffers = None
 
-    def for_deviation(self, target: float, prober: ProberStart | None) -> Solution:
+    def for_deviation(self, target: float, means: Means) -> Solution:
         """The smallest solution that was measured to hold the target, on the held-out samples too.
 
         Args:
             target: D.
-            prober: makes the session for the measured allocation; None: only the norm allocation is tried.
+            means: what is tried beside the norm allocation with nearest rounding.
 
         Raises:
             TargetError: none holds.
         """
         paper = self._paper(target)
-        candidates = [paper]
-        for allocation in self._alternatives(paper, prober):
-            try:
-                candidates.append(self._solved(allocation, target, paper.k))
-            except TargetError:
-                continue  # the paper's solution is there
-        candidates.sort(key=lambda solution: solution.bits)
         best: Solution | None = None
         failure: TargetError | None = None
-        for candidate in candidates:
-            if best is None or candidate.bits < best.bits:
-                try:
-                    confirmed = self.confirmed(candidate, target)
-                except TargetError as error:  # ε0 > 0 and --max-bits leave a floor that samples may not get below
-                    failure = error
-                else:
-                    best = confirmed if best is None or confirmed.bits < best.bits else best
+        for scheme in self._alternatives(paper, means):
+            if scheme.rounding == "nearest" and best is not None and best.bits < _FAR * paper.bits:
+                continue  # compensation has won by more than it can lose
+            with contextlib.suppress(TargetError):  # the paper's solution is there
+                best = _smaller(best, self.confirmed(self._solved(scheme, target, paper.k), target))
+        if best is None or paper.bits < best.bits:
+            try:
+                best = _smaller(best, self.confirmed(paper, target))
+            except TargetError as error:  # ε0 > 0 and --max-bits leave a floor that samples may not get below
+                failure = error
         if best is None and self._settings.epsilon is None:
-            finest = self._solved(self._weights.norm_allocation(0.0), target, paper.k)
+            finest = self._solved(self._norm(0.0), target, paper.k)
             return self.confirmed(finest, target)
         if best is None:
             assert failure is not None
             raise failure
         return best
 
-    def for_bits(self, budget: float, prober: ProberStart | None) -> Solution:
+    def for_bits(self, budget: float, means: Means) -> Solution:
         """The solution of least measured deviation that takes no more than `budget` bits."""
-        epsilon = 0.0 if self._settings.epsilon is None else self._settings.epsilon
-        paper = self._within(self._weights.norm_allocation(epsilon), budget)
-        candidates = [paper]
-        for allocation in self._alternatives(paper, prober):
-            candidates.append(self._within(allocation, budget))
+        paper = self.within(self._norm(self._settings.epsilon or 0.0), budget, self._weights.expected_k(_USUAL))
+        candidates = [paper, *(self.within(scheme, budget, paper.k) for scheme in self._alternatives(paper, means))]
         return min(candidates, key=lambda solution: solution.deviation)
 
     def at(self, k: float) -> Solution:
-        """The norm allocation at a given k."""
+        """The norm allocation at a given k, with nearest rounding."""
         epsilon = DEFAULT_EPSILON if self._settings.epsilon is None else self._settings.epsilon
-        return self._solution(self._weights.norm_allocation(epsilon), k, math.nan)
+        return self._solution(self._norm(epsilon), k, math.nan)
 
     def refined(self, solution: Solution, factor: float) -> Solution:
-        """The same allocation at another k, not measured yet."""
-        return self._solution(solution.allocation, solution.k * factor, math.nan)
+        """The same scheme at another k, not measured yet."""
+        return self._solution(solution.scheme, solution.k * factor, math.nan)
 
     # ---- the paper's ----
 
@@ -149,7 +145,7 @@ class Solver:
         epsilon = DEFAULT_EPSILON if fixed is None else fixed
         start = self._weights.expected_k(target)
         try:
-            return self._solved(self._weights.norm_allocation(epsilon), target, start)
+            return self._solved(self._norm(epsilon), target, start)
         except TargetError as error:
             best = error.best
         if fixed is not None:
@@ -160,8 +156,9 @@ class Solver:
             )
 
         def at_largest_k(epsilon: float) -> float:
-            allocation, k = self._weights.norm_allocation(epsilon), search.upper_bound(self._weights.largest, epsilon)
-            return self.deviation(allocation, k, self._searched)
+            return self.deviation(
+                self._norm(epsilon), search.upper_bound(self._weights.largest, epsilon), self._searched
+            )
 
         # The paper takes the largest ε0 that reaches (A.4). That can be far from the best where it leaves k no room:
         # 0 is tried too, and the smaller solution kept.
@@ -169,7 +166,7 @@ class Solver:
         solutions = []
         for epsilon in dict.fromkeys((smaller, 0.0)):
             try:
-                solutions.append(self._solved(self._weights.norm_allocation(epsilon), target, start))
+                solutions.append(self._solved(self._norm(epsilon), target, start))
             except TargetError as error:
                 best = min(best, error.best)
         if not solutions:
@@ -180,82 +177,125 @@ class Solver:
             )
         solution = min(solutions, key=lambda solution: solution.bits)
         if self._settings.allocation == "norm":
-            self._warn(f"epsilon = {DEFAULT_EPSILON:g} does not reach the target; {solution.allocation.epsilon:g} does")
+            self._warn(
+                f"epsilon = {DEFAULT_EPSILON:g} does not reach the target; {solution.scheme.allocation.epsilon:g} does"
+            )
         return solution
 
-    # ---- measured ----
+    def _norm(self, epsilon: float) -> Scheme:
+        return Scheme(self._weights.norm_allocation(epsilon), {})
 
-    def _alternatives(self, paper: Solution, prober: ProberStart | None) -> list[Allocation]:
-        """The measured allocation and its blend half-way with the norm's; probed once."""
-        if self._allocations is None:
-            self._allocations = [] if prober is None else self._measured(paper, prober)
-        return self._allocations
+    # ---- beyond ----
 
-    def _measured(self, paper: Solution, prober: ProberStart) -> list[Allocation]:
+    def _alternatives(self, paper: Solution, means: Means) -> Iterator[Scheme]:
+        """Schemes that may be better than the paper's, with compensated rounding and then with nearest.
+
+        Each is made once, when it is asked for.
+        """
+        norm = paper.scheme.allocation
+        if self._plans is None:
+            self._plans = {} if means.plans is None else means.plans(paper.widths)
+        for plans in [self._plans, {}] if self._plans else [{}]:
+            if means.prober is None:
+                if plans:
+                    yield Scheme(norm, plans)
+                continue
+            key = bool(plans)
+            if key not in self._schemes:
+                self._schemes[key] = self._measured(paper, plans, means.prober)
+            yield from self._schemes[key]
+
+    def _measured(self, paper: Solution, plans: Plans, prober: ProberStart) -> list[Scheme]:
+        """The measured allocation, and its blend half-way with the norm's."""
         try:
             session, progress = prober()
-            measured = measured_allocation(self._weights, session, paper.widths, paper.k, progress)
+            measured = measured_allocation(self._weights, plans, session, paper, self._pool, progress)
         except ModelError as error:
             self._warn(f"layers cannot be probed, so the norm allocation is used: {error}")
-            return []
+            return [Scheme(paper.scheme.allocation, plans)] if plans else []
         blend = {
             number: math.sqrt(shape) * math.sqrt(self._weights.norms[number])
-            if number in paper.allocation.shapes
+            if number in paper.scheme.allocation.shapes
             else shape
             for number, shape in measured.shapes.items()
         }
-        return [measured, replace(measured, name="blend", shapes=blend)]
+        return [Scheme(measured, plans), Scheme(replace(measured, name="blend", shapes=blend), plans)]
 
     # ---- k ----
 
-    def _solved(self, allocation: Allocation, target: float, start: float) -> Solution:
-        """The smallest solution of an allocation that was measured to hold the target on the searched samples."""
-        lowest = search.lower_bound(self._weights.largest, allocation.epsilon)
-        highest = search.upper_bound(self._weights.largest, allocation.epsilon)
+    def _solved(self, scheme: Scheme, target: float, start: float) -> Solution:
+        """The smallest solution of a scheme that was measured to hold the target on the searched samples."""
+        epsilon = scheme.allocation.epsilon
+        lowest = search.lower_bound(self._weights.largest, epsilon) if scheme.rounding == "nearest" else _LOWEST
+        highest = search.upper_bound(self._weights.largest, epsilon)
 
         def measure(k: float) -> float:
-            return self.deviation(allocation, k, self._searched)
+            return self.deviation(scheme, k, self._searched)
 
-        if self._settings.search == "algorithm1" and allocation.name == "norm":
+        if self._settings.search == "algorithm1" and scheme.name == "norm, nearest":
             found = search.algorithm1(measure, target, lowest, highest)
         else:
             found = search.secant(measure, target, start, lowest, highest)
-        return self._solution(allocation, found.k, found.value)
+        return self._solution(scheme, found.k, found.value)
 
     def confirmed(self, solution: Solution, target: float) -> Solution:
-        """The solution, or one of its allocation with a larger k, that holds on the held-out samples too."""
+        """The solution, or one of its scheme with a larger k, that holds on the held-out samples too."""
         if not self._held:
             return solution
-        allocation, k, step, best = solution.allocation, solution.k, _STEP, math.inf
+        best, k, held = math.inf, solution.k, 0.0
         for _ in range(_STEPS):
             if solution.deviation <= target:
-                held = self.deviation(allocation, k, self._held, solution.widths)
+                held = self.deviation(solution.scheme, k, self._held, solution.widths)
                 best = min(best, held)
                 if held <= target:
                     return solution
-            k, step = k * step, step**_GROWTH
-            solution = self._solution(allocation, k, self.deviation(allocation, k, self._searched))
+            excess = max(solution.deviation, held) / target
+            k *= min(max(math.sqrt(excess), 1.0) * _STEP, _STEP_MAX)  # deviation falls about as 1/k²
+            solution = self._solution(solution.scheme, k, self.deviation(solution.scheme, k, self._searched))
         raise TargetError(
             f"the target of {target:g} holds on the samples of the search, but on those held out of it the best is "
             f"{best:.3g}; give more samples, a larger --deviation, or --holdout 0",
             best,
         )
 
-    def _within(self, allocation: Allocation, budget: float) -> Solution:
-        """The finest solution of an allocation within a budget of bits, measured."""
-        low, high = 1e-3, search.K_UNBOUNDED
+    def within(self, scheme: Scheme, budget: float, start: float) -> Solution:
+        """The finest solution of a scheme within a budget of bits, measured.
+
+        Args:
+            scheme: how bin widths are shared out and errors compensated.
+            budget: bits of the archive that depend on bin widths.
+            start: first k to try.
+        """
+        low, high, k = 0.0, math.inf, start
+        bits_low = bits_high = 0.0
         for _ in range(_BISECTIONS):
-            middle = math.sqrt(low * high)
-            if self._weights.bits(self._coded(allocation, middle)) <= budget:
-                low = middle
+            bits = self._weights.bits(self._coded(scheme, k), scheme.plans, self._pool)
+            if bits <= budget:
+                low, bits_low = k, bits
             else:
-                high = middle
-        widths = self._coded(allocation, low)
-        return self._solution(allocation, low, self.deviation(allocation, low, self._searched, widths))
+                high, bits_high = k, bits
+            if low and high < low * _CLOSE:
+                break
+            if low and high < math.inf:  # bits grow about as log k: between the ends, but not too near to either
+                share = min(max((budget - bits_low) / (bits_high - bits_low), 0.1), 0.9)
+                k = low * (high / low) ** share
+            else:
+                octaves = (budget - bits) / self._weights.total
+                k *= 2 ** (max(1.1 * octaves, 0.05) if bits <= budget else min(1.1 * octaves, -0.05))
+                k = min(max(k, _LOWEST), search.K_UNBOUNDED)
+            if k == low:
+                break
+        k = low or _LOWEST
+        widths = self._coded(scheme, k)
+        return self._solution(scheme, k, self.deviation(scheme, k, self._searched, widths))
 
-    def _coded(self, allocation: Allocation, k: float) -> Widths:
-        return self._weights.worthwhile(self._weights.widths(allocation, k))
+    def _coded(self, scheme: Scheme, k: float) -> Widths:
+        return self._weights.worthwhile(self._weights.widths(scheme.allocation, k))
 
-    def _solution(self, allocation: Allocation, k: float, deviation: float) -> Solution:
-        widths = self._coded(allocation, k)
-        return Solution(allocation, k, widths, self._weights.bits(widths), deviation)
+    def _solution(self, scheme: Scheme, k: float, deviation: float) -> Solution:
+        widths = self._coded(scheme, k)
+        return Solution(scheme, k, widths, self._weights.bits(widths, scheme.plans, self._pool), deviation)
+
+
+def _smaller(one: Solution | None, other: Solution) -> Solution:
+    return other if one is None or other.bits < one.bits else one

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
+from numpy.typing import NDArray
 
 from riq_cli import quantizer
-from riq_cli.allocation import Allocation, expected_k, table_bits
+from riq_cli.allocation import Allocation, Curve, curve, expected_k, table_bits
+from riq_cli.codec.plans import Plan
 from riq_cli.codec.settings import DEFAULT_MIN_SIZE
 from riq_cli.coder import Histogram
 from riq_cli.limits import TABLE_SYMBOLS
 from riq_cli.model import Layer
+from riq_cli.quantizer import Quantized
 
+PLAN_STEPS = np.exp2(np.arange(-4, 6) * 0.75)  # bin widths at which a compensated layer is rounded for its curve
 _PIECE = 1 << 20  # weights that one thread quantizes at a time
 _ENTRY_BITS = 8 * 45  # about what a layer adds to the stored manifest
+_CODE_BITS = 3.0  # about what a code of a scale takes
 _DEFLATED = 0.92  # about what deflate leaves of float data in the skeleton
 
 Widths = list[float | None]  # of every layer; None: it stays exact
+Shift = NDArray[np.float64]  # what is added to a bias, one number for each of its elements
+Plans = Mapping[int, Plan]  # of the layers that are rounded with error compensation, by their number; nearest: none
 
 
 class Weights:
@@ -56,6 +63,11 @@ class Weights:
         """Number of weights n* of the largest layer that the paper quantizes."""
         return max(self.sizes[number] for number in self.matrices)
 
+    @property
+    def total(self) -> int:
+        """Number of weights in all layers that may be coded."""
+        return sum(self.sizes)
+
     def expected_k(self, distortion: float) -> float:
         """The k at which all matrices together are turned by `distortion`."""
         return expected_k([self.norms[n] for n in self.matrices], [self.sizes[n] for n in self.matrices], distortion)
@@ -82,19 +94,21 @@ class Weights:
                 result[number] = None
         return result
 
-    def bits(self, widths: Widths) -> float:
+    def bits(self, widths: Widths, plans: Plans, pool: Executor) -> float:
         """About the bits of the archive that depend on bin widths: of coded layers, and of those that stay exact."""
-        return sum(
-            self._exact_bits(number) if width is None else self._coded_bits(number, width)
-            for number, width in enumerate(widths)
-        )
 
-    def _coded_bits(self, number: int, width: float) -> float:
-        layer = self.layers[number]
-        histogram = Histogram.of(quantizer.quantize(layer.values, layer.dtype, width))
+        def of(number: int, width: float | None) -> float:
+            return self._exact_bits(number) if width is None else self._coded_bits(number, width, plans.get(number))
+
+        return sum(pool.map(of, range(len(widths)), widths))
+
+    def _coded_bits(self, number: int, width: float, plan: Plan | None = None) -> float:
+        layer, quantized = self.layers[number], self.quantized(number, width, plan)
+        histogram = Histogram.of(quantized.symbols)
         if histogram.symbols.size > TABLE_SYMBOLS:
             return self._exact_bits(number) + _ENTRY_BITS
-        return layer.size * quantizer.entropy(histogram.counts) + table_bits(histogram) + _ENTRY_BITS
+        codes = sum(_CODE_BITS * scale.values.size for scale in quantized.scales)
+        return layer.size * quantizer.entropy(histogram.counts) + table_bits(histogram) + codes + _ENTRY_BITS
 
     def _exact_bits(self, number: int) -> float:
         return _DEFLATED * 8 * self.layers[number].values.nbytes
@@ -103,28 +117,64 @@ class Weights:
         """One array for each layer: room for `requantize`."""
         return [np.empty_like(layer.values) for layer in self.layers]
 
-    def restored(self, number: int, width: float) -> quantizer.Array:
-        """The restored weights ŵ of one layer at a bin width, in the layer's shape and storage type."""
+    def quantized(self, number: int, width: float, plan: Plan | None, shift: Shift | None = None) -> Quantized:
+        """The symbols of one layer at a bin width, with what is needed to restore them.
+
+        Args:
+            number: of the layer.
+            width: bin width Δ.
+            plan: how its errors are compensated; None: nearest rounding.
+            shift: what is added to the weights first; None: nothing.
+        """
         layer = self.layers[number]
-        out = np.empty(layer.shape, layer.values.dtype)
-        quantizer.requantize(layer.values, layer.dtype, max(width, self._finest[number]), out)
-        return out
+        if plan is not None:
+            return plan.rounded(layer, width)[0]
+        return quantizer.nearest(self.shifted(number, shift), layer.dtype, width)
+
+    def shifted(self, number: int, shift: Shift | None) -> quantizer.Array:
+        """The original weights of one layer, or those with `shift` added, finite, in storage type."""
+        layer = self.layers[number]
+        return layer.values if shift is None else quantizer.added(layer.values, shift.reshape(layer.shape), layer.dtype)
+
+    def alone(self, number: int, width: float, plan: Plan | None) -> tuple[dict[int, quantizer.Array], float]:
+        """What the model holds otherwise than the original when one layer is quantized alone, and the error of it.
+
+        The error is that of the outputs where the layer has a plan, else ‖ŵ − w‖² / max |w|².
+        """
+        layer = self.layers[number]
+        width = max(width, self._finest[number])
+        if plan is None:
+            out = np.empty(layer.shape, layer.values.dtype)
+            quantizer.requantize(layer.values, layer.dtype, width, out)
+            return {number: out}, quantizer.squared_error(layer.values, out, layer.dtype)
+        quantized, error = plan.rounded(layer, width)
+        changed = {number: quantized.restored(layer.dtype, layer.shape).reshape(layer.shape)}
+        if plan.bias is not None:
+            changed[plan.bias] = self.shifted(plan.bias, plan.shift(layer, changed[number]))
+        return changed, error
+
+    def curve(self, number: int, middle: float, plan: Plan | None) -> Curve:
+        """The rate–distortion curve of one layer around a bin width, in the units of error of `alone`."""
+        layer = self.layers[number]
+        if plan is None:
+            return curve(layer.values, layer.dtype, middle)
+        widths = middle * PLAN_STEPS
+        bits, errors = np.array([plan.sampled(layer, width) for width in widths]).T
+        return Curve(widths, bits, np.maximum(errors, 1e-300)).interpolated()
 
     def peak(self, number: int) -> float:
         """Largest magnitude max |w| of one layer."""
         layer = self.layers[number]
         return quantizer.peak(layer.values, layer.dtype)
 
-    def error(self, number: int, restored: quantizer.Array) -> float:
-        """‖ŵ − w‖² / max |w|² of one layer."""
-        layer = self.layers[number]
-        return quantizer.squared_error(layer.values, restored, layer.dtype)
-
-    def requantize(self, widths: Widths, out: Sequence[quantizer.Array], pool: Executor) -> list[quantizer.Array]:
+    def requantize(
+        self, widths: Widths, plans: Plans, out: Sequence[quantizer.Array], pool: Executor
+    ) -> list[quantizer.Array]:
         """The restored weights ŵ of every layer: in `out`, from `buffers`, or the original where it stays exact.
 
         Args:
             widths: bin width of every layer; None: exact.
+            plans: how errors are compensated.
             out: written to.
             pool: its threads work at the same time.
         """
@@ -133,17 +183,44 @@ class Weights:
             layer, part = self.layers[number], slice(begin, begin + _PIECE)
             quantizer.requantize(layer.values.reshape(-1)[part], layer.dtype, width, out[number].reshape(-1)[part])
 
+        shifts = self._compensate(widths, plans, out, pool)
         jobs = [
             (number, width, begin)
             for number, width in enumerate(widths)
-            if width is not None
+            if width is not None and number not in plans and number not in shifts
             for begin in range(0, self.sizes[number], _PIECE)
         ]
         list(pool.map(piece, *zip(*jobs, strict=True)))
+        for number, shift in shifts.items():
+            layer, width, values = self.layers[number], widths[number], self.shifted(number, shift)
+            if width is None:
+                out[number][...] = values
+            else:
+                quantizer.requantize(values, layer.dtype, width, out[number])
         return [
-            layer.values if width is None else array
-            for layer, width, array in zip(self.layers, widths, out, strict=True)
+            layer.values if width is None and number not in shifts else out[number]
+            for number, (layer, width) in enumerate(zip(self.layers, widths, strict=True))
         ]
+
+    def shifts(self, widths: Widths, plans: Plans, pool: Executor) -> dict[int, Shift]:
+        """What biases take over at these bin widths, by the number of the bias."""
+        return self._compensate(widths, {n: plan for n, plan in plans.items() if plan.bias is not None}, None, pool)
+
+    def _compensate(
+        self, widths: Widths, plans: Plans, out: Sequence[quantizer.Array] | None, pool: Executor
+    ) -> dict[int, Shift]:
+        """Write the restored weights of layers with plans into `out`; returns what their biases take over."""
+
+        def job(number: int) -> tuple[int, Shift] | None:
+            width, plan, layer = widths[number], plans[number], self.layers[number]
+            if width is None:
+                return None
+            restored = self.quantized(number, width, plan).restored(layer.dtype, layer.shape).reshape(layer.shape)
+            if out is not None:
+                out[number][...] = restored
+            return None if plan.bias is None else (plan.bias, plan.shift(layer, restored))
+
+        return dict(found for found in pool.map(job, plans) if found is not None)
 
 
 def is_matrix(layer: Layer, min_size: int | None) -> bool:

@@ -1,0 +1,81 @@
+"""Samples → plans of error-compensated rounding for all layers that multiply activations, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+
+from riq_cli import moments
+from riq_cli.codec.plans import Plan, fitted
+from riq_cli.codec.weights import Weights, Widths
+from riq_cli.evaluator import Observer
+from riq_cli.model import Linear
+
+_MOMENTS = 1 << 28  # bytes of second moments that are held at a time
+_BLOCKS = (4096, 2048, 1024, 512)  # columns whose errors compensate each other
+_FACTORS = 1.5  # bytes of factors, at most, for each byte of weights
+_FEW = 1 << 26  # bytes of factors that are always granted
+
+
+def fitted_plans(
+    weights: Weights,
+    linear: Mapping[int, Linear],
+    observer: Observer,
+    samples: int,
+    widths: Widths,
+    pool: Executor,
+    progress: Callable[[int, int], None],
+) -> dict[int, Plan]:
+    """Plans by the number of the layer, for those layers where compensation does better than nearest rounding.
+
+    Args:
+        weights: all layers that may be coded.
+        linear: those that multiply activations.
+        observer: shows the activations.
+        samples: how many it has.
+        widths: about the bin widths that layers will have.
+        pool: its threads work at the same time.
+        progress: called with layers done and layers in all.
+    """
+    fit_for = {number: item for number, item in linear.items() if widths[number] is not None}
+    block = _block(fit_for, sum(weights.layers[number].values.nbytes for number in fit_for))
+    plans: dict[int, Plan] = {}
+    done = 0
+
+    def fit(number: int) -> Plan | None:
+        width = widths[number]
+        assert width is not None
+        return fitted(weights.layers[number], fit_for[number], halves[number], width)
+
+    for batch in _batches(fit_for, block):
+        tensors = moments.inputs_of(batch)
+        halves = moments.collect(batch, observer.activations(tensors), samples, block=block)
+        for number, plan in zip(batch, pool.map(fit, batch), strict=True):
+            if plan is not None:
+                plans[number] = plan
+            done += 1
+            progress(done, len(fit_for))
+    return plans
+
+
+def _block(linear: Mapping[int, Linear], nbytes: int) -> int:
+    """Columns of a block such that the factors of all layers together stay in proportion to the weights."""
+    shapes = [item.matrix.shape for item in linear.values()]
+    for block in _BLOCKS:
+        if sum(4 * groups * columns * min(columns, block) for groups, _, columns in shapes) <= max(
+            _FACTORS * nbytes, _FEW
+        ):
+            break
+    return block
+
+
+def _batches(linear: Mapping[int, Linear], block: int) -> Iterator[dict[int, Linear]]:
+    """The layers in runs whose moments fit into memory together."""
+    batch: dict[int, Linear] = {}
+    for number, item in linear.items():
+        if batch and moments.nbytes({**batch, number: item}, block) > _MOMENTS:
+            yield batch
+            batch = {}
+        batch[number] = item
+    if batch:
+        yield batch

@@ -1,0 +1,37 @@
+"""A solution: bin widths, how they came about, and what was measured with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from riq_cli.allocation import Allocation
+from riq_cli.codec.weights import Plans, Widths
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What stays the same while k is searched: how bin widths are shared out, and how errors are compensated."""
+
+    allocation: Allocation
+    plans: Plans
+
+    @property
+    def rounding(self) -> str:
+        """How weights become symbols: `nearest` or `compensated`."""
+        return "compensated" if self.plans else "nearest"
+
+    @property
+    def name(self) -> str:
+        """Allocation and rounding, for those who follow the search."""
+        return f"{self.allocation.name}, {self.rounding}"
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Bin widths of a scheme at a k, the bits that they cost, and the deviation measured with them."""
+
+    scheme: Scheme
+    k: float
+    widths: Widths
+    bits: float
+    deviation: float
