@@ -43,11 +43,11 @@ Examples:
 @click.option("--rate", type=float, metavar="R", help="Instead: the least deviation at R bits/weight.")
 @click.option("--k", type=float, metavar="K", help="Instead: this k of the norm allocation, without a search.")
 @click.option("--preset", type=click.Choice(["paper", "fast", "small"]), default="small", show_default=True,
-              help="paper: norm, algorithm1, epsilon 0.01. fast: norm, secant. small: measured, compensated.")  # fmt: skip
+              help="paper: norm, algorithm1, epsilon 0.01. fast: norm. small: measured, compensated.")  # fmt: skip
 @click.option("--allocation", type=click.Choice(["norm", "measured"]),
               help="Bin widths shared out among layers by norm, as in the paper, or by measured effect.")  # fmt: skip
 @click.option("--rounding", type=click.Choice(["nearest", "compensated"]),
-              help="compensated: errors of a layer's columns are made up for by later ones; needs real samples.")  # fmt: skip
+              help="compensated: later columns of a layer make up for errors of earlier ones.")  # fmt: skip
 @click.option("--search", type=click.Choice(["secant", "algorithm1"]),
               help="How k is found: algorithm1 is the paper's, to the letter.")  # fmt: skip
 @click.option("--epsilon", type=float, metavar="E", help="ε0 of eq. (7). [default: 0.01, less if that cannot reach]")
@@ -182,7 +182,8 @@ def _summary(facts: dict[str, Any], verbose: int) -> str:
     )
     if "k" in facts:
         lines.append(
-            f"  search     {facts['allocation']} allocation, {facts['rounding']} rounding, k = {facts['k']:.5g}, epsilon = {facts['epsilon']:g}; "
+            f"  search     {facts['allocation']} allocation, {facts['rounding']} rounding, "
+            f"k = {facts['k']:.5g}, epsilon = {facts['epsilon']:g}; "
             f"{facts['evaluations']} evaluations, {facts['probes']} probes, {facts['seconds']:.1f} s"
         )
     if verbose:

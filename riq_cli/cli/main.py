@@ -56,6 +56,8 @@ def riq() -> None:
 
 def main() -> None:
     """Run the command line; every error that a user can cause becomes one line on stderr and an exit code."""
+    for library in ("OPENBLAS", "MKL"):  # riq's own threads work on a layer each; more of them only wait for each other
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     debug = sum(word.count("v") for word in sys.argv[1:] if re.fullmatch("-[fqv]+", word)) > 1
     try:
         code = riq.main(prog_name="riq", standalone_mode=False)

@@ -132,7 +132,8 @@ def _made(archive: Archive) -> str:
         f"SHA-256 {str(calibration.get('sha256'))[:16]}…"
     )
     lines.append(
-        f"search: {result.get('allocation')} allocation, {result.get('rounding', 'nearest')} rounding, k = {result.get('k', 0):.5g}, "
+        f"search: {result.get('allocation')} allocation, {result.get('rounding', 'nearest')} rounding, "
+        f"k = {result.get('k', 0):.5g}, "
         f"epsilon = {result.get('epsilon', 0):g}; {result.get('evaluations')} evaluations, "
         f"{result.get('probes')} probes"
     )
