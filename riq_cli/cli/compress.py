@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from riq_cli.cli import options
-from riq_cli.cli.terminal import ProgressBar, finite, human_size, shortened, warn_line
+from riq_cli.cli.terminal import ProgressBar, warn_line
 from riq_cli.files import check_output, refuse_source
 from riq_cli.report import totals
+from riq_cli.text import finite, human_size, shortened
 
 if TYPE_CHECKING:
     from riq_cli.archive import Archive
@@ -29,7 +30,7 @@ Examples:
 """,
     short_help="Model to archive: the smallest that keeps the deviation.",
 )
-@click.argument("model", type=click.Path(exists=True, dir_okay=False))
+@click.argument("model", type=options.model_type)
 @click.option("--deviation", type=float, metavar="D", help="How far outputs may move: cosine distance [default: 0.01]")
 @click.option(
     "--calibration",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from riq_cli import limits
+from riq_cli.cli.paths import FileOf
 from riq_cli.errors import ArchiveError
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ def parse_numbers(text: str) -> tuple[float, ...]:
         raise click.BadParameter(f"{text!r} is not a list of numbers; write 0.485,0.456,0.406") from None
 
 
-def _together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+def together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """One decorator that adds several options, in the order given."""
+
     def decorate(command: Command) -> Command:
         for option in reversed(options):
             command = option(command)
@@ -62,6 +65,10 @@ def _together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
 
     return decorate
 
+
+model_type = FileOf(".onnx")
+archive_type = FileOf(".riqz", allow_dash=True)
+calibration_type = FileOf(".npz", ".npy", exists=False)  # or a folder, or module:callable: what it is says its loader
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 force_option = click.option("-f", "--force", is_flag=True, help="Replace an existing output file.")
@@ -73,12 +80,12 @@ max_size_option = click.option(
     show_default="8GiB",
     help="Largest restored model to accept.",
 )
-verbosity_options = _together(
+verbosity_options = together(
     click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
     click.option("-v", "--verbose", count=True, help="Print more; -vv also tracebacks."),
 )
 
-running_options = _together(
+running_options = together(
     click.option(
         "--output",
         "outputs",
@@ -104,7 +111,7 @@ running_options = _together(
     ),
 )
 
-image_options = _together(
+image_options = together(
     click.option(
         "--mean",
         type=parse_numbers,
