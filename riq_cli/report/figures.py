@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 from riq_cli.report.histogram import Histogram
+from riq_cli.text import printable
 
 _MANTISSAS = ((1,), (1, 2, 5), tuple(range(1, 10)), tuple(n / 10 for n in range(10, 100)))
 
@@ -111,7 +112,7 @@ def histogram(one: Histogram) -> str:
 
 def _widened(low: float, high: float) -> tuple[float, float]:
     """The ends of a logarithmic axis with room beside the outermost points, and wide enough to hold ticks."""
-    room = max((high / low) ** 0.08, 1.06) if high / low < 1e300 else 10.0
+    room = max((high / low) ** 0.08, 1.06)
     return low / room, high * room
 
 
@@ -151,5 +152,5 @@ def _frame(
 
 def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
     """The picture; its title is untrusted text."""
-    label = escape(title, quote=True)
+    label = escape(printable(title), quote=True)
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'

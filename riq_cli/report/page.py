@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeGuard
 
 from riq_cli.archive import Archive
 from riq_cli.report import figures
@@ -219,11 +219,11 @@ def _trace(archive: Archive) -> str:
     result = archive.manifest.result
     target = real(archive.manifest.settings.get("deviation"))
     k, deviation = real(result.get("k")), real(result.get("deviation"))
-    chosen = (k, deviation) if k and deviation and k > 0 and deviation > 0 else None
+    chosen = (k, deviation) if _plottable(k) and _plottable(deviation) else None
     points = _points(result.get("trace"))
     if not points:
         return ""
-    target = target if target and target > 0 else None
+    target = target if _plottable(target) else None
     numbers = "".join(
         f'<tr><td class="number">{n}</td><td class="number">{k:.5g}</td><td class="number">{value:.4g}</td></tr>'
         for n, (k, value) in enumerate(points, 1)
@@ -250,14 +250,19 @@ def _trace(archive: Archive) -> str:
 
 
 def _points(trace: Any) -> list[tuple[float, float]]:
-    """Those pairs of an unchecked list that a logarithmic plot can show."""
+    """Those pairs of k and deviation in an unchecked list that a logarithmic plot can show."""
     points = []
     for item in trace if isinstance(trace, list) else ():
         if isinstance(item, list) and len(item) == 2:
             k, value = real(item[0]), real(item[1])
-            if k and value and k > 0 and value > 0:
+            if _plottable(k) and _plottable(value):
                 points.append((k, value))
     return points
+
+
+def _plottable(value: float | None) -> TypeGuard[float]:
+    """Whether a logarithmic axis can show a number: no deviation or k that was measured is outside of this."""
+    return value is not None and 1e-30 < value < 1e30
 
 
 # ---- how it was made ----
@@ -265,7 +270,7 @@ def _points(trace: Any) -> list[tuple[float, float]]:
 
 def _made(archive: Archive, name: str) -> str:
     manifest = archive.manifest
-    facts = [*manifest.settings.items()]
+    facts = [("target deviation" if key == "deviation" else key, value) for key, value in manifest.settings.items()]
     facts += [(key, manifest.result.get(key)) for key in ("allocation", "k", "epsilon", "evaluations", "probes")]
     measured = manifest.result.get("measured")
     for tensor in measured if isinstance(measured, list) else ():
