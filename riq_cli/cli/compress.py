@@ -34,11 +34,13 @@ Examples:
 @click.option("--deviation", type=float, metavar="D", help="How far outputs may move: cosine distance [default: 0.01]")
 @click.option(
     "--calibration",
+    type=options.calibration_type,
     metavar="DATA",
     help="Samples to measure on: .npz, .npy, a folder of images or ONNX test data, or module:callable. "
     "[default: random, which predicts poorly]",
 )
-@click.option("-o", "archive_path", metavar="FILE", help="Archive to write, - for stdout. [default: MODEL.riqz]")
+@click.option("-o", "archive_path", type=options.output_type, metavar="FILE",
+              help="Archive to write, - for stdout. [default: MODEL.riqz]")  # fmt: skip
 @click.option("--ratio", type=float, metavar="X", help="Instead: the least deviation in 1/X of the model's bytes.")
 @click.option("--size", type=options.parse_size, metavar="SIZE", help="Instead: the least deviation in 500kB, 5MB …")
 @click.option("--rate", type=float, metavar="R", help="Instead: the least deviation at R bits/weight.")

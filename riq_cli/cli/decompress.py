@@ -23,7 +23,8 @@ Examples:
     short_help="Archive to a runnable ONNX file.",
 )
 @click.argument("archive", type=options.archive_type)
-@click.option("-o", "model_path", metavar="FILE", help="ONNX file to write, - for stdout. [default: ARCHIVE.onnx]")
+@click.option("-o", "model_path", type=options.output_type, metavar="FILE",
+              help="ONNX file to write, - for stdout. [default: ARCHIVE.onnx]")  # fmt: skip
 @options.max_size_option
 @options.force_option
 @options.verbosity_options

@@ -68,7 +68,8 @@ def together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
 
 model_type = FileOf(".onnx")
 archive_type = FileOf(".riqz", allow_dash=True)
-calibration_type = FileOf(".npz", ".npy", exists=False)  # or a folder, or module:callable: what it is says its loader
+calibration_type = FileOf(".npz", ".npy", must_be_file=False)  # or a folder, or module:callable
+output_type = click.Path(allow_dash=True)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 force_option = click.option("-f", "--force", is_flag=True, help="Replace an existing output file.")

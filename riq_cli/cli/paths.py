@@ -13,10 +13,10 @@ _BARE = re.compile(r"[\w./~+,@%=:-]*")  # what a shell takes as one word without
 
 
 class FileOf(click.Path):
-    """An existing file; shells complete folders and names that end in one of the suffixes."""
+    """A file to read; shells complete folders and names that end in one of the suffixes."""
 
-    def __init__(self, *suffixes: str, allow_dash: bool = False, exists: bool = True) -> None:
-        super().__init__(exists=exists, dir_okay=False, allow_dash=allow_dash)
+    def __init__(self, *suffixes: str, allow_dash: bool = False, must_be_file: bool = True) -> None:
+        super().__init__(exists=must_be_file, dir_okay=not must_be_file, allow_dash=allow_dash)
         self._suffixes = suffixes
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

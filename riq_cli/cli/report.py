@@ -40,7 +40,8 @@ Examples:
     type=click.Choice(["model", "size", "rate", "name"]),
     help="Order of the layers. [default: model; of two archives and in markdown: size]",
 )
-@click.option("--html", "page_path", metavar="FILE", help="Write one self-contained page instead, - for stdout.")
+@click.option("--html", "page_path", type=options.output_type, metavar="FILE",
+              help="Write one self-contained page instead, - for stdout.")  # fmt: skip
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print markdown, for a pull request or a job's summary.")
 @gate_options
 @options.force_option

@@ -23,7 +23,8 @@ Examples:
 )
 @click.argument("archive", type=options.archive_type)
 @click.option("--against", required=True, type=options.model_type, help="The original model.")
-@click.option("--calibration", required=True, metavar="DATA", help="Samples to measure on, as for riq compress.")
+@click.option("--calibration", required=True, type=options.calibration_type, metavar="DATA",
+              help="Samples to measure on, as for riq compress.")  # fmt: skip
 @click.option("--deviation", type=float, metavar="D", help="Bound. [default: the target the archive was made for]")
 @options.running_options
 @options.image_options
