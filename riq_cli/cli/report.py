@@ -192,6 +192,6 @@ def _made(archive: Archive) -> str:
         f"epsilon = {result.get('epsilon', 0):g}; {result.get('evaluations')} evaluations, "
         f"{result.get('probes')} probes"
     )
-    settings = ", ".join(f"{key} = {value}" for key, value in sorted(manifest.settings.items()))
+    settings = ", ".join(f"{key} = {value}" for key, value in sorted(manifest.settings.items()) if value is not None)
     lines.append(f"settings: {printable(settings)}; {printable(manifest.creator)}")
     return "\n".join(lines)

@@ -269,7 +269,7 @@ class _Compression:
         points = [(k, value) for name, k, value in self._trace if name == allocation]
         held = min((k for k, v in points if v <= target), default=math.inf)
         failed = max((k for k, v in points if v > target and k < held), default=0.0)
-        self._progress(Progress("search", len(self._trace), 0, k, value, failed, held))
+        self._progress(Progress("search", len(self._trace), 0, k, value, failed, held, allocation))
 
     def _build(self, widths: Sequence[float | None], executor: Executor | None) -> Archive:
         """The archive at these bin widths; layers without one go back into the skeleton, NaN and infinity stay raw."""

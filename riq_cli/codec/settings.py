@@ -104,9 +104,9 @@ class Settings:
 class Progress:
     """A step of the work, for a progress display.
 
-    In a `search`, `done` counts evaluations, `k` and `value` are the newest one, and `low` and `high` the bracket: the
-    largest k that failed and the smallest that held. In a `probe`, `done` of `total` layers are through, otherwise
-    `done` of `total` weights.
+    In a `search`, `done` counts evaluations, `k` and `value` are the newest one, of an `allocation`, and `low` and
+    `high` the bracket: the largest k that failed and the smallest that held. In a `probe`, `done` of `total` layers are
+    through, otherwise `done` of `total` weights.
     """
 
     phase: Literal["search", "probe", "coding", "decoding"]
@@ -116,6 +116,7 @@ class Progress:
     value: float = 0.0
     low: float = 0.0
     high: float = math.inf
+    allocation: str = ""
 
 
 Report = Callable[[Progress], None]
