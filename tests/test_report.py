@@ -146,6 +146,13 @@ def test_the_difference_as_markdown(folder: Path) -> None:
     assert text.endswith("- setting `deviation`: `0.01` → `0.005`\n- setting `exclude`: `default` → `['gone']`\n")
 
 
+def test_two_archives_of_one_name_are_told_apart_by_their_folders(folder: Path) -> None:
+    (folder / "main").mkdir()
+    shutil.copy(folder / "old.riqz", folder / "main" / "new.riqz")
+    assert riq(folder, "report", "main/new.riqz", "new.riqz").stdout.startswith("main/new.riqz → new.riqz: 1.")
+    assert riq(folder, "report", "main/new.riqz", "old.riqz").stdout.startswith("new.riqz → old.riqz: 1.")
+
+
 def test_other_data_is_told(folder: Path) -> None:
     archive(source={"sha256": "xy", "bytes": 1}, calibration={"sha256": "zz"}).save(folder / "other.riqz")
     text = riq(folder, "report", "old.riqz", "other.riqz").stdout
@@ -163,6 +170,9 @@ def test_archives_that_cannot_be_compared(folder: Path) -> None:
     refused("--html shows one archive; leave one of the two away", "old.riqz", "new.riqz", "--html", "x.html")
     refused("--json, --markdown and --html - all want stdout; give one of them", "old.riqz", "--json", "--markdown")
     assert riq(folder, "report").returncode == 2
+    (folder / "bad.riqz").write_bytes(b"x")
+    for pair in (("old.riqz", "bad.riqz"), ("bad.riqz", "old.riqz")):
+        assert riq(folder, "report", *pair).stderr == "riq: error: bad.riqz: not a riq archive\n"
     piped = riq(folder, "report", "-", "new.riqz", data=(folder / "old.riqz").read_bytes())
     assert piped.stdout.splitlines()[2:] == riq(folder, "report", "old.riqz", "new.riqz").stdout.splitlines()[2:]
 

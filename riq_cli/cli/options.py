@@ -142,10 +142,16 @@ def open_archive(path: str, max_size: int) -> Iterator[Archive]:
     """The archive in a file, or on stdin for `-`; errors inside of the block name the file."""
     from riq_cli.archive import Archive
 
+    source: Any = sys.stdin.buffer if path == "-" else path
+    with naming(path), Archive.open(source, max_size) as archive:
+        yield archive
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """A block whose errors about an archive name its file."""
     try:
-        source: Any = sys.stdin.buffer if path == "-" else path
-        with Archive.open(source, max_size) as archive:
-            yield archive
+        yield
     except ArchiveError as error:
         raise type(error)(f"{path}: {error}") from error
 

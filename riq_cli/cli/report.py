@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from riq_cli.cli import markdown, options
 from riq_cli.cli.gates import check, gate_options, gates
 from riq_cli.cli.terminal import table
 from riq_cli.files import atomic_write, check_output, refuse_source
-from riq_cli.report import SortKey, Totals, command, difference, page, rows, totals
+from riq_cli.report import Difference, SortKey, Totals, command, difference, page, rows, totals
 from riq_cli.text import finite, human_size, printable, shortened
 
 _ANY_SIZE = 1 << 100  # nothing is restored here, so that nothing needs a limit
@@ -76,29 +75,35 @@ def report(
     if page_path not in (None, "-"):
         refuse_source(page_path, *archives)
         check_output(page_path, force)
-    with contextlib.ExitStack() as stack:
-        opened = [stack.enter_context(options.open_archive(path, _ANY_SIZE)) for path in archives]
-        checked = gates(totals(opened[-1]), max_size, min_ratio, max_rate)
+    opened = [_opened(path) for path in archives]
+    checked = gates(totals(opened[-1]), max_size, min_ratio, max_rate)
+    if len(opened) == 2:
+        found = difference(opened[0], opened[1], sort or "size")
+        document, text = compared.document(found, *archives), _difference(found, archives, as_markdown)
+    else:
         name = "model.riqz" if archives[0] == "-" else Path(archives[0]).name
         if page_path is not None:
-            _write_page(page(opened[0], name), page_path, force)
-        if len(opened) == 2:
-            found = difference(opened[0], opened[1], sort or "size")
-            shape = compared.document if as_json else compared.as_markdown if as_markdown else compared.text
-            result = shape(found, *archives)
-        elif as_json:
-            result = _document(opened[0], name, sort or "model")
-        elif as_markdown:
-            result = markdown.report(opened[0], name, sort or "size")
-        elif page_path is None:
-            result = _text(opened[0], sort or "model")
-        else:
-            result = None
-    if isinstance(result, dict):
-        result = json.dumps(result | {"gates": [gate.document() for gate in checked]}, indent=2)
-    if result is not None:
-        click.echo(result)
+            with options.naming(archives[0]):
+                _write_page(page(opened[0], name), page_path, force)
+        document = _document(opened[0], name, sort or "model")
+        text = markdown.report(opened[0], name, sort or "size") if as_markdown else _text(opened[0], sort or "model")
+    if as_json:
+        click.echo(json.dumps(document | {"gates": [gate.document() for gate in checked]}, indent=2))
+    elif page_path is None or as_markdown:
+        click.echo(text)
     check(archives[-1], checked)
+
+
+def _opened(path: str) -> Archive:
+    with options.open_archive(path, _ANY_SIZE) as archive:
+        return archive
+
+
+def _difference(found: Difference, archives: tuple[str, ...], as_markdown: bool) -> str:
+    """The difference with the archives' names, or their paths where the names are the same."""
+    names = [Path(path).name for path in archives]
+    old, new = archives if names[0] == names[1] else names
+    return compared.as_markdown(found, old, new) if as_markdown else compared.text(found, old, new)
 
 
 def _write_page(text: str, path: str, force: bool) -> None:
