@@ -200,6 +200,8 @@ def test_ticks_are_round_numbers() -> None:
     assert Axis(0.0009, 1.2, 0, 1, log=True).ticks(7) == pytest.approx([0.001, 0.01, 0.1, 1])
     assert Axis(0.0015, 0.012, 0, 1, log=True).ticks(7) == pytest.approx([0.002, 0.005, 0.01])
     assert Axis(280, 740, 0, 1, log=True).ticks(9) == pytest.approx([300, 400, 500, 600, 700])
+    assert Axis(1210, 1490, 0, 1, log=True).ticks(9) == pytest.approx([1250, 1300, 1350, 1400, 1450])
+    assert Axis(0.00017, 0.00028, 0, 1, log=True).ticks(5) == pytest.approx([0.0002, 0.00025])
     assert Axis(0, 0.56, 0, 1).ticks(5) == pytest.approx([0, 0.2, 0.4])
     assert Axis(-4.5, 4.5, 0, 1).ticks(6) == pytest.approx([-4, -2, 0, 2, 4])
 

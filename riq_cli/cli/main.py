@@ -55,7 +55,7 @@ def riq() -> None:
       riq decompress model.riqz
       riq verify model.riqz --against model.onnx --calibration heldout.npz
 
-    Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 target not reached or verification failed.
+    Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 target not reached, verification failed or gate missed.
     """
 
 

@@ -10,7 +10,8 @@ from html import escape
 from riq_cli.report.histogram import Histogram
 from riq_cli.text import printable
 
-_MANTISSAS = ((1,), (1, 2, 5), tuple(range(1, 10)), tuple(n / 10 for n in range(10, 100)))
+_MANTISSAS = ((1,), (1, 2, 5), tuple(range(1, 10)))  # of logarithmic ticks, from coarse to fine
+_FEW = 3  # with fewer ticks an axis cannot be read
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,14 @@ class Axis:
 
 
 def _log_ticks(low: float, high: float, most: int) -> list[float]:
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     best: list[float] = []
     for mantissas in _MANTISSAS:
-        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         found = [m * 10.0**d for d in decades for m in mantissas if low <= m * 10.0**d <= high]
         if len(found) > most:
             return best or found[:: -(-len(found) // most)]
         best = found
-    return best
+    return best if len(best) >= _FEW else _linear_ticks(low, high, most)  # a small part of a decade
 
 
 def _linear_ticks(low: float, high: float, most: int) -> list[float]:
@@ -59,7 +60,7 @@ def trace(points: Sequence[tuple[float, float]], target: float | None, chosen: t
         target: the deviation that had to be met, if one was given.
         chosen: k and deviation of the solution.
     """
-    width, height, left, right, top, bottom = 680, 340, 74, 96, 12, 46
+    width, height, left, right, top, bottom = 690, 340, 84, 96, 12, 46
     drawn = [*points, *([chosen] if chosen else [])]
     ks = [k for k, _ in drawn]
     values = [value for _, value in drawn] + ([target] if target else [])

@@ -270,31 +270,35 @@ def _plottable(value: float | None) -> TypeGuard[float]:
 
 def _made(archive: Archive, name: str) -> str:
     manifest = archive.manifest
-    facts = [("target deviation" if key == "deviation" else key, value) for key, value in manifest.settings.items()]
-    facts += [(key, manifest.result.get(key)) for key in ("allocation", "k", "epsilon", "evaluations", "probes")]
+    found = [(key, manifest.result.get(key)) for key in ("allocation", "k", "epsilon", "evaluations", "probes")]
     measured = manifest.result.get("measured")
     for tensor in measured if isinstance(measured, list) else ():
         if isinstance(tensor, dict):
             value = f"{shown(tensor.get('mean'))}, worst {shown(tensor.get('worst'))}"
-            facts.append((f"deviation at {shortened(str(tensor.get('name')))}", value))
+            found.append((f"deviation at {shortened(str(tensor.get('name')))}", value))
     if manifest.calibration:
         samples, kind, digest = (manifest.calibration.get(key) for key in ("samples", "kind", "sha256"))
-        facts += [("calibration", f"{samples} samples, {kind}"), ("calibration SHA-256", digest)]
-    facts += [("source SHA-256", manifest.source.get("sha256")), ("made by", manifest.creator)]
-    table = "".join(
-        f'<tr><th scope="row">{_text(key)}</th><td><code>{_text(_setting(value))}</code></td></tr>'
-        for key, value in facts
-        if value is not None
-    )
+        found += [("calibration", f"{samples} samples, {kind}"), ("calibration SHA-256", digest)]
+    found += [("source SHA-256", manifest.source.get("sha256")), ("made by", manifest.creator)]
     return (
-        "<h2>Settings and result</h2>\n"
-        f'<div class="scroll"><table class="facts"><tbody>{table}</tbody></table></div>\n'
+        f"<h2>How it was made</h2>\n{_facts('asked for', [*manifest.settings.items()])}{_facts('found', found)}"
         "<h2>How to reproduce</h2>\n"
         f"<pre><code>{_text(command(manifest, name))}</code></pre>\n"
         '<p class="soft">With the model and the samples of the SHA-256 above, the same versions and the same machine, '
         "the archive is the same byte for byte. It keeps no file names: those of the model and the samples are "
         "placeholders.</p>\n"
     )
+
+
+def _facts(caption: str, facts: Sequence[tuple[str, Any]]) -> str:
+    """A table of names and values; those that are not known are left out."""
+    lines = "".join(
+        f'<tr><th scope="row">{_text(key)}</th><td><code>{_text(_setting(value))}</code></td></tr>'
+        for key, value in facts
+        if value is not None
+    )
+    table = f'<table class="facts"><caption>{caption}</caption><tbody>{lines}</tbody></table>'
+    return f'<div class="scroll">{table}</div>\n' if lines else ""
 
 
 def _setting(value: Any) -> str:
