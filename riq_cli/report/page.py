@@ -210,7 +210,7 @@ def _histograms(found: Sequence[Histogram]) -> str:
     return (
         "<h2>Symbols of the largest layers</h2>\n"
         '<p class="soft">Share of the weights at each symbol, from the tables in the archive, which keep it to a few '
-        "per cent. A symbol times the layer's bin width is the weight.</p>\n"
+        "per cent. A symbol times its bin width is the weight.</p>\n"
         f'<div class="histograms">{pictures}</div>\n'
     )
 
