@@ -7,7 +7,8 @@ The coder is constriction's. Its models are made of floats, but with integer fre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ _PRECISION = 24  # bits of a frequency
 _ROOT_MAX = 1 << 24
 _ORDERS = range(16)  # of the Exp-Golomb code of differences
 _DENSE = 1 << 22  # symbols from the first to the last at most, to look positions up in one array
+_ZEROS = 40  # in front of a code at most
+_PIECE = 1 << 10  # bytes of a table that are turned into bits at a time
+_TOO_LONG = "a table is longer than its symbols; the archive is damaged"
 _COUNT_ORDER, _FIRST_ORDER, _ROOT_ORDER, _GAP_ORDER = 4, 4, 8, 0
 
 Symbols = NDArray[np.int32]
@@ -99,7 +103,19 @@ class Table:
         Raises:
             CorruptArchive: cut off, too long, or with values that no encoder writes.
         """
-        reader = _Bits(stored)
+        table, end = cls.read(stored)
+        if end < len(stored):
+            raise CorruptArchive(_TOO_LONG)
+        return table
+
+    @classmethod
+    def read(cls, stored: bytes, begin: int = 0) -> tuple[Table, int]:
+        """The table whose bytes begin at `begin`, and where they end: a table says itself how long it is.
+
+        Raises:
+            CorruptArchive: cut off, or with values that no encoder writes.
+        """
+        reader = _Bits(stored, begin)
         order = reader.bits(4)
         count = reader.golomb(_COUNT_ORDER) + 1
         if count > TABLE_SYMBOLS:
@@ -109,10 +125,10 @@ class Table:
         for _ in range(count - 1):
             symbols.append(symbols[-1] + 1 + reader.golomb(_GAP_ORDER))
             roots.append(roots[-1] + _unzigzag(reader.golomb(order)))
-        reader.finish()
+        end = reader.finish()
         if min(roots) < 1 or max(roots) > _ROOT_MAX or max(abs(symbols[0]), abs(symbols[-1])) >= 1 << 31:
             raise CorruptArchive("a table holds impossible values; the archive is damaged")
-        return cls(np.array(symbols, np.int64), np.array(roots, np.int64))
+        return cls(np.array(symbols, np.int64), np.array(roots, np.int64)), end
 
 
 def encode(symbols: Symbols, table: Table, executor: Executor | None = None) -> list[bytes]:
@@ -120,15 +136,25 @@ def encode(symbols: Symbols, table: Table, executor: Executor | None = None) -> 
 
     Args:
         symbols: i32[n], all of them in the table, which has at least two symbols.
+        table: their table.
         executor: where the streams are encoded, at the same time if it has several workers; None: here.
     """
-    position_of = _positions(table)
-    runs = (position_of(symbols[begin : begin + STREAM_SYMBOLS]) for begin in range(0, symbols.size, STREAM_SYMBOLS))
-    frequencies = table.frequencies()
+    return encode_groups([symbols], [table], executor)
+
+
+def encode_groups(groups: Iterable[Symbols], tables: Sequence[Table], executor: Executor | None = None) -> list[bytes]:
+    """The streams of one group of symbols after another, each with its table; none for a table of one symbol."""
+
+    def jobs() -> Iterator[tuple[Symbols, Integers]]:
+        for symbols, table in zip(groups, tables, strict=True):
+            if table.symbols.size > 1:
+                position_of, frequencies = _positions(table), table.frequencies()
+                for begin in range(0, symbols.size, STREAM_SYMBOLS):
+                    yield position_of(symbols[begin : begin + STREAM_SYMBOLS]), frequencies
+
     if executor is None:
-        return [encode_stream(run, frequencies) for run in runs]
-    jobs = [executor.submit(encode_stream, run, frequencies) for run in runs]
-    return [job.result() for job in jobs]
+        return [encode_stream(*job) for job in jobs()]
+    return [job.result() for job in [executor.submit(encode_stream, *job) for job in jobs()]]
 
 
 def decode(streams: Iterable[bytes], table: Table, size: int, executor: Executor | None = None) -> Symbols:
@@ -137,13 +163,43 @@ def decode(streams: Iterable[bytes], table: Table, size: int, executor: Executor
     Raises:
         CorruptArchive: a stream is not used up by its symbols, or ends before them.
     """
-    frequencies = table.frequencies()
-    lengths = [min(STREAM_SYMBOLS, size - begin) for begin in range(0, size, STREAM_SYMBOLS)]
-    runs: Iterable[Symbols]
-    if executor is None:
-        runs = (decode_stream(stream, frequencies, length) for stream, length in zip(streams, lengths, strict=True))
-    else:
-        runs = executor.map(decode_stream, streams, [frequencies] * len(lengths), lengths)
+    return decode_groups(list(streams), [table], [size], executor)[0]
+
+
+def decode_groups(
+    streams: Sequence[bytes], tables: Sequence[Table], sizes: Sequence[int], executor: Executor | None = None
+) -> list[Symbols]:
+    """The groups of symbols that `encode_groups` was given; where a table has one symbol, a view of just that one.
+
+    Raises:
+        CorruptArchive: there are more or fewer streams than that, or they do not hold the symbols.
+    """
+    lengths = [
+        [min(STREAM_SYMBOLS, size - begin) for begin in range(0, size, STREAM_SYMBOLS)]
+        if table.symbols.size > 1
+        else []
+        for table, size in zip(tables, sizes, strict=True)
+    ]
+    if len(streams) != (expected := sum(map(len, lengths))):
+        raise CorruptArchive(f"{len(streams)} streams instead of {expected}; the archive is damaged")
+    frequencies = (
+        each
+        for table, group in zip(tables, lengths, strict=True)
+        if group
+        for each in [table.frequencies()] * len(group)
+    )
+    decode_all = map if executor is None else executor.map
+    runs = iter(decode_all(decode_stream, streams, frequencies, itertools.chain.from_iterable(lengths)))
+    return [
+        _decoded(itertools.islice(runs, len(group)), table, size)
+        if group
+        else np.broadcast_to(table.symbols.astype(np.int32), size)
+        for table, size, group in zip(tables, sizes, lengths, strict=True)
+    ]
+
+
+def _decoded(runs: Iterable[Symbols], table: Table, size: int) -> Symbols:
+    """The symbols i32[size] at the positions in a table that are given run by run."""
     symbols = np.empty(size, np.int32)
     values = table.symbols.astype(np.int32) if _has_gaps(table) else None
     begin = 0
@@ -155,6 +211,30 @@ def decode(streams: Iterable[bytes], table: Table, size: int, executor: Executor
             np.take(values, run, out=target)
         begin += run.size
     return symbols
+
+
+def encode_codes(codes: Symbols) -> bytes:
+    """The section of codes i32[m]: their table and, if they differ, one stream (FORMAT.md, "Codes")."""
+    table = Table.of(Histogram.of(codes))
+    stored = table.to_bytes()
+    if table.symbols.size == 1:
+        return stored
+    return stored + encode_stream(_positions(table)(codes), table.frequencies())
+
+
+def decode_codes(section: bytes, size: int) -> Symbols:
+    """The m = `size` codes, i32[m], that `encode_codes` was given.
+
+    Raises:
+        CorruptArchive: the section does not hold them, or more than them.
+    """
+    table, end = Table.read(section)
+    if table.symbols.size > 1:
+        indices = decode_stream(section[end:], table.frequencies(), size)
+        return np.take(table.symbols.astype(np.int32), indices)
+    if end < len(section):
+        raise CorruptArchive("codes that are all the same have a stream; the archive is damaged")
+    return np.full(size, table.symbols[0], np.int32)
 
 
 def encode_stream(indices: Symbols, frequencies: Integers) -> bytes:
@@ -227,13 +307,24 @@ def _golomb_bits(value: int, order: int) -> int:
 
 
 class _Bits:
-    """Reads the bits of a table from the first to the last."""
+    """Reads the bits of a table from the first to the last; of what may lie behind it, next to nothing."""
 
-    def __init__(self, data: bytes) -> None:
-        self._text = format(int.from_bytes(data, "big"), f"0{8 * len(data)}b") if data else ""
+    def __init__(self, data: bytes, begin: int) -> None:
+        self._data = data
+        self._next = begin  # byte that is not in the text yet
+        self._text = ""
         self._position = 0
 
+    def _fill(self, count: int) -> None:
+        """Have `count` bits in the text, or all that are left; a count is at most a few dozen."""
+        if len(self._text) - self._position < count:
+            piece = self._data[self._next : self._next + _PIECE]
+            more = format(int.from_bytes(piece, "big"), f"0{8 * len(piece)}b") if piece else ""
+            self._text, self._position = self._text[self._position :] + more, 0
+            self._next += len(piece)
+
     def bits(self, count: int) -> int:
+        self._fill(count)
         text = self._text[self._position : self._position + count]
         if len(text) < count:
             raise CorruptArchive("a table is cut off; the archive is damaged")
@@ -241,14 +332,17 @@ class _Bits:
         return int(text, 2)
 
     def golomb(self, order: int) -> int:
-        one = self._text.find("1", self._position)
-        zeros = one - self._position
-        if one < 0 or zeros > 40:
+        self._fill(_ZEROS + 1)
+        one = self._text.find("1", self._position, self._position + _ZEROS + 1)
+        if one < 0:
             raise CorruptArchive("a table holds an impossible code; the archive is damaged")
+        zeros = one - self._position
         self._position = one
         return self.bits(zeros + 1 + order) - (1 << order)
 
-    def finish(self) -> None:
-        rest = self._text[self._position :]
-        if len(rest) >= 8 or "1" in rest:
-            raise CorruptArchive("a table is longer than its symbols; the archive is damaged")
+    def finish(self) -> int:
+        """The byte behind the last one that was read from; what is left of that one must be 0."""
+        left = len(self._text) - self._position
+        if "1" in self._text[self._position : self._position + left % 8]:
+            raise CorruptArchive(_TOO_LONG)
+        return self._next - left // 8

@@ -19,6 +19,9 @@ MANIFEST_BYTES, MANIFEST_DEPTH = 16 << 20, 100
 RESTORED = 8 << 30
 DIMENSIONS = 32
 LAYER_SYMBOLS, STREAM_SYMBOLS, TABLE_SYMBOLS = 1 << 40, 1 << 20, 1 << 16
+SCALES, CODE_MAX, CODES, CLASSES = 4, 256, 1 << 24, 64
+FACTORS = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)
+FEATURES = {"scales", "classes"}
 ROOT_MAX = 1 << 24
 SYMBOL_BOUND = 1 << 31
 TOTAL = 1 << 24  # sum of all frequencies
@@ -83,8 +86,11 @@ def decode(archive: bytes, bound: int = RESTORED) -> tuple[bytes, list[tuple[dic
     check(zlib.crc32(skeleton) == entry["crc32"], "the skeleton is damaged")
     restored = []
     for layer in layers:
+        needs = {feature for feature in FEATURES if layer.get(feature)}
+        check(needs.issubset(manifest["requires"]), f"{needs} are not required")
+        codes = [section(entry["bytes"]) for entry in codes_of(layer)]
         table, streams = section(layer["table"]), [section(size) for size in layer["streams"]]
-        data = restore(layer, table, streams)
+        data = restore(layer, codes, table, streams)
         check(zlib.crc32(data) == layer["crc32"], f"layer {layer['name']!r} is damaged")
         restored.append((layer, data))
     check(position == len(archive), "bytes behind the last section")
@@ -121,7 +127,7 @@ def parse(text: bytes) -> dict[str, Any]:
         writable(manifest)
     except (ValueError, RecursionError) as error:
         raise FormatError("the manifest is not JSON") from error
-    check(manifest["requires"] == [], f"requires {manifest['requires']}")
+    check(FEATURES.issuperset(manifest["requires"]), f"requires {manifest['requires']}")
     return manifest
 
 
@@ -133,27 +139,80 @@ def size_of(layer: dict[str, Any]) -> int:
     return size * WIDTHS[layer["dtype"]]
 
 
+def codes_of(layer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The entries of a layer's codes, in the order of their sections."""
+    scales, shape = layer.get("scales", []), layer["shape"]
+    entries = [*scales, layer["classes"]] if "classes" in layer else list(scales)
+    check(len(scales) <= SCALES and len({tuple(entry["axes"]) for entry in scales}) == len(scales), "scales")
+    for axes in (entry["axes"] for entry in entries):
+        check(axes and axes == sorted(set(axes)) and axes[0] >= 0 and axes[-1] < len(shape), "axes of codes")
+        check(math.prod(shape[axis] for axis in axes) <= CODES, "too many codes")
+    return entries
+
+
 # Codings
 
 
-def restore(layer: dict[str, Any], table: bytes, streams: list[bytes]) -> bytes:
+def restore(layer: dict[str, Any], codes: list[bytes], table: bytes, streams: list[bytes]) -> bytes:
     """The bytes of a layer's tensor."""
     size, coding = int(math.prod(layer["shape"])), layer["coding"]
     if coding == "raw":
-        check(len(streams) == 1 and not table and layer["symbols"] == 0, "sections of a raw layer")
+        check(len(streams) == 1 and not table and not codes and layer["symbols"] == 0, "sections of a raw layer")
         return inflate(streams[0], size_of(layer))
-    symbols, roots = read_table(table)
-    check(len(symbols) == layer["symbols"], "symbols in use")
-    weights = [cast(symbol * float(layer["bin_width"]), layer["dtype"]) for symbol in symbols]
-    if coding == "constant":
-        check(len(symbols) == 1 and not streams, "sections of a constant layer")
-        return weights[0] * size
-    check(coding == "ans" and len(symbols) > 1, f"coding {coding!r}")
-    lengths = [min(STREAM_SYMBOLS, size - begin) for begin in range(0, size, STREAM_SYMBOLS)]
-    check(len(streams) == len(lengths), "number of streams")
-    frequencies = frequencies_of(roots)
-    indices = (read_stream(stream, frequencies, length) for stream, length in zip(streams, lengths, strict=True))
-    return b"".join(weights[index] for index in itertools.chain.from_iterable(indices))
+    check(coding == "ans" or (coding == "constant" and "classes" not in layer), f"coding {coding!r}")
+    spread = [spread_codes(layer["shape"], *pair) for pair in zip(codes_of(layer), codes, strict=True)]
+    classes = spread.pop() if "classes" in layer else [0] * size
+    check(max(classes) < CLASSES and set(classes) == set(range(max(classes) + 1)), "classes")
+    symbols, in_use, position, rest = [0] * size, 0, 0, iter(streams)
+    for number in range(max(classes) + 1):
+        members = [index for index, other in enumerate(classes) if other == number]
+        in_table, roots, position = read_table(table, position)
+        in_use += len(in_table)
+        for begin in range(0, len(members), STREAM_SYMBOLS):
+            run = members[begin : begin + STREAM_SYMBOLS]
+            indices = [0] * len(run)
+            if len(in_table) > 1:
+                stream = next(rest, None)
+                check(stream is not None, "a stream is missing")
+                indices = read_stream(stream or b"", frequencies_of(roots), len(run))
+            for member, index in zip(run, indices, strict=True):
+                symbols[member] = in_table[index]
+    check(position == len(table), "bytes behind the table")
+    check(next(rest, None) is None, "a stream too many")
+    check(in_use == layer["symbols"] and (in_use == 1) == (coding == "constant"), "symbols in use")
+    totals = [sum(parts) for parts in zip(*spread, strict=True)] or [0] * size
+    width = float(layer["bin_width"])
+    widths = {code: scaled(width, code) for code in set(totals)} if spread else {0: width}
+    pairs = list(zip(symbols, totals, strict=True))
+    weights = {pair: cast(pair[0] * widths[pair[1]], layer["dtype"]) for pair in set(pairs)}
+    return b"".join(weights[pair] for pair in pairs)
+
+
+def spread_codes(shape: list[int], entry: dict[str, Any], section: bytes) -> list[int]:
+    """The code of every weight."""
+    axes = entry["axes"]
+    own = [shape[axis] for axis in axes]
+    symbols, roots, position = read_table(section, 0)
+    codes = [symbols[0]] * math.prod(own)
+    if len(symbols) > 1:
+        codes = [symbols[index] for index in read_stream(section[position:], frequencies_of(roots), len(codes))]
+    check(len(symbols) > 1 or position == len(section), "a stream of codes that are all the same")
+    strides = [math.prod(own[axes.index(axis) + 1 :]) if axis in axes else 0 for axis in range(len(shape))]
+    numbers = [0]
+    for length, stride in zip(shape, strides, strict=True):
+        numbers = [number + stride * index for number in numbers for index in range(length)]
+    return [codes[number] for number in numbers]
+
+
+def scaled(width: float, code: int) -> float:
+    """The bin width of a code."""
+    check(abs(code) <= CODE_MAX, "a code beyond its bound")
+    try:
+        width = math.ldexp(width * FACTORS[code % 4], code // 4)
+    except OverflowError:
+        width = math.inf
+    check(2.0**-1022 <= width < math.inf, "a bin width that is not a normal double")
+    return width
 
 
 def cast(product: float, dtype: str) -> bytes:
@@ -168,10 +227,10 @@ def cast(product: float, dtype: str) -> bytes:
 # Table
 
 
-def read_table(stored: bytes) -> tuple[list[int], list[int]]:
-    """Symbols in use and the roots of their counts."""
+def read_table(stored: bytes, begin: int = 0) -> tuple[list[int], list[int], int]:
+    """Symbols in use, the roots of their counts, and the byte behind the table."""
     text = "".join(f"{byte:08b}" for byte in stored)
-    position = 0
+    position = 8 * begin
 
     def bits(count: int) -> int:
         nonlocal position
@@ -198,8 +257,9 @@ def read_table(stored: bytes) -> tuple[list[int], list[int]]:
         roots.append(roots[-1] + signed(order))
     check(all(1 <= root <= ROOT_MAX for root in roots), "an impossible root")
     check(max(abs(symbols[0]), abs(symbols[-1])) < SYMBOL_BOUND, "an impossible symbol")
-    check(len(text) - position < 8 and "1" not in text[position:], "bits behind the table")
-    return symbols, roots
+    end = -(-position // 8)
+    check("1" not in text[position : 8 * end], "bits behind the table")
+    return symbols, roots, end
 
 
 def frequencies_of(roots: list[int]) -> list[int]:

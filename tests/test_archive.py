@@ -21,7 +21,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from riq_cli import limits
+from riq_cli import limits, quantizer
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate, inflate
 from riq_cli.codec.layers import decode_layer, encode_layer
 from riq_cli.errors import (
@@ -115,9 +115,13 @@ def layer(name: str, values: Any, dtype: str | None = None, number: int = 0) -> 
     return Layer(name, "MatMul", (f"graph.initializer[{number}]",), dtype or values.dtype.name, values.shape, values)
 
 
+def nearest(item: Layer, width: float | None) -> quantizer.Quantized | None:
+    return None if width is None else quantizer.nearest(item.values, item.dtype, width)
+
+
 def build(*layers: tuple[Layer, float | None], **fields: Any) -> Archive:
     """An archive of layers, each with its bin width."""
-    encoded = [encode_layer(item, width, None) for item, width in layers]
+    encoded = [encode_layer(item, nearest(item, width), None) for item, width in layers]
     skeleton = deflate(SKELETON)
     entry = SkeletonEntry(len(skeleton), len(SKELETON), zlib.crc32(SKELETON))
     manifest = Manifest(entry, tuple(entry for entry, _ in encoded), **fields)
@@ -381,7 +385,7 @@ def test_a_stream_that_was_given_stays_open(data: bytes) -> None:
 
 
 def test_keys_that_are_not_known_are_ignored() -> None:
-    manifest = changed(rows=[1, 2], scales={"a": None})
+    manifest = changed(rows=[1, 2], offsets={"a": None})
     manifest["skeleton"]["note"] = manifest["future"] = [1.5, None, True]
     assert restored(packed(manifest))[1][0].values.tolist() == [[1.5] * 3] * 2
 

@@ -176,11 +176,28 @@ def test_report_shows_every_layer_and_the_sums(ready: Path) -> None:
     assert "settings: allocation = norm, deviation = 0.01; riq 0.1.0" in text
 
 
+def test_report_shows_codes_where_there_are_any() -> None:
+    folder = ROOT / "tests" / "goldens"
+    lines = riq("report", "v1-classes.riqz", folder=folder).stdout.decode().splitlines()
+    assert lines[0].split()[5:9] == ["bin", "width", "codes", "entropy"]
+    shown = {line.split("  ")[0]: line for line in lines}
+    assert " 40 classed " in shown["rows"]
+    assert " 50, 24 classed " in shown["pairs"]
+    assert " - " in shown["no classes"]
+    assert ", codes " in lines[-1]
+    lines = riq("report", "v1-scales.riqz", folder=folder).stdout.decode().splitlines()
+    assert any(line.startswith("conv ") and " 12+45 " in line for line in lines)
+    row = json.loads(riq("report", "v1-scales.riqz", "--json", folder=folder).stdout)["layers"][0]
+    assert [(scale["axes"], scale["codes"]) for scale in row["scales"]] == [([0], 12), ([1, 2, 3], 45)]
+    assert row["classes"] is None
+
+
 def test_report_json_and_sorting(ready: Path) -> None:
     document = json.loads(riq("report", "model.riqz", "--json", "--sort", "name", folder=ready).stdout)
     assert [row["name"] for row in document["layers"]] == ["first.weight", "second.weight"]
     assert set(document["layers"][0]) == {
-        "name", "op", "shape", "dtype", "coding", "symbols", "bin_width", "entropy", "rate", "bytes", "share"
+        "name", "op", "shape", "dtype", "coding", "symbols", "bin_width", "entropy", "rate", "bytes", "share",
+        "scales", "classes",
     }  # fmt: skip
     assert document["totals"]["archive_bytes"] == (ready / "model.riqz").stat().st_size
     for key, name in (("size", "bytes"), ("rate", "rate")):

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import reference_decoder
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -159,7 +159,7 @@ def test_a_table_is_read_back(table: Table) -> None:
     again = Table.from_bytes(stored)
     assert again.symbols.tolist() == table.symbols.tolist()
     assert again.roots.tolist() == table.roots.tolist()
-    assert reference_decoder.read_table(stored) == (table.symbols.tolist(), table.roots.tolist())
+    assert reference_decoder.read_table(stored) == (table.symbols.tolist(), table.roots.tolist(), len(stored))
 
 
 def test_a_table_of_one_symbol_is_read_back() -> None:
@@ -215,7 +215,7 @@ def test_any_bytes_are_a_table_or_a_corrupt_archive(stored: bytes) -> None:
         return
     assert (np.diff(table.symbols) > 0).all()
     assert int(table.frequencies().sum()) == TOTAL
-    assert reference_decoder.read_table(stored) == (table.symbols.tolist(), table.roots.tolist())
+    assert reference_decoder.read_table(stored) == (table.symbols.tolist(), table.roots.tolist(), len(stored))
 
 
 # Streams
@@ -306,6 +306,44 @@ def test_an_executor_changes_no_byte(gaps: int) -> None:
     with ThreadPoolExecutor(2) as executor:
         assert coder.encode(symbols, table, executor) == alone
         assert np.array_equal(coder.decode(alone, table, symbols.size, executor), symbols)
+
+
+def test_groups_have_streams_of_their_own() -> None:
+    groups = [laplace(STREAM_SYMBOLS + 5, 2), np.full(9, 7, np.int32), laplace(400, 30), laplace(50, 0.5)]
+    tables = [Table.of(Histogram.of(group)) for group in groups]
+    streams = coder.encode_groups(groups, tables)
+    assert len(streams) == 2 + 0 + 1 + 1
+    assert streams[2:3] == coder.encode(groups[2], tables[2])
+    sizes = [group.size for group in groups]
+    with ThreadPoolExecutor(2) as executor:
+        assert coder.encode_groups(iter(groups), tables, executor) == streams
+        for again in (
+            coder.decode_groups(streams, tables, sizes),
+            coder.decode_groups(streams, tables, sizes, executor),
+        ):
+            assert [group.tolist() for group in again] == [group.tolist() for group in groups]
+    for wrong in (streams[:-1], [*streams, b""]):
+        with pytest.raises(CorruptArchive, match=f"^{len(wrong)} streams instead of 4; the archive is damaged$"):
+            coder.decode_groups(wrong, tables, sizes)
+
+
+def test_tables_lie_back_to_back() -> None:
+    tables = [Table.of(Histogram.of(laplace(size, scale))) for size, scale in ((9, 1), (70_000, 900), (1, 5), (300, 2))]
+    stored, end = b"".join(table.to_bytes() for table in tables), 0
+    for table in tables:
+        again, end = Table.read(stored + b"\xff" * 3000, end)
+        assert (again.symbols.tolist(), again.roots.tolist()) == (table.symbols.tolist(), table.roots.tolist())
+    assert end == len(stored)
+
+
+@few
+@given(st.lists(st.integers(-300, 300), min_size=1, max_size=60))
+@example([-(2**31) + 1, 2**31 - 1])
+def test_codes_come_back(codes: list[int]) -> None:
+    section = coder.encode_codes(np.array(codes, np.int32))
+    assert coder.decode_codes(section, len(codes)).tolist() == codes
+    with pytest.raises(CorruptArchive):
+        coder.decode_codes(section + bytes(4), len(codes))
 
 
 @pytest.mark.parametrize("size", [10_001, 200_000])

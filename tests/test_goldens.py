@@ -44,8 +44,8 @@ def test_riq_decodes_a_golden(name: str) -> None:
     with Archive.open(FOLDER / name) as archive:
         assert sha256(archive.skeleton()) == expected["skeleton"]
         layers = []
-        for entry, table, streams in archive.layer_sections():
-            layer = decode_layer(entry, table, streams, None)
+        for entry, sections in archive.layer_sections():
+            layer = decode_layer(entry, sections, None)
             layers.append(
                 {
                     "name": layer.name,

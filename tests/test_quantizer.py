@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
 import pytest
+import reference_decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -30,9 +32,11 @@ def as_float64(values: NDArray[np.generic], dtype: str) -> NDArray[np.float64]:
     return (values.view(ml_dtypes.bfloat16) if dtype == "bfloat16" else values).astype(np.float64)
 
 
-def restored_both_ways(weights: NDArray[np.generic], dtype: str, width: float) -> NDArray[np.generic]:
+def restored_both_ways(weights: NDArray[np.generic], dtype: str, width: quantizer.Width) -> NDArray[np.generic]:
     """What `dequantize(quantize(w))` gives, after `requantize` was seen to give the same bits."""
-    long_way = quantizer.dequantize(quantizer.quantize(weights, dtype, width), dtype, width)
+    symbols = quantizer.quantize(weights, dtype, width)
+    assert symbols.shape == (weights.size,)
+    long_way = quantizer.dequantize(symbols.reshape(weights.shape), dtype, width)
     short_way = np.empty(weights.shape, weights.dtype)
     quantizer.requantize(weights, dtype, width, short_way)
     assert long_way.tobytes() == short_way.tobytes()
@@ -129,6 +133,110 @@ def test_requantize_is_dequantize_of_quantize(dtype: str, values: list[float], w
     ulp = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-50}[dtype]
     bound = width / 2 + (np.abs(as_float64(weights, dtype)) + width) * ulp + 2.0**-25
     assert (np.abs(restored - as_float64(weights, dtype)) <= bound).all()
+
+
+# Arrays of bin widths
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape", [(), (1,), (7,), (BLOCK + 3,), (5, BLOCK), (3, BLOCK - 1), (300, 301), (9, 70, 11, 13), (BLOCK, 2, 1)]
+)
+def test_every_weight_has_its_own_bin_width(dtype: str, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(math.prod(shape))
+    weights = stored(rng.normal(size=shape), dtype)
+    for choice in range(1 << len(shape)):
+        lengths = [length if choice >> axis & 1 else 1 for axis, length in enumerate(shape)]
+        widths = rng.uniform(0.01, 0.5, lengths)
+        restored = restored_both_ways(weights, dtype, widths)
+        expected = np.rint(as_float64(weights, dtype) / widths) * widths + 0.0
+        assert restored.tobytes() == stored(expected, dtype).tobytes()
+        every = np.broadcast_to(widths, shape).reshape(-1)
+        flat = quantizer.dequantize(quantizer.quantize(weights, dtype, widths), dtype, every)
+        assert flat.tobytes() == restored.tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_array_of_one_bin_width_is_that_bin_width(dtype: str) -> None:
+    weights = stored(np.random.default_rng(8).normal(size=(30, 40)), dtype)
+    for shape in ((), (1,), (1, 1), (30, 1), (40,), (30, 40)):
+        expected = restored_both_ways(weights, dtype, 0.07)
+        assert restored_both_ways(weights, dtype, np.full(shape, 0.07)).tobytes() == expected.tobytes()
+
+
+def test_arrays_of_bin_widths_follow_any_memory_order() -> None:
+    base = np.random.default_rng(9).normal(size=(60, 700))
+    widths = np.random.default_rng(10).uniform(0.01, 0.2, (60, 700))
+    for weights, steps in ((base.T, widths.T), (base[::-1], widths[:, ::-1]), (np.asfortranarray(base), widths[:1])):
+        expected = restored_both_ways(np.ascontiguousarray(weights), "float64", np.ascontiguousarray(steps))
+        assert restored_both_ways(weights, "float64", steps).tobytes() == expected.tobytes()
+
+
+def test_finite_weights_are_restored_finite_at_any_of_their_bin_widths() -> None:
+    largest = 65504.0
+    widths = np.array([1e-9, 0.6 * largest, 1.5 * largest])
+    symbols = np.array([5, 2, -1], np.int32)
+    assert quantizer.dequantize(symbols, "float16", widths).tolist() == [0, largest, -largest]
+
+
+def test_arrays_of_bin_widths_are_not_copied_as_a_whole() -> None:
+    weights = np.zeros((2000, 1000), np.float32)
+    out = np.empty_like(weights)
+    rows, columns = np.full((2000, 1), 0.1), quantizer.Codes((1,), np.arange(1000, dtype=np.int32) % 9)
+    tracemalloc.start()
+    try:
+        quantizer.requantize(weights, "float32", rows, out)
+        assert tracemalloc.get_traced_memory()[1] < 4 * 8 * BLOCK
+        quantized = quantizer.nearest(
+            weights, "float32", 0.1, (quantizer.Codes((0,), columns.values.repeat(2)), columns)
+        )
+        quantized.restored("float32", weights.shape)
+        assert tracemalloc.get_traced_memory()[1] < 8 * weights.size + 16 * 8 * BLOCK
+    finally:
+        tracemalloc.stop()
+
+
+# Codes of bin widths
+
+
+def test_a_code_is_a_quarter_of_a_power_of_two() -> None:
+    codes = np.arange(-256, 257).reshape(27, 19)
+    widths = quantizer.scaled_widths(0.3, codes)
+    assert widths.shape == codes.shape
+    assert widths == pytest.approx(0.3 * 2.0 ** (codes / 4), rel=1e-15)
+    for code, width in zip(codes.reshape(-1).tolist(), widths.reshape(-1).tolist(), strict=True):
+        assert width == reference_decoder.scaled(0.3, code)
+    assert quantizer.scaled_widths(0.3, np.array([0, 4, -8])).tolist() == [0.3, 0.6, 0.075]
+    assert quantizer.scaled_widths(0.3, np.array(2, np.int32)) == 0.3 * 1.4142135623730951
+
+
+@pytest.mark.parametrize("code", [257, -257, 2**31 - 1, -(2**31)])
+def test_a_code_has_a_bound(code: int) -> None:
+    with pytest.raises(ValueError, match="a code of bin widths beyond ±256"):
+        quantizer.scaled_widths(1.0, np.array([0, code], np.int32))
+
+
+def test_bin_widths_stay_normal_doubles() -> None:
+    least = sys.float_info.min
+    assert quantizer.scaled_widths(least, np.array([0, 3])).tolist() == [least, least * 1.681792830507429]
+    assert quantizer.scaled_widths(sys.float_info.max, np.array([-4, 0])).tolist()[1] == sys.float_info.max
+    with pytest.raises(ValueError, match="normal"):  # it is the product that overflows, and between two that do not
+        quantizer.scaled_widths(sys.float_info.max, np.array([-4, -1, 0]))
+    assert quantizer.scaled_widths(least / 16, np.array([16])).tolist() == [least]
+    for width, code in ((least, -1), (least / 2, 3), (sys.float_info.max, 1), (math.inf, 0), (math.nan, 0), (0.0, 9)):
+        with pytest.raises(ValueError, match="a bin width that is not a normal double"):
+            quantizer.scaled_widths(width, np.array([code]))
+
+
+def test_codes_of_scales_add_up() -> None:
+    rows = quantizer.Codes((0,), np.array([0, 1], np.int32))
+    planes = quantizer.Codes((0, 2), np.array([[4, 8, 12], [-4, 0, 4]], np.int32))
+    widths = quantizer.bin_widths(0.5, (rows, planes), 3)
+    assert isinstance(widths, np.ndarray)
+    assert widths.shape == (2, 1, 3)
+    assert widths[0, 0].tolist() == [1.0, 2.0, 4.0]
+    assert widths[1, 0].tolist() == quantizer.scaled_widths(0.5, np.array([-3, 1, 5])).tolist()
+    assert quantizer.bin_widths(0.5, (), 3) == 0.5
 
 
 # bfloat16

@@ -2,7 +2,7 @@
 
 from riq_cli.archive.container import HEADER, MAGIC, VERSION, Archive
 from riq_cli.archive.deflation import deflate, inflate
-from riq_cli.archive.manifest import CODINGS, DTYPE_BYTES, LayerEntry, Manifest, SkeletonEntry
+from riq_cli.archive.manifest import CODINGS, DTYPE_BYTES, CodesEntry, LayerEntry, Manifest, SkeletonEntry
 
 __all__ = [
     "CODINGS",
@@ -11,6 +11,7 @@ __all__ = [
     "MAGIC",
     "VERSION",
     "Archive",
+    "CodesEntry",
     "LayerEntry",
     "Manifest",
     "SkeletonEntry",

@@ -64,6 +64,9 @@ class Checked:
             raise CorruptArchive(f"{where}: an object is expected")
         self._value = value
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._value
+
     def require(self, condition: bool, message: str) -> None:
         """Nothing if the condition holds; a CorruptArchive that says where, if not."""
         if not condition:

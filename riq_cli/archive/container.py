@@ -39,7 +39,7 @@ class Archive:
 
     @classmethod
     def build(cls, manifest: Manifest, sections: Sequence[bytes]) -> Archive:
-        """An archive in memory; `sections` are the skeleton and then each layer's table and streams."""
+        """An archive in memory; `sections` are the skeleton and then each layer's, as its entry counts them."""
         return cls(manifest, b"".join(sections))
 
     @classmethod
@@ -125,13 +125,12 @@ class Archive:
             raise CorruptArchive("skeleton: checksum differs; the archive is damaged")
         return data
 
-    def layer_sections(self) -> Iterator[tuple[LayerEntry, bytes, list[bytes]]]:
-        """Each layer's entry, table and streams, in the order of the manifest, read one layer at a time."""
+    def layer_sections(self) -> Iterator[tuple[LayerEntry, list[bytes]]]:
+        """Each layer's entry and sections, in the order of the manifest, read one layer at a time."""
         with self._opened() as file:
             file.seek(self.manifest.skeleton.bytes, os.SEEK_CUR)
             for layer in self.manifest.layers:
-                table, *streams = (_take(file, length) for length in (layer.table, *layer.streams))
-                yield layer, table, streams
+                yield layer, [_take(file, length) for length in layer.sections]
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write the archive to `path`, whole or not at all.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from typing import Any
 
 from riq_cli import limits
@@ -16,13 +17,25 @@ from riq_cli.errors import CorruptArchive, LimitExceeded, UnsupportedArchive
 
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 CODINGS = ("ans", "constant", "raw")
-FEATURES: frozenset[str] = frozenset()  # what `requires` may name
+FEATURES = frozenset({"scales", "classes"})  # what `requires` may name
 _INDEX = r"\[(0|[1-9][0-9]{0,8})\]"  # one spelling for each number
 PLACE = re.compile(
     rf"(graph|functions{_INDEX})"
     rf"(\.node{_INDEX}\.attribute{_INDEX}\.(g|graphs{_INDEX}))*"
     rf"(\.initializer{_INDEX}|\.node{_INDEX}\.attribute{_INDEX}\.t)"
 )
+
+
+@dataclass(frozen=True)
+class CodesEntry:
+    """The axes of a layer along which it has codes, and the stored length of their section."""
+
+    axes: tuple[int, ...]
+    bytes: int
+
+    def shape(self, layer: Sequence[int]) -> tuple[int, ...]:
+        """Shape of the codes in a layer of a given shape."""
+        return tuple(layer[axis] for axis in self.axes)
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,8 @@ class LayerEntry:
     streams: tuple[int, ...]
     crc32: int
     bin_width: float | None = None
+    scales: tuple[CodesEntry, ...] = ()
+    classes: CodesEntry | None = None
 
     @property
     def size(self) -> int:
@@ -48,9 +63,24 @@ class LayerEntry:
         return math.prod(self.shape)
 
     @property
+    def codes(self) -> tuple[CodesEntry, ...]:
+        """All codes, in the order of their sections: those of the scales, then those of the classes."""
+        return self.scales if self.classes is None else (*self.scales, self.classes)
+
+    @property
+    def sections(self) -> tuple[int, ...]:
+        """Stored lengths of the layer's sections, in the order of the file: codes, table, streams."""
+        return (*(codes.bytes for codes in self.codes), self.table, *self.streams)
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """What a decoder must understand to decode the layer."""
+        return frozenset({"scales"} if self.scales else ()) | ({"classes"} if self.classes else set())
+
+    @property
     def stored(self) -> int:
-        """Bytes of the table and the streams in the archive."""
-        return self.table + sum(self.streams)
+        """Bytes of all its sections in the archive."""
+        return sum(self.sections)
 
     @property
     def restored(self) -> int:
@@ -59,7 +89,7 @@ class LayerEntry:
 
     @property
     def rate(self) -> float:
-        """Stored bits per weight, table included."""
+        """Stored bits per weight; table and codes are included."""
         return 8 * self.stored / self.size
 
 
@@ -74,7 +104,7 @@ class SkeletonEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that is known of an archive without decoding it."""
+    """Everything that is known of an archive without decoding it; `requires` names what its layers need, at least."""
 
     skeleton: SkeletonEntry
     layers: tuple[LayerEntry, ...]
@@ -84,6 +114,10 @@ class Manifest:
     result: Mapping[str, Any] = field(default_factory=dict)
     creator: str = ""
     requires: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        required = set(self.requires).union(*(layer.requires for layer in self.layers))
+        object.__setattr__(self, "requires", tuple(sorted(required)))
 
     @property
     def restored(self) -> int:
@@ -100,6 +134,9 @@ class Manifest:
         for layer in document["layers"]:
             if layer["bin_width"] is None:
                 del layer["bin_width"]
+            for key in ("scales", "classes"):
+                if not layer[key]:
+                    del layer[key]
         text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         data = text.encode()
         if len(data) > limits.MANIFEST_INFLATED:
@@ -120,6 +157,9 @@ class Manifest:
             raise UnsupportedArchive(f"needs a newer riq: this one does not know {', '.join(unknown)}")
         skeleton = document.object("skeleton")
         layers = tuple(_layer(entry) for entry in document.objects("layers"))
+        for layer in layers:
+            for feature in sorted(layer.requires - set(requires)):
+                raise CorruptArchive(f"layer {layer.name!r}: {feature} are not required; the archive is damaged")
         places = [place for layer in layers for place in layer.tensors]
         if len(set(places)) != len(places):
             raise CorruptArchive("manifest: two layers claim the same tensor")
@@ -153,6 +193,8 @@ def _layer(entry: Checked) -> LayerEntry:
         streams=tuple(entry.integers("streams")),
         crc32=entry.integer("crc32"),
         bin_width=None if coding == "raw" else entry.number("bin_width"),
+        scales=tuple(map(_codes, entry.objects("scales"))) if "scales" in entry else (),
+        classes=_codes(entry.object("classes")) if "classes" in entry else None,
     )
     entry.require(layer.dtype in DTYPE_BYTES, f"unknown dtype {layer.dtype!r}")
     entry.require(coding in CODINGS, f"unknown coding {coding!r}")
@@ -160,10 +202,43 @@ def _layer(entry: Checked) -> LayerEntry:
     entry.require(0 < layer.size <= limits.LAYER_SYMBOLS, "shape without weights or beyond all bounds")
     entry.require(bool(layer.tensors), "no tensor to restore into")
     entry.require(all(PLACE.fullmatch(place) for place in layer.tensors), "not the path of a tensor")
-    streams = {"ans": -(-layer.size // limits.STREAM_SYMBOLS), "constant": 0, "raw": 1}[coding]
-    entry.require(len(layer.streams) == streams, f"{len(layer.streams)} streams instead of {streams}")
-    fewest, most = {"ans": (2, limits.TABLE_SYMBOLS), "constant": (1, 1), "raw": (0, 0)}[coding]
-    entry.require(fewest <= layer.symbols <= most, f"{layer.symbols} symbols with coding {coding!r}")
+    _check_codes(entry, layer)
+    _check_streams(entry, layer)
     entry.require(coding != "raw" or not layer.table, f"a table of {layer.table} bytes with coding {coding!r}")
     entry.require(layer.bin_width is None or layer.bin_width > 0, "a bin width that is not positive")
     return layer
+
+
+def _codes(entry: Checked) -> CodesEntry:
+    return CodesEntry(tuple(entry.integers("axes")), entry.integer("bytes"))
+
+
+def _check_codes(entry: Checked, layer: LayerEntry) -> None:
+    """Nothing, or a CorruptArchive for codes that a layer cannot have, whatever their sections hold."""
+    entry.require(len(layer.scales) <= limits.SCALES, f"{len(layer.scales)} scales; at most {limits.SCALES} are read")
+    entry.require(layer.coding != "raw" or not layer.scales, "scales with coding 'raw'")
+    entry.require(layer.coding == "ans" or not layer.classes, f"classes with coding {layer.coding!r}")
+    for codes in layer.codes:
+        ascending = all(axis < other for axis, other in pairwise((*codes.axes, len(layer.shape))))
+        entry.require(bool(codes.axes) and ascending, "codes along what are not ascending axes of its shape")
+        count = math.prod(codes.shape(layer.shape))
+        entry.require(count <= limits.CODES, f"{count} codes along some axes; at most {limits.CODES} are read")
+    axes = {scale.axes for scale in layer.scales}
+    entry.require(len(axes) == len(layer.scales), "two scales along the same axes")
+
+
+def _check_streams(entry: Checked, layer: LayerEntry) -> None:
+    """Nothing, or a CorruptArchive for numbers of streams and symbols that a coding cannot have."""
+    full = -(-layer.size // limits.STREAM_SYMBOLS)
+    streams, fewest, most = {
+        "ans": (full, 2, limits.TABLE_SYMBOLS),
+        "constant": (0, 1, 1),
+        "raw": (1, 0, 0),
+    }[layer.coding]
+    if layer.classes:  # how many weights each has is known once the codes are decoded, but none has more than all
+        most *= limits.CLASSES
+        possible = full + limits.CLASSES - 1
+        entry.require(len(layer.streams) <= possible, f"{len(layer.streams)} streams; at most {possible} are possible")
+    else:
+        entry.require(len(layer.streams) == streams, f"{len(layer.streams)} streams instead of {streams}")
+    entry.require(fewest <= layer.symbols <= most, f"{layer.symbols} symbols with coding {layer.coding!r}")

@@ -131,11 +131,13 @@ def _document(archive: Archive, name: str, sort: SortKey) -> dict[str, Any]:
 
 
 _HEADER = ("layer", "op", "shape", "coding", "symbols", "bin width", "entropy", "bits/weight", "bytes", "share")
+_CODES = 6  # where the column of codes goes, in archives that have any
 
 
 def _text(archive: Archive, sort: SortKey) -> str:
-    blocks = []
-    lines = [
+    blocks, layers = [], rows(archive, sort)
+    header: tuple[str, ...] = _HEADER
+    lines: list[tuple[str, ...]] = [
         (
             printable(row["name"]),
             printable(row["op"]),
@@ -148,10 +150,13 @@ def _text(archive: Archive, sort: SortKey) -> str:
             str(row["bytes"]),
             f"{row['share']:.1%}",
         )
-        for row in rows(archive, sort)
+        for row in layers
     ]
+    if any(row["scales"] or row["classes"] for row in layers):
+        header = (*header[:_CODES], "codes", *header[_CODES:])
+        lines = [(*line[:_CODES], _codes(row), *line[_CODES:]) for line, row in zip(lines, layers, strict=True)]
     if lines:
-        blocks.append(table(_HEADER, lines, left=4))
+        blocks.append(table(header, lines, left=4))
     else:
         blocks.append("nothing to code: the model has no float weights large enough; all of it is in the skeleton")
     blocks.append(_totals(totals(archive)))
@@ -160,10 +165,19 @@ def _text(archive: Archive, sort: SortKey) -> str:
     return "\n\n".join(blocks)
 
 
+def _codes(row: dict[str, Any]) -> str:
+    """How many codes say more of a layer: "64+576, 64 classed" are two scales, and classes of 64 slices."""
+    parts = ["+".join(str(scale["codes"]) for scale in row["scales"])] if row["scales"] else []
+    if row["classes"]:
+        parts.append(f"{row['classes']['codes']} classed")
+    return ", ".join(parts) or "-"
+
+
 def _totals(sums: Totals) -> str:
     parts = (
         ("streams", sums.stream_bytes),
         ("tables", sums.table_bytes),
+        *([("codes", sums.code_bytes)] if sums.code_bytes else []),
         ("skeleton", sums.skeleton_bytes),
         ("manifest", sums.manifest_bytes + sums.header_bytes),
     )

@@ -10,6 +10,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from riq_cli import quantizer
 from riq_cli.archive import Archive, Manifest, SkeletonEntry, deflate
 from riq_cli.calibration import Calibration, Sample, digest
 from riq_cli.codec.layers import encode_layer
@@ -283,7 +284,9 @@ class _Compression:
         entries, sections = [], []
         total, done = sum(layer.size for layer in model.layers), 0
         for layer in model.layers:
-            entry, coded = encode_layer(layer, chosen[layer.places], executor)
+            width = chosen[layer.places]
+            quantized = None if width is None else quantizer.nearest(layer.values, layer.dtype, width)
+            entry, coded = encode_layer(layer, quantized, executor)
             entries.append(entry)
             sections += coded
             model.release()

@@ -26,8 +26,8 @@ def decompress(archive: Archive, *, progress: Report | None = None, executor: Ex
     """
     layers = []
     total, done = sum(entry.size for entry in archive.manifest.layers), 0
-    for entry, table, streams in archive.layer_sections():
-        layers.append(decode_layer(entry, table, streams, executor))
+    for entry, sections in archive.layer_sections():
+        layers.append(decode_layer(entry, sections, executor))
         done += entry.size
         if progress:
             progress(Progress("decoding", done, total))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from riq_cli.archive import DTYPE_BYTES, HEADER, Archive, LayerEntry
+from riq_cli.archive import DTYPE_BYTES, HEADER, Archive, CodesEntry, LayerEntry
 
 SortKey = Literal["model", "size", "rate", "name"]
 
@@ -15,8 +16,8 @@ SortKey = Literal["model", "size", "rate", "name"]
 class Totals:
     """Sums over an archive; sizes in bytes, rates in bits/weight.
 
-    `rate` counts tables and streams; `ratio_eq2` is the paper's eq. (2), with each layer's own bits in place of 32;
-    `ratio` is real: bytes of the source over bytes of the archive, None if the source is not known.
+    `rate` counts codes, tables and streams; `ratio_eq2` is the paper's eq. (2), with each layer's own bits in place of
+    32; `ratio` is real: bytes of the source over bytes of the archive, None if the source is not known.
     """
 
     layers: int
@@ -31,6 +32,7 @@ class Totals:
     skeleton_bytes: int
     table_bytes: int
     stream_bytes: int
+    code_bytes: int
 
 
 def totals(archive: Archive) -> Totals:
@@ -39,6 +41,7 @@ def totals(archive: Archive) -> Totals:
     weights = sum(layer.size for layer in layers)
     tables = sum(layer.table for layer in layers)
     streams = sum(sum(layer.streams) for layer in layers)
+    codes = sum(_code_bytes(layer) for layer in layers)
     before = sum(layer.size * 8 * DTYPE_BYTES[layer.dtype] for layer in layers)
     after = sum(_entropy_bits(layer) for layer in layers)
     source = archive.manifest.source.get("bytes")
@@ -46,7 +49,7 @@ def totals(archive: Archive) -> Totals:
     return Totals(
         layers=len(layers),
         weights=weights,
-        rate=8 * (tables + streams) / weights if weights else 0.0,
+        rate=8 * (codes + tables + streams) / weights if weights else 0.0,
         ratio_eq2=before / after if after else 1.0,
         ratio=source / archive.size if source else None,
         source_bytes=source,
@@ -56,6 +59,7 @@ def totals(archive: Archive) -> Totals:
         skeleton_bytes=archive.manifest.skeleton.bytes,
         table_bytes=tables,
         stream_bytes=streams,
+        code_bytes=codes,
     )
 
 
@@ -77,6 +81,8 @@ def rows(archive: Archive, sort: SortKey = "model") -> list[dict[str, Any]]:
             "coding": layer.coding,
             "symbols": layer.symbols,
             "bin_width": layer.bin_width,
+            "scales": [_codes(layer, scale) for scale in layer.scales],
+            "classes": None if layer.classes is None else _codes(layer, layer.classes),
             "entropy": layer.entropy,
             "rate": layer.rate,
             "bytes": layer.stored,
@@ -86,6 +92,17 @@ def rows(archive: Archive, sort: SortKey = "model") -> list[dict[str, Any]]:
     ]
 
 
+def _codes(layer: LayerEntry, codes: CodesEntry) -> dict[str, Any]:
+    """What is told of codes: along which axes they are, how many, and their bytes."""
+    return {"axes": list(codes.axes), "codes": math.prod(codes.shape(layer.shape)), "bytes": codes.bytes}
+
+
+def _code_bytes(layer: LayerEntry) -> int:
+    return sum(codes.bytes for codes in layer.codes)
+
+
 def _entropy_bits(layer: LayerEntry) -> float:
-    """Bits n · H + |T| of eq. (2); what is stored raw counts as it is."""
-    return 8.0 * layer.stored if layer.coding == "raw" else layer.size * layer.entropy + 8 * layer.table
+    """Bits n · H + |T| of eq. (2), codes counted with the table; what is stored raw counts as it is."""
+    if layer.coding == "raw":
+        return 8.0 * layer.stored
+    return layer.size * layer.entropy + 8 * (layer.table + _code_bytes(layer))

@@ -25,6 +25,7 @@ from onnx import TensorProto, helper
 from riq_cli.archive import Archive, Manifest, SkeletonEntry, deflate
 from riq_cli.codec.layers import encode_layer
 from riq_cli.model import Layer
+from riq_cli.quantizer import Codes, nearest
 
 FOLDER = Path(__file__).parent
 RECORD = FOLDER / "goldens.json"
@@ -46,13 +47,15 @@ GOLDENS: dict[str, Callable[[], Golden]] = {}
 
 @dataclass(frozen=True)
 class Weights:
-    """A tensor to be coded: its values, its bin width (None: raw) and its places (none: the next initializer)."""
+    """A tensor to be coded: its values, its bin width (None: raw), its places (none: the next initializer), codes."""
 
     name: str
     dtype: str
     values: NDArray[Any]
     width: float | None
     places: tuple[str, ...] = ()
+    scales: tuple[Codes, ...] = ()
+    classes: Codes | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,58 @@ def names() -> Golden:
     return Golden(tuple(weights))
 
 
+def codes(seed: int, low: int, high: int, *dims: int, axes: tuple[int, ...]) -> Codes:
+    return Codes(axes, np.random.default_rng(seed).integers(low, high + 1, dims).astype(np.int32))
+
+
+@golden
+def scales() -> Golden:
+    """Bin widths along one axis, two, both together and all; codes far out; one symbol; a stream for each dtype."""
+    conv = normal(20, 12, 5, 3, 3)
+    two = (codes(21, -9, 9, 12, axes=(0,)), codes(22, -3, 3, 5, 3, 3, axes=(1, 2, 3)))
+    rows, same = codes(23, -2, 2, 30, axes=(0,)), Codes((1,), np.full(20, -5, np.int32))
+    far = Codes((0,), np.array([-256, -255, 255, 256, 0, 1, 2, 3, -1], np.int32))
+    alike = Codes((0,), np.array([0, 3, -6], np.int32))
+    return Golden(
+        (
+            Weights("conv", "float32", conv, 0.1, scales=two),
+            Weights("matrix", "float16", normal(24, 30, 20), 0.2, scales=(rows, same)),
+            Weights("every weight", "bfloat16", normal(25, 70), 0.3, scales=(codes(26, -5, 5, 70, axes=(0,)),)),
+            Weights("far", "float64", 2.0 ** (far.values / 4.0) * np.arange(-4.0, 5), 1.0, scales=(far,)),
+            Weights(
+                "one symbol", "float32", np.full((3, 4), 7) * 2.0 ** (alike.values[:, None] / 4), 7.0, scales=(alike,)
+            ),
+            Weights("axis between", "float32", normal(27, 4, 6, 5), 0.4, scales=(codes(28, -4, 4, 4, 5, axes=(0, 2)),)),
+        )
+    )
+
+
+@golden
+def classes() -> Golden:
+    """Tables of their own: by row, by column, by both, with scales, and for a class whose weights are all the same."""
+    spread = codes(30, 0, 2, 40, axes=(0,))
+    values = normal(31, 40, 25) * np.array([0.3, 2, 9])[spread.values][:, None]
+    silent = normal(32, 6, 50, 4) * (np.arange(50) % 3 != 1)[None, :, None]
+    pairs = codes(33, 0, 3, 6, 4, axes=(0, 2))
+    return Golden(
+        (
+            Weights("rows", "float32", values, 0.3, classes=spread),
+            Weights("constant class", "float16", silent, 0.4, classes=Codes((1,), np.arange(50, dtype=np.int32) % 3)),
+            Weights(
+                "all constant",
+                "float64",
+                np.arange(12.0).reshape(4, 3) // 3,
+                1.0,
+                classes=Codes((0,), np.arange(4, dtype=np.int32)),
+            ),
+            Weights(
+                "pairs", "bfloat16", normal(34, 6, 50, 4), 0.2, scales=(codes(35, -4, 4, 50, axes=(1,)),), classes=pairs
+            ),
+            Weights("no classes", "float32", normal(36, 30), 0.2),
+        )
+    )
+
+
 @golden
 def no_layers() -> Golden:
     return Golden(())
@@ -234,14 +289,23 @@ def make(item: Golden) -> tuple[bytes, dict[str, Any]]:
         restored = stored
         if weights.width is not None:
             top = float(ml_dtypes.finfo(NUMPY_TYPES[weights.dtype]).max)
+            code = np.zeros(stored.shape, int)
+            for item_codes in weights.scales:
+                code += item_codes.values[
+                    tuple(np.indices(stored.shape, sparse=True)[axis] for axis in item_codes.axes)
+                ]
+            widths = np.ldexp(weights.width * (2.0 ** (np.arange(4) / 4))[code % 4], code // 4)
             with np.errstate(over="ignore"):
-                product = np.rint(stored.astype(np.float64) / weights.width) * weights.width + 0.0
+                product = np.rint(stored.astype(np.float64) / widths) * widths + 0.0
             product = np.clip(product, -top, top)
             restored = product.astype("f4" if weights.dtype == "bfloat16" else "f8").astype(NUMPY_TYPES[weights.dtype])
         storage = stored.view(np.uint16) if weights.dtype == "bfloat16" else stored
         where = weights.places or (f"graph.initializer[{number}]",)
         layer = Layer(weights.name, "Identity", where, weights.dtype, stored.shape, storage)
-        entry, parts = encode_layer(layer, weights.width, None)
+        quantized = None
+        if weights.width is not None:
+            quantized = nearest(storage, weights.dtype, weights.width, weights.scales, weights.classes)
+        entry, parts = encode_layer(layer, quantized, None)
         entries.append(entry)
         sections += parts
         expected.append(

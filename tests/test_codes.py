@@ -1,0 +1,649 @@
+"""Scales and classes: a layer with many bin widths and several tables, in and out of an archive, whole and damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import math
+import struct
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+import ml_dtypes
+import numpy as np
+import pytest
+import reference_decoder
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from test_archive import MANIFEST, SKELETON, TABLE, VALUES, mutations, packed, paths, refused, restored, traced, written
+
+from riq_cli import coder, limits, quantizer
+from riq_cli.archive import Archive, CodesEntry, LayerEntry, Manifest, SkeletonEntry, deflate, manifest
+from riq_cli.codec import layers
+from riq_cli.codec.layers import decode_layer, encode_layer
+from riq_cli.errors import ArchiveError, CorruptArchive, UnsupportedArchive
+from riq_cli.model import Layer
+from riq_cli.quantizer import Codes, Quantized, nearest
+from riq_cli.report import rows, totals
+
+DEFLATED = zlib.compress(SKELETON, 9)
+
+
+def int32(*values: int) -> NDArray[np.int32]:
+    return np.array(values, np.int32)
+
+
+def bits(*fields: str) -> bytes:
+    text = "".join(fields)
+    text += "0" * (-len(text) % 8)
+    return int(text, 2).to_bytes(len(text) // 8, "big")
+
+
+# Codes 0 and 4 of two rows by hand: order, two symbols, the first, its root 1, the gap less 1, no difference of roots.
+# Behind them one word: both frequencies are 2²³, and the state goes 0 → 2²³ → 2²⁴.
+SCALE = bits("0000", "10001", "10000", "100000000", "00100", "1") + struct.pack("<I", 1 << 24)
+CLASSES = bits("0000", "10001", "10000", "100000000", "1", "1") + struct.pack("<I", 1 << 24)  # 0 and 1
+SAME = bits("0000", "10000", "11000", "100000000")  # as many codes 4 as there should be
+FIVE = bits("0000", "10000", "11010", "100000001")  # the table of symbol 5 alone, root 2
+
+
+def scaled(section: bytes = SCALE, **keys: Any) -> dict[str, Any]:
+    """A manifest whose layer has symbol 3 in two rows of bin widths 0.5 and 1."""
+    document = copy.deepcopy(MANIFEST) | {"requires": ["scales"]}
+    document["layers"][0] |= {
+        "scales": [{"axes": [0], "bytes": len(section)}],
+        "crc32": zlib.crc32(struct.pack("<6f", *[1.5] * 3, *[3.0] * 3)),
+    } | keys
+    return document
+
+
+def classed(section: bytes = CLASSES, **keys: Any) -> dict[str, Any]:
+    """A manifest whose layer has symbol 3 in its first row and symbol 5 in its second."""
+    document = copy.deepcopy(MANIFEST) | {"requires": ["classes"]}
+    document["layers"][0] |= {
+        "classes": {"axes": [0], "bytes": len(section)},
+        "coding": "ans",
+        "crc32": zlib.crc32(struct.pack("<6f", *[1.5] * 3, *[2.5] * 3)),
+        "symbols": 2,
+        "table": 6,
+    } | keys
+    return document
+
+
+def with_scale(section: bytes, **keys: Any) -> bytes:
+    return packed(scaled(section, **keys), DEFLATED + section + TABLE)
+
+
+def with_classes(section: bytes, tables: bytes = TABLE + FIVE, **keys: Any) -> bytes:
+    return packed(classed(section, **{"table": len(tables)} | keys), DEFLATED + section + tables)
+
+
+def layer_of(values: Any, dtype: str = "float32") -> Layer:
+    stored = np.asarray(values, np.float64)
+    if dtype == "bfloat16":
+        stored = stored.astype(np.float32).astype(ml_dtypes.bfloat16).view(np.uint16)
+    stored = stored.astype(quantizer.STORAGE[dtype])
+    return Layer("w", "MatMul", ("graph.initializer[0]",), dtype, stored.shape, stored)
+
+
+def archive_of(layer: Layer, quantized: Quantized | None) -> Archive:
+    entry, sections = encode_layer(layer, quantized, None)
+    skeleton = deflate(SKELETON)
+    document = Manifest(SkeletonEntry(len(skeleton), len(SKELETON), zlib.crc32(SKELETON)), (entry,))
+    return Archive.build(document, [skeleton, *sections])
+
+
+def by_both_decoders(data: bytes) -> bytes:
+    """The restored bytes of the only layer, after the two decoders agreed."""
+    _, [(_, theirs)] = reference_decoder.decode(data)
+    _, [ours] = restored(data)
+    assert ours.values.tobytes() == theirs
+    return theirs
+
+
+# By hand
+
+
+def test_scales_by_hand_are_read() -> None:
+    data = packed(scaled(), DEFLATED + SCALE + TABLE)
+    assert by_both_decoders(data) == struct.pack("<6f", *[1.5] * 3, *[3.0] * 3)
+
+
+def test_scales_are_written_as_by_hand() -> None:
+    layer = layer_of([[1.5] * 3, [3.0] * 3])
+    scale = Codes((0,), int32(0, 4))
+    with patch.object(layers, "_POOR", math.inf):
+        archive = archive_of(layer, nearest(layer.values, "float32", 0.5, (scale,)))
+    data = written(archive)
+    assert json.loads(zlib.decompress(data[24 : 24 + archive.manifest_bytes])) == scaled()
+    assert data[24 + archive.manifest_bytes :] == DEFLATED + SCALE + TABLE
+
+
+def test_classes_by_hand_are_read() -> None:
+    data = packed(classed(), DEFLATED + CLASSES + TABLE + FIVE)
+    assert by_both_decoders(data) == struct.pack("<6f", *[1.5] * 3, *[2.5] * 3)
+
+
+def test_classes_are_written_as_by_hand() -> None:
+    layer = layer_of([[1.5] * 3, [2.5] * 3])
+    with patch.object(layers, "_POOR", math.inf):
+        archive = archive_of(layer, nearest(layer.values, "float32", 0.5, classes=Codes((0,), int32(0, 1))))
+    data = written(archive)
+    assert json.loads(zlib.decompress(data[24 : 24 + archive.manifest_bytes])) == classed()
+    assert data[24 + archive.manifest_bytes :] == DEFLATED + CLASSES + TABLE + FIVE
+
+
+def test_codes_that_are_all_the_same_have_no_stream() -> None:
+    data = with_scale(SAME, crc32=zlib.crc32(struct.pack("<6f", *[3.0] * 6)))
+    assert by_both_decoders(data) == struct.pack("<6f", *[3.0] * 6)
+    assert coder.encode_codes(int32(4)) == SAME
+
+
+def test_an_empty_list_of_scales_is_none() -> None:
+    document = copy.deepcopy(MANIFEST)
+    document["layers"][0]["scales"] = []
+    assert by_both_decoders(packed(document, DEFLATED + TABLE)) == struct.pack("<6f", *[1.5] * 6)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("feature", ["scales", "classes"])
+def test_a_feature_that_a_decoder_does_not_know_is_refused(feature: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = with_scale(SCALE) if feature == "scales" else with_classes(CLASSES)
+    monkeypatch.setattr(manifest, "FEATURES", frozenset())  # as in the first version
+    refused(data, UnsupportedArchive, f"needs a newer riq: this one does not know {feature}")
+
+
+def test_a_bin_width_may_be_numpys() -> None:
+    layer = layer_of(np.random.default_rng(2).normal(size=(20, 30)))
+    scale = Codes((0,), np.arange(20, dtype=np.int32) % 3)
+    for scales in ((), (scale,)):
+        ours = archive_of(layer, nearest(layer.values, "float32", np.float64(0.3), scales))
+        assert written(ours) == written(archive_of(layer, nearest(layer.values, "float32", 0.3, scales)))
+
+
+def test_an_archive_requires_what_its_layers_need() -> None:
+    entry = LayerEntry("w", "MatMul", ("a",), "float16", (3, 4), "ans", 5, 2.0, 7, (8, 16), 0, 0.5)
+    skeleton = SkeletonEntry(1, 1, 0)
+    assert Manifest(skeleton, (entry,)).requires == ()
+    finer = replace(entry, scales=(CodesEntry((0,), 9), CodesEntry((1,), 3)), classes=CodesEntry((1,), 4))
+    assert Manifest(skeleton, (entry, finer)).requires == ("classes", "scales")
+    assert (finer.sections, finer.stored, finer.rate) == ((9, 3, 4, 7, 8, 16), 47, 8 * 47 / 12)
+
+
+@pytest.mark.parametrize("feature", ["scales", "classes"])
+def test_a_feature_that_is_used_but_not_required(feature: str) -> None:
+    document = (scaled() if feature == "scales" else classed()) | {"requires": []}
+    sections = SCALE + TABLE if feature == "scales" else CLASSES + TABLE + FIVE
+    message = f"layer 'w': {feature} are not required; the archive is damaged"
+    refused(packed(document, DEFLATED + sections), CorruptArchive, message)
+
+
+@pytest.mark.parametrize("value", [None, True, 1, "x", {}, [1], [[]], [None]])
+def test_scales_that_are_none(value: object) -> None:
+    message = "layer 'w': 'scales' is not a list of objects; the archive is damaged"
+    refused(packed(scaled(scales=value)), CorruptArchive, message)
+
+
+@pytest.mark.parametrize("value", [None, True, 1, "x", [], [{"axes": [0], "bytes": 8}]])
+def test_classes_that_are_none(value: object) -> None:
+    message = "layer 'w': 'classes' is not an object; the archive is damaged"
+    refused(packed(classed(classes=value)), CorruptArchive, message)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"axes": [0]}, "'bytes' is missing"),
+        ({"bytes": 8}, "'axes' is missing"),
+        ({"axes": [0], "bytes": -1}, "'bytes' is not a non-negative integer"),
+        ({"axes": [0], "bytes": 1 << 63}, "'bytes' is not a non-negative integer"),
+        ({"axes": [0], "bytes": True}, "'bytes' is not a non-negative integer"),
+        ({"axes": 0, "bytes": 8}, "'axes' is not a list of non-negative integers"),
+        ({"axes": [-1], "bytes": 8}, "'axes' is not a list of non-negative integers"),
+        ({"axes": [0.0], "bytes": 8}, "'axes' is not a list of non-negative integers"),
+        ({"axes": [False], "bytes": 8}, "'axes' is not a list of non-negative integers"),
+        ({"axes": [[0]], "bytes": 8}, "'axes' is not a list of non-negative integers"),
+    ],
+)
+def test_codes_whose_keys_are_not_what_they_should_be(entry: dict[str, Any], message: str) -> None:
+    for document, where in ((scaled(scales=[entry]), "scales[0]"), (classed(classes=entry), "classes")):
+        refused(packed(document), CorruptArchive, f"layer 'w': {where}: {message}; the archive is damaged")
+
+
+@pytest.mark.parametrize("axes", [[], [2], [0, 2], [1, 0], [0, 0], [0, 1, 1], [(1 << 63) - 1], [0] * 1000])
+def test_axes_that_a_shape_does_not_have(axes: list[int]) -> None:
+    message = "layer 'w': codes along what are not ascending axes of its shape; the archive is damaged"
+    entry = {"axes": axes, "bytes": 8}
+    for document in (scaled(scales=[entry]), classed(classes=entry)):
+        refused(packed(document), CorruptArchive, message)
+
+
+def test_a_scalar_has_no_axes() -> None:
+    message = "layer 'w': codes along what are not ascending axes of its shape; the archive is damaged"
+    refused(packed(scaled(shape=[])), CorruptArchive, message)
+
+
+def test_two_scales_along_the_same_axes() -> None:
+    message = "layer 'w': two scales along the same axes; the archive is damaged"
+    refused(packed(scaled(scales=[{"axes": [0], "bytes": 8}] * 2)), CorruptArchive, message)
+
+
+def test_more_scales_than_allowed() -> None:
+    message = "layer 'w': 5 scales; at most 4 are read; the archive is damaged"
+    refused(packed(scaled(scales=[{"axes": [0], "bytes": 8}] * 5)), CorruptArchive, message)
+
+
+def test_more_codes_than_allowed() -> None:
+    most = limits.CODES
+    message = f"layer 'w': {most + 1} codes along some axes; at most {most} are read; the archive is damaged"
+    refused(packed(scaled(shape=[most + 1, 2])), CorruptArchive, message)
+    refused(packed(classed(shape=[most + 1, 2], streams=[4] * 33)), CorruptArchive, message)
+
+
+def test_a_raw_layer_has_no_scales_and_no_classes() -> None:
+    keys = {"coding": "raw", "streams": [4], "symbols": 0, "table": 0}
+    refused(packed(scaled(**keys)), CorruptArchive, "layer 'w': scales with coding 'raw'; the archive is damaged")
+    refused(packed(classed(**keys)), CorruptArchive, "layer 'w': classes with coding 'raw'; the archive is damaged")
+
+
+def test_a_constant_layer_has_no_classes() -> None:
+    message = "layer 'w': classes with coding 'constant'; the archive is damaged"
+    refused(packed(classed(coding="constant", symbols=1)), CorruptArchive, message)
+
+
+def test_more_streams_than_classes_can_have() -> None:
+    possible = limits.CLASSES  # for few weights: one each
+    message = f"layer 'w': {possible + 1} streams; at most {possible} are possible; the archive is damaged"
+    refused(packed(classed(streams=[4] * (possible + 1))), CorruptArchive, message)
+
+
+@pytest.mark.parametrize("symbols", [0, 1, limits.CLASSES * limits.TABLE_SYMBOLS + 1])
+def test_symbols_that_classes_cannot_have(symbols: int) -> None:
+    message = f"layer 'w': {symbols} symbols with coding 'ans'; the archive is damaged"
+    refused(packed(classed(symbols=symbols)), CorruptArchive, message)
+
+
+def test_a_stream_that_no_class_needs() -> None:
+    data = packed(classed(streams=[4]), DEFLATED + CLASSES + TABLE + FIVE + struct.pack("<I", 1))
+    refused(data, CorruptArchive, "layer 'w': 1 streams instead of 0; the archive is damaged")
+
+
+def test_tables_of_other_symbols_than_announced() -> None:
+    message = "layer 'w': the table does not have the symbols that were announced; the archive is damaged"
+    refused(packed(classed(symbols=3), DEFLATED + CLASSES + TABLE + FIVE), CorruptArchive, message)
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        (TABLE, "a table is cut off"),
+        (TABLE + FIVE[:2], "a table is cut off"),
+        (TABLE + FIVE + TABLE, "a table is longer than its symbols"),
+        (TABLE + FIVE + b"\0", "a table is longer than its symbols"),
+        (TABLE[:-1] + bytes([TABLE[-1] | 1]) + FIVE, "a table is longer than its symbols"),
+    ],
+)
+def test_tables_of_classes_that_are_damaged(tables: bytes, message: str) -> None:
+    refused(with_classes(CLASSES, tables), CorruptArchive, f"layer 'w': {message}; the archive is damaged")
+
+
+NOT_HELD = "a stream does not hold the symbols it should"
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (b"", "a table is cut off"),
+        (SCALE[:2], "a table is cut off"),
+        (SCALE[:-1], NOT_HELD),
+        (SCALE + bytes(4), NOT_HELD),
+        (SCALE + struct.pack("<I", 1), NOT_HELD),
+        (SAME + b"\0", "codes that are all the same have a stream"),
+        (SAME + struct.pack("<I", 1), "codes that are all the same have a stream"),
+        (coder.encode_codes(int32(0, 257)), "a code of bin widths beyond ±256"),
+        (coder.encode_codes(int32(-257, 0)), "a code of bin widths beyond ±256"),
+        (coder.encode_codes(int32(-(2**31) + 1, 2**31 - 1)), "a code of bin widths beyond ±256"),
+    ],
+)  # fmt: skip
+def test_codes_of_scales_that_are_damaged(section: bytes, message: str) -> None:
+    refused(with_scale(section), CorruptArchive, f"layer 'w': {message}; the archive is damaged")
+
+
+@pytest.mark.parametrize(
+    ("width", "codes"),
+    [(1.2e308, (0, 3)), (1.7e308, (0, 1)), (1e300, (0, 200)), (1e-300, (0, -200)), (5e-324, (0, 4)), (4e-308, (-4, 0))],
+)
+def test_bin_widths_beyond_normal_doubles(width: float, codes: tuple[int, int]) -> None:
+    section = coder.encode_codes(int32(*codes))
+    data = with_scale(section, bin_width=width)
+    refused(data, CorruptArchive, "layer 'w': a bin width that is not a normal double; the archive is damaged")
+    with pytest.raises(reference_decoder.FormatError, match="normal"):
+        reference_decoder.decode(data)
+
+
+def test_the_sum_of_scales_is_bounded_not_each() -> None:
+    wide, back = coder.encode_codes(int32(300, 301)), coder.encode_codes(int32(-300, -300, -300))
+    keys = {"scales": [{"axes": [0], "bytes": len(wide)}, {"axes": [1], "bytes": len(back)}]}
+    values = struct.pack("<6f", *[1.5] * 3, *[1.5 * 2**0.25] * 3)
+    data = packed(scaled(crc32=zlib.crc32(values), **keys), DEFLATED + wide + back + TABLE)
+    assert by_both_decoders(data) == values
+    far = coder.encode_codes(int32(-2_000_000_000, -2_000_000_000, -2_000_000_000))
+    keys = {"scales": [{"axes": [1], "bytes": len(far)}, {"axes": [0, 1], "bytes": 0}]}
+    every = coder.encode_codes(np.full(6, -2_000_000_000, np.int32))
+    keys["scales"][1]["bytes"] = len(every)
+    data = packed(scaled(**keys), DEFLATED + far + every + TABLE)
+    refused(data, CorruptArchive, "layer 'w': a code of bin widths beyond ±256; the archive is damaged")
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        ((0, 2), "a class without weights"),
+        ((1, 1), "a class without weights"),
+        ((-1, 0), "a class that is not below 64"),
+        ((0, 64), "a class that is not below 64"),
+        ((0, 2**31 - 1), "a class that is not below 64"),
+    ],
+)
+def test_classes_that_are_damaged(codes: tuple[int, int], message: str) -> None:
+    data = with_classes(coder.encode_codes(int32(*codes)))
+    refused(data, CorruptArchive, f"layer 'w': {message}; the archive is damaged")
+    with pytest.raises(reference_decoder.FormatError):
+        reference_decoder.decode(data)
+
+
+def test_codes_that_swap_rows_are_noticed() -> None:
+    message = "layer 'w': checksum differs; the archive is damaged"
+    refused(with_scale(coder.encode_codes(int32(4, 0))), CorruptArchive, message)
+    refused(with_scale(SCALE[:4]), CorruptArchive, message)  # an empty stream: the first code twice
+    refused(with_classes(coder.encode_codes(int32(1, 0))), CorruptArchive, message)
+
+
+# Round trips
+
+
+@st.composite
+def finer(draw: st.DrawFn) -> tuple[Layer, float, tuple[Codes, ...], Codes | None]:
+    """A layer, its bin width, and codes of all kinds."""
+    shape = draw(st.lists(st.integers(1, 7), min_size=1, max_size=4))
+    random = np.random.default_rng(draw(st.integers(0, 1 << 30)))
+    subsets = st.sets(st.integers(0, len(shape) - 1), min_size=1).map(lambda axes: tuple(sorted(axes)))
+    scales = []
+    for axes in draw(st.lists(subsets, max_size=4, unique=True)):
+        reach = draw(st.sampled_from([0, 1, 5, 30]))
+        values = random.integers(-reach, reach + 1, [shape[axis] for axis in axes])
+        scales.append(Codes(axes, values.astype(np.int32)))
+    classes = None
+    if draw(st.booleans()):
+        axes = draw(subsets)
+        numbers = random.integers(0, draw(st.integers(1, 64)), [shape[axis] for axis in axes])
+        numbers = np.unique(numbers, return_inverse=True)[1].reshape(numbers.shape)  # without holes
+        classes = Codes(axes, numbers.astype(np.int32))
+    values = random.laplace(size=shape) * draw(st.sampled_from([0, 1, 30]))
+    return layer_of(values, draw(st.sampled_from([*quantizer.STORAGE]))), 0.37, tuple(scales), classes
+
+
+@settings(deadline=None, derandomize=True, max_examples=200)
+@given(finer())
+def test_layers_with_codes_come_back(drawn: tuple[Layer, float, tuple[Codes, ...], Codes | None]) -> None:
+    layer, width, scales, classes = drawn
+    quantized = nearest(layer.values, layer.dtype, width, scales, classes)
+    widths = np.full(layer.shape, width)
+    for index in np.ndindex(*layer.shape):
+        code = sum(int(scale.values[tuple(index[axis] for axis in scale.axes)]) for scale in scales)
+        widths[index] = math.ldexp(width * [1.0, 2**0.25, 2**0.5, 2**0.75][code % 4], code // 4)
+    exact = quantizer.widened(layer.values, layer.dtype)
+    product = np.rint(exact / widths) * widths + 0.0
+    largest = reference_decoder.LARGEST[layer.dtype]
+    expected = layer_of(np.clip(product, -largest, largest), layer.dtype).values.tobytes()
+    with patch.object(layers, "_POOR", math.inf):  # however small it is
+        archive = archive_of(layer, quantized)
+    assert archive.manifest.layers[0].coding != "raw"
+    assert by_both_decoders(written(archive)) == expected
+    again = np.empty_like(layer.values)
+    quantizer.requantize(layer.values, layer.dtype, quantizer.bin_widths(width, scales, len(layer.shape)), again)
+    assert again.tobytes() == expected
+    for begin, end in ((0, 1), (layer.size // 2, layer.size)):
+        part = quantized.restored(layer.dtype, layer.shape, begin, end).tobytes()
+        size = layer.values.itemsize
+        assert part == expected[begin * size : end * size]
+
+
+def mixed() -> tuple[Layer, Quantized]:
+    random = np.random.default_rng(3)
+    layer = layer_of(random.normal(size=(8, 5, 6)) * random.choice([0.1, 1, 8], (8, 1, 1)))
+    scales = (
+        Codes((0,), random.integers(-3, 4, 8).astype(np.int32)),
+        Codes((1, 2), random.integers(-2, 3, (5, 6)).astype(np.int32)),
+    )
+    classes = Codes((0,), int32(0, 1, 2, 0, 1, 2, 1, 0))
+    return layer, nearest(layer.values, "float32", 0.3, scales, classes)
+
+
+def test_blocks_meet_at_any_axis() -> None:
+    """Larger than the blocks in which bin widths are looked up and classes are sorted."""
+    random = np.random.default_rng(4)
+    layer = layer_of(random.normal(size=(7, 300, 331)), "float16")
+    scales = (
+        Codes((1,), random.integers(-9, 9, 300).astype(np.int32)),
+        Codes((0, 2), random.integers(-3, 3, (7, 331)).astype(np.int32)),
+    )
+    numbers = np.arange(7 * 300, dtype=np.int32).reshape(7, 300) % 5
+    codes = scales[0].values[None, :, None].astype(int) + scales[1].values[:, None, :]
+    expected = np.ldexp(0.2 * (2.0 ** (np.arange(4) / 4))[codes % 4], codes // 4)
+    expected = (np.rint(layer.values / expected) * expected + 0.0).astype(np.float16)
+    for classes in (Codes((0, 1), numbers), Codes((2,), np.arange(331, dtype=np.int32) % 3)):
+        quantized = nearest(layer.values, "float16", 0.2, scales, classes)
+        entry, sections = encode_layer(layer, quantized, None)
+        assert entry.classes is not None
+        assert decode_layer(entry, sections, None).values.tobytes() == expected.tobytes()
+        with ThreadPoolExecutor(2) as executor:
+            assert encode_layer(layer, quantized, executor) == (entry, sections)
+            assert decode_layer(entry, sections, executor).values.tobytes() == expected.tobytes()
+
+
+def test_a_large_class_has_several_streams() -> None:
+    size = limits.STREAM_SYMBOLS
+    values = np.zeros((3, size + 9), np.float32)
+    values[0, ::1000], values[2, 7] = 1, 2
+    layer = layer_of(values)
+    entry, sections = encode_layer(
+        layer, nearest(layer.values, "float32", 1.0, classes=Codes((0,), int32(1, 0, 1))), None
+    )
+    assert (entry.symbols, len(entry.streams)) == (1 + 3, 3)  # class 0 is constant, class 1 twice a stream and a bit
+    assert decode_layer(entry, sections, None).values.tobytes() == values.tobytes()
+
+
+def test_what_says_nothing_is_not_stored() -> None:
+    values = np.random.default_rng(5).normal(size=(20, 30))
+    layer = layer_of(values)
+    zeros, some = Codes((0,), np.zeros(20, np.int32)), Codes((1,), np.arange(30, dtype=np.int32) % 3)
+    plain = encode_layer(layer, nearest(layer.values, "float32", 0.3), None)
+    assert encode_layer(layer, nearest(layer.values, "float32", 0.3, (zeros,), zeros), None) == plain
+    entry, _ = encode_layer(layer, nearest(layer.values, "float32", 0.3, (zeros, some), zeros), None)
+    assert [scale.axes for scale in entry.scales] == [(1,)]
+    assert entry.classes is None
+    constant = layer_of(np.full((20, 30), 7.0))
+    entry, _ = encode_layer(constant, Quantized(np.full(600, 7, np.int32), 1.0, (), some), None)
+    assert (entry.coding, entry.classes) == ("constant", None)
+    entry, _ = encode_layer(layer, Quantized(np.zeros(600, np.int32), 1.0, (some,), some), None)
+    assert (entry.coding, entry.scales, entry.classes) == ("constant", (), None)
+
+
+def test_tables_of_their_own_save_bits_and_the_entropy_says_so() -> None:
+    random = np.random.default_rng(6)
+    spread = np.arange(400) % 2
+    layer = layer_of(random.normal(size=(400, 100)) * np.where(spread, 20, 0.5)[:, None])
+    one, _ = encode_layer(layer, nearest(layer.values, "float32", 0.5), None)
+    two, _ = encode_layer(
+        layer, nearest(layer.values, "float32", 0.5, classes=Codes((0,), spread.astype(np.int32))), None
+    )
+    assert two.rate < one.rate - 0.5
+    assert two.entropy < one.entropy - 0.5
+    assert abs(8 * sum(two.streams) / layer.size - two.entropy) < 0.02
+
+
+def test_codes_that_do_not_pay_leave_a_layer_raw() -> None:
+    layer = layer_of(np.zeros((4, 4)), "float16")
+    scale = Codes((0, 1), np.random.default_rng(7).integers(-200, 200, (4, 4)).astype(np.int32))
+    quantized = Quantized(np.arange(16, dtype=np.int32) % 2, 1.0, (scale,))
+    entry, _ = encode_layer(layer, quantized, None)
+    assert (entry.coding, entry.scales, Manifest(SkeletonEntry(1, 1, 0), (entry,)).requires) == ("raw", (), ())
+
+
+def test_a_class_with_too_many_symbols_leaves_a_layer_raw() -> None:
+    size = limits.TABLE_SYMBOLS + 1
+    layer = layer_of(np.zeros((2, size)))
+    symbols = np.concatenate([np.zeros(size), np.arange(size)]).astype(np.int32)
+    entry, _ = encode_layer(layer, Quantized(symbols, 1.0, (), Codes((0,), int32(0, 1))), None)
+    assert entry.coding == "raw"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"symbols": np.zeros(7, np.int32)}, "not one symbol for each weight"),
+        ({"symbols": np.zeros((2, 3), np.int32)}, "not one symbol for each weight"),
+        ({"scales": (Codes((0,), int32(1, 2)),) * 2}, "more than 4 scales, or two along the same axes"),
+        ({"scales": tuple(Codes((axis,), int32(1, 2)) for axis in range(5))}, "more than 4 scales, or two"),
+        ({"scales": (Codes((), np.int32(1).reshape(())),)}, r"\(\) are not ascending axes of a shape of 2"),
+        ({"scales": (Codes((1, 0), np.ones((3, 2), np.int32)),)}, r"\(1, 0\) are not ascending axes of a shape of 2"),
+        ({"scales": (Codes((2,), int32(1)),)}, r"\(2,\) are not ascending axes of a shape of 2"),
+        ({"scales": (Codes((-1,), int32(1, 2, 3)),)}, r"\(-1,\) are not ascending axes of a shape of 2"),
+        ({"scales": (Codes((0,), int32(1, 2, 3)),)}, r"codes along \(0,\) have the wrong shape"),
+        ({"scales": (Codes((0,), int32(0, 257)),)}, "a code of bin widths beyond ±256"),
+        ({"scales": (Codes((0,), int32(0, 8)),), "width": 1e308}, "a bin width that is not a normal double"),
+        ({"classes": Codes((0,), int32(0, 2))}, "a class without weights"),
+        ({"classes": Codes((0,), int32(0, -1))}, "a class that is not below 64"),
+        ({"classes": Codes((0,), int32(0, 64))}, "a class that is not below 64"),
+    ],
+)  # fmt: skip
+def test_what_no_archive_can_hold_is_not_encoded(keys: dict[str, Any], message: str) -> None:
+    layer = layer_of(np.zeros((2, 3)))
+    quantized = Quantized(**{"symbols": np.arange(6, dtype=np.int32), "width": 1.0} | keys)
+    with patch.object(layers, "_POOR", math.inf), pytest.raises(ValueError, match=message):
+        encode_layer(layer, quantized, None)
+
+
+# Damage
+
+
+LAYER, QUANTIZED = mixed()
+with patch.object(layers, "_POOR", math.inf):
+    SMALL_ARCHIVE = archive_of(LAYER, QUANTIZED)
+SMALL = written(SMALL_ARCHIVE)
+WEIGHTS = restored(SMALL)[1][0].values.tobytes()
+SMALL_MANIFEST = json.loads(zlib.decompress(SMALL[24 : 24 + SMALL_ARCHIVE.manifest_bytes]))
+SECTIONS = SMALL[24 + SMALL_ARCHIVE.manifest_bytes :]
+PATHS = [path for path in paths(SMALL_MANIFEST) if path[0] in ("layers", "requires")]
+CHANGES = [
+    *VALUES,
+    "delete",
+    "double",
+    "scales",
+    "classes",
+    4,
+    5,
+    6,
+    64,
+    1 << 24,
+    [0, 1],
+    [1, 2],
+    [0, 1, 2],
+    {"axes": [0], "bytes": 8},
+]
+
+
+def refused_or_the_same(data: bytes) -> None:
+    try:
+        skeleton, decoded = restored(data, 1 << 16)
+    except ArchiveError as error:
+        assert str(error)
+    else:
+        assert skeleton == SKELETON
+        assert [layer.values.tobytes() for layer in decoded] == [WEIGHTS]
+
+
+def test_the_archive_to_be_damaged_has_everything() -> None:
+    assert SMALL_MANIFEST["requires"] == ["classes", "scales"]
+    assert by_both_decoders(SMALL) == WEIGHTS
+
+
+def test_every_flipped_bit_of_the_sections_is_refused_or_harmless() -> None:
+    for bit in range(8 * len(SECTIONS)):
+        data = bytearray(SECTIONS)
+        data[bit // 8] ^= 1 << bit % 8
+        refused_or_the_same(packed(SMALL_MANIFEST, bytes(data)))
+        if bit % 11 == 0:  # the other decoder refuses all of them but those that are harmless
+            with contextlib.suppress(reference_decoder.FormatError):
+                assert reference_decoder.decode(packed(SMALL_MANIFEST, bytes(data)))[1][0][1] == WEIGHTS
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(mutations(SECTIONS))
+def test_any_mutation_of_the_sections_is_refused_or_harmless(sections: bytes) -> None:
+    refused_or_the_same(packed(SMALL_MANIFEST, sections[: len(SECTIONS)].ljust(len(SECTIONS), b"\0")))
+
+
+@settings(deadline=None, derandomize=True, max_examples=600)
+@given(st.lists(st.tuples(st.sampled_from(PATHS), st.sampled_from(CHANGES)), min_size=1, max_size=3))
+@example([(("layers", 0, "shape"), [240]), (("layers", 0, "scales"), [])])
+def test_any_value_of_the_manifest_is_refused_or_harmless(changes: list[tuple[tuple[Any, ...], Any]]) -> None:
+    document = copy.deepcopy(SMALL_MANIFEST)
+    for (*parents, key), value in changes:
+        place: Any = document
+        try:
+            for parent in parents:
+                place = place[parent]
+            if value == "delete":
+                del place[key]
+            elif value == "double" and isinstance(place, list):
+                place.insert(key, place[key])
+            else:
+                place[key] = copy.deepcopy(value)
+        except (KeyError, IndexError, TypeError):
+            continue  # an earlier change took it away
+    refused_or_the_same(packed(document, SECTIONS))
+
+
+def test_hostile_values_are_met_in_bounded_memory() -> None:
+    def meet() -> None:
+        for path in PATHS:
+            for value in CHANGES:
+                if isinstance(value, int | list):
+                    document = copy.deepcopy(SMALL_MANIFEST)
+                    place: Any = document
+                    for parent in path[:-1]:
+                        place = place[parent]
+                    place[path[-1]] = copy.deepcopy(value)
+                    refused_or_the_same(packed(document, SECTIONS))
+
+    assert traced(meet) < 64 << 16
+
+
+# Report
+
+
+def test_a_report_counts_codes() -> None:
+    archive = Archive.open(io.BytesIO(SMALL))
+    [row] = rows(archive)
+    scales = archive.manifest.layers[0].scales
+    assert row["scales"] == [
+        {"axes": [0], "codes": 8, "bytes": scales[0].bytes},
+        {"axes": [1, 2], "codes": 30, "bytes": scales[1].bytes},
+    ]
+    assert row["classes"]["codes"] == 8
+    codes = sum(scale["bytes"] for scale in row["scales"]) + row["classes"]["bytes"]
+    sums = totals(archive)
+    assert sums.code_bytes == codes
+    assert row["bytes"] == codes + sums.table_bytes + sums.stream_bytes
+    assert sums.rate == row["rate"] == 8 * row["bytes"] / LAYER.size
+    assert sums.archive_bytes == row["bytes"] + sums.header_bytes + sums.manifest_bytes + sums.skeleton_bytes
