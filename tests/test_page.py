@@ -22,6 +22,7 @@ from riq_cli.report.figures import Axis
 from riq_cli.report.histogram import histogram, histograms
 from riq_cli.table import read_table
 
+GOLDENS = Path(__file__).parent / "goldens"
 HOSTILE = "</td><script>alert(1)</script>\"'&\x1b[31m"
 RESULT = {
     "k": 300.0, "epsilon": 0.0, "allocation": "blend", "deviation": 0.009, "worst": 0.04, "holdout": 0.008,
@@ -173,13 +174,14 @@ def test_outliers_do_not_squeeze_a_histogram() -> None:
     assert sum(found.shares) + found.beyond == pytest.approx(1)
 
 
-def test_histograms_are_of_the_largest_layers_with_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_histograms_are_of_the_largest_layers_with_one_table() -> None:
     made = archive("a", "b", "c")
     assert [one.layer.name for one in histograms(made, 2)] == ["c", "b"]
-    monkeypatch.setattr(LayerEntry, "classes", None, raising=False)
-    assert len(histograms(made, 6)) == 3
-    monkeypatch.setattr(LayerEntry, "classes", (0, 1), raising=False)  # several tables, one behind the other
-    assert histograms(made, 6) == []
+    golden = Archive.open(GOLDENS / "v1-classes.riqz")  # several tables, one behind the other
+    assert [one.layer.name for one in histograms(golden, 6)] == ["no classes"]
+    golden = Archive.open(GOLDENS / "v1-scales.riqz")  # codes in front of the table
+    assert [one.layer.name for one in histograms(golden, 2)] == ["conv", "matrix"]
+    assert 'class="codes"' in page(golden, "v1-scales.riqz")
 
 
 def test_a_table_is_read_as_the_coder_reads_it() -> None:

@@ -26,6 +26,7 @@ _NAMES = {
     "weights": "weights",
     "stream_bytes": "streams, bytes",
     "table_bytes": "tables, bytes",
+    "code_bytes": "codes, bytes",
     "skeleton_bytes": "skeleton, bytes",
     "manifest_bytes": "manifest, bytes",
     "source_bytes": "source, bytes",

@@ -120,6 +120,7 @@ def _numbers(archive: Archive) -> dict[str, float | None]:
         "weights": sums.weights,
         "stream_bytes": sums.stream_bytes,
         "table_bytes": sums.table_bytes,
+        "code_bytes": sums.code_bytes,
         "skeleton_bytes": sums.skeleton_bytes,
         "manifest_bytes": sums.manifest_bytes + sums.header_bytes,
         "source_bytes": sums.source_bytes,

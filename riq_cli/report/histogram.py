@@ -35,7 +35,11 @@ def histograms(archive: Archive, count: int) -> list[Histogram]:
     """
     layers = [layer for layer in archive.manifest.layers if _has_one_table(layer)]
     largest = {id(layer) for layer in sorted(layers, key=lambda layer: -layer.stored)[:count]}
-    found = [histogram(layer, table) for layer, table, _ in archive.layer_sections() if id(layer) in largest]
+    found = [
+        histogram(layer, sections[len(layer.codes)])  # the table is behind the codes
+        for layer, sections in archive.layer_sections()
+        if id(layer) in largest
+    ]
     return sorted(found, key=lambda one: -one.layer.stored)
 
 
@@ -69,4 +73,4 @@ def _end(symbols: list[int], shares: dict[int, float]) -> int:
 
 def _has_one_table(layer: LayerEntry) -> bool:
     """Whether the layer's table section is one table: with classes of bin widths it holds several."""
-    return layer.coding == "ans" and getattr(layer, "classes", None) is None
+    return layer.coding == "ans" and layer.classes is None

@@ -121,6 +121,7 @@ def _parts(sums: Totals) -> str:
     parts = (
         ("streams", sums.stream_bytes),
         ("tables", sums.table_bytes),
+        *([("codes", sums.code_bytes)] if sums.code_bytes else []),
         ("skeleton", sums.skeleton_bytes),
         ("manifest", sums.manifest_bytes + sums.header_bytes),
     )
