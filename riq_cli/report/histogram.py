@@ -45,7 +45,7 @@ def histograms(archive: Archive, count: int) -> list[Histogram]:
 
 def histogram(layer: LayerEntry, table: bytes) -> Histogram:
     """The histogram of a layer with this table."""
-    symbols, roots = read_table(table)
+    symbols, roots, _ = read_table(table)
     total = sum(root * root for root in roots)
     shares = {symbol: root * root / total for symbol, root in zip(symbols, roots, strict=True)}
     low, high = _end(symbols, shares), _end(symbols[::-1], shares)
