@@ -127,7 +127,9 @@ def test_the_log_holds_every_evaluation_as_a_line_of_json(folder: Path) -> None:
     mine = [line for line in searched if line["allocation"] == facts["allocation"]]
     assert [[float(f"{line['k']:.5g}"), float(f"{line['deviation']:.4g}")] for line in mine] == facts["trace"]
     probed = [line for line in lines if line["phase"] == "probe"]
-    assert probed[-1]["done"] == probed[-1]["total"] == facts["probes"]
+    assert [line["layer"] for line in probed[:2]] == ["first.weight", "second.weight"]
+    assert set(probed[0]) == {"seconds", "phase", "done", "total", "layer", "deviation"}
+    assert all(0 < line["deviation"] < 1 and line["total"] == facts["probes"] for line in probed)
     assert lines[-1] == {"phase": "result"} | {key: value for key, value in facts.items() if key != "trace"}
     assert [line["seconds"] for line in lines[:-1]] == sorted(line["seconds"] for line in lines[:-1])
     assert {line["phase"] for line in lines} == {"search", "probe", "result"}

@@ -63,7 +63,7 @@ Examples:
 @click.option("--include", multiple=True, metavar="PATTERN", help="Code only layers of such names; repeatable.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Keep layers of such names exact; repeatable.")
 @click.option("--log", "log_path", type=click.Path(), metavar="FILE",
-              help="Write the search's trace as JSON lines, one for each evaluation, as it goes.")  # fmt: skip
+              help="Write the search as JSON lines, one for each evaluation and probe, as it goes.")  # fmt: skip
 @options.running_options
 @options.image_options
 @options.force_option

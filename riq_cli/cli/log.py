@@ -45,7 +45,7 @@ def search_log(path: str | None, overwrite: bool) -> Iterator[Write]:
 
 
 def step_record(step: Progress) -> dict[str, Any] | None:
-    """The line that tells of a step; None for the coding of layers, which has no news for a log."""
+    """The line that tells of a step; None where there is no news: layers coded, or not probed again."""
     if step.phase == "search":
         return {
             "phase": "search",
@@ -56,4 +56,7 @@ def step_record(step: Progress) -> dict[str, Any] | None:
             "failed_below": step.low or None,
             "held_from": finite(step.high),
         }
-    return {"phase": "probe", "done": step.done, "total": step.total} if step.phase == "probe" else None
+    if step.phase == "probe" and step.layer:
+        deviation = finite(step.value)
+        return {"phase": "probe", "done": step.done, "total": step.total, "layer": step.layer, "deviation": deviation}
+    return None

@@ -14,6 +14,7 @@ from riq_cli import quantizer
 from riq_cli.archive import Archive, Manifest, SkeletonEntry, deflate
 from riq_cli.calibration import Calibration, Sample, digest
 from riq_cli.codec.layers import encode_layer
+from riq_cli.codec.probing import Probed
 from riq_cli.codec.restoration import decompress, measure_restored
 from riq_cli.codec.settings import HOLDOUT_SAMPLES, Progress, Report, Settings, Warn
 from riq_cli.codec.solver import ProberStart, Solution, Solver
@@ -245,17 +246,16 @@ class _Compression:
         self._model.release()
         return evaluator
 
-    def _prober(
-        self, form: SessionForm, evaluator: Evaluator, samples: Sequence[Sample]
-    ) -> Callable[[], tuple[Prober, Callable[[int, int], None]]]:
+    def _prober(self, form: SessionForm, evaluator: Evaluator, samples: Sequence[Sample]) -> ProberStart:
         """What starts the session for probing, on a few of the samples, and tells of its progress."""
         step = -(-len(samples) // _PROBE_SAMPLES)
 
-        def tell(done: int, total: int) -> None:
+        def tell(done: int, total: int, number: int | None, deviation: float) -> None:
             self._probes = done
-            self._progress(Progress("probe", done, total))
+            layer = "" if number is None else self._model.layers[number].name
+            self._progress(Progress("probe", done, total, value=deviation, layer=layer))
 
-        def start() -> tuple[Prober, Callable[[int, int], None]]:
+        def start() -> tuple[Prober, Probed]:
             values = [layer.values for layer in self._model.layers]
             settings = self._settings
             return Prober(

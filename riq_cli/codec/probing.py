@@ -17,9 +17,10 @@ _WIDER = 8.0
 _NEAR = 1.5  # a layer is not probed again at a bin width this close to one where it was
 
 
-def measured_allocation(
-    weights: Weights, prober: Prober, widths: Widths, k: float, progress: Callable[[int, int], None]
-) -> Allocation:
+Probed = Callable[[int, int, int | None, float], None]  # told of steps done and in all, and a layer's deviation
+
+
+def measured_allocation(weights: Weights, prober: Prober, widths: Widths, k: float, progress: Probed) -> Allocation:
     """The allocation of least rate for the deviation that the solution `widths` at `k` is expected to cause.
 
     Each layer is quantized alone and the deviation measured: a_ℓ = deviation / ‖ŵ − w‖², in the units of the curves.
@@ -32,14 +33,15 @@ def measured_allocation(
         prober: measures the deviation of changed layers.
         widths: the paper's solution.
         k: its k.
-        progress: called with layers done and layers in all.
+        progress: called with probes done and in all, the number of the layer that was probed (None: it was not again),
+            and the deviation that it caused alone.
     """
     numbers = weights.matrices + weights.vectors
     probes = _Probes(weights, prober)
     for done, number in enumerate(numbers):
         start = widths[number]
-        probes.first(number, start if start is not None else weights.norms[number] / k)
-        progress(done + 1, 2 * len(numbers))
+        deviation = probes.first(number, start if start is not None else weights.norms[number] / k)
+        progress(done + 1, 2 * len(numbers), number, deviation)
     budget = sum(
         probes.sensitivity[number] * probes.curves[number].error(width)
         for number, width in enumerate(widths)
@@ -47,10 +49,10 @@ def measured_allocation(
     )
     chosen = probes.filled(budget)
     for done, (number, better) in enumerate(chosen.items()):
-        probes.again(number, better)
-        progress(len(numbers) + done + 1, 2 * len(numbers))
+        again = probes.again(number, better)
+        progress(len(numbers) + done + 1, 2 * len(numbers), None if again is None else number, again or 0.0)
     chosen = probes.filled(budget)
-    progress(2 * len(numbers), 2 * len(numbers))
+    progress(2 * len(numbers), 2 * len(numbers), None, 0.0)
     shapes = {number: width * k for number, width in chosen.items()}
     silent = [number for number in numbers if number not in chosen]
     shapes |= {number: weights.norms[number] for number in silent}
@@ -67,8 +69,8 @@ class _Probes:
         self.sensitivity: dict[int, float] = {}
         self._probed: dict[int, float] = {}
 
-    def first(self, number: int, width: float) -> None:
-        """Measure a layer at a bin width, or at others near it until its deviation can be read."""
+    def first(self, number: int, width: float) -> float:
+        """The deviation of a layer at a bin width, or at others near it until it can be read."""
         deviation, error = self._measure(number, width)
         for _ in range(_TRIES - 1):
             if _READABLE <= deviation <= _SATURATED:
@@ -80,14 +82,16 @@ class _Probes:
             self._probed[number] = width
             layer = self._weights.layers[number]
             self.curves[number] = curve(layer.values, layer.dtype, width)
+        return deviation
 
-    def again(self, number: int, width: float) -> None:
-        """Measure a layer once more at the bin width that was chosen for it, if that is not near the first."""
+    def again(self, number: int, width: float) -> float | None:
+        """The deviation of a layer at the bin width that was chosen for it; None if it was first measured near that."""
         if 1 / _NEAR < width / self._probed[number] < _NEAR:
-            return
+            return None
         deviation, error = self._measure(number, width)
         if deviation >= _READABLE and error > 0:
             self.sensitivity[number] = deviation / error
+        return deviation
 
     def filled(self, budget: float) -> dict[int, float]:
         """Bin widths of least rate for a sum of deviations, by the number of the layer."""

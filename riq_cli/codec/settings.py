@@ -106,7 +106,8 @@ class Progress:
 
     In a `search`, `done` counts evaluations, `k` and `value` are the newest one, of an `allocation`, and `low` and
     `high` the bracket: the largest k that failed and the smallest that held. In a `probe`, `done` of `total` layers are
-    through, otherwise `done` of `total` weights.
+    through, and `value` is the deviation that `layer` caused alone, if one was probed; otherwise `done` of `total`
+    weights are.
     """
 
     phase: Literal["search", "probe", "coding", "decoding"]
@@ -117,6 +118,7 @@ class Progress:
     low: float = 0.0
     high: float = math.inf
     allocation: str = ""
+    layer: str = ""
 
 
 Report = Callable[[Progress], None]

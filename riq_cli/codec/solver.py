@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from riq_cli import search
 from riq_cli.allocation import Allocation
-from riq_cli.codec.probing import measured_allocation
+from riq_cli.codec.probing import Probed, measured_allocation
 from riq_cli.codec.settings import DEFAULT_EPSILON, Settings, Warn
 from riq_cli.codec.weights import Weights, Widths
 from riq_cli.errors import ModelError, TargetError
@@ -22,7 +22,7 @@ _STEPS = 20  # a factor of 10⁵ in all
 _BISECTIONS = 20
 
 
-ProberStart = Callable[[], tuple[Prober, Callable[[int, int], None]]]  # a prober, and what to tell of its progress
+ProberStart = Callable[[], tuple[Prober, Probed]]  # a prober, and what to tell of its progress
 
 
 @dataclass(frozen=True)
