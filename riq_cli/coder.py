@@ -17,16 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli.errors import CorruptArchive
-from riq_cli.limits import STREAM_SYMBOLS, TABLE_SYMBOLS
+from riq_cli.limits import STREAM_SYMBOLS
+from riq_cli.table import COUNT_ORDER, FIRST_ORDER, GAP_ORDER, ROOT_ORDER, TOO_LONG, read_table
 
 _PRECISION = 24  # bits of a frequency
-_ROOT_MAX = 1 << 24
 _ORDERS = range(16)  # of the Exp-Golomb code of differences
 _DENSE = 1 << 22  # symbols from the first to the last at most, to look positions up in one array
-_ZEROS = 40  # in front of a code at most
-_PIECE = 1 << 10  # bytes of a table that are turned into bits at a time
-_TOO_LONG = "a table is longer than its symbols; the archive is damaged"
-_COUNT_ORDER, _FIRST_ORDER, _ROOT_ORDER, _GAP_ORDER = 4, 4, 8, 0
 
 Symbols = NDArray[np.int32]
 Integers = NDArray[np.int64]
@@ -87,11 +83,11 @@ class Table:
         order = min(_ORDERS, key=lambda m: sum(_golomb_bits(step, m) for step in steps))
         head = [
             format(order, "04b"),
-            _golomb(len(self.symbols) - 1, _COUNT_ORDER),
-            _golomb(_zigzag(int(self.symbols[0])), _FIRST_ORDER),
-            _golomb(int(self.roots[0]) - 1, _ROOT_ORDER),
+            _golomb(len(self.symbols) - 1, COUNT_ORDER),
+            _golomb(_zigzag(int(self.symbols[0])), FIRST_ORDER),
+            _golomb(int(self.roots[0]) - 1, ROOT_ORDER),
         ]
-        rest = (_golomb(gap, _GAP_ORDER) + _golomb(step, order) for gap, step in zip(gaps.tolist(), steps, strict=True))
+        rest = (_golomb(gap, GAP_ORDER) + _golomb(step, order) for gap, step in zip(gaps.tolist(), steps, strict=True))
         bits = "".join([*head, *rest])
         bits += "0" * (-len(bits) % 8)
         return int(bits, 2).to_bytes(len(bits) // 8, "big")
@@ -105,7 +101,7 @@ class Table:
         """
         table, end = cls.read(stored)
         if end < len(stored):
-            raise CorruptArchive(_TOO_LONG)
+            raise CorruptArchive(TOO_LONG)
         return table
 
     @classmethod
@@ -115,19 +111,7 @@ class Table:
         Raises:
             CorruptArchive: cut off, or with values that no encoder writes.
         """
-        reader = _Bits(stored, begin)
-        order = reader.bits(4)
-        count = reader.golomb(_COUNT_ORDER) + 1
-        if count > TABLE_SYMBOLS:
-            raise CorruptArchive("a table has more symbols than allowed; the archive is damaged")
-        symbols = [_unzigzag(reader.golomb(_FIRST_ORDER))]
-        roots = [reader.golomb(_ROOT_ORDER) + 1]
-        for _ in range(count - 1):
-            symbols.append(symbols[-1] + 1 + reader.golomb(_GAP_ORDER))
-            roots.append(roots[-1] + _unzigzag(reader.golomb(order)))
-        end = reader.finish()
-        if min(roots) < 1 or max(roots) > _ROOT_MAX or max(abs(symbols[0]), abs(symbols[-1])) >= 1 << 31:
-            raise CorruptArchive("a table holds impossible values; the archive is damaged")
+        symbols, roots, end = read_table(stored, begin)
         return cls(np.array(symbols, np.int64), np.array(roots, np.int64)), end
 
 
@@ -293,10 +277,6 @@ def _zigzag(value: int) -> int:
     return 2 * value if value >= 0 else -2 * value - 1
 
 
-def _unzigzag(value: int) -> int:
-    return value // 2 if value % 2 == 0 else -(value + 1) // 2
-
-
 def _golomb(value: int, order: int) -> str:
     digits = format(value + (1 << order), "b")
     return "0" * (len(digits) - 1 - order) + digits
@@ -304,45 +284,3 @@ def _golomb(value: int, order: int) -> str:
 
 def _golomb_bits(value: int, order: int) -> int:
     return 2 * (value + (1 << order)).bit_length() - 1 - order
-
-
-class _Bits:
-    """Reads the bits of a table from the first to the last; of what may lie behind it, next to nothing."""
-
-    def __init__(self, data: bytes, begin: int) -> None:
-        self._data = data
-        self._next = begin  # byte that is not in the text yet
-        self._text = ""
-        self._position = 0
-
-    def _fill(self, count: int) -> None:
-        """Have `count` bits in the text, or all that are left; a count is at most a few dozen."""
-        if len(self._text) - self._position < count:
-            piece = self._data[self._next : self._next + _PIECE]
-            more = format(int.from_bytes(piece, "big"), f"0{8 * len(piece)}b") if piece else ""
-            self._text, self._position = self._text[self._position :] + more, 0
-            self._next += len(piece)
-
-    def bits(self, count: int) -> int:
-        self._fill(count)
-        text = self._text[self._position : self._position + count]
-        if len(text) < count:
-            raise CorruptArchive("a table is cut off; the archive is damaged")
-        self._position += count
-        return int(text, 2)
-
-    def golomb(self, order: int) -> int:
-        self._fill(_ZEROS + 1)
-        one = self._text.find("1", self._position, self._position + _ZEROS + 1)
-        if one < 0:
-            raise CorruptArchive("a table holds an impossible code; the archive is damaged")
-        zeros = one - self._position
-        self._position = one
-        return self.bits(zeros + 1 + order) - (1 << order)
-
-    def finish(self) -> int:
-        """The byte behind the last one that was read from; what is left of that one must be 0."""
-        left = len(self._text) - self._position
-        if "1" in self._text[self._position : self._position + left % 8]:
-            raise CorruptArchive(_TOO_LONG)
-        return self._next - left // 8

@@ -67,6 +67,21 @@ def atomic_write(path: str | os.PathLike[str], overwrite: bool = False) -> Itera
         raise
 
 
+@contextlib.contextmanager
+def growing_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[BinaryIO]:
+    """A binary file for what is read while it is written: named from the first byte on, never buffered, kept on errors.
+
+    Raises:
+        OutputError: as `check_output`, or the disk is full.
+    """
+    path = Path(path)
+    check_output(path, overwrite)
+    with _explained(path):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
+    with _Output(handle, path) as file:
+        yield file
+
+
 class _Output(io.FileIO):
     """A file whose own failures are OutputErrors, so that they differ from those of what is read meanwhile."""
 

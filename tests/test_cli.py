@@ -104,6 +104,58 @@ def test_quiet_prints_nothing_and_verbose_the_trace(folder: Path) -> None:
     assert re.search(r"^    k \d[\d.]* +deviation 0\.\d+$", shown, re.MULTILINE)
 
 
+def test_the_summary_of_one_evaluation_and_of_nothing_to_code(folder: Path) -> None:
+    arguments = ("compress", "model.onnx", "--calibration", "calibration.npz", "-f")
+    text = riq(*arguments, "--k", "50", folder=folder).stderr.decode()
+    assert re.search(r"k = 50, epsilon = 0\.01; 1 evaluation, 0 probes, \d", text)
+    assert "; riq 0" in (shown := riq("report", "model.riqz", folder=folder).stdout.decode()) and "None" not in shown
+    text = riq(*arguments, "--exclude", "*", folder=folder).stderr.decode()
+    assert text.splitlines()[-1] == "  layers     none is coded: all of the model is stored as it is"
+
+
+def test_the_log_holds_every_evaluation_as_a_line_of_json(folder: Path) -> None:
+    arguments = ("compress", "model.onnx", "--calibration", "calibration.npz", "-f", "--log", "search.jsonl")
+    done = riq(*arguments, "--json", folder=folder)
+    lines = [json.loads(line) for line in (folder / "search.jsonl").read_text().splitlines()]
+    facts = json.loads(done.stdout)
+    searched = [line for line in lines if line["phase"] == "search"]
+    assert [line["evaluation"] for line in searched] == list(range(1, facts["evaluations"] + 1))
+    assert set(searched[0]) == {
+        "seconds", "phase", "evaluation", "allocation", "k", "deviation", "failed_below", "held_from"
+    }  # fmt: skip
+    assert {line["allocation"] for line in searched} >= {"norm", "measured", "blend", facts["allocation"]}
+    mine = [line for line in searched if line["allocation"] == facts["allocation"]]
+    assert [[float(f"{line['k']:.5g}"), float(f"{line['deviation']:.4g}")] for line in mine] == facts["trace"]
+    probed = [line for line in lines if line["phase"] == "probe"]
+    assert [line["layer"] for line in probed[:2]] == ["first.weight", "second.weight"]
+    assert set(probed[0]) == {"seconds", "phase", "done", "total", "layer", "deviation"}
+    assert all(0 < line["deviation"] < 1 and line["total"] == facts["probes"] for line in probed)
+    assert lines[-1] == {"phase": "result"} | {key: value for key, value in facts.items() if key != "trace"}
+    assert [line["seconds"] for line in lines[:-1]] == sorted(line["seconds"] for line in lines[:-1])
+    assert {line["phase"] for line in lines} == {"search", "probe", "result"}
+
+
+def test_the_log_of_a_search_that_fails_ends_with_why(folder: Path) -> None:
+    fails(3, "the best is", "compress", "model.onnx", "--calibration", "calibration.npz", "-o", "t.riqz", "--deviation",
+          "1e-6", "--epsilon", "0.2", "--log", "search.jsonl", folder=folder)  # fmt: skip
+    *searched, last = [json.loads(line) for line in (folder / "search.jsonl").read_text().splitlines()]
+    assert last["phase"] == "failed"
+    assert re.match("a deviation of 1e-06 is not reached with epsilon = 0.2: the best is", last["error"])
+    assert searched and {line["phase"] for line in searched} == {"search"}
+
+
+def test_a_log_replaces_nothing_unasked(folder: Path) -> None:
+    (folder / "search.jsonl").write_text("old")
+    arguments = ("compress", "model.onnx", "--calibration", "calibration.npz", "-o", "t.riqz", "--log")
+    fails(1, "search.jsonl: exists already; use --force", *arguments, "search.jsonl", folder=folder)
+    fails(1, "model.onnx: is read by this command", *arguments, "model.onnx", "-f", folder=folder)
+    fails(1, "calibration.npz: is read by this command", *arguments, "calibration.npz", "-f", folder=folder)
+    fails(2, "t.riqz: is the archive; give --log another file", *arguments, "./t.riqz", "-f", folder=folder)
+    fails(1, "nowhere/l.jsonl: cannot be written", *arguments, "nowhere/l.jsonl", folder=folder)
+    assert (folder / "search.jsonl").read_text() == "old"
+    assert not (folder / "t.riqz").exists()
+
+
 def test_pipes_carry_archive_and_model(folder: Path) -> None:
     archive = riq(
         "compress", "model.onnx", "--preset", "fast", "--calibration", "calibration.npz", "-o", "-", folder=folder
@@ -230,12 +282,9 @@ def test_a_damaged_archive_is_told_and_leaves_nothing(folder: Path) -> None:
 
 
 def test_a_restored_model_too_large_is_refused(ready: Path) -> None:
-    fails(
-        1, "the limit is 1000; .* raise it with --max-size", "report", "model.riqz", "--max-size", "1kB", folder=ready
-    )
-    fails(
-        2, "'lots' is not a size; write 500kB, 5MB or 2GiB", "report", "model.riqz", "--max-size", "lots", folder=ready
-    )
+    arguments = ("decompress", "model.riqz", "-o", "none.onnx", "--max-size")
+    fails(1, "the limit is 1000; .* raise it with --max-size", *arguments, "1kB", folder=ready)
+    fails(2, "'lots' is not a size; write 500kB, 5MB or 2GiB", *arguments, "lots", folder=ready)
 
 
 def test_wrong_calibration_names_shapes_and_types_show_both_sides(folder: Path) -> None:
@@ -334,7 +383,7 @@ def test_a_reader_that_leaves_is_no_error_to_show(ready: Path) -> None:
 def test_every_command_has_help_with_examples(ready: Path) -> None:
     top = riq("--help", folder=ready).stdout.decode()
     assert "Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 target not reached" in top
-    for command in ("compress", "decompress", "report", "verify"):
+    for command in ("compress", "decompress", "report", "verify", "completion"):
         assert command in top
         text = riq(command, "--help", folder=ready).stdout.decode()
         assert f"Examples:\n    riq {command} " in text

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from riq_cli.errors import OutputError
-from riq_cli.files import atomic_write, check_output
+from riq_cli.files import atomic_write, check_output, growing_file
 
 
 def names(folder: Path) -> list[str]:
@@ -100,6 +100,20 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
 def test_check_output_leaves_no_trace(tmp_path: Path) -> None:
     check_output(tmp_path / "out.riqz")
     assert names(tmp_path) == []
+
+
+def test_a_growing_file_can_be_read_while_it_is_written_and_stays(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with pytest.raises(ZeroDivisionError), growing_file(path) as file:
+        file.write(b"first\n")
+        assert path.read_bytes() == b"first\n"
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"first\n"
+    with pytest.raises(OutputError, match="exists already"), growing_file(path):
+        pytest.fail("the block must not begin")
+    with growing_file(path, overwrite=True) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from riq_cli.cli import options
-from riq_cli.cli.terminal import ProgressBar, finite, human_size, shortened, warn_line
+from riq_cli.cli.log import search_log, step_record
+from riq_cli.cli.terminal import ProgressBar, warn_line
 from riq_cli.files import check_output, refuse_source
 from riq_cli.report import totals
+from riq_cli.text import finite, human_size, shortened
 
 if TYPE_CHECKING:
     from riq_cli.archive import Archive
+    from riq_cli.codec import Progress
 
 
 @click.command(
@@ -26,18 +29,21 @@ Examples:
   riq compress model.onnx --deviation 0.01 --calibration samples.npz
   riq compress model.onnx --calibration images/ --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
   riq compress model.onnx --calibration mydata:samples --exclude '*embedding*' -o small.riqz
+  riq compress model.onnx --calibration samples.npz --size 500kB --log search.jsonl --json
 """,
     short_help="Model to archive: the smallest that keeps the deviation.",
 )
-@click.argument("model", type=click.Path(exists=True, dir_okay=False))
+@click.argument("model", type=options.model_type)
 @click.option("--deviation", type=float, metavar="D", help="How far outputs may move: cosine distance [default: 0.01]")
 @click.option(
     "--calibration",
+    type=options.calibration_type,
     metavar="DATA",
     help="Samples to measure on: .npz, .npy, a folder of images or ONNX test data, or module:callable. "
     "[default: random, which predicts poorly]",
 )
-@click.option("-o", "archive_path", metavar="FILE", help="Archive to write, - for stdout. [default: MODEL.riqz]")
+@click.option("-o", "archive_path", type=options.output_type, metavar="FILE",
+              help="Archive to write, - for stdout. [default: MODEL.riqz]")  # fmt: skip
 @click.option("--ratio", type=float, metavar="X", help="Instead: the least deviation in 1/X of the model's bytes.")
 @click.option("--size", type=options.parse_size, metavar="SIZE", help="Instead: the least deviation in 500kB, 5MB …")
 @click.option("--rate", type=float, metavar="R", help="Instead: the least deviation at R bits/weight.")
@@ -58,6 +64,8 @@ Examples:
               help="Keep tensors with fewer weights exact. [default: by norm 256; else where it pays]")  # fmt: skip
 @click.option("--include", multiple=True, metavar="PATTERN", help="Code only layers of such names; repeatable.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Keep layers of such names exact; repeatable.")
+@click.option("--log", "log_path", type=click.Path(), metavar="FILE",
+              help="Write the search as JSON lines, one for each evaluation and probe, as it goes.")  # fmt: skip
 @options.running_options
 @options.image_options
 @options.force_option
@@ -76,6 +84,7 @@ def compress(
     holdout: float | None,
     min_size: int | None,
     dims: tuple[tuple[str, int], ...],
+    log_path: str | None,
     force: bool,
     as_json: bool,
     quiet: bool,
@@ -95,6 +104,11 @@ def compress(
     if path != "-":
         refuse_source(path, model, *([calibration] if calibration else []))
         check_output(path, force)
+    if log_path is not None:
+        if Path(log_path).resolve() == Path(path).resolve():
+            raise click.UsageError(f"{path}: is the archive; give --log another file")
+        refuse_source(log_path, model, *([calibration] if calibration else []))
+        check_output(log_path, force)
 
     from riq_cli.codec import PRESETS, Settings
     from riq_cli.codec import compress as compress_model
@@ -111,8 +125,9 @@ def compress(
     chosen: dict[str, Any] = PRESETS[preset] | {name: value for name, value in given.items() if value is not None}
     wanted = Settings(deviation=deviation, dims=dict(dims), **chosen, **settings)
     source = Model.load(model)
-    if path != "-":
-        refuse_source(path, *source.external_files)
+    for written in (path, log_path):
+        if written not in (None, "-"):
+            refuse_source(written, *source.external_files)
     images = {"mean": mean, "std": std, "scale": scale, "layout": layout, "channel_order": channel_order}
     data = None if calibration is None else options.load_calibration(calibration, images)
     bar = ProgressBar(quiet)
@@ -127,16 +142,24 @@ def compress(
             "no --calibration: measured on random samples, which predict real data poorly (the paper's Fig. 1a); "
             "give real ones for a promise that holds on them"
         )
-    try:
-        with options.coding_executor(sum(layer.size for layer in source.layers)) as executor:
-            archive = compress_model(source, data, wanted, progress=bar, warn=warn, executor=executor)
-    finally:
-        bar.close()
-    if path == "-":
-        archive.write(sys.stdout.buffer)
-    else:
-        archive.save(path, force)
-    facts = _facts(archive, model, path, time.monotonic() - began)
+    with search_log(log_path, force) as log:
+
+        def tell(step: Progress) -> None:
+            bar(step)
+            if record := step_record(step):
+                log(record)
+
+        try:
+            with options.coding_executor(sum(layer.size for layer in source.layers)) as executor:
+                archive = compress_model(source, data, wanted, progress=tell, warn=warn, executor=executor)
+        finally:
+            bar.close()
+        if path == "-":
+            archive.write(sys.stdout.buffer)
+        else:
+            archive.save(path, force)
+        facts = _facts(archive, model, path, time.monotonic() - began)
+        log({"phase": "result"} | {key: value for key, value in facts.items() if key != "trace"})
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     elif not quiet:
@@ -153,6 +176,7 @@ def _facts(archive: Archive, model: str, path: str, seconds: float) -> dict[str,
         "archive": path,
         **{key: finite(value) if isinstance(value, float) else value for key, value in result.items()},
         "target": manifest.settings.get("deviation"),
+        "settings": {key: value for key, value in manifest.settings.items() if value is not None},
         "calibration": dict(manifest.calibration),
         **asdict(totals(archive)),
         "seconds": round(seconds, 3),
@@ -179,13 +203,20 @@ def _summary(facts: dict[str, Any], verbose: int) -> str:
     lines.append(
         f"  layers     {facts['layers']}, {facts['weights']:,} weights at {facts['rate']:.3g} bits/weight; "
         f"×{facts['ratio_eq2']:.2f} by eq. (2)"
+        if facts["layers"]
+        else "  layers     none is coded: all of the model is stored as it is"
     )
     if "k" in facts:
         lines.append(
             f"  search     {facts['allocation']} allocation, {facts['rounding']} rounding, "
             f"k = {facts['k']:.5g}, epsilon = {facts['epsilon']:g}; "
-            f"{facts['evaluations']} evaluations, {facts['probes']} probes, {facts['seconds']:.1f} s"
+            f"{_counted(facts['evaluations'], 'evaluation')}, {_counted(facts['probes'], 'probe')}, "
+            f"{facts['seconds']:.1f} s"
         )
     if verbose:
         lines += [f"    k {k:<10g} deviation {value:.4g}" for k, value in facts["trace"]]
     return "\n".join(lines)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from riq_cli.cli import options
-from riq_cli.cli.terminal import ProgressBar, human_size
+from riq_cli.cli.terminal import ProgressBar
 from riq_cli.files import check_output, refuse_source
+from riq_cli.text import human_size
 
 
 @click.command(
@@ -21,8 +22,9 @@ Examples:
 """,
     short_help="Archive to a runnable ONNX file.",
 )
-@click.argument("archive", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
-@click.option("-o", "model_path", metavar="FILE", help="ONNX file to write, - for stdout. [default: ARCHIVE.onnx]")
+@click.argument("archive", type=options.archive_type)
+@click.option("-o", "model_path", type=options.output_type, metavar="FILE",
+              help="ONNX file to write, - for stdout. [default: ARCHIVE.onnx]")  # fmt: skip
 @options.max_size_option
 @options.force_option
 @options.verbosity_options

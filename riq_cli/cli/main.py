@@ -15,7 +15,7 @@ from riq_cli.cli.terminal import error_line
 from riq_cli.errors import RiqError
 from riq_cli.version import VERSION
 
-_COMMANDS = ("compress", "decompress", "report", "verify")
+_COMMANDS = ("compress", "decompress", "report", "verify", "completion")
 
 
 class _Lazy(click.Group):
@@ -29,6 +29,11 @@ class _Lazy(click.Group):
             return None
         command: click.Command = getattr(importlib.import_module(f"riq_cli.cli.{cmd_name}"), cmd_name)
         return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args[:1] == ["help"]:  # `riq help compress`, as other tools have it
+            args = [*args[1:2], "--help"]
+        return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -50,7 +55,7 @@ def riq() -> None:
       riq decompress model.riqz
       riq verify model.riqz --against model.onnx --calibration heldout.npz
 
-    Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 target not reached or verification failed.
+    Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 target not reached, verification failed or gate missed.
     """
 
 

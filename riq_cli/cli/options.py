@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from riq_cli import limits
+from riq_cli.cli.paths import FileOf
 from riq_cli.errors import ArchiveError
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ def parse_numbers(text: str) -> tuple[float, ...]:
         raise click.BadParameter(f"{text!r} is not a list of numbers; write 0.485,0.456,0.406") from None
 
 
-def _together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+def together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """One decorator that adds several options, in the order given."""
+
     def decorate(command: Command) -> Command:
         for option in reversed(options):
             command = option(command)
@@ -62,6 +65,11 @@ def _together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
 
     return decorate
 
+
+model_type = FileOf(".onnx")
+archive_type = FileOf(".riqz", allow_dash=True)
+calibration_type = FileOf(".npz", ".npy", must_be_file=False)  # or a folder, or module:callable
+output_type = click.Path(allow_dash=True)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 force_option = click.option("-f", "--force", is_flag=True, help="Replace an existing output file.")
@@ -73,12 +81,12 @@ max_size_option = click.option(
     show_default="8GiB",
     help="Largest restored model to accept.",
 )
-verbosity_options = _together(
+verbosity_options = together(
     click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
     click.option("-v", "--verbose", count=True, help="Print more; -vv also tracebacks."),
 )
 
-running_options = _together(
+running_options = together(
     click.option(
         "--output",
         "outputs",
@@ -104,7 +112,7 @@ running_options = _together(
     ),
 )
 
-image_options = _together(
+image_options = together(
     click.option(
         "--mean",
         type=parse_numbers,
@@ -134,10 +142,16 @@ def open_archive(path: str, max_size: int) -> Iterator[Archive]:
     """The archive in a file, or on stdin for `-`; errors inside of the block name the file."""
     from riq_cli.archive import Archive
 
+    source: Any = sys.stdin.buffer if path == "-" else path
+    with naming(path), Archive.open(source, max_size) as archive:
+        yield archive
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """A block whose errors about an archive name its file."""
     try:
-        source: Any = sys.stdin.buffer if path == "-" else path
-        with Archive.open(source, max_size) as archive:
-            yield archive
+        yield
     except ArchiveError as error:
         raise type(error)(f"{path}: {error}") from error
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
 
 from riq_cli.archive import Archive
-from riq_cli.cli import options
-from riq_cli.cli.terminal import finite, human_size, printable, shortened, table
-from riq_cli.report import SortKey, Totals, rows, totals
+from riq_cli.cli import difference as compared
+from riq_cli.cli import markdown, options
+from riq_cli.cli.gates import check, gate_options, gates
+from riq_cli.cli.terminal import table
+from riq_cli.files import atomic_write, check_output, refuse_source
+from riq_cli.report import Difference, SortKey, Totals, command, difference, page, rows, totals
+from riq_cli.text import finite, human_size, printable, shortened
+
+_ANY_SIZE = 1 << 100  # nothing is restored here, so that nothing needs a limit
 
 
 @click.command(
@@ -19,30 +26,97 @@ from riq_cli.report import SortKey, Totals, rows, totals
 Examples:
   riq report model.riqz
   riq report model.riqz --sort size | head
+  riq report model.riqz --html report.html
   riq report model.riqz --json | jq .totals.ratio
+  riq report model.riqz --max-size 2MB --min-ratio 8
+  riq report old.riqz new.riqz --markdown
 """,
-    short_help="Rates, bytes and settings, layer by layer.",
+    short_help="Rates, bytes and settings, layer by layer; or what changed.",
 )
-@click.argument("archive", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.argument("archives", nargs=-1, required=True, metavar="ARCHIVE [NEW]", type=options.archive_type)
 @click.option(
     "--sort",
     type=click.Choice(["model", "size", "rate", "name"]),
-    default="model",
-    show_default=True,
-    help="Order of the layers.",
+    help="Order of the layers. [default: model; of two archives and in markdown: size]",
 )
-@options.max_size_option
+@click.option("--html", "page_path", type=options.output_type, metavar="FILE",
+              help="Write one self-contained page instead, - for stdout.")  # fmt: skip
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print markdown, for a pull request or a job's summary.")
+@gate_options
+@options.force_option
 @options.json_option
-def report(archive: str, sort: SortKey, max_size: int, as_json: bool) -> None:
+def report(
+    archives: tuple[str, ...],
+    sort: SortKey | None,
+    page_path: str | None,
+    as_markdown: bool,
+    max_size: int | None,
+    min_ratio: float | None,
+    max_rate: float | None,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Say what ARCHIVE holds: every layer's rate and bytes, the totals, and how it was made.
 
-    Only the manifest is read, so that large archives report at once.
+    With a second archive, say what changed from the first to NEW, in total and layer by layer.
+
+    Exits with 3 when the archive (the second of two) misses --max-size, --min-ratio or --max-rate: a gate for
+    continuous integration. Only the manifest is read, so that large archives report at once; --html reads the layers'
+    tables too.
     """
-    with options.open_archive(archive, max_size) as opened:
-        click.echo(json.dumps(_document(opened, sort), indent=2) if as_json else _text(opened, sort))
+    if len(archives) > 2:
+        raise click.UsageError(f"one archive to report on, or two to compare; {len(archives)} were given")
+    if archives.count("-") > 1:
+        raise click.UsageError("only one of two archives can come from stdin")
+    if page_path is not None and len(archives) > 1:
+        raise click.UsageError("--html shows one archive; leave one of the two away")
+    if as_json + as_markdown + (page_path == "-") > 1:
+        raise click.UsageError("--json, --markdown and --html - all want stdout; give one of them")
+    if page_path not in (None, "-"):
+        refuse_source(page_path, *archives)
+        check_output(page_path, force)
+    opened = [_opened(path) for path in archives]
+    checked = gates(totals(opened[-1]), max_size, min_ratio, max_rate)
+    if len(opened) == 2:
+        found = difference(opened[0], opened[1], sort or "size")
+        document, text = compared.document(found, *archives), _difference(found, archives, as_markdown)
+    else:
+        name = "model.riqz" if archives[0] == "-" else Path(archives[0]).name
+        if page_path is not None:
+            with options.naming(archives[0]):
+                _write_page(page(opened[0], name), page_path, force)
+        document = _document(opened[0], name, sort or "model")
+        text = markdown.report(opened[0], name, sort or "size") if as_markdown else _text(opened[0], sort or "model")
+    if as_json:
+        click.echo(json.dumps(document | {"gates": [gate.document() for gate in checked]}, indent=2))
+    elif page_path is None or as_markdown:
+        click.echo(text)
+    check(archives[-1], checked)
 
 
-def _document(archive: Archive, sort: SortKey) -> dict[str, Any]:
+def _opened(path: str) -> Archive:
+    with options.open_archive(path, _ANY_SIZE) as archive:
+        return archive
+
+
+def _difference(found: Difference, archives: tuple[str, ...], as_markdown: bool) -> str:
+    """The difference with the archives' names, or their paths where the names are the same."""
+    names = [Path(path).name for path in archives]
+    old, new = archives if names[0] == names[1] else names
+    return compared.as_markdown(found, old, new) if as_markdown else compared.text(found, old, new)
+
+
+def _write_page(text: str, path: str, force: bool) -> None:
+    if path == "-":
+        click.echo(text, nl=False)
+        return
+    data = text.encode()
+    with atomic_write(path, force) as file:
+        file.write(data)
+    click.echo(f"{path}: {human_size(len(data))}", err=True)
+
+
+def _document(archive: Archive, name: str, sort: SortKey) -> dict[str, Any]:
     manifest = archive.manifest
     return {
         "layers": rows(archive, sort),
@@ -52,6 +126,7 @@ def _document(archive: Archive, sort: SortKey) -> dict[str, Any]:
         "settings": dict(manifest.settings),
         "source": dict(manifest.source),
         "creator": manifest.creator,
+        "command": command(manifest, name),
     }
 
 
@@ -137,6 +212,6 @@ def _made(archive: Archive) -> str:
         f"epsilon = {result.get('epsilon', 0):g}; {result.get('evaluations')} evaluations, "
         f"{result.get('probes')} probes"
     )
-    settings = ", ".join(f"{key} = {value}" for key, value in sorted(manifest.settings.items()))
+    settings = ", ".join(f"{key} = {value}" for key, value in sorted(manifest.settings.items()) if value is not None)
     lines.append(f"settings: {printable(settings)}; {printable(manifest.creator)}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What goes to the terminal: messages, numbers as people read them, progress."""
+"""What goes to the terminal: messages, tables, progress."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from riq_cli.text import printable
+
 if TYPE_CHECKING:
     from riq_cli.codec import Progress
-
-
-def printable(text: str) -> str:
-    """Text with control characters, such as the escape sequences in a hostile tensor name, made visible."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def error_line(message: str) -> None:
@@ -26,27 +23,6 @@ def error_line(message: str) -> None:
 def warn_line(message: str) -> None:
     """Print a warning to stderr, in one line."""
     click.echo(f"riq: warning: {printable(' '.join(message.split()))}", err=True)
-
-
-def shortened(text: str, width: int = 60) -> str:
-    """A printable name of at most `width` characters: the middle of a long one is left out."""
-    text = printable(text)
-    half = (width - 1) // 2
-    return text if len(text) <= width else f"{text[:half]}…{text[-half:]}"
-
-
-def human_size(size: float) -> str:
-    """A size in bytes as people read it: `712 B`, `34.6 kB`, `4.75 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}" if size < 1000 else f"{size:.0f} {unit}"
-
-
-def finite(value: float) -> float | None:
-    """The value for JSON, which has no infinity: None."""
-    return value if math.isfinite(value) else None
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from riq_cli.cli import exit_codes, options
-from riq_cli.cli.terminal import finite, shortened, warn_line
+from riq_cli.cli.terminal import warn_line
+from riq_cli.text import finite, shortened
 
 
 @click.command(
@@ -20,9 +21,10 @@ Examples:
 """,
     short_help="Measure the deviation on other data; exit 3 if above the bound.",
 )
-@click.argument("archive", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
-@click.option("--against", required=True, type=click.Path(exists=True, dir_okay=False), help="The original model.")
-@click.option("--calibration", required=True, metavar="DATA", help="Samples to measure on, as for riq compress.")
+@click.argument("archive", type=options.archive_type)
+@click.option("--against", required=True, type=options.model_type, help="The original model.")
+@click.option("--calibration", required=True, type=options.calibration_type, metavar="DATA",
+              help="Samples to measure on, as for riq compress.")  # fmt: skip
 @click.option("--deviation", type=float, metavar="D", help="Bound. [default: the target the archive was made for]")
 @options.running_options
 @options.image_options

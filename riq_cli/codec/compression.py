@@ -14,10 +14,11 @@ from riq_cli.archive import Archive, Manifest, SkeletonEntry, deflate
 from riq_cli.calibration import Calibration, Sample, digest
 from riq_cli.codec.fitting import fitted_plans
 from riq_cli.codec.layers import encode_layer
+from riq_cli.codec.probing import Probed
 from riq_cli.codec.restoration import decompress, measure_restored
 from riq_cli.codec.settings import Progress, Report, Settings, Warn
 from riq_cli.codec.solution import Solution
-from riq_cli.codec.solver import Means, PlansStart, Solver
+from riq_cli.codec.solver import Means, PlansStart, ProberStart, Solver
 from riq_cli.codec.split import FIT_SAMPLES, split
 from riq_cli.codec.weights import Plans, Weights, Widths, is_matrix
 from riq_cli.errors import SettingsError, TargetError
@@ -257,17 +258,16 @@ class _Compression:
         self._model.release()
         return evaluator
 
-    def _prober(
-        self, form: SessionForm, evaluator: Evaluator, samples: Sequence[Sample]
-    ) -> Callable[[], tuple[Prober, Callable[[int, int], None]]]:
+    def _prober(self, form: SessionForm, evaluator: Evaluator, samples: Sequence[Sample]) -> ProberStart:
         """What starts the session for probing, on a few of the samples, and tells of its progress."""
         step = -(-len(samples) // _PROBE_SAMPLES)
 
-        def tell(done: int, total: int) -> None:
+        def tell(done: int, total: int, number: int | None, deviation: float) -> None:
             self._probes = done
-            self._progress(Progress("probe", done, total))
+            layer = "" if number is None else self._model.layers[number].name
+            self._progress(Progress("probe", done, total, value=deviation, layer=layer))
 
-        def start() -> tuple[Prober, Callable[[int, int], None]]:
+        def start() -> tuple[Prober, Probed]:
             values = [layer.values for layer in self._model.layers]
             settings = self._settings
             return Prober(
@@ -318,7 +318,7 @@ class _Compression:
         points = [(k, value) for name, k, value in self._trace if name == allocation]
         held = min((k for k, v in points if v <= target), default=math.inf)
         failed = max((k for k, v in points if v > target and k < held), default=0.0)
-        self._progress(Progress("search", len(self._trace), 0, k, value, failed, held))
+        self._progress(Progress("search", len(self._trace), 0, k, value, failed, held, allocation))
 
     def _build(self, widths: Widths, plans: Plans, pool: Executor | None, executor: Executor | None) -> Archive:
         """The archive at these bin widths; layers without one go back into the skeleton, NaN and infinity stay raw."""

@@ -19,13 +19,11 @@ _WIDER = 8.0
 _NEAR = 1.5  # a layer is not probed again at a bin width this close to one where it was
 
 
+Probed = Callable[[int, int, int | None, float], None]  # told of steps done and in all, and a layer's deviation
+
+
 def measured_allocation(
-    weights: Weights,
-    plans: Plans,
-    prober: Prober,
-    paper: Solution,
-    pool: Executor,
-    progress: Callable[[int, int], None],
+    weights: Weights, plans: Plans, prober: Prober, paper: Solution, pool: Executor, progress: Probed
 ) -> Allocation:
     """The allocation of least rate for the deviation of the paper's solution.
 
@@ -40,24 +38,25 @@ def measured_allocation(
         prober: measures the deviation of changed layers.
         paper: the solution of the norm allocation, with nearest rounding.
         pool: its threads work at the same time.
-        progress: called with layers done and layers in all.
+        progress: called with probes done and in all, the number of the layer that was probed (None: it was not again),
+            and the deviation that it caused alone.
     """
     numbers = weights.matrices + weights.vectors
     widths, k = paper.widths, paper.k
     probes = _Probes(weights, plans, prober)
     for done, number in enumerate(numbers):
         start = widths[number]
-        probes.first(number, start if start is not None else weights.norms[number] / k)
-        progress(done + 1, 2 * len(numbers))
+        deviation = probes.first(number, start if start is not None else weights.norms[number] / k)
+        progress(done + 1, 2 * len(numbers), number, deviation)
     probes.draw_curves(pool)
     # Nearest rounding causes at the paper's bin widths what it causes; compensation would cause less there.
     budget = max(paper.deviation, _READABLE) if plans else probes.expected(widths)
     chosen = probes.filled(budget)
     for done, (number, better) in enumerate(chosen.items()):
-        probes.again(number, better)
-        progress(len(numbers) + done + 1, 2 * len(numbers))
+        again = probes.again(number, better)
+        progress(len(numbers) + done + 1, 2 * len(numbers), None if again is None else number, again or 0.0)
     chosen = probes.filled(budget)
-    progress(2 * len(numbers), 2 * len(numbers))
+    progress(2 * len(numbers), 2 * len(numbers), None, 0.0)
     shapes = {number: width * k for number, width in chosen.items()}
     silent = [number for number in numbers if number not in chosen]
     shapes |= {number: weights.norms[number] for number in silent}
@@ -74,8 +73,8 @@ class _Probes:
         self.sensitivity: dict[int, float] = {}
         self._probed: dict[int, float] = {}
 
-    def first(self, number: int, width: float) -> None:
-        """Measure a layer at a bin width, or at others near it until its deviation can be read."""
+    def first(self, number: int, width: float) -> float:
+        """The deviation of a layer at a bin width, or at others near it until it can be read."""
         deviation, error = self._measure(number, width)
         for _ in range(_TRIES - 1):
             if _READABLE <= deviation <= _SATURATED:
@@ -85,6 +84,7 @@ class _Probes:
         if deviation >= _READABLE and error > 0:
             self.sensitivity[number] = deviation / error
             self._probed[number] = width
+        return deviation
 
     def draw_curves(self, pool: Executor) -> None:
         """Take the curve of every layer around the bin width where it was measured."""
@@ -103,13 +103,14 @@ class _Probes:
             if number in self.sensitivity and width is not None
         )
 
-    def again(self, number: int, width: float) -> None:
-        """Measure a layer once more at the bin width that was chosen for it, if that is not near the first."""
+    def again(self, number: int, width: float) -> float | None:
+        """The deviation of a layer at the bin width that was chosen for it; None if it was first measured near that."""
         if 1 / _NEAR < width / self._probed[number] < _NEAR:
-            return
+            return None
         deviation, error = self._measure(number, width)
         if deviation >= _READABLE and error > 0:
             self.sensitivity[number] = deviation / error
+        return deviation
 
     def filled(self, budget: float) -> dict[int, float]:
         """Bin widths of least rate for a sum of deviations, by the number of the layer."""

@@ -118,9 +118,10 @@ class Settings:
 class Progress:
     """A step of the work, for a progress display.
 
-    In a `search`, `done` counts evaluations, `k` and `value` are the newest one, and `low` and `high` the bracket: the
-    largest k that failed and the smallest that held. In `fit` and `probe`, `done` of `total` layers are through,
-    otherwise `done` of `total` weights.
+    In a `search`, `done` counts evaluations, `k` and `value` are the newest one, of an `allocation`, and `low` and
+    `high` the bracket: the largest k that failed and the smallest that held. In a `probe`, `done` of `total` layers are
+    through, and `value` is the deviation that `layer` caused alone, if one was probed. In `fit`, `done` of `total`
+    layers are through, otherwise `done` of `total` weights.
     """
 
     phase: Literal["search", "fit", "probe", "coding", "decoding"]
@@ -130,6 +131,8 @@ class Progress:
     value: float = 0.0
     low: float = 0.0
     high: float = math.inf
+    allocation: str = ""
+    layer: str = ""
 
 
 Report = Callable[[Progress], None]

@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 from riq_cli import search
-from riq_cli.codec.probing import measured_allocation
+from riq_cli.codec.probing import Probed, measured_allocation
 from riq_cli.codec.settings import DEFAULT_EPSILON, Settings, Warn
 from riq_cli.codec.solution import Scheme, Solution
 from riq_cli.codec.weights import Plans, Weights, Widths
@@ -27,7 +27,7 @@ _USUAL = 0.01  # a deviation as it is often asked for
 _LOWEST = 1e-3  # k of a compensated solution: Proposition 2 bounds that of nearest rounding only
 
 
-ProberStart = Callable[[], tuple[Prober, Callable[[int, int], None]]]  # a prober, and what to tell of its progress
+ProberStart = Callable[[], tuple[Prober, Probed]]  # a prober, and what to tell of its progress
 PlansStart = Callable[[Widths], Plans]  # how errors are compensated at about these bin widths
 
 

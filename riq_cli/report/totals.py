@@ -45,6 +45,7 @@ def totals(archive: Archive) -> Totals:
     before = sum(layer.size * 8 * DTYPE_BYTES[layer.dtype] for layer in layers)
     after = sum(_entropy_bits(layer) for layer in layers)
     source = archive.manifest.source.get("bytes")
+    source = source if type(source) is int and 0 < source < 1 << 63 else None  # nothing has checked this field
     return Totals(
         layers=len(layers),
         weights=weights,

@@ -1,0 +1,72 @@
+"""Markdown as GitHub reads it, of text that nobody vouches for; and a report in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import escape
+
+from riq_cli.archive import Archive
+from riq_cli.report import SortKey, rows, totals
+from riq_cli.text import human_size, printable, real, shown
+
+ROWS = 100  # of a table: a comment on GitHub holds 65,536 characters
+
+
+def code(text: str) -> str:
+    """Untrusted text in a code span, where no markup, link or mention comes to life."""
+    text = printable(text)
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    pad = " " if longest or not text.strip() else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
+    """A table of at most `ROWS` lines, the first `left` columns to the left, and a word on how many are not shown."""
+    rules = [":--" if column < left else "--:" for column in range(len(header))]
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in (header, rules, *lines[:ROWS])]
+    drawn = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    rest = len(lines) - ROWS
+    return drawn if rest <= 0 else f"{drawn}\n\n… and {rest} more"
+
+
+def folded(summary: str, content: str) -> str:
+    """Content that opens at a click."""
+    return f"<details><summary>{escape(summary)}</summary>\n\n{content}\n\n</details>"
+
+
+def report(archive: Archive, name: str, sort: SortKey) -> str:
+    """An archive for the summary of a job."""
+    sums, result = totals(archive), archive.manifest.result
+    target = real(archive.manifest.settings.get("deviation"))
+    facts = [
+        ("size", human_size(sums.archive_bytes)),
+        ("source", "–" if sums.source_bytes is None else human_size(sums.source_bytes)),
+        ("ratio", f"×{shown(sums.ratio, '.2f')}"),
+        ("bits/weight", f"{sums.rate:.3g}"),
+    ]
+    if real(result.get("deviation")) is not None:
+        facts.append(("deviation", shown(result["deviation"]) + (f" (target {target:g})" if target else "")))
+        facts.append(("worst sample", shown(result.get("worst"))))
+    if real(result.get("holdout")) is not None:
+        facts.append(("held out", shown(result["holdout"])))
+    lines = [
+        (
+            code(row["name"]),
+            code(row["op"]),
+            "×".join(map(str, row["shape"])),
+            row["coding"],
+            shown(row["bin_width"]),
+            f"{row['rate']:.2f}",
+            f"{row['bytes']:,}",
+            f"{row['share']:.1%}",
+        )
+        for row in rows(archive, sort)
+    ]
+    header = ("layer", "op", "shape", "coding", "bin width", "bits/weight", "bytes", "share")
+    blocks = [f"### {code(name)}", table([key for key, _ in facts], [[value for _, value in facts]], left=0)]
+    if lines:
+        summary = f"{sums.layers} layers, {sums.weights:,} weights"
+        blocks.append(folded(summary, table(header, lines, left=4)))
+    return "\n\n".join(blocks)

@@ -1,0 +1,8 @@
+"""What archives hold and how two of them differ, without decoding a layer. Standard library only."""
+
+from riq_cli.report.difference import Change, Difference, Status, difference
+from riq_cli.report.page import page
+from riq_cli.report.reproduction import command
+from riq_cli.report.totals import SortKey, Totals, rows, totals
+
+__all__ = ["Change", "Difference", "SortKey", "Status", "Totals", "command", "difference", "page", "rows", "totals"]

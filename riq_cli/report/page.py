@@ -1,0 +1,310 @@
+"""An archive as one HTML page that needs nothing else: no network, no fonts, no further files.
+
+Everything that stands in a manifest is untrusted: text goes through `escape`, numbers through `real` or `shown`. The
+page's policy also forbids all scripts but the one that is written here, by its hash.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any, TypeGuard
+
+from riq_cli.archive import Archive
+from riq_cli.report import figures
+from riq_cli.report.histogram import Histogram, histograms
+from riq_cli.report.reproduction import command
+from riq_cli.report.totals import Totals, rows, totals
+from riq_cli.text import human_size, printable, real, shortened, shown
+
+_HISTOGRAMS = 6
+# Key, header, whether numbers (their first click sorts them descending, that of text ascending).
+_COLUMNS = (
+    ("number", "#", False),
+    ("name", "layer", False),
+    ("op", "op", False),
+    ("shape", "shape", True),
+    ("coding", "coding", False),
+    ("symbols", "symbols", True),
+    ("bin_width", "bin width", True),
+    ("entropy", "entropy", True),
+    ("rate", "bits/weight", True),
+    ("bytes", "bytes", True),
+    ("share", "share", True),
+)
+
+
+def page(archive: Archive, name: str) -> str:
+    """The page about an archive that is called `name`.
+
+    Raises:
+        CorruptArchive: a table is damaged.
+    """
+    folder = files("riq_cli.report")
+    style = folder.joinpath("page.css").read_text(encoding="utf-8")
+    script = folder.joinpath("page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
+    sums = totals(archive)
+    sections = (
+        _totals(archive, sums),
+        _parts(sums),
+        _layers(archive),
+        _histograms(histograms(archive, _HISTOGRAMS)),
+        _trace(archive),
+        _made(archive, name),
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{_text(name)}: riq report</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+<h1>{_text(name)}</h1>
+{"".join(sections)}
+</main>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def _text(value: Any) -> str:
+    """Untrusted text, visible and harmless."""
+    return escape(printable(str(value)), quote=True)
+
+
+# ---- totals ----
+
+
+def _totals(archive: Archive, sums: Totals) -> str:
+    result = archive.manifest.result
+    target = real(archive.manifest.settings.get("deviation"))
+    source = real(sums.source_bytes)
+    cards = [
+        (
+            "size",
+            human_size(sums.archive_bytes),
+            f"from {human_size(source)}" if source else f"{sums.archive_bytes:,} bytes",
+        ),
+        ("compression ratio", f"×{shown(sums.ratio, '.2f')}", f"×{sums.ratio_eq2:.2f} by eq. (2), layers alone"),
+        ("rate", f"{sums.rate:.3g}", f"bits/weight; {sums.weights:,} weights in {sums.layers} layers"),
+    ]
+    if real(result.get("deviation")) is not None:
+        bound = f"target {target:g}" if target else "cosine distance"
+        held = real(result.get("holdout"))
+        cards.append(
+            (
+                "deviation",
+                shown(result["deviation"], ".3g"),
+                f"{bound}; worst sample {shown(result.get('worst'), '.3g')}"
+                + ("" if held is None else f"; held out {held:.3g}"),
+            )
+        )
+    return (
+        '<dl class="totals">'
+        + "".join(f"<div><dt>{term}</dt><dd>{value} <small>{note}</small></dd></div>" for term, value, note in cards)
+        + "</dl>\n"
+    )
+
+
+def _parts(sums: Totals) -> str:
+    parts = (
+        ("streams", sums.stream_bytes),
+        ("tables", sums.table_bytes),
+        *([("codes", sums.code_bytes)] if sums.code_bytes else []),
+        ("skeleton", sums.skeleton_bytes),
+        ("manifest", sums.manifest_bytes + sums.header_bytes),
+    )
+    bar = "".join(f'<span class="{name}" style="flex: {max(size, 1)} 0 0"></span>' for name, size in parts)
+    key = "".join(
+        f'<li><i class="{name}"></i>{name} {human_size(size)} ({size / sums.archive_bytes:.1%})</li>'
+        for name, size in parts
+    )
+    return (
+        f'<h2>Where the bytes are</h2>\n<div class="parts" aria-hidden="true">{bar}</div><ul class="key">{key}</ul>\n'
+    )
+
+
+# ---- layers ----
+
+
+def _layers(archive: Archive) -> str:
+    layers = rows(archive)
+    if not layers:
+        return "<h2>Layers</h2>\n<p>Nothing was coded: all of the model is in the skeleton.</p>\n"
+    largest = {key: max(row[key] for row in layers) or 1 for key in ("rate", "bytes")}
+    head = "".join(
+        f'<th scope="col" aria-sort="{"ascending" if key == "number" else "none"}" data-key="{key}" '
+        f'data-first="{"descending" if numbers else "ascending"}"{_right(numbers or key == "number")}>'
+        f'<button type="button">{header}</button></th>'
+        for key, header, numbers in _COLUMNS
+    )
+    body = "\n".join(_row(number, row, largest) for number, row in enumerate(layers, 1))
+    return (
+        "<h2>Layers</h2>\n"
+        '<div class="controls" hidden><label>Filter by name, operator, shape or coding'
+        '<input type="search" id="filter" autocomplete="off"></label><span id="shown" role="status"></span></div>\n'
+        '<div class="scroll"><table class="layers">\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n"
+    )
+
+
+def _right(numbers: bool) -> str:
+    return ' class="number"' if numbers else ""
+
+
+def _row(number: int, row: Mapping[str, Any], largest: Mapping[str, float]) -> str:
+    shape = "×".join(map(str, row["shape"])) or "scalar"
+    shape += "" if row["dtype"] == "float32" else f" {row['dtype']}"
+    width = row["bin_width"]
+    entropy = f"{row['entropy']:.2f}" if row["symbols"] else "–"
+    size = 1
+    for length in row["shape"]:
+        size *= length
+    words = _text(" ".join((row["name"], row["op"], shape, row["coding"])))
+    return (
+        f'<tr data-text="{words}" data-bytes="{row["bytes"]}">'
+        f'<td class="number" data-value="{number}">{number}</td>'
+        f'<td class="name">{_text(row["name"])}</td>'
+        f"<td>{_text(row['op'])}</td>"
+        f'<td class="number" data-value="{size}">{_text(shape)}</td>'
+        f"<td>{row['coding']}</td>"
+        f'<td class="number" data-value="{row["symbols"]}">{row["symbols"] or "–"}</td>'
+        f'<td class="number" data-value="{width or 0!r}">{shown(width)}</td>'
+        f'<td class="number" data-value="{row["entropy"]!r}">{entropy}</td>'
+        + _barred("rate", row["rate"], f"{row['rate']:.2f}", largest)
+        + _barred("bytes", row["bytes"], f"{row['bytes']:,}", largest)
+        + f'<td class="number" data-value="{row["share"]!r}">{row["share"]:.1%}</td></tr>'
+    )
+
+
+def _barred(key: str, value: float, text: str, largest: Mapping[str, float]) -> str:
+    """A cell with a number and a bar beside it, as long as its share of the largest in the column."""
+    bar = f'<i aria-hidden="true"><b style="width: {100 * value / largest[key]:.2f}%"></b></i>'
+    return f'<td class="number barred {key}" data-value="{value!r}"><div>{bar}<span>{text}</span></div></td>'
+
+
+# ---- figures ----
+
+
+def _histograms(found: Sequence[Histogram]) -> str:
+    if not found:
+        return ""
+    pictures = "".join(
+        f'<figure><figcaption><span class="name" title="{_text(one.layer.name)}">'
+        f"{_text(shortened(one.layer.name, 40))}</span><br>"
+        f"{one.layer.size:,} weights, {one.layer.symbols} symbols in use, {one.zero:.0%} zero"
+        + (f", {one.beyond:.2%} beyond the picture" if one.beyond else "")
+        + f"</figcaption>{figures.histogram(one)}</figure>"
+        for one in found
+    )
+    return (
+        "<h2>Symbols of the largest layers</h2>\n"
+        '<p class="soft">Share of the weights at each symbol, from the tables in the archive, which keep it to a few '
+        "per cent. A symbol times its bin width is the weight.</p>\n"
+        f'<div class="histograms">{pictures}</div>\n'
+    )
+
+
+def _trace(archive: Archive) -> str:
+    result = archive.manifest.result
+    target = real(archive.manifest.settings.get("deviation"))
+    k, deviation = real(result.get("k")), real(result.get("deviation"))
+    chosen = (k, deviation) if _plottable(k) and _plottable(deviation) else None
+    points = _points(result.get("trace"))
+    if not points:
+        return ""
+    target = target if _plottable(target) else None
+    numbers = "".join(
+        f'<tr><td class="number">{n}</td><td class="number">{k:.5g}</td><td class="number">{value:.4g}</td></tr>'
+        for n, (k, value) in enumerate(points, 1)
+    )
+    circle = '<svg viewBox="0 0 22 16" aria-hidden="true">{}</svg>'
+    key = [
+        circle.format('<circle class="holds" cx="11" cy="8" r="4.5"/>')
+        + ("meets the target" if target else "an evaluation"),
+        circle.format('<circle class="chosen" cx="11" cy="8" r="7"/>') + "the solution, as restored",
+        circle.format('<line class="theory" x1="0" x2="22" y1="8" y2="8"/>') + "1/k², what theory expects",
+    ]
+    if target:
+        key.insert(1, circle.format('<path class="misses" d="M7 4L15 12M7 12L15 4"/>') + "misses it")
+    return (
+        "<h2>The search</h2>\n"
+        f'<p class="soft">Deviation of the {_text(result.get("allocation"))} allocation at each k that was evaluated: '
+        "on the samples of the search, on those held out, and of the restored model.</p>\n"
+        f'<figure class="trace">{figures.trace(points, target, chosen)}'
+        f'<ul class="key">{"".join(f"<li>{item}</li>" for item in key)}</ul></figure>\n'
+        "<details><summary>The numbers</summary><table><thead>"
+        '<tr><th scope="col" class="number">#</th><th scope="col" class="number">k</th>'
+        f'<th scope="col" class="number">deviation</th></tr></thead><tbody>{numbers}</tbody></table></details>\n'
+    )
+
+
+def _points(trace: Any) -> list[tuple[float, float]]:
+    """Those pairs of k and deviation in an unchecked list that a logarithmic plot can show."""
+    points = []
+    for item in trace if isinstance(trace, list) else ():
+        if isinstance(item, list) and len(item) == 2:
+            k, value = real(item[0]), real(item[1])
+            if _plottable(k) and _plottable(value):
+                points.append((k, value))
+    return points
+
+
+def _plottable(value: float | None) -> TypeGuard[float]:
+    """Whether a logarithmic axis can show a number: no deviation or k that was measured is outside of this."""
+    return value is not None and 1e-30 < value < 1e30
+
+
+# ---- how it was made ----
+
+
+def _made(archive: Archive, name: str) -> str:
+    manifest = archive.manifest
+    found = [(key, manifest.result.get(key)) for key in ("allocation", "k", "epsilon", "evaluations", "probes")]
+    measured = manifest.result.get("measured")
+    for tensor in measured if isinstance(measured, list) else ():
+        if isinstance(tensor, dict):
+            value = f"{shown(tensor.get('mean'))}, worst {shown(tensor.get('worst'))}"
+            found.append((f"deviation at {shortened(str(tensor.get('name')))}", value))
+    if manifest.calibration:
+        samples, kind, digest = (manifest.calibration.get(key) for key in ("samples", "kind", "sha256"))
+        found += [("calibration", f"{samples} samples, {kind}"), ("calibration SHA-256", digest)]
+    found += [("source SHA-256", manifest.source.get("sha256")), ("made by", manifest.creator)]
+    return (
+        f"<h2>How it was made</h2>\n{_facts('asked for', [*manifest.settings.items()])}{_facts('found', found)}"
+        "<h2>How to reproduce</h2>\n"
+        f"<pre><code>{_text(command(manifest, name))}</code></pre>\n"
+        '<p class="soft">With the model and the samples of the SHA-256 above, the same versions and the same machine, '
+        "the archive is the same byte for byte. It keeps no file names: those of the model and the samples are "
+        "placeholders.</p>\n"
+    )
+
+
+def _facts(caption: str, facts: Sequence[tuple[str, Any]]) -> str:
+    """A table of names and values; those that are not known are left out."""
+    lines = "".join(
+        f'<tr><th scope="row">{_text(key)}</th><td><code>{_text(_setting(value))}</code></td></tr>'
+        for key, value in facts
+        if value is not None
+    )
+    table = f'<table class="facts"><caption>{caption}</caption><tbody>{lines}</tbody></table>'
+    return f'<div class="scroll">{table}</div>\n' if lines else ""
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(map(_setting, value))
+    return ", ".join(f"{key}={item}" for key, item in value.items()) if isinstance(value, dict) else str(value)

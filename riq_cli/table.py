@@ -1,0 +1,84 @@
+"""The table of a layer, read: which symbols are in use, and how often (FORMAT.md, "Table"). Standard library only."""
+
+from __future__ import annotations
+
+from riq_cli.errors import CorruptArchive
+from riq_cli.limits import TABLE_SYMBOLS
+
+COUNT_ORDER, FIRST_ORDER, ROOT_ORDER, GAP_ORDER = 4, 4, 8, 0  # of the Exp-Golomb codes
+TOO_LONG = "a table is longer than its symbols; the archive is damaged"
+_ROOT_MAX = 1 << 24
+_ZEROS = 40  # in front of a code at most
+_PIECE = 1 << 10  # bytes of a table that are turned into bits at a time
+
+
+def read_table(stored: bytes, begin: int = 0) -> tuple[list[int], list[int], int]:
+    """The symbols in use, ascending, the rounded square roots of their counts, and where the table's bytes end.
+
+    Args:
+        stored: bytes that hold the table, and perhaps others before and behind it.
+        begin: where the table begins; it says itself how long it is.
+
+    Raises:
+        CorruptArchive: cut off, or with values that no encoder writes.
+    """
+    reader = _Bits(stored, begin)
+    order = reader.bits(4)
+    count = reader.golomb(COUNT_ORDER) + 1
+    if count > TABLE_SYMBOLS:
+        raise CorruptArchive("a table has more symbols than allowed; the archive is damaged")
+    symbols = [_unzigzag(reader.golomb(FIRST_ORDER))]
+    roots = [reader.golomb(ROOT_ORDER) + 1]
+    for _ in range(count - 1):
+        symbols.append(symbols[-1] + 1 + reader.golomb(GAP_ORDER))
+        roots.append(roots[-1] + _unzigzag(reader.golomb(order)))
+    end = reader.finish()
+    if min(roots) < 1 or max(roots) > _ROOT_MAX or max(abs(symbols[0]), abs(symbols[-1])) >= 1 << 31:
+        raise CorruptArchive("a table holds impossible values; the archive is damaged")
+    return symbols, roots, end
+
+
+def _unzigzag(value: int) -> int:
+    return value // 2 if value % 2 == 0 else -(value + 1) // 2
+
+
+class _Bits:
+    """Reads the bits of a table from the first to the last; of what may lie behind it, next to nothing."""
+
+    def __init__(self, data: bytes, begin: int) -> None:
+        self._data = data
+        self._next = begin  # byte that is not in the text yet
+        self._text = ""
+        self._position = 0
+
+    def _fill(self, count: int) -> None:
+        """Have `count` bits in the text, or all that are left; a count is at most a few dozen."""
+        if len(self._text) - self._position < count:
+            piece = self._data[self._next : self._next + _PIECE]
+            more = format(int.from_bytes(piece, "big"), f"0{8 * len(piece)}b") if piece else ""
+            self._text, self._position = self._text[self._position :] + more, 0
+            self._next += len(piece)
+
+    def bits(self, count: int) -> int:
+        self._fill(count)
+        text = self._text[self._position : self._position + count]
+        if len(text) < count:
+            raise CorruptArchive("a table is cut off; the archive is damaged")
+        self._position += count
+        return int(text, 2)
+
+    def golomb(self, order: int) -> int:
+        self._fill(_ZEROS + 1)
+        one = self._text.find("1", self._position, self._position + _ZEROS + 1)
+        if one < 0:
+            raise CorruptArchive("a table holds an impossible code; the archive is damaged")
+        zeros = one - self._position
+        self._position = one
+        return self.bits(zeros + 1 + order) - (1 << order)
+
+    def finish(self) -> int:
+        """The byte behind the last one that was read from; what is left of that one must be 0."""
+        left = len(self._text) - self._position
+        if "1" in self._text[self._position : self._position + left % 8]:
+            raise CorruptArchive(TOO_LONG)
+        return self._next - left // 8

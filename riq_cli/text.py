@@ -1,0 +1,45 @@
+"""Numbers and names as people read them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def printable(text: str) -> str:
+    """Text with control characters, such as the escape sequences in a hostile tensor name, made visible."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(text: str, width: int = 60) -> str:
+    """A printable name of at most `width` characters: the middle of a long one is left out."""
+    text = printable(text)
+    half = (width - 1) // 2
+    return text if len(text) <= width else f"{text[:half]}…{text[-half:]}"
+
+
+def human_size(size: float) -> str:
+    """A size in bytes as people read it: `712 B`, `34.6 kB`, `4.75 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}" if size < 1000 else f"{size:.0f} {unit}"
+
+
+def finite(value: float) -> float | None:
+    """The value for JSON, which has no infinity: None."""
+    return value if math.isfinite(value) else None
+
+
+def real(value: Any) -> float | None:
+    """The number that an unchecked field of a manifest holds; None if it holds anything else, or no finite one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return value if abs(value) <= 1.7976931348623157e308 else None
+
+
+def shown(value: Any, style: str = ".4g") -> str:
+    """A number in a format's style, `–` for anything that is none."""
+    number = real(value)
+    return "–" if number is None else format(number, style)

@@ -1,0 +1,196 @@
+"""The composite action: its file says what it takes and gives, and its scripts run in bash as GitHub would run them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ACTION = ROOT / ".github" / "actions" / "riq" / "action.yml"
+SAMPLES = ROOT / "sample_models"
+
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+
+
+def parse(text: str) -> Any:
+    """The little YAML that an action is made of: mappings, lists of mappings, plain scalars and literal blocks."""
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    position = 0
+
+    def indent(line: str) -> int:
+        return len(line) - len(line.lstrip())
+
+    def mapping(depth: int) -> dict[str, Any]:
+        nonlocal position
+        found: dict[str, Any] = {}
+        while (
+            position < len(lines) and indent(lines[position]) == depth and not lines[position][depth:].startswith("- ")
+        ):
+            match = re.fullmatch(r"([\w-]+):(?: (.*))?", lines[position][depth:])
+            assert match, f"not the YAML expected here: {lines[position]!r}"
+            key, value = match[1], match[2]
+            assert key not in found
+            position += 1
+            if value == "|":
+                block = []
+                while position < len(lines) and (not lines[position].strip() or indent(lines[position]) > depth):
+                    block.append(lines[position])
+                    position += 1
+                found[key] = textwrap.dedent("\n".join(block)) + "\n"
+            elif value is not None:
+                assert ": " not in value and " #" not in value, f"a plain scalar cannot hold this: {value!r}"
+                found[key] = value.strip('"')
+            elif lines[position].lstrip().startswith("- "):
+                found[key] = items(indent(lines[position]))
+            else:
+                found[key] = mapping(indent(lines[position]))
+        return found
+
+    def items(depth: int) -> list[Any]:
+        found = []
+        while position < len(lines) and lines[position][depth:].startswith("- "):
+            lines[position] = " " * (depth + 2) + lines[position][depth + 2 :]
+            found.append(mapping(depth + 2))
+        return found
+
+    result = mapping(0)
+    assert position == len(lines), lines[position]
+    return result
+
+
+@pytest.fixture(scope="module")
+def action() -> dict[str, Any]:
+    found: dict[str, Any] = parse(ACTION.read_text())
+    return found
+
+
+class Job:
+    """A job that uses the action: a folder with a model, and files where GitHub's would be."""
+
+    def __init__(self, action: dict[str, Any], folder: Path) -> None:
+        self._action, self.folder = action, folder
+        self._output, self._summary = folder / "output", folder / "summary.md"
+        for file in (self._output, self._summary):
+            file.touch()
+        (folder / "temp").mkdir()
+        program = folder / "bin" / "riq"
+        program.parent.mkdir()
+        program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m riq_cli "$@"\n')
+        program.chmod(0o755)
+        shutil.copy(SAMPLES / "cnn.onnx", folder / "cnn.onnx")
+        shutil.copy(SAMPLES / "calibration.npz", folder / "calibration.npz")
+
+    def run(self, **given: str) -> tuple[int, str]:
+        """Run all steps but the first, which installs, until one fails; its exit code and what went to stderr."""
+        inputs = {name: about.get("default", "") for name, about in self._action["inputs"].items()}
+        inputs |= {name.replace("_", "-"): value for name, value in given.items()}
+        for step in self._action["runs"]["steps"][1:]:
+            outputs = self.outputs
+
+            def value(match: re.Match[str], outputs: dict[str, str] = outputs) -> str:
+                where, name = match[1].rpartition(".")[::2]
+                return inputs[name] if where == "inputs" else outputs[name]
+
+            environment = os.environ | {
+                "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
+                "RUNNER_TEMP": str(self.folder / "temp"),
+                "GITHUB_OUTPUT": str(self._output),
+                "GITHUB_STEP_SUMMARY": str(self._summary),
+            }
+            for name, text in step["env"].items():
+                environment[name] = re.sub(r"\$\{\{ ([\w.-]+) \}\}", value, text)
+            script = self.folder / "temp" / "step.sh"
+            script.write_text(step["run"])
+            done = subprocess.run(["bash", "--noprofile", "--norc", "-eo", "pipefail", script], cwd=self.folder,
+                                  capture_output=True, text=True, env=environment, timeout=120)  # fmt: skip
+            if done.returncode:
+                return done.returncode, done.stderr
+        return 0, done.stderr
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        return dict(line.split("=", 1) for line in self._output.read_text().splitlines())
+
+    @property
+    def summary(self) -> str:
+        return self._summary.read_text()
+
+
+@pytest.fixture
+def job(action: dict[str, Any], tmp_path: Path) -> Job:
+    return Job(action, tmp_path)
+
+
+def test_the_action_says_what_it_takes_and_gives(action: dict[str, Any]) -> None:
+    assert action["runs"]["using"] == "composite"
+    assert action["inputs"]["model"]["required"] == "true"
+    assert set(action["inputs"]) >= {"model", "calibration", "deviation", "size", "preset", "source"}
+    assert list(action["outputs"]) == ["archive", "ratio", "deviation", "size"]
+    assert all(
+        about["description"].endswith(".") for about in (*action["inputs"].values(), *action["outputs"].values())
+    )
+    steps = action["runs"]["steps"]
+    assert [step["name"] for step in steps] == ["Install riq", "Compress", "Report"]
+    assert all(step["shell"] == "bash" for step in steps)
+    used = {name for step in steps for text in step["env"].values() for name in re.findall(r"inputs\.([\w-]+)", text)}
+    assert used == set(action["inputs"])
+    assert all("${{" not in step["run"] for step in steps)  # inputs in a script could be commands
+
+
+def test_the_file_means_the_same_to_a_real_parser(action: dict[str, Any]) -> None:
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    document = yaml.safe_load(ACTION.read_text())
+    document["inputs"]["model"]["required"] = "true"
+    assert document == action
+
+
+def test_a_model_is_compressed_and_reported(job: Job) -> None:
+    assert job.run(model="cnn.onnx", calibration="calibration.npz", deviation="0.02", preset="fast") == (0, "")
+    size = (job.folder / "cnn.riqz").stat().st_size
+    outputs = job.outputs
+    assert outputs["archive"] == "cnn.riqz"
+    assert outputs["size"] == str(size)
+    assert float(outputs["ratio"]) == (job.folder / "cnn.onnx").stat().st_size / size
+    assert 0.01 < float(outputs["deviation"]) <= 0.02
+    assert job.summary.startswith("### `cnn.riqz`\n\n| size | source | ratio |")
+    assert "| `dense.weight` | `Gemm` | 64×576 | ans |" in job.summary
+
+
+def test_a_missed_bound_fails_the_job_with_the_report_in_its_summary(job: Job) -> None:
+    code, said = job.run(model="cnn.onnx", calibration="calibration.npz", preset="fast", max_size="10kB", min_ratio="2")
+    assert code == 3
+    assert re.fullmatch(r"riq: error: cnn\.riqz: [\d,]+ bytes \([\d.]+ kB\) are above --max-size 10,000\n", said)
+    assert job.summary.startswith("### `cnn.riqz`")
+
+
+def test_a_target_out_of_reach_fails_the_job(job: Job) -> None:
+    code, said = job.run(model="cnn.onnx", calibration="calibration.npz", preset="fast", size="10kB", deviation="0.001")
+    assert code == 3
+    assert "above the bound of 0.001; give one of them more room" in said
+    assert job.summary == ""
+
+
+def test_a_baseline_is_compared_even_where_it_is_replaced(job: Job) -> None:
+    given = {"model": "cnn.onnx", "calibration": "calibration.npz", "preset": "fast", "baseline": "out/m.riqz"}
+    (job.folder / "out").mkdir()
+    assert job.run(**given, archive="out/m.riqz", deviation="0.02") == (0, "")
+    assert job.summary.startswith("### `m.riqz`")  # nothing to compare with yet
+    assert job.run(**given, archive="out/m.riqz", arguments="--deviation 0.005 --threads 1") == (0, "")
+    assert "### `baseline.riqz` → `m.riqz`: " in job.summary
+    assert "- setting `deviation`: `0.02` → `0.005`" in job.summary
+
+
+def test_names_are_not_commands(job: Job) -> None:
+    hostile = "a $(touch pwned) `touch pwned`.onnx"
+    shutil.copy(job.folder / "cnn.onnx", job.folder / hostile)
+    assert job.run(model=hostile, calibration="calibration.npz", preset="fast") == (0, "")
+    assert job.outputs["archive"] == hostile.replace(".onnx", ".riqz")
+    assert not (job.folder / "pwned").exists()

@@ -1,0 +1,364 @@
+"""The HTML page of `riq report`: complete in itself, harmless with hostile names, and alive in a real browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
+from riq_cli.coder import Histogram, Table
+from riq_cli.errors import CorruptArchive
+from riq_cli.report import page
+from riq_cli.report.figures import Axis
+from riq_cli.report.histogram import histogram, histograms
+from riq_cli.table import read_table
+
+GOLDENS = Path(__file__).parent / "goldens"
+HOSTILE = "</td><script>alert(1)</script>\"'&\x1b[31m"
+RESULT = {
+    "k": 300.0, "epsilon": 0.0, "allocation": "blend", "deviation": 0.009, "worst": 0.04, "holdout": 0.008,
+    "holdout_samples": 16, "evaluations": 9, "probes": 4, "trace": [[679.0, 0.0017], [279.0, 0.0114], [300.0, 0.009]],
+    "measured": [{"name": "logits", "mean": 0.009, "worst": 0.04, "samples": 64}],
+}  # fmt: skip
+
+
+def layer(name: str, symbols: np.ndarray, op: str = "Conv", place: int = 0) -> tuple[LayerEntry, list[bytes]]:
+    """A layer of these symbols; its stream is as long as it would be, but empty of meaning."""
+    counted = Histogram.of(symbols.astype(np.int32))
+    table = Table.of(counted).to_bytes()
+    stream = bytes(4 * (symbols.size // 16 + 1))
+    entry = LayerEntry(name, op, (f"graph.initializer[{place}]",), "float32", (symbols.size,), "ans",
+                       counted.symbols.size, 2.0, len(table), (len(stream),), 0, 0.1)  # fmt: skip
+    return entry, [table, stream]
+
+
+def archive(*names: str, result: dict[str, object] = RESULT) -> Archive:
+    """An archive of one layer for each name, of 100, 200, 300 … weights."""
+    generator = np.random.default_rng(0)
+    layers = [
+        layer(name, np.rint(generator.normal(0, 3, 100 * number)), "Gemm" if "dense" in name else "Conv", number)
+        for number, name in enumerate(names, 1)
+    ]
+    stored = deflate(b"skeleton")
+    manifest = Manifest(
+        SkeletonEntry(len(stored), 8, 0),
+        tuple(entry for entry, _ in layers),
+        source={"bytes": 100_000, "sha256": "ab" * 32},
+        calibration={"kind": "npz", "samples": 64, "sha256": "cd" * 32},
+        settings={"deviation": 0.01, "exclude": ["*<b>*"]},
+        result=result,
+        creator="riq 0.1.0",
+    )
+    return Archive.build(manifest, [stored, *(section for _, sections in layers for section in sections)])
+
+
+class Tree(HTMLParser):
+    """What a page holds: its tags, the rows of the layers' table, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.rows: list[tuple[str, bool]] = []  # name, shown
+        self.headers: list[str] = []  # aria-sort
+        self.text = ""
+        self._name = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.tags.append(tag)
+        self.attributes += attrs
+        if "data-bytes" in given:
+            self.rows.append(("", "hidden" not in given))
+        if "aria-sort" in given:
+            self.headers.append(str(given["aria-sort"]))
+        self._name = tag == "td" and given.get("class") == "name"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._name = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._name:
+            self.rows[-1] = (self.rows[-1][0] + data, self.rows[-1][1])
+
+
+# ---- without a browser ----
+
+
+def test_the_page_needs_nothing_else() -> None:
+    text = page(archive("first", "dense"), "model.riqz")
+    tree = Tree(text)
+    assert not {"link", "img", "iframe", "object", "embed", "base", "form"} & set(tree.tags)
+    assert not {"src", "href", "action", "onclick", "onload", "srcset"} & {name for name, _ in tree.attributes}
+    assert "url(" not in text and "@import" not in text and "http:" not in text and "https:" not in text
+    assert text.count("<script") == 1
+    assert "default-src 'none'" in text
+
+
+def test_the_page_tells_the_totals_the_layers_and_how_to_make_it_again() -> None:
+    made = archive("first", "dense")
+    text = page(made, "model.riqz")
+    tree = Tree(text)
+    assert [name for name, _ in tree.rows] == ["first", "dense"]
+    assert f"×{100_000 / made.size:.2f}" in text
+    assert "target 0.01; worst sample 0.04; held out 0.008" in text
+    assert "riq compress model.onnx --calibration calibration.npz --deviation 0.01 --exclude '*<b>*'" in tree.text
+    assert text.count('<circle class="holds"') == 3  # two points that hold, and the key
+    assert text.count('<path class="misses"') == 2  # one that does not, and the key
+    assert "target 0.01</text>" in text
+
+
+def test_a_hostile_name_stays_text() -> None:
+    result = RESULT | {"allocation": HOSTILE, "measured": [{"name": HOSTILE, "mean": HOSTILE, "worst": [1]}]}
+    made = archive(HOSTILE, result=result)
+    hostile = replace(
+        made.manifest, creator=HOSTILE, settings={HOSTILE: HOSTILE, "dims": {HOSTILE: 1}}, source={"sha256": HOSTILE},
+        calibration={"kind": HOSTILE, "samples": HOSTILE, "sha256": HOSTILE},
+    )  # fmt: skip
+    text = page(Archive(hostile, made._source), HOSTILE)
+    assert text.count("<script") == text.count("</script") == 1
+    assert "alert(1)" in text and "\x1b" not in text
+    seen = HOSTILE.replace("\x1b", r"\x1b")
+    assert Tree(text).rows == [(seen, True)]
+    assert not [name for name, _ in Tree(text).attributes if name.startswith("on")]
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {},
+        {"trace": 5, "k": "x", "deviation": "y"},
+        {"trace": [[0, 0], [1], ["a", "b"], [True, 1.0], [-1, 2]], "k": 0, "deviation": 0, "measured": 5},
+        {"trace": [[1.0, 1e-300], [1e300, 1.0]], "k": 5e-324, "deviation": 1e308},
+        {"trace": [[10.0, 0.5]], "k": 10.0, "deviation": 0.5},
+    ],
+)
+def test_results_that_mislead_still_make_a_page(result: dict[str, object]) -> None:
+    text = page(archive("first", result=result), "model.riqz")
+    assert [name for name, _ in Tree(text).rows] == ["first"]
+    assert "nan" not in "".join(re.findall(r'(?:cx|cy|x1|y1|x2|y2|d)="([^"]*)"', text))
+
+
+def test_an_archive_without_layers_has_a_page() -> None:
+    text = page(archive(result={}), "model.riqz")
+    assert "Nothing was coded: all of the model is in the skeleton." in text
+    assert '<table class="layers">' not in text
+
+
+def test_a_histogram_holds_the_shares_of_the_counts() -> None:
+    symbols = np.repeat([-1, 0, 1, 3], [100, 400, 225, 25])
+    entry, (table, _) = layer("w", symbols)
+    found = histogram(entry, table)
+    assert (found.first, found.step, found.beyond) == (-1, 1, 0)
+    assert found.shares == (100 / 750, 400 / 750, 225 / 750, 0.0, 25 / 750)  # squares of whole roots are exact
+    assert found.zero == 400 / 750
+
+
+def test_outliers_do_not_squeeze_a_histogram() -> None:
+    symbols = np.concatenate([np.repeat(np.arange(-200, 201), 100), [-1_000_000, 2_000_000]])
+    entry, (table, _) = layer("w", symbols)
+    found = histogram(entry, table)
+    assert (found.first, found.step, len(found.shares)) == (-204, 6, 68)
+    assert found.beyond == pytest.approx(2 / symbols.size)
+    assert sum(found.shares) + found.beyond == pytest.approx(1)
+
+
+def test_histograms_are_of_the_largest_layers_with_one_table() -> None:
+    made = archive("a", "b", "c")
+    assert [one.layer.name for one in histograms(made, 2)] == ["c", "b"]
+    golden = Archive.open(GOLDENS / "v1-classes.riqz")  # several tables, one behind the other
+    assert [one.layer.name for one in histograms(golden, 6)] == ["no classes"]
+    golden = Archive.open(GOLDENS / "v1-scales.riqz")  # codes in front of the table
+    assert [one.layer.name for one in histograms(golden, 2)] == ["conv", "matrix"]
+    assert 'class="codes"' in page(golden, "v1-scales.riqz")
+
+
+def test_a_table_is_read_as_the_coder_reads_it() -> None:
+    generator = np.random.default_rng(1)
+    for scale in (0.5, 3, 300, 1e6):
+        counted = Histogram.of(np.rint(generator.normal(5, scale, 2000)).astype(np.int32))
+        table = Table.of(counted)
+        stored = table.to_bytes()
+        assert read_table(stored) == (table.symbols.tolist(), table.roots.tolist(), len(stored))
+
+
+@pytest.mark.parametrize("damaged", [b"", b"\x00", b"\xff\x00", b"\x00" * 40])
+def test_a_damaged_table_is_an_error(damaged: bytes) -> None:
+    with pytest.raises(CorruptArchive):
+        read_table(damaged)
+
+
+def test_ticks_are_round_numbers() -> None:
+    assert Axis(0.0009, 1.2, 0, 1, log=True).ticks(7) == pytest.approx([0.001, 0.01, 0.1, 1])
+    assert Axis(0.0015, 0.012, 0, 1, log=True).ticks(7) == pytest.approx([0.002, 0.005, 0.01])
+    assert Axis(280, 740, 0, 1, log=True).ticks(9) == pytest.approx([300, 400, 500, 600, 700])
+    assert Axis(1210, 1490, 0, 1, log=True).ticks(9) == pytest.approx([1250, 1300, 1350, 1400, 1450])
+    assert Axis(0.00017, 0.00028, 0, 1, log=True).ticks(5) == pytest.approx([0.0002, 0.00025])
+    assert Axis(0, 0.56, 0, 1).ticks(5) == pytest.approx([0, 0.2, 0.4])
+    assert Axis(-4.5, 4.5, 0, 1).ticks(6) == pytest.approx([-4, -2, 0, 2, 4])
+
+
+# ---- in a browser ----
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+in_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium found; apt-get install chromium")
+NAMES = ("stem", "conv10", "conv9", "dense", HOSTILE)
+
+
+def dumped(path: Path, fragment: str = "") -> tuple[Tree, list[str]]:
+    """The page as the browser has it after its scripts, and what it said on the console."""
+    assert BROWSER is not None
+    command = [
+        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+        f"--user-data-dir={path.parent / 'profile'}", "--virtual-time-budget=3000", "--enable-logging=stderr",
+        "--dump-dom", path.as_uri() + fragment,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return Tree(done.stdout), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def clicked(path: Path, script: str) -> Tree:
+    """The page after a script of the test, which its policy would not let run."""
+    text = re.sub(r"<meta http-equiv[^>]*>", "", path.read_text())
+    other = path.with_name("clicked.html")
+    other.write_text(text.replace("</body>", f"<script>{script}</script></body>"))
+    tree, said = dumped(other)
+    assert said == []
+    return tree
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(page(archive(*NAMES), "model.riqz"))
+    return path
+
+
+@in_browser
+def test_the_page_opens_without_a_word_on_the_console(saved: Path) -> None:
+    tree, said = dumped(saved)
+    assert said == []
+    assert [shown for _, shown in tree.rows] == [True] * 5
+    assert tree.headers == ["ascending", *["none"] * 10]
+    assert re.search(r"5 of 5 layers, [\d,]+ bytes", tree.text)
+    saved.with_name("bad.html").write_text("<script>nothing()</script>")
+    assert "nothing is not defined" in dumped(saved.with_name("bad.html"))[1][0]  # errors would have been seen
+
+
+@in_browser
+def test_the_address_sorts_and_filters(saved: Path) -> None:
+    tree, said = dumped(saved, "#sort=bytes&order=descending&filter=conv+conv10")
+    assert said == []
+    assert [name for name, _ in tree.rows][1:] == ["dense", "conv9", "conv10", "stem"]
+    assert [name for name, shown in tree.rows if shown] == ["conv10"]
+    assert tree.headers == ["none"] * 9 + ["descending", "none"]
+
+
+@in_browser
+def test_clicks_on_a_header_sort_up_and_down(saved: Path) -> None:
+    click = "document.querySelector('th[data-key={}] button').click();"
+    tree = clicked(saved, click.format("name"))
+    assert [name for name, _ in tree.rows][1:] == ["conv9", "conv10", "dense", "stem"]  # numbers as numbers
+    assert tree.headers[1] == "ascending"
+    tree = clicked(saved, 2 * click.format("name"))
+    assert [name for name, _ in tree.rows][:4] == ["stem", "dense", "conv10", "conv9"]
+    tree = clicked(saved, click.format("bytes") + click.format("bytes"))
+    assert [name for name, _ in tree.rows][:4] == ["stem", "conv10", "conv9", "dense"]
+    assert tree.headers == ["none"] * 9 + ["ascending", "none"]
+
+
+@in_browser
+def test_typing_filters_and_the_address_keeps_it(saved: Path) -> None:
+    script = (
+        "const box = document.getElementById('filter'); box.value = 'GEMM';"
+        "box.dispatchEvent(new Event('input')); document.querySelector('h1').textContent = location.hash;"
+    )
+    tree = clicked(saved, script)
+    assert [name for name, shown in tree.rows if shown] == ["dense"]
+    assert "1 of 5 layers" in tree.text
+    assert "#filter=GEMM" in tree.text
+
+
+@in_browser
+def test_light_and_dark_are_two_pictures(saved: Path) -> None:
+    assert BROWSER is not None
+    sizes = []
+    for scheme in ("1", "0"):
+        picture = saved.with_name(f"{scheme}.png")
+        subprocess.run(
+            [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--blink-settings=preferredColorScheme={scheme}",
+             f"--user-data-dir={saved.parent / 'profile'}", "--virtual-time-budget=3000",
+             "--window-size=1280,2000", f"--screenshot={picture}", saved.as_uri()],
+            capture_output=True, timeout=120, check=True,
+        )  # fmt: skip
+        sizes.append(picture.read_bytes())
+    assert sizes[0] != sizes[1]
+
+
+# ---- the command ----
+
+
+def riq(folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    environment = os.environ | {"COLUMNS": "100", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-m", "riq_cli", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, env=environment, timeout=60)
+
+
+def test_the_command_writes_the_page_whole_or_not_at_all(tmp_path: Path) -> None:
+    archive("first", "dense").save(tmp_path / "model.riqz")
+    done = riq(tmp_path, "report", "model.riqz", "--html", "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert re.fullmatch(r"report\.html: \d+\.?\d* kB\n", done.stderr.decode())
+    assert text == page(Archive.open(tmp_path / "model.riqz"), "model.riqz")
+
+    done = riq(tmp_path, "report", "model.riqz", "--html", "report.html")
+    assert done.returncode == 1
+    assert (
+        done.stderr
+        == b"riq: error: report.html: exists already; use --force to replace it, or name another file with -o\n"
+    )
+    done = riq(tmp_path, "report", "model.riqz", "--html", "model.riqz", "-f")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"model.riqz: is read by this command and never overwritten" in done.stderr
+    assert riq(tmp_path, "report", "model.riqz", "--html", "-").stdout.decode() == text
+    assert riq(tmp_path, "report", "model.riqz", "--html", "report.html", "-f", "--json").stdout.startswith(b"{")
+
+
+def test_a_damaged_table_leaves_no_page(tmp_path: Path) -> None:
+    made = archive("first")
+    data = made._source
+    assert isinstance(data, bytes)
+    start = made.manifest.skeleton.bytes
+    Archive(
+        made.manifest,
+        data[:start] + bytes(made.manifest.layers[0].table) + data[start + made.manifest.layers[0].table :],
+    ).save(tmp_path / "model.riqz")
+    done = riq(tmp_path, "report", "model.riqz", "--html", "report.html")
+    assert done.returncode == 1
+    assert done.stderr == b"riq: error: model.riqz: a table holds an impossible code; the archive is damaged\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.riqz"]
+
+
+def test_a_page_is_made_without_numpy(tmp_path: Path) -> None:
+    archive("first").save(tmp_path / "model.riqz")
+    code = (
+        "import sys; sys.argv = ['riq', 'report', 'model.riqz', '--html', 'r.html']\n"
+        "from riq_cli.cli import main\n"
+        "try: main()\n"
+        "finally: print(sorted({'numpy', 'onnx', 'onnxruntime', 'constriction', 'tqdm'} & set(sys.modules)))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, env=environment, check=True)
+    assert done.stdout == b"[]\n"

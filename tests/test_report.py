@@ -1,0 +1,381 @@
+"""`riq report`: gates, the difference of two archives, and the command that makes an archive again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
+from riq_cli.cli import markdown
+from riq_cli.report import command, difference, totals
+from tests import builders
+
+ROOT = Path(__file__).parent.parent
+
+
+def riq(folder: Path, *arguments: str, data: bytes | None = None) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"COLUMNS": "100", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, "-m", "riq_cli", *arguments], cwd=folder, capture_output=True, input=data,
+                         env=environment, timeout=120)  # fmt: skip
+    return subprocess.CompletedProcess(run.args, run.returncode, run.stdout.decode(), run.stderr.decode())
+
+
+def entry(name: str, place: int, stored: int, size: int = 1000, crc32: int = 0, width: float = 0.1) -> LayerEntry:
+    return LayerEntry(name, "Conv", (f"graph.initializer[{place}]",), "float32", (size,), "ans", 9, 2.0, 10,
+                      (stored - 10,), crc32, width)  # fmt: skip
+
+
+def archive(*layers: LayerEntry, skeleton: bytes = b"skeleton", **fields: object) -> Archive:
+    stored = deflate(skeleton)
+    about = {
+        "source": {"bytes": 40_000, "sha256": "ab"},
+        "calibration": {"kind": "npz", "samples": 64, "sha256": "cd"},
+        "settings": {"deviation": 0.01},
+        "result": {"deviation": 0.009, "worst": 0.04, "k": 300.0},
+        "creator": "riq 0.1.0",
+    } | fields
+    manifest = Manifest(SkeletonEntry(len(stored), len(skeleton), 0), layers, **about)  # type: ignore[arg-type]
+    return Archive.build(manifest, [stored, *(bytes(layer.stored) for layer in layers)])
+
+
+OLD = archive(entry("same", 0, 200), entry("finer", 1, 400), entry("gone", 2, 100), entry("twice", 3, 50),
+              entry("twice", 4, 60))  # fmt: skip
+NEW = archive(entry("same", 0, 200), entry("twice", 1, 50), entry("twice", 2, 66, crc32=1),
+              entry("finer", 3, 650, crc32=1, width=0.05), entry("fresh", 4, 30),
+              settings={"deviation": 0.005, "exclude": ["gone"]},
+              result={"deviation": 0.004, "worst": 0.02, "k": 500.0})  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    OLD.save(tmp_path / "old.riqz")
+    NEW.save(tmp_path / "new.riqz")
+    return tmp_path
+
+
+# ---- difference ----
+
+
+def test_layers_are_paired_by_name_and_order() -> None:
+    found = difference(OLD, NEW, "model")
+    assert [(change.name, change.status, change.bytes) for change in found.layers] == [
+        ("same", "unchanged", 0),
+        ("twice", "unchanged", 0),
+        ("twice", "changed", 6),
+        ("finer", "changed", 250),
+        ("fresh", "added", 30),
+        ("gone", "removed", -100),
+    ]
+    assert [change.rate for change in found.layers] == [0, 0, pytest.approx(0.048), 2, None, None]
+
+
+def test_layers_are_sorted_by_how_much_they_changed() -> None:
+    assert [change.name for change in difference(OLD, NEW).layers[:4]] == ["finer", "gone", "fresh", "twice"]
+    assert [change.name for change in difference(OLD, NEW, "rate").layers[:2]] == ["finer", "twice"]
+    assert [change.name for change in difference(OLD, NEW, "name").layers] == [
+        "finer", "fresh", "gone", "same", "twice", "twice"
+    ]  # fmt: skip
+
+
+def test_totals_settings_and_data_are_compared() -> None:
+    found = difference(OLD, NEW)
+    assert found.numbers["archive_bytes"] == (OLD.size, NEW.size)
+    assert found.numbers["ratio"] == (40_000 / OLD.size, 40_000 / NEW.size)
+    assert found.numbers["deviation"] == (0.009, 0.004)
+    assert found.numbers["holdout"] == (None, None)
+    assert found.settings == {"deviation": (0.01, 0.005), "exclude": (None, ["gone"])}
+    assert (found.same_source, found.same_calibration) == (True, True)
+    other = archive(source={"sha256": "xy"}, calibration={})
+    assert (difference(OLD, other).same_source, difference(OLD, other).same_calibration) == (False, None)
+
+
+def test_the_difference_as_text(folder: Path) -> None:
+    done = riq(folder, "report", "old.riqz", "new.riqz")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("old.riqz → new.riqz: 1.")
+    lines = [re.sub("  +", "|", line) for line in done.stdout.splitlines()]
+    assert f"archive, bytes|{OLD.size:,}|{NEW.size:,}|+{NEW.size - OLD.size}|+{NEW.size / OLD.size - 1:.1%}" in lines
+    assert "deviation|0.009|0.004|−0.005|−55.6%" in lines
+    assert "worst sample|0.04|0.02|−0.02|−50.0%" in lines
+    assert "finer|changed|400|650|+250|+62.5%|3.20|5.20" in lines
+    assert "gone|removed|100|–|−100|0.80|–" in lines
+    assert "fresh|added|–|30|+30|–|0.24" in lines
+    assert lines[-3:] == [
+        "layers: 2 changed, 1 added, 1 removed, 2 unchanged",
+        "setting deviation: 0.01 → 0.005",
+        "setting exclude: default → ['gone']",
+    ]
+    same = riq(folder, "report", "old.riqz", "old.riqz").stdout
+    assert re.match(r"old\.riqz → old\.riqz: 1\.\d+ kB as before\n", same)
+    assert same.endswith("\n\nlayers: 5 unchanged\n")
+
+
+def test_the_difference_as_json(folder: Path) -> None:
+    done = riq(folder, "report", "old.riqz", "new.riqz", "--json")
+    document = json.loads(done.stdout)
+    assert set(document) == {
+        "old", "new", "change", "settings", "same_source", "same_calibration", "layers", "gates"
+    }  # fmt: skip
+    assert document["old"]["archive"] == "old.riqz"
+    assert document["change"]["archive_bytes"] == NEW.size - OLD.size
+    assert document["layers"][0] == {
+        "name": "finer", "status": "changed", "bytes": 250, "rate": 2.0,
+        "old": {"shape": [1000], "dtype": "float32", "coding": "ans", "symbols": 9, "bin_width": 0.1, "entropy": 2.0,
+                "rate": 3.2, "bytes": 400},
+        "new": {"shape": [1000], "dtype": "float32", "coding": "ans", "symbols": 9, "bin_width": 0.05, "entropy": 2.0,
+                "rate": 5.2, "bytes": 650},
+    }  # fmt: skip
+
+
+def test_the_difference_as_markdown(folder: Path) -> None:
+    text = riq(folder, "report", "old.riqz", "new.riqz", "--markdown").stdout
+    assert text.startswith("### `old.riqz` → `new.riqz`: 1.")
+    assert "| deviation | 0.009 | 0.004 | −0.005 | −55.6% |" in text
+    assert "<details><summary>layers: 2 changed, 1 added, 1 removed, 2 unchanged</summary>" in text
+    assert "| `finer` | changed | 400 | 650 | +250 | +62.5% | 3.20 | 5.20 |" in text
+    assert text.endswith("- setting `deviation`: `0.01` → `0.005`\n- setting `exclude`: `default` → `['gone']`\n")
+
+
+def test_two_archives_of_one_name_are_told_apart_by_their_folders(folder: Path) -> None:
+    (folder / "main").mkdir()
+    shutil.copy(folder / "old.riqz", folder / "main" / "new.riqz")
+    assert riq(folder, "report", "main/new.riqz", "new.riqz").stdout.startswith("main/new.riqz → new.riqz: 1.")
+    assert riq(folder, "report", "main/new.riqz", "old.riqz").stdout.startswith("new.riqz → old.riqz: 1.")
+
+
+def test_other_data_is_told(folder: Path) -> None:
+    archive(source={"sha256": "xy", "bytes": 1}, calibration={"sha256": "zz"}).save(folder / "other.riqz")
+    text = riq(folder, "report", "old.riqz", "other.riqz").stdout
+    assert "the source models differ (SHA-256)\nthe calibration samples differ (SHA-256): the deviations are" in text
+
+
+def test_archives_that_cannot_be_compared(folder: Path) -> None:
+    def refused(message: str, *arguments: str) -> None:
+        done = riq(folder, "report", *arguments, data=b"")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"riq: error: {message}\n")
+
+    refused("one archive to report on, or two to compare; 3 were given", "old.riqz", "new.riqz", "old.riqz")
+    refused("only one of two archives can come from stdin", "-", "-")
+    refused("--html shows one archive; leave one of the two away", "old.riqz", "new.riqz", "--html", "x.html")
+    refused("--json, --markdown and --html - all want stdout; give one of them", "old.riqz", "--json", "--markdown")
+    assert riq(folder, "report").returncode == 2
+    (folder / "bad.riqz").write_bytes(b"x")
+    for pair in (("old.riqz", "bad.riqz"), ("bad.riqz", "old.riqz")):
+        assert riq(folder, "report", *pair).stderr == "riq: error: bad.riqz: not a riq archive\n"
+    piped = riq(folder, "report", "-", "new.riqz", data=(folder / "old.riqz").read_bytes())
+    assert piped.stdout.splitlines()[2:] == riq(folder, "report", "old.riqz", "new.riqz").stdout.splitlines()[2:]
+
+
+# ---- markdown ----
+
+
+def test_one_archive_as_markdown(folder: Path) -> None:
+    text = riq(folder, "report", "old.riqz", "--markdown").stdout
+    size = f"{OLD.size / 1000:.3g} kB | 40 kB | ×{40_000 / OLD.size:.2f}"
+    assert text.startswith(
+        "### `old.riqz`\n\n| size | source | ratio | bits/weight | deviation | worst sample |\n"
+        f"| --: | --: | --: | --: | --: | --: |\n| {size} | 1.3 | 0.009 (target 0.01) | 0.04 |\n"
+    )
+    rate = f"{3200 / 1000:.2f}"
+    assert f"| `finer` | `Conv` | 1000 | ans | 0.1 | {rate} | 400 | {400 / OLD.size:.1%} |" in text
+
+
+def test_hostile_names_stay_text_in_markdown() -> None:
+    hostile = "a|b` <img src=x> @someone ``\n# c"
+    assert markdown.code(hostile) == "``` a|b` <img src=x> @someone ``\\n# c ```"
+    table = markdown.table(["x"], [[markdown.code(hostile)]], left=1)
+    assert table.splitlines()[2] == "| ``` a\\|b` <img src=x> @someone ``\\n# c ``` |"
+    assert markdown.folded("<b>", "x").startswith("<details><summary>&lt;b&gt;</summary>")
+    text = markdown.report(archive(entry(hostile, 0, 100)), hostile, "size")
+    assert text.startswith("### ``` a|b` <img")
+    assert "\n# c" not in text
+
+
+def test_long_tables_are_cut_in_markdown() -> None:
+    text = markdown.report(archive(*(entry(f"w{n}", n, 100 + n) for n in range(130))), "m.riqz", "size")
+    assert text.count("| ans |") == 100
+    assert "| `w129` |" in text and "| `w29` |" not in text
+    assert "… and 30 more" in text
+
+
+# ---- gates ----
+
+
+def test_gates_pass_quietly(folder: Path) -> None:
+    plain = riq(folder, "report", "old.riqz")
+    done = riq(folder, "report", "old.riqz", "--max-size", "2MB", "--min-ratio", "8", "--max-rate", "3")
+    assert (done.returncode, done.stdout, done.stderr) == (0, plain.stdout, "")
+    exactly = riq(folder, "report", "old.riqz", "--max-size", str(OLD.size), "--max-rate", str(totals(OLD).rate))
+    assert exactly.returncode == 0
+
+
+def test_a_missed_gate_exits_with_3_and_says_by_how_much(folder: Path) -> None:
+    done = riq(folder, "report", "old.riqz", "--max-size", "1kB", "--min-ratio", "100", "--max-rate", "1")
+    assert done.returncode == 3
+    assert done.stdout == riq(folder, "report", "old.riqz").stdout  # the report is there all the same
+    assert done.stderr == (
+        f"riq: error: old.riqz: {OLD.size:,} bytes ({OLD.size / 1000:.3g} kB) are above --max-size 1,000; "
+        f"a ratio of {40_000 / OLD.size:.4g} is below --min-ratio 100; 1.296 bits/weight are above --max-rate 1\n"
+    )
+
+
+def test_gates_are_in_the_json(folder: Path) -> None:
+    done = riq(folder, "report", "old.riqz", "--max-size", "1kB", "--max-rate", "3", "--json")
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["gates"] == [
+        {"gate": "max-size", "bound": 1000, "found": OLD.size, "holds": False},
+        {"gate": "max-rate", "bound": 3.0, "found": totals(OLD).rate, "holds": True},
+    ]
+    assert json.loads(riq(folder, "report", "old.riqz", "--json").stdout)["gates"] == []
+
+
+def test_of_two_archives_the_new_one_is_checked(folder: Path) -> None:
+    between = str((OLD.size + NEW.size) // 2)
+    assert riq(folder, "report", "new.riqz", "old.riqz", "--max-size", between).returncode == 0
+    done = riq(folder, "report", "old.riqz", "new.riqz", "--max-size", between)
+    assert done.returncode == 3
+    assert done.stderr.startswith(f"riq: error: new.riqz: {NEW.size:,} bytes")
+
+
+def test_a_ratio_that_is_not_known_is_missed(folder: Path) -> None:
+    for number, source in enumerate(({}, {"bytes": "x"}, {"bytes": -1}, {"bytes": True})):
+        archive(source=source).save(folder / f"{number}.riqz")
+        done = riq(folder, "report", f"{number}.riqz", "--min-ratio", "2")
+        assert done.returncode == 3, source
+        assert done.stderr == (
+            f"riq: error: {number}.riqz: the archive does not say how large its source is, so --min-ratio cannot be "
+            "checked\n"
+        )
+
+
+def test_a_model_of_any_size_is_reported(tmp_path: Path) -> None:
+    large = replace(entry("w", 0, 100), shape=(1 << 20, 1 << 20), streams=(0,) * (1 << 20))
+    archive(large).save(tmp_path / "large.riqz")
+    assert "w " in riq(tmp_path, "report", "large.riqz").stdout  # 4 TiB restored; nothing is restored here
+
+
+# ---- reproduction ----
+
+
+def test_the_command_holds_every_setting() -> None:
+    settings = {
+        "deviation": None, "ratio": 8.0, "allocation": "norm", "min_size": 100, "batch_size": 4,
+        "outputs": ["a b", "c"], "dims": {"height": 224}, "exclude": ["*em'b*"], "new_flag": True, "off": False,
+    }  # fmt: skip
+    manifest = replace(OLD.manifest, settings=settings)
+    assert command(manifest, "models.riqz") == (
+        "riq compress models.onnx --calibration calibration.npz --allocation norm --batch-size 4 --dim height=224 "
+        """--exclude '*em'"'"'b*' --min-size 100 --new-flag --output 'a b' --output c --ratio 8.0"""
+    )
+    manifest = replace(OLD.manifest, settings={"$(rm)": "`x`\x1b"}, calibration={"kind": "random"})
+    assert command(manifest, "-") == r"riq compress model.onnx '--$(rm)' '`x`\x1b'"
+    for kind, name in (("images", "images/"), ("python", "module:callable"), ("npy", "calibration.npy")):
+        assert f" --calibration {name} " in command(replace(OLD.manifest, calibration={"kind": kind}), "m.riqz")
+
+
+def test_the_command_makes_the_same_bytes_again(tmp_path: Path) -> None:
+    builders.save(builders.dense(), tmp_path)
+    x = np.random.default_rng(0).standard_normal((12, 16)).astype(np.float32)
+    np.savez(tmp_path / "calibration.npz", x=x)
+    given = ["--calibration", "calibration.npz", "--preset", "paper", "--deviation", "0.02", "--max-bits", "8",
+             "--exclude", "second*", "--output", "y", "--dim", "batch=1"]  # fmt: skip
+    name = builders.dense().graph.output[0].name
+    given[given.index("y")] = name
+    assert riq(tmp_path, "compress", "model.onnx", *given).returncode == 0
+    first = (tmp_path / "model.riqz").read_bytes()
+    again = json.loads(riq(tmp_path, "report", "model.riqz", "--json").stdout)["command"]
+    program, *arguments = shlex.split(again)
+    assert program == "riq"
+    assert riq(tmp_path, *arguments, "-f", "-q").returncode == 0
+    assert (tmp_path / "model.riqz").read_bytes() == first
+
+
+# ---- completion ----
+
+
+def completed(folder: Path, line: str) -> list[str]:
+    """What bash would offer at the end of a line, as type,value."""
+    words = shlex.split(line) + ([""] if line.endswith(" ") else [])
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT), "_RIQ_COMPLETE": "bash_complete", "COMP_WORDS": line,
+        "COMP_CWORD": str(len(words) - 1),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "riq_cli"], cwd=folder, capture_output=True, env=environment, text=True
+    )
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    for name in ("a.onnx", "b.onnx", "m.riqz", "data.npz", "notes.txt", ".hidden.onnx", "has space.npy"):
+        (tmp_path / name).touch()
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo" / "c.onnx").touch()
+    return tmp_path
+
+
+def test_commands_options_and_choices_are_completed(models: Path) -> None:
+    assert completed(models, "riq c") == ["plain,compress", "plain,completion"]
+    assert completed(models, "riq report --ma") == ["plain,--markdown", "plain,--max-size", "plain,--max-rate"]
+    assert completed(models, "riq compress a.onnx --preset ") == ["plain,paper", "plain,fast", "plain,small"]
+    assert completed(models, "riq completion ") == ["plain,bash", "plain,zsh", "plain,fish"]
+
+
+def test_files_are_completed_by_what_the_command_takes(models: Path) -> None:
+    assert completed(models, "riq compress ") == ["plain,a.onnx", "plain,b.onnx", "plain,zoo/"]
+    assert completed(models, "riq compress zoo/") == ["plain,zoo/c.onnx"]
+    assert completed(models, f"riq compress {models}/a") == [f"plain,{models}/a.onnx"]
+    assert completed(models, "riq compress .h") == ["plain,.hidden.onnx"]
+    assert completed(models, "riq decompress m") == ["plain,m.riqz"]
+    assert completed(models, "riq report m.riqz m") == ["plain,m.riqz"]
+    assert completed(models, "riq verify m.riqz --against b") == ["plain,b.onnx"]
+    assert completed(models, "riq compress a.onnx --calibration d") == ["plain,data.npz"]
+
+
+def test_where_the_shell_knows_better_it_completes_itself(models: Path) -> None:
+    assert completed(models, "riq compress zo") == ["file,zo"]  # a folder: no space after it
+    assert completed(models, "riq compress a.onnx --calibration h") == ["file,h"]  # needs quotes
+    assert completed(models, "riq compress nowhere/") == ["file,nowhere/"]
+    assert completed(models, "riq decompress m.riqz -o ") == ["file,"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_the_script_for_bash_completes_in_bash(models: Path) -> None:
+    program = models / "bin" / "riq"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m riq_cli "$@"\n')
+    program.chmod(0o755)
+    script = (
+        'eval "$(riq completion bash)"; COMP_WORDS=(riq compress ""); COMP_CWORD=2; '
+        '_riq_completion riq "" compress; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    environment = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], cwd=models, capture_output=True, env=environment, text=True)
+    assert (done.stdout.split(), done.stderr) == (["a.onnx", "b.onnx", "bin/", "zoo/"], "")
+
+
+def test_scripts_for_all_shells_name_riq(tmp_path: Path) -> None:
+    for shell, word in (("bash", "complete -o nosort"), ("zsh", "#compdef riq"), ("fish", "complete --no-files")):
+        done = riq(tmp_path, "completion", shell)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert word in done.stdout and "_RIQ_COMPLETE" in done.stdout
+    assert riq(tmp_path, "completion", "tcsh").returncode == 2
+
+
+def test_help_is_a_word_too(tmp_path: Path) -> None:
+    assert riq(tmp_path, "help").stdout == riq(tmp_path, "--help").stdout
+    assert riq(tmp_path, "help", "report").stdout == riq(tmp_path, "report", "--help").stdout
+    assert riq(tmp_path, "help", "nothing").returncode == 2
