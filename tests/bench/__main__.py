@@ -1,0 +1,73 @@
+"""Measures, prints, asserts nothing: `python -m tests.bench [speed] [models] [presets]`; speed and models by default.
+
+`models` compresses real models with the default preset, and prints the table of the README; `presets` compresses them
+with several presets at the same targets, and compares with the paper's; `speed` prints how fast riq's own parts are.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from riq_cli.codec import PRESETS
+from tests import zoo
+
+from .models import models
+from .presets import Plan, presets
+from .speed import speed
+from .subjects import PUBLIC, SAMPLES
+
+SOME = 32  # samples that `presets` takes where nothing is said; `models` takes all
+
+
+def main() -> None:
+    """Do what the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("what", nargs="*", choices=["speed", "models", "presets"], default=["speed", "models"])
+    parser.add_argument(
+        "--model", action="append", choices=(*SAMPLES, *zoo.NAMES), help="only this one; repeatable", metavar="NAME"
+    )
+    parser.add_argument(
+        "--deviation", action="append", type=float, help="target; repeatable; default 0.01 0.001, presets: also 0.005"
+    )
+    parser.add_argument("--preset", action="append", choices=tuple(PRESETS), help="repeatable; default: all")
+    parser.add_argument("--samples", type=positive, help=f"calibration samples; models: all, presets: {SOME}")
+    parser.add_argument("--heldout", type=positive, help=f"held-out samples; models: all, presets: {SOME}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="presets: append each row to it, as a line of JSON")
+    parser.add_argument("--resume", action="store_true", help="presets: do not measure again what --json FILE holds")
+    arguments = parser.parse_args()
+    if "presets" not in arguments.what and (arguments.preset or arguments.json):
+        parser.error("--preset and --json belong to presets")
+    if arguments.resume and not arguments.json:
+        parser.error("--resume needs --json FILE")
+    names = unique(arguments.model or (*SAMPLES, *PUBLIC))
+    if "speed" in arguments.what:
+        speed()
+    if "models" in arguments.what:
+        models(names, unique(arguments.deviation or (0.01, 0.001)), arguments.samples, arguments.heldout)
+    if "presets" in arguments.what:
+        plan = Plan(
+            models=names,
+            targets=unique(arguments.deviation or (0.01, 0.005, 0.001)),
+            presets=unique(arguments.preset or PRESETS),
+            samples=arguments.samples or SOME,
+            heldout=arguments.heldout or SOME,
+        )
+        presets(plan, arguments.json, arguments.resume)
+
+
+def positive(text: str) -> int:
+    """A whole number above zero."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def unique(values):  # type: ignore[no-untyped-def]
+    """The values in order, each once."""
+    return tuple(dict.fromkeys(values))
+
+
+if __name__ == "__main__":
+    main()
