@@ -44,12 +44,22 @@ def factorized(moments: NDArray[np.float64], damping: float) -> NDArray[np.float
     groups, size, _ = moments.shape
     result = np.empty((groups, size, size), np.float32)
     for group, moment in enumerate(moments):
-        reversed_ = moment[::-1, ::-1].copy()
-        diagonal = np.einsum("ii->i", reversed_)
-        diagonal += damping * max(float(diagonal.mean()), _TINY)
         # H = MMᵀ with M upper triangular comes from the Cholesky factor of H with rows and columns in reverse; U = M⁻¹.
-        result[group] = _inverse(np.linalg.cholesky(reversed_)[::-1, ::-1])
+        result[group] = _inverse(_cholesky(moment[::-1, ::-1], damping)[::-1, ::-1])
     return result
+
+
+def _cholesky(moment: NDArray[np.float64], damping: float) -> NDArray[np.float64]:
+    """The Cholesky factor of a damped moment; damped more, where what was summed in float32 leaves it indefinite."""
+    level = max(float(np.trace(moment)) / len(moment), _TINY)
+    while True:
+        damped = moment.copy()
+        np.einsum("ii->i", damped)[...] += damping * level
+        try:
+            result: NDArray[np.float64] = np.linalg.cholesky(damped)
+            return result
+        except np.linalg.LinAlgError:
+            damping *= 10
 
 
 def column_codes(factors: Sequence[Factor], exercised: NDArray[np.bool_]) -> Integers:
@@ -77,7 +87,7 @@ def compensated(
         widths: bin widths > 0, broadcastable to W.
 
     Returns:
-        The symbols, and Σ tr((Ŵ − W)(H + λI)(Ŵ − W)ᵀ) in the units of W and H.
+        The symbols, and Σ tr((Ŵ − W)(H + λI)(Ŵ − W)ᵀ) / max |W|² in the units of H.
     """
     groups, rows, size = matrix.shape
     peak = float(np.max(np.abs(matrix))) or 1.0  # float32 holds the quotients, whatever the scale of the weights
@@ -90,7 +100,7 @@ def compensated(
         errors = np.empty((groups, factor.end - factor.begin, rows), np.float32)
         _round(left[:, part], bins[:, part], factor.upper, symbols[:, part], errors)
         total += float(np.einsum("gkn,gkn->", errors, errors, dtype=np.float64))
-    return np.ascontiguousarray(symbols.transpose(0, 2, 1)), total * peak * peak
+    return np.ascontiguousarray(symbols.transpose(0, 2, 1)), total
 
 
 def _round(left: Floats, bins: Floats, upper: Floats, symbols: Integers, errors: Floats) -> None:

@@ -28,7 +28,7 @@ from riq_cli.version import VERSION
 
 _REMAINS = 0.1  # share of float weights below which a quantized model is left as it is
 _CLOSER_TRIES = 20
-_CLOSER = 1.01  # factor on k when the restored model misses a target that its form in the search met
+_CLOSER = 1.01  # factor on k at least, when the restored model misses a target that its form in the search met
 _PROBE_SAMPLES = 4
 _BUDGET_TRIES = 10
 _FULL = 0.998  # share of a budget that counts as all of it
@@ -154,7 +154,9 @@ class _Compression:
                     "leave --k away to search for a k that holds",
                     deviation,
                 )
-            solution = bench.solver.refined(solution, _CLOSER)  # hoisting may change the last digits of an output
+            # Hoisting may change the last digits of an output, and not all samples took part in the search.
+            excess = max(deviation, held) / target
+            solution = bench.solver.refined(solution, max(_CLOSER, math.sqrt(excess)))
         raise TargetError(
             f"the restored model's deviation is {deviation:.3g}, above {target:g}, though the search found less; "
             "give a larger --deviation",

@@ -71,10 +71,11 @@ def fitted(layer: Layer, linear: Linear, halves: tuple[Moments, Moments], width:
     Returns:
         None where nearest rounding does as well, or where a half holds nothing.
     """
-    if not all(half.count for half in halves):
+    if not all(half.count and all(np.isfinite(block).all() for block in half.second) for half in halves):
         return None
     matrix = linear.matrix
-    weights = _some_rows(matrix.view(layer.values), layer)
+    peak = quantizer.peak(layer.values, layer.dtype)
+    weights, width = _some_rows(matrix.view(layer.values), layer) / peak, width / peak
     centred = linear.bias is not None
     bounds = halves[0].bounds
     moments = [_Second(half, centred) for half in halves]

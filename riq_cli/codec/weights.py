@@ -139,7 +139,7 @@ class Weights:
     def alone(self, number: int, width: float, plan: Plan | None) -> tuple[dict[int, quantizer.Array], float]:
         """What the model holds otherwise than the original when one layer is quantized alone, and the error of it.
 
-        The error is that of the outputs where the layer has a plan, else ‖ŵ − w‖² / max |w|².
+        The error is that of the products where the layer has a plan, else ‖ŵ − w‖², in both cases / max |w|².
         """
         layer = self.layers[number]
         width = max(width, self._finest[number])
