@@ -52,11 +52,12 @@ def factorized(moments: NDArray[np.float64], damping: float) -> NDArray[np.float
 def _cholesky(moment: NDArray[np.float64], damping: float) -> NDArray[np.float64]:
     """The Cholesky factor of a damped moment; damped more, where what was summed in float32 leaves it indefinite."""
     level = max(float(np.trace(moment)) / len(moment), _TINY)
+    result: NDArray[np.float64]
     while True:
         damped = moment.copy()
         np.einsum("ii->i", damped)[...] += damping * level
         try:
-            result: NDArray[np.float64] = np.linalg.cholesky(damped)
+            result = np.asarray(np.linalg.cholesky(damped), np.float64)
             return result
         except np.linalg.LinAlgError:
             damping *= 10
