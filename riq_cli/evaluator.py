@@ -105,6 +105,22 @@ class Evaluator:
         rows = [self._samples[number][1] for number in numbers]
         return _compared(self.measured, references, self._run(form, weights, self.measured, numbers), rows)
 
+    def likeness(self) -> NDArray[np.float64]:
+        """How alike the original outputs of every two samples are, f64[samples, samples], 1 for equal ones.
+
+        Cosines at the last measured tensor; where shapes differ, of means over all axes but the last.
+        """
+        outputs = [run[-1].astype(np.float64) for run in self._reference]
+        if len({output.shape for output in outputs}) > 1:
+            outputs = [output.reshape(-1, output.shape[-1] if output.ndim else 1).mean(axis=0) for output in outputs]
+        if len({output.shape for output in outputs}) > 1:
+            return np.eye(len(outputs))
+        rows = np.stack([np.nan_to_num(output.reshape(-1), posinf=0.0, neginf=0.0) for output in outputs])
+        rows /= np.maximum(np.max(np.abs(rows), axis=1, keepdims=True), 1e-300)
+        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
+        result: NDArray[np.float64] = rows @ rows.T
+        return result
+
     def _run(
         self, form: SessionForm, weights: Sequence[Array], names: Sequence[str], numbers: Sequence[int]
     ) -> Iterator[list[Array]]:

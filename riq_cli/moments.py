@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -107,10 +107,11 @@ def collect(
     linear: Mapping[int, Linear],
     activations: Iterable[tuple[str, int, Array]],
     samples: int,
+    second: Collection[int],
     seed: int = 0,
     block: int = BLOCK,
 ) -> dict[int, tuple[Moments, Moments]]:
-    """For each layer the moments over samples of even and of odd number; layers with the same inputs share them.
+    """For each layer the moments over two halves of the samples; layers with the same inputs share them.
 
     About 8192 rows of each layer are used, more of one with many columns: as many of each sample, evenly spread.
     Those of an activation with more positions count for more.
@@ -119,6 +120,7 @@ def collect(
         linear: the layers by their numbers.
         activations: name, number of the sample and value of every tensor in `inputs_of(linear)`, in any order.
         samples: how many there are.
+        second: numbers of those in the second half.
         seed: decides which rows are used, together with the numbers of layer, input and sample.
         block: columns at most of a block.
     """
@@ -140,7 +142,7 @@ def collect(
             random = np.random.default_rng((seed, number, index, sample))
             rows = entering.rows(activation, share, random)
             if rows.shape[1]:
-                pair[sample % 2].add(rows, entering.positions(activation.shape) / rows.shape[1])
+                pair[sample in second].add(rows, entering.positions(activation.shape) / rows.shape[1])
     return found
 
 

@@ -19,7 +19,7 @@ from riq_cli.codec.restoration import decompress, measure_restored
 from riq_cli.codec.settings import Progress, Report, Settings, Warn
 from riq_cli.codec.solution import Solution
 from riq_cli.codec.solver import Means, PlansStart, ProberStart, Solver
-from riq_cli.codec.split import FIT_SAMPLES, split
+from riq_cli.codec.split import FIT_SAMPLES, roles
 from riq_cli.codec.weights import Plans, Weights, Widths, is_matrix
 from riq_cli.errors import SettingsError, TargetError
 from riq_cli.evaluator import Evaluator, Observer, Prober, available_threads
@@ -111,20 +111,22 @@ class _Compression:
             )
         samples = self._calibration.samples(self._model.inputs, settings.dims, settings.batch_size)
         rounding = self._rounding(len(samples))
-        searched, held, fit = split(
-            len(samples), settings.holdout if settings.k is None else 0.0, rounding == "compensated"
-        )
         # With k given there is no search, and nothing is worth hoisting.
         form = self._model.session_form(settings.outputs, hoist=settings.k is None)
         evaluator = self._evaluator(form, samples)
+        parts = roles(
+            len(samples),
+            settings.holdout if settings.k is None else 0.0,
+            evaluator.likeness() if rounding == "compensated" else None,
+        )
         with ThreadPoolExecutor(settings.threads or available_threads()) as pool:
-            solver = Solver(settings, self._weights, evaluator, form, searched, held, pool, self._note, self._warn,
-                            self._model.release)  # fmt: skip
+            solver = Solver(settings, self._weights, evaluator, form, parts.searched, parts.held, pool,
+                            self._note, self._warn, self._model.release)  # fmt: skip
             prober = plans = None
             if settings.allocation == "measured" and settings.k is None:
-                prober = self._prober(form, evaluator, [samples[number] for number in searched])
-            if fit:
-                plans = self._plans(form, [samples[number] for number in fit], pool)
+                prober = self._prober(form, evaluator, [samples[number] for number in parts.searched])
+            if rounding == "compensated":
+                plans = self._plans(form, samples, parts.fit, pool)
             if form.hoisted:
                 evaluator = self._evaluator(self._model.session_form(settings.outputs, hoist=False), samples)
             calibration = {
@@ -132,7 +134,7 @@ class _Compression:
                 "samples": sum(sample.rows for sample in samples),
                 "sha256": digest(samples),
             }
-            bench = _Bench(solver, Means(prober, plans), evaluator, held, calibration, pool)
+            bench = _Bench(solver, Means(prober, plans), evaluator, parts.held, calibration, pool)
             if settings.ratio or settings.size or settings.rate:
                 return self._within_budget(bench, executor)
             return self._within_deviation(bench, executor)
@@ -293,15 +295,20 @@ class _Compression:
         usual = settings.allocation == "measured" and settings.k is None and settings.max_bits is None
         return "compensated" if usual and not random and not few else "nearest"
 
-    def _plans(self, form: SessionForm, samples: Sequence[Sample], pool: Executor) -> PlansStart:
+    def _plans(
+        self, form: SessionForm, samples: Sequence[Sample], halves: tuple[Sequence[int], Sequence[int]], pool: Executor
+    ) -> PlansStart:
         """What fits error compensation to samples that the search does not measure on."""
 
         def start(widths: Widths) -> Plans:
             observed, linear = linear_layers(form, self._model.layers)
             linear = {number: self._fittable(item) for number, item in linear.items() if number in matrices}
             values = [layer.values for layer in self._model.layers]
-            observer = Observer(observed, values, samples, self._settings.threads, self._settings.provider)
-            return fitted_plans(self._weights, linear, observer, len(samples), widths, pool, tell)
+            fit = [samples[number] for half in halves for number in half]
+            first, count = len(halves[0]), len(fit)
+            observer = Observer(observed, values, fit, self._settings.threads, self._settings.provider)
+            parts = range(first), range(first, count)
+            return fitted_plans(self._weights, linear, observer, parts, widths, pool, tell)
 
         def tell(done: int, total: int) -> None:
             self._progress(Progress("fit", done, total))

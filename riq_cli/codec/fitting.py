@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 
 from riq_cli import moments
@@ -21,7 +21,7 @@ def fitted_plans(
     weights: Weights,
     linear: Mapping[int, Linear],
     observer: Observer,
-    samples: int,
+    halves: tuple[Sequence[int], Sequence[int]],
     widths: Widths,
     pool: Executor,
     progress: Callable[[int, int], None],
@@ -32,7 +32,7 @@ def fitted_plans(
         weights: all layers that may be coded.
         linear: those that multiply activations.
         observer: shows the activations.
-        samples: how many it has.
+        halves: numbers of its samples, in two halves that judge each other.
         widths: about the bin widths that layers will have.
         pool: its threads work at the same time.
         progress: called with layers done and layers in all.
@@ -40,16 +40,16 @@ def fitted_plans(
     fit_for = {number: item for number, item in linear.items() if widths[number] is not None}
     block = _block(fit_for, sum(weights.layers[number].values.nbytes for number in fit_for))
     plans: dict[int, Plan] = {}
-    done = 0
+    done, samples = 0, sum(map(len, halves))
 
     def fit(number: int) -> Plan | None:
         width = widths[number]
         assert width is not None
-        return fitted(weights.layers[number], fit_for[number], halves[number], width)
+        return fitted(weights.layers[number], fit_for[number], found[number], width)
 
     for batch in _batches(fit_for, block):
         tensors = moments.inputs_of(batch)
-        halves = moments.collect(batch, observer.activations(tensors), samples, block=block)
+        found = moments.collect(batch, observer.activations(tensors), samples, halves[1], block=block)
         for number, plan in zip(batch, pool.map(fit, batch), strict=True):
             if plan is not None:
                 plans[number] = plan

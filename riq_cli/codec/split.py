@@ -2,27 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
 HOLDOUT_SAMPLES = 8  # with fewer samples none is held out
 FIT_SAMPLES = 4  # samples at least for error compensation: two to fit, so that each can judge the other, two to search
+_MANY = 1024  # samples; of more, each is taken for unlike the others
 
 
-def split(count: int, holdout: float, fitting: bool) -> tuple[list[int], list[int], list[int]]:
-    """Numbers of the samples for the search, of those held out of it, and of those that compensation is fitted to.
+@dataclass(frozen=True)
+class Roles:
+    """Numbers of the samples that the search measures on, of those held out of it, and of those fitted to.
 
-    Held out is every so-manieth, none of a few. Half of all samples are for fitting: what is fitted to a sample does
-    better on it than on any other, so the search must not measure there.
+    What error compensation is fitted to are two halves, so that each can judge what was fitted to the other.
+    """
+
+    searched: tuple[int, ...]
+    held: tuple[int, ...] = ()
+    fit: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+
+
+def roles(count: int, holdout: float, likeness: NDArray[np.float64] | None = None) -> Roles:
+    """The roles of samples: held out is every so-manieth, none of a few.
+
+    Where errors are to be compensated, half of all samples are for fitting: what is fitted to a sample does better on
+    it than on any other, so the search must not measure there. For the same reason samples that are alike, such as
+    crops of one photo, get the same role.
 
     Args:
         count: of the samples.
         holdout: share of them to hold out.
-        fitting: whether any are to be fitted to.
+        likeness: of every two samples, f64[count, count], where errors are to be compensated.
     """
-    held: set[int] = set()
-    if holdout and count >= HOLDOUT_SAMPLES:
-        held = {int((number + 0.5) / holdout) for number in range(int(count * holdout))} & set(range(count))
-    rest = [number for number in range(count) if number not in held]
-    if not fitting:
-        return rest, sorted(held), []
-    half = min(count // 2, len(rest) - 1)
-    fit = {rest[number * len(rest) // half] for number in range(half)}
-    return [number for number in rest if number not in fit], sorted(held), sorted(fit)
+    spare = int(count * holdout) if count >= HOLDOUT_SAMPLES else 0
+    if likeness is None:
+        held = {int((number + 0.5) / holdout) for number in range(spare)}
+        return Roles(tuple(n for n in range(count) if n not in held), tuple(sorted(held)))
+    half = min(count // 2, count - spare - 1)
+    wanted = [half - half // 2, half // 2, count - spare - half, spare]
+    given: list[list[int]] = [[], [], [], []]
+    for cluster in clusters(likeness, 2 + count // 16):
+        missing = [size - len(numbers) for size, numbers in zip(wanted, given, strict=True)]
+        given[int(np.argmax(missing))] += cluster
+    first, second, searched, held_out = (tuple(sorted(numbers)) for numbers in given)
+    return Roles(searched, held_out, (first, second))
+
+
+def clusters(likeness: NDArray[np.float64], largest: int) -> Sequence[list[int]]:
+    """Samples that are alike, `largest` together at most: the two most alike clusters become one, again and again.
+
+    The largest first; those of the same size in the order of their first samples.
+    """
+    found = [[number] for number in range(len(likeness))]
+    if len(found) > _MANY:
+        return found
+    between = likeness.astype(np.float64).copy()  # mean likeness of two clusters
+    np.fill_diagonal(between, -np.inf)
+    sizes = np.ones(len(found))
+    while True:
+        between[sizes[:, None] + sizes > largest] = -np.inf
+        one, other = divmod(int(np.argmax(between)), len(found))
+        if between[one, other] == -np.inf:
+            break
+        mean = (sizes[one] * between[one] + sizes[other] * between[other]) / (sizes[one] + sizes[other])
+        between[one], between[:, one] = mean, mean
+        between[one, one] = between[other] = between[:, other] = -np.inf
+        sizes[one] += sizes[other]
+        found[one] += found[other]
+        found[other] = []
+    return sorted((sorted(cluster) for cluster in found if cluster), key=lambda cluster: (-len(cluster), cluster))
