@@ -115,43 +115,43 @@ def product(shape: tuple[int, int], *names: str) -> Linear:
     return Linear(matrix, tuple(ProductInput(name, transposed=False) for name in names))
 
 
-def test_halves_are_samples_of_even_and_odd_number() -> None:
+def test_halves_are_the_samples_named_and_all_others() -> None:
     samples = [rows(20, 3, seed=number) for number in range(5)]
-    found = collect({4: product((3, 2), "x")}, [("x", number, x) for number, x in enumerate(samples)], 5)
-    even, odd = found[4]
-    np.testing.assert_allclose(even.second[0], second(np.concatenate(samples[::2])[None]), rtol=1e-5)
-    np.testing.assert_allclose(odd.second[0], second(np.concatenate(samples[1::2])[None]), rtol=1e-5)
-    assert (even.count, odd.count) == (60, 40)
+    found = collect({4: product((3, 2), "x")}, [("x", number, x) for number, x in enumerate(samples)], 5, (0, 3))
+    one, other = found[4]
+    np.testing.assert_allclose(one.second[0], second(np.concatenate([samples[n] for n in (1, 2, 4)])[None]), rtol=1e-5)
+    np.testing.assert_allclose(other.second[0], second(np.concatenate([samples[n] for n in (0, 3)])[None]), rtol=1e-5)
+    assert (one.count, other.count) == (60, 40)
 
 
 def test_the_order_of_activations_does_not_matter() -> None:
     linear = {0: product((3, 2), "x"), 1: product((3, 2), "y", "x"), 2: product((3, 5), "y")}
     activations = [(name, number, rows(30000, 3, seed=number)) for name in "xy" for number in range(4)]
-    one, other = collect(linear, activations, 4), collect(linear, reversed(activations), 4)
+    one, other = collect(linear, activations, 4, (1, 3)), collect(linear, reversed(activations), 4, (1, 3))
     for number in linear:
         for a, b in zip(one[number], other[number], strict=True):
             np.testing.assert_allclose(a.second[0], b.second[0], rtol=1e-6)
             np.testing.assert_allclose(a.mean, b.mean, rtol=1e-12)
             assert a.count == b.count == 4096
-    again = collect(linear, activations, 4)
+    again = collect(linear, activations, 4, (1, 3))
     assert all(np.array_equal(one[n][0].second[0], again[n][0].second[0]) for n in linear)
-    assert not np.array_equal(collect(linear, activations, 4, seed=1)[0][0].mean, one[0][0].mean)
+    assert not np.array_equal(collect(linear, activations, 4, (1, 3), seed=1)[0][0].mean, one[0][0].mean)
 
 
 def test_every_position_counts_the_same_however_many_are_taken() -> None:
     """A large and a small activation of one shared layer: 9 of 10 positions are in the large one."""
     large, small = np.full((90000, 1), 2.0, np.float32), np.full((10000, 1), 12.0, np.float32)
-    found = collect({0: product((1, 1), "large", "small")}, [("large", 0, large), ("small", 0, small)], 1)
-    even, odd = found[0]
-    assert even.count == 8192
-    np.testing.assert_allclose(even.mean, [[3.0]], rtol=1e-6)
-    np.testing.assert_allclose(even.second[0], [[[0.9 * 4 + 0.1 * 144]]], rtol=1e-5)
-    assert odd.count == 0
+    found = collect({0: product((1, 1), "large", "small")}, [("large", 0, large), ("small", 0, small)], 1, ())
+    all_rows, none = found[0]
+    assert all_rows.count == 8192
+    np.testing.assert_allclose(all_rows.mean, [[3.0]], rtol=1e-6)
+    np.testing.assert_allclose(all_rows.second[0], [[[0.9 * 4 + 0.1 * 144]]], rtol=1e-5)
+    assert none.count == 0
 
 
 def test_layers_with_the_same_inputs_share_their_moments() -> None:
     linear = {0: product((3, 2), "x"), 1: product((3, 5), "x"), 2: product((3, 5), "y")}
-    found = collect(linear, [("x", 0, rows(4, 3)), ("y", 0, rows(4, 3))], 1)
+    found = collect(linear, [("x", 0, rows(4, 3)), ("y", 0, rows(4, 3))], 1, ())
     assert found[0] is found[1]
     assert found[2] is not found[1]
     assert inputs_of(linear) == ["x", "y"]
@@ -161,8 +161,8 @@ def test_layers_with_the_same_inputs_share_their_moments() -> None:
 
 def test_a_layer_of_many_columns_gets_more_rows() -> None:
     x = rows(40000, 2100)
-    even, _ = collect({0: product((2100, 1), "x")}, [("x", number, x) for number in range(3)], 3)[0]
-    assert even.count == 2 * 2800
+    one, other = collect({0: product((2100, 1), "x")}, [("x", number, x) for number in range(3)], 3, (1,))[0]
+    assert (one.count, other.count) == (2 * 2800, 2800)
 
 
 def network() -> onnx.ModelProto:
@@ -195,7 +195,7 @@ def test_moments_of_a_model_tell_the_energy_of_its_products(tmp_path: Path) -> N
     samples = [({"x": generator.standard_normal((2, 3, 16, 16), np.float32)}, 2) for _ in range(6)]
     weights = [layer.values for layer in loaded.layers]
     observer = Observer(form, weights, samples, threads=1)
-    found = collect(linear, observer.activations(inputs_of(linear)), len(samples))
+    found = collect(linear, observer.activations(inputs_of(linear)), len(samples), (1, 3, 5))
     numbers = {layer.name: number for number, layer in enumerate(loaded.layers)}
     assert set(linear) == {numbers[name] for name in ("w", "depthwise", "head")}
     assert linear[numbers["w"]].bias == numbers["b"]
