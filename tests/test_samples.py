@@ -1,8 +1,11 @@
 """The sample models that ship, compressed and judged on held-out data with labels; and the README's own commands."""
 
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -52,29 +55,45 @@ def readme_commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the file names that the README uses."""
+    """A folder with the file names that the README uses, and with bin/riq."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copy(SAMPLES / "cnn.onnx", folder / "model.onnx")
     shutil.copy(SAMPLES / "calibration.npz", folder / "samples.npz")
     shutil.copy(SAMPLES / "heldout.npz", folder / "heldout.npz")
-    assert (
-        run("compress", "model.onnx", "--calibration", "samples.npz", "--preset", "fast", folder=folder).returncode == 0
-    )
+    (folder / "bin").mkdir()
+    (folder / "bin" / "riq").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m riq_cli "$@"\n')
+    (folder / "bin" / "riq").chmod(0o755)
+    arguments = ("compress", "model.onnx", "--calibration", "samples.npz")
+    for options in ((), ("--preset", "fast", "-o", "old.riqz")):
+        done = run(*arguments, *options, folder=folder)
+        assert done.returncode == 0, done.stderr
+    shutil.copy(folder / "model.riqz", folder / "new.riqz")
     return folder
 
 
+def in_a_shell(command: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
+    """The command line as a user of the folder would type it, at home there."""
+    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "HOME": str(folder), "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    return subprocess.run(["sh", "-c", command], cwd=folder, capture_output=True, env=environment, timeout=120)
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="needs a shell")
 @pytest.mark.parametrize("command", readme_commands())
 def test_every_command_of_the_readme_works(command: str, prepared: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(prepared, tmp_path / "work"))
-    data = (folder / "model.riqz").read_bytes() if command.startswith("cat model.riqz | ") else None
-    words = shlex.split(command.removeprefix("cat model.riqz | "))
-    assert words[0] == "riq"
-    if words[1] == "compress":
+    if "riq compress" in command:
         (folder / "model.riqz").unlink()
-    if words[1] == "decompress":
+    if "riq decompress" in command:
         (folder / "model.onnx").unlink()
-    done = run(*words[1:], folder=folder, data=data)
+    redirected = [folder / name.removeprefix("~/") for name in re.findall(r" > (\S+)", command)]
+    for path in redirected:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    done = in_a_shell(command, folder)
     assert done.returncode == 0, done.stderr
+    prints = any(words in command for words in ("report", "verify", "-o -")) and "--html" not in command
+    assert bool(done.stdout) == (prints and not redirected)
+    assert all(path.stat().st_size for path in redirected)
 
 
 def test_the_python_of_the_readme_works(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
