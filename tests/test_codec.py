@@ -220,6 +220,22 @@ def test_the_manifest_tells_what_was_asked_and_nothing_of_the_machine(tmp_path: 
     assert str(tmp_path) not in json.dumps([manifest.settings, manifest.result, dict(manifest.source)])
 
 
+def test_a_rounding_is_recorded_where_it_is_not_what_the_other_settings_mean(tmp_path: Path) -> None:
+    model, data = load(tmp_path, wide), calibration(wide)
+    target = {"deviation": 0.1}
+    for given, recorded in (
+        ({"allocation": "norm", "rounding": "nearest"}, {"allocation": "norm"}),
+        ({"max_bits": 6, "rounding": "nearest"}, {"max_bits": 6}),
+        ({"rounding": "nearest"}, {"rounding": "nearest"}),
+        ({}, {}),
+    ):
+        archive = riq.compress(model, data, **target, **given)
+        assert archive.manifest.settings == target | recorded
+        if given:
+            assert archive.manifest.result["rounding"] == "nearest"
+    assert riq.compress(model, data, k=100.0, rounding="nearest").manifest.settings == {"deviation": None, "k": 100.0}
+
+
 def test_settings_that_mean_nothing_are_refused() -> None:
     for wrong, message in (
         ({"deviation": 0}, "a deviation of 0 is not in"),

@@ -25,8 +25,9 @@ from riq_cli.table import read_table
 GOLDENS = Path(__file__).parent / "goldens"
 HOSTILE = "</td><script>alert(1)</script>\"'&\x1b[31m"
 RESULT = {
-    "k": 300.0, "epsilon": 0.0, "allocation": "blend", "deviation": 0.009, "worst": 0.04, "holdout": 0.008,
-    "holdout_samples": 16, "evaluations": 9, "probes": 4, "trace": [[679.0, 0.0017], [279.0, 0.0114], [300.0, 0.009]],
+    "k": 300.0, "epsilon": 0.0, "allocation": "blend", "rounding": "compensated", "deviation": 0.009, "worst": 0.04,
+    "holdout": 0.008, "holdout_samples": 16, "evaluations": 9, "probes": 4,
+    "trace": [[679.0, 0.0017], [279.0, 0.0114], [300.0, 0.009]],
     "measured": [{"name": "logits", "mean": 0.009, "worst": 0.04, "samples": 64}],
 }  # fmt: skip
 
@@ -117,10 +118,16 @@ def test_the_page_tells_the_totals_the_layers_and_how_to_make_it_again() -> None
     assert text.count('<circle class="holds"') == 3  # two points that hold, and the key
     assert text.count('<path class="misses"') == 2  # one that does not, and the key
     assert "target 0.01</text>" in text
+    assert "Deviation of the blend allocation with compensated rounding at each k" in text
+    assert '<th scope="row">rounding</th><td><code>compensated</code>' in text
 
 
 def test_a_hostile_name_stays_text() -> None:
-    result = RESULT | {"allocation": HOSTILE, "measured": [{"name": HOSTILE, "mean": HOSTILE, "worst": [1]}]}
+    result = RESULT | {
+        "allocation": HOSTILE,
+        "rounding": HOSTILE,
+        "measured": [{"name": HOSTILE, "mean": HOSTILE, "worst": [1]}],
+    }
     made = archive(HOSTILE, result=result)
     hostile = replace(
         made.manifest, creator=HOSTILE, settings={HOSTILE: HOSTILE, "dims": {HOSTILE: 1}}, source={"sha256": HOSTILE},

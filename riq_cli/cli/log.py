@@ -51,6 +51,7 @@ def step_record(step: Progress) -> dict[str, Any] | None:
             "phase": "search",
             "evaluation": step.done,
             "allocation": step.allocation,
+            "rounding": step.rounding,
             "k": step.k,
             "deviation": finite(step.value),
             "failed_below": step.low or None,

@@ -17,7 +17,7 @@ from riq_cli.codec.layers import encode_layer
 from riq_cli.codec.probing import Probed
 from riq_cli.codec.restoration import decompress, measure_restored
 from riq_cli.codec.settings import Progress, Report, Settings, Warn
-from riq_cli.codec.solution import Solution
+from riq_cli.codec.solution import Scheme, Solution
 from riq_cli.codec.solver import Means, PlansStart, ProberStart, Solver
 from riq_cli.codec.split import FIT_SAMPLES, roles
 from riq_cli.codec.weights import Plans, Weights, Widths, is_matrix
@@ -95,7 +95,7 @@ class _Compression:
                 warn(f"no layer is named {pattern!r}")
         for number in self._weights.not_finite:
             warn(f"layer {self._model.layers[number].name!r} holds NaN or infinity; it is stored exactly")
-        self._trace: list[tuple[str, float, float]] = []  # allocation, k, deviation
+        self._trace: list[tuple[tuple[str, str], float, float]] = []  # scheme's name, k, deviation
         self._probes = 0
 
     def run(self, executor: Executor | None) -> Archive:
@@ -221,7 +221,7 @@ class _Compression:
         restored = decompress(archive, executor=executor)
         deviation = measure_restored(bench.evaluator, restored, self._settings.outputs)
         scheme = solution.scheme
-        self._note(scheme.name, solution.k, deviation.mean)
+        self._note(scheme, solution.k, deviation.mean)
         if not math.isfinite(deviation.mean):
             raise TargetError(
                 f"at k = {solution.k:g} the restored model's outputs hold NaN or infinity where the original's do not; "
@@ -267,7 +267,7 @@ class _Compression:
         step = -(-len(samples) // _PROBE_SAMPLES)
 
         def tell(done: int, total: int, number: int | None, deviation: float) -> None:
-            self._probes = done
+            self._probes += number is not None
             layer = "" if number is None else self._model.layers[number].name
             self._progress(Progress("probe", done, total, value=deviation, layer=layer))
 
@@ -292,8 +292,7 @@ class _Compression:
             )
         if settings.rounding is not None:
             return settings.rounding
-        usual = settings.allocation == "measured" and settings.k is None and settings.max_bits is None
-        return "compensated" if usual and not random and not few else "nearest"
+        return "compensated" if settings.may_compensate and not random and not few else "nearest"
 
     def _plans(
         self, form: SessionForm, samples: Sequence[Sample], halves: tuple[Sequence[int], Sequence[int]], pool: Executor
@@ -321,13 +320,13 @@ class _Compression:
         coded = linear.bias is not None and linear.bias in self._weights.vectors
         return linear if coded else replace(linear, bias=None)
 
-    def _note(self, allocation: str, k: float, value: float) -> None:
-        self._trace.append((allocation, k, value))
+    def _note(self, scheme: Scheme, k: float, value: float) -> None:
+        self._trace.append((scheme.name, k, value))
         target = self._settings.deviation or 0.0
-        points = [(k, value) for name, k, value in self._trace if name == allocation]
+        points = [(k, value) for name, k, value in self._trace if name == scheme.name]
         held = min((k for k, v in points if v <= target), default=math.inf)
         failed = max((k for k, v in points if v > target and k < held), default=0.0)
-        self._progress(Progress("search", len(self._trace), 0, k, value, failed, held, allocation))
+        self._progress(Progress("search", len(self._trace), 0, k, value, failed, held, *scheme.name))
 
     def _build(self, widths: Widths, plans: Plans, pool: Executor | None, executor: Executor | None) -> Archive:
         """The archive at these bin widths; layers without one go back into the skeleton, NaN and infinity stay raw."""
@@ -388,7 +387,9 @@ def _candidates(model: Model, settings: Settings) -> Model:
 
 
 def _recorded(settings: Settings) -> dict[str, Any]:
-    """The settings as the manifest keeps them: what differs from the default, and the target always."""
+    """The settings as the manifest keeps them: what differs from the default and says something; the target always."""
+    if settings.rounding == "nearest" and not settings.may_compensate:
+        settings = replace(settings, rounding=None)
     default = asdict(Settings())
     return {
         name: list(value) if isinstance(value, tuple) else value

@@ -113,15 +113,20 @@ class Settings:
             other = "k" if self.k is not None else "max_bits"
             raise SettingsError(f"compensated rounding does not go with {other}; leave one of them away")
 
+    @property
+    def may_compensate(self) -> bool:
+        """Whether rounding is compensated without being asked for, where there are real samples enough."""
+        return self.allocation == "measured" and self.k is None and self.max_bits is None
+
 
 @dataclass(frozen=True)
 class Progress:
     """A step of the work, for a progress display.
 
-    In a `search`, `done` counts evaluations, `k` and `value` are the newest one, of an `allocation`, and `low` and
-    `high` the bracket: the largest k that failed and the smallest that held. In a `probe`, `done` of `total` layers are
-    through, and `value` is the deviation that `layer` caused alone, if one was probed. In `fit`, `done` of `total`
-    layers are through, otherwise `done` of `total` weights.
+    In a `search`, `done` counts evaluations, `k` and `value` are the newest one, of an `allocation` and a `rounding`,
+    and `low` and `high` the bracket: the largest k that failed and the smallest that held. In a `probe`, `done` of
+    `total` layers are through, and `value` is the deviation that `layer` caused alone, if one was probed. In `fit`,
+    `done` of `total` layers are through, otherwise `done` of `total` weights.
     """
 
     phase: Literal["search", "fit", "probe", "coding", "decoding"]
@@ -132,6 +137,7 @@ class Progress:
     low: float = 0.0
     high: float = math.inf
     allocation: str = ""
+    rounding: str = ""
     layer: str = ""
 
 

@@ -21,9 +21,9 @@ class Scheme:
         return "compensated" if self.plans else "nearest"
 
     @property
-    def name(self) -> str:
+    def name(self) -> tuple[str, str]:
         """Allocation and rounding, for those who follow the search."""
-        return f"{self.allocation.name}, {self.rounding}"
+        return self.allocation.name, self.rounding
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Solver:
         searched: Sequence[int],
         held: Sequence[int],
         pool: Executor,
-        note: Callable[[str, float, float], None],
+        note: Callable[[Scheme, float, float], None],
         warn: Warn,
         release: Callable[[], None],
     ) -> None:
@@ -65,7 +65,7 @@ class Solver:
             searched: numbers of the samples that the search may see.
             held: numbers of those that check its solution; may be empty.
             pool: threads that quantize.
-            note: called with the allocation, k and deviation of every measurement.
+            note: called with the scheme, k and deviation of every measurement.
             warn: called with what the user should know.
             release: called when the original weights are not needed for a while.
         """
@@ -85,7 +85,7 @@ class Solver:
         values = self._weights.requantize(widths, scheme.plans, self._buffers, self._pool)
         self._release()
         value = self._evaluator.deviation(self._form, values, among).mean
-        self._note(scheme.name, k, value)
+        self._note(scheme, k, value)
         return value
 
     def rest(self) -> None:
@@ -232,7 +232,7 @@ class Solver:
         def measure(k: float) -> float:
             return self.deviation(scheme, k, self._searched)
 
-        if self._settings.search == "algorithm1" and scheme.name == "norm, nearest":
+        if self._settings.search == "algorithm1" and scheme.name == ("norm", "nearest"):
             found = search.algorithm1(measure, target, lowest, highest)
         else:
             found = search.secant(measure, target, start, lowest, highest)

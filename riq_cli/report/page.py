@@ -21,6 +21,7 @@ from riq_cli.report.totals import Totals, rows, totals
 from riq_cli.text import human_size, printable, real, shortened, shown
 
 _HISTOGRAMS = 6
+_FOUND = ("allocation", "rounding", "k", "epsilon", "evaluations", "probes")  # of the result
 # Key, header, whether numbers (their first click sorts them descending, that of text ascending).
 _COLUMNS = (
     ("number", "#", False),
@@ -240,7 +241,8 @@ def _trace(archive: Archive) -> str:
         key.insert(1, circle.format('<path class="misses" d="M7 4L15 12M7 12L15 4"/>') + "misses it")
     return (
         "<h2>The search</h2>\n"
-        f'<p class="soft">Deviation of the {_text(result.get("allocation"))} allocation at each k that was evaluated: '
+        f'<p class="soft">Deviation of the {_text(result.get("allocation"))} allocation with '
+        f"{_text(result.get('rounding', 'nearest'))} rounding at each k that was evaluated: "
         "on the samples of the search, on those held out, and of the restored model.</p>\n"
         f'<figure class="trace">{figures.trace(points, target, chosen)}'
         f'<ul class="key">{"".join(f"<li>{item}</li>" for item in key)}</ul></figure>\n'
@@ -271,7 +273,7 @@ def _plottable(value: float | None) -> TypeGuard[float]:
 
 def _made(archive: Archive, name: str) -> str:
     manifest = archive.manifest
-    found = [(key, manifest.result.get(key)) for key in ("allocation", "k", "epsilon", "evaluations", "probes")]
+    found = [(key, manifest.result.get(key)) for key in _FOUND]
     measured = manifest.result.get("measured")
     for tensor in measured if isinstance(measured, list) else ():
         if isinstance(tensor, dict):
