@@ -20,6 +20,7 @@ from riq_cli.model import SessionForm
 _STEP = 1.02  # factor on k beyond what should do, where the held-out samples miss a target that the others meet
 _STEP_MAX = 4.0
 _STEPS = 20
+_HALVINGS = 3
 _BISECTIONS = 20
 _FAR = 0.85  # share of the paper's bits below which a compensated solution is not compared with nearest rounding
 _CLOSE = 1.001  # between a k within a budget and one beyond it
@@ -202,10 +203,10 @@ class Solver:
                 continue
             key = bool(plans)
             if key not in self._schemes:
-                self._schemes[key] = self._measured(paper, plans, means.prober)
+                self._schemes[key] = self._probed(paper, plans, means.prober)
             yield from self._schemes[key]
 
-    def _measured(self, paper: Solution, plans: Plans, prober: ProberStart) -> list[Scheme]:
+    def _probed(self, paper: Solution, plans: Plans, prober: ProberStart) -> list[Scheme]:
         """The measured allocation, and its blend half-way with the norm's."""
         try:
             session, progress = prober()
@@ -242,21 +243,37 @@ class Solver:
         """The solution, or one of its scheme with a larger k, that holds on the held-out samples too."""
         if not self._held:
             return solution
-        best, k, held = math.inf, solution.k, 0.0
+        failed, best = 0.0, math.inf
         for _ in range(_STEPS):
-            if solution.deviation <= target:
-                held = self.deviation(solution.scheme, k, self._held, solution.widths)
-                best = min(best, held)
-                if held <= target:
-                    return solution
-            excess = max(solution.deviation, held) / target
-            k *= min(max(math.sqrt(excess), 1.0) * _STEP, _STEP_MAX)  # deviation falls about as 1/k²
-            solution = self._solution(solution.scheme, k, self.deviation(solution.scheme, k, self._searched))
-        raise TargetError(
-            f"the target of {target:g} holds on the samples of the search, but on those held out of it the best is "
-            f"{best:.3g}; give more samples, a larger --deviation, or --holdout 0",
-            best,
-        )
+            held = self._held_deviation(solution)
+            best = min(best, held)
+            worst = max(solution.deviation, held)
+            if worst <= target:
+                break
+            failed = solution.k
+            factor = min(math.sqrt(worst / target) * _STEP, _STEP_MAX)  # deviation falls about as 1/k²
+            solution = self._measured(solution.scheme, solution.k * factor)
+        else:
+            raise TargetError(
+                f"the target of {target:g} holds on the samples of the search, but on those held out of it the best is "
+                f"{best:.3g}; give more samples, a larger --deviation, or --holdout 0",
+                best,
+            )
+        for _ in range(_HALVINGS if failed else 0):  # the step may have been too long
+            if solution.k < failed * _STEP:
+                break
+            between = self._measured(solution.scheme, math.sqrt(failed * solution.k))
+            if max(between.deviation, self._held_deviation(between)) <= target:
+                solution = between
+            else:
+                failed = between.k
+        return solution
+
+    def _held_deviation(self, solution: Solution) -> float:
+        return self.deviation(solution.scheme, solution.k, self._held, solution.widths)
+
+    def _measured(self, scheme: Scheme, k: float) -> Solution:
+        return self._solution(scheme, k, self.deviation(scheme, k, self._searched))
 
     def within(self, scheme: Scheme, budget: float, start: float) -> Solution:
         """The finest solution of a scheme within a budget of bits, measured.
