@@ -23,6 +23,7 @@ _STEPS = 20
 _HALVINGS = 3
 _BISECTIONS = 20
 _FAR = 0.85  # share of the paper's bits below which a compensated solution is not compared with nearest rounding
+_NEARLY = 0.97  # share of the paper's bits above which its own search is tried as well
 _CLOSE = 1.001  # between a k within a budget and one beyond it
 _USUAL = 0.01  # a deviation as it is often asked for
 _LOWEST = 1e-3  # k of a compensated solution: Proposition 2 bounds that of nearest rounding only
@@ -111,11 +112,14 @@ class Solver:
                 continue  # compensation has won by more than it can lose
             with contextlib.suppress(TargetError):  # the paper's solution is there
                 best = _smaller(best, self.confirmed(self._solved(scheme, target, paper.k), target))
-        if best is None or paper.bits < best.bits:
-            try:
-                best = _smaller(best, self.confirmed(paper, target))
-            except TargetError as error:  # ε0 > 0 and --max-bits leave a floor that samples may not get below
-                failure = error
+        for solution in self._papers(paper, target, means):
+            if best is None or solution.bits < best.bits:
+                try:
+                    best = _smaller(best, self.confirmed(solution, target))
+                except TargetError as error:  # ε0 > 0 and --max-bits leave a floor that samples may not get below
+                    failure = error
+            if best is not None and best.bits < _NEARLY * paper.bits:
+                break
         if best is None and self._settings.epsilon is None:
             finest = self._solved(self._norm(0.0), target, paper.k)
             return self.confirmed(finest, target)
@@ -186,6 +190,13 @@ class Solver:
     def _norm(self, epsilon: float) -> Scheme:
         return Scheme(self._weights.norm_allocation(epsilon), {})
 
+    def _papers(self, paper: Solution, target: float, means: Means) -> Iterator[Solution]:
+        """The paper's solution, and the one that its own search finds, which may happen upon a smaller k."""
+        yield paper
+        if means != Means() and paper.scheme.allocation.epsilon == DEFAULT_EPSILON:
+            with contextlib.suppress(TargetError):
+                yield self._solved(paper.scheme, target, paper.k, "algorithm1")
+
     # ---- beyond ----
 
     def _alternatives(self, paper: Solution, means: Means) -> Iterator[Scheme]:
@@ -224,8 +235,9 @@ class Solver:
 
     # ---- k ----
 
-    def _solved(self, scheme: Scheme, target: float, start: float) -> Solution:
+    def _solved(self, scheme: Scheme, target: float, start: float, by: str | None = None) -> Solution:
         """The smallest solution of a scheme that was measured to hold the target on the searched samples."""
+        by = by or (self._settings.search if scheme.name == "norm, nearest" else "secant")
         epsilon = scheme.allocation.epsilon
         lowest = search.lower_bound(self._weights.largest, epsilon) if scheme.rounding == "nearest" else _LOWEST
         highest = search.upper_bound(self._weights.largest, epsilon)
@@ -233,7 +245,7 @@ class Solver:
         def measure(k: float) -> float:
             return self.deviation(scheme, k, self._searched)
 
-        if self._settings.search == "algorithm1" and scheme.name == "norm, nearest":
+        if by == "algorithm1":
             found = search.algorithm1(measure, target, lowest, highest)
         else:
             found = search.secant(measure, target, start, lowest, highest)
