@@ -21,7 +21,7 @@ from riq_cli.limits import STREAM_SYMBOLS
 from riq_cli.table import COUNT_ORDER, FIRST_ORDER, GAP_ORDER, ROOT_ORDER, TOO_LONG, read_table
 
 _PRECISION = 24  # bits of a frequency
-_ORDERS = range(16)  # of the Exp-Golomb code of differences
+_ORDERS = np.arange(16)  # of the Exp-Golomb code of differences
 _DENSE = 1 << 22  # symbols from the first to the last at most, to look positions up in one array
 
 Symbols = NDArray[np.int32]
@@ -80,7 +80,7 @@ class Table:
         """The table as FORMAT.md packs it."""
         gaps = np.diff(self.symbols) - 1
         steps = [_zigzag(step) for step in np.diff(self.roots).tolist()]
-        order = min(_ORDERS, key=lambda m: sum(_golomb_bits(step, m) for step in steps))
+        order = int(np.argmin(_golomb_bits(np.array(steps, np.int64)[:, None], _ORDERS).sum(axis=0)))
         head = [
             format(order, "04b"),
             _golomb(len(self.symbols) - 1, COUNT_ORDER),
@@ -282,5 +282,6 @@ def _golomb(value: int, order: int) -> str:
     return "0" * (len(digits) - 1 - order) + digits
 
 
-def _golomb_bits(value: int, order: int) -> int:
-    return 2 * (value + (1 << order)).bit_length() - 1 - order
+def _golomb_bits(values: Integers, order: Integers) -> Integers:
+    lengths: Integers = np.frexp(values + (1 << order))[1]  # of binary numbers; exact for any below 2⁵³
+    return 2 * lengths - 1 - order

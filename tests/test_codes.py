@@ -482,10 +482,11 @@ def test_tables_of_their_own_save_bits_and_the_entropy_says_so() -> None:
     random = np.random.default_rng(6)
     spread = np.arange(400) % 2
     layer = layer_of(random.normal(size=(400, 100)) * np.where(spread, 20, 0.5)[:, None])
-    one, _ = encode_layer(layer, nearest(layer.values, "float32", 0.5), None)
-    two, _ = encode_layer(
-        layer, nearest(layer.values, "float32", 0.5, classes=Codes((0,), spread.astype(np.int32))), None
+    one, two = (
+        encode_layer(layer, nearest(layer.values, "float32", 0.5, classes=Codes((0,), classes)), None)[0]
+        for classes in (np.zeros(400, np.int32), spread.astype(np.int32))
     )
+    assert one.classes is None
     assert two.rate < one.rate - 0.5
     assert two.entropy < one.entropy - 0.5
     assert abs(8 * sum(two.streams) / layer.size - two.entropy) < 0.02

@@ -124,7 +124,7 @@ class _Compression:
                             self._note, self._warn, self._model.release)  # fmt: skip
             prober = plans = None
             if settings.allocation == "measured" and settings.k is None:
-                prober = self._prober(form, evaluator, [samples[number] for number in parts.searched])
+                prober = self._prober(form, evaluator, [samples[number] for number in parts.probed])
             if rounding == "compensated":
                 plans = self._plans(form, samples, parts.fit, pool)
             if form.hoisted:

@@ -6,12 +6,14 @@ import math
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 
 import numpy as np
 
 from riq_cli import coder, quantizer
 from riq_cli.archive import CodesEntry, LayerEntry, deflate, inflate
 from riq_cli.codec.classes import grouped, scattered
+from riq_cli.codec.clustering import best_classes, candidate_axes
 from riq_cli.errors import CorruptArchive
 from riq_cli.limits import CODES, SCALES, STREAM_SYMBOLS, TABLE_SYMBOLS
 from riq_cli.model import Layer
@@ -19,6 +21,7 @@ from riq_cli.quantizer import Codes, Quantized
 
 # Above this share of its own bytes a coded layer may be larger than a deflated one: only then is that tried.
 _POOR = 0.8
+_CLASSED = 2000  # weights from which on classes are looked for: of fewer, tables and codes outweigh what they save
 
 
 def encode_layer(
@@ -30,7 +33,8 @@ def encode_layer(
 
     Args:
         layer: the weights.
-        quantized: what is restored in their place; None: themselves exactly, as `raw`.
+        quantized: what is restored in their place; None: themselves exactly, as `raw`. Without classes it gets those
+            that take least room, if any pay; with classes that are all 0 it keeps a single table.
         executor: where the streams are encoded; None: here.
 
     Raises:
@@ -39,7 +43,7 @@ def encode_layer(
     if quantized is None:
         return _encode_raw(layer)
     _check(quantized, layer)
-    quantized = quantized.simplified()
+    quantized = _with_classes(quantized, layer.shape).simplified()
     symbols, scales, classes = quantized.symbols, quantized.scales, quantized.classes
     groups = [symbols] if classes is None else grouped(symbols, classes, layer.shape)
     histograms = [coder.Histogram.of(group) for group in groups]
@@ -81,6 +85,13 @@ def encode_layer(
         classes=None if classes is None else entries[-1],
     )
     return entry, sections
+
+
+def _with_classes(quantized: Quantized, shape: Sequence[int]) -> Quantized:
+    """The same weights in the classes that take least room, if they have none yet and any pay."""
+    if quantized.classes is not None or quantized.symbols.size < _CLASSED:
+        return quantized
+    return replace(quantized, classes=best_classes(quantized.symbols, shape, candidate_axes(shape)))
 
 
 def _check(quantized: Quantized, layer: Layer) -> None:

@@ -20,8 +20,10 @@ from riq_cli.model import SessionForm
 _STEP = 1.02  # factor on k beyond what should do, where the held-out samples miss a target that the others meet
 _STEP_MAX = 4.0
 _STEPS = 20
+_HALVINGS = 3
 _BISECTIONS = 20
 _FAR = 0.85  # share of the paper's bits below which a compensated solution is not compared with nearest rounding
+_NEARLY = 0.97  # share of the paper's bits above which its own search is tried as well
 _CLOSE = 1.001  # between a k within a budget and one beyond it
 _USUAL = 0.01  # a deviation as it is often asked for
 _LOWEST = 1e-3  # k of a compensated solution: Proposition 2 bounds that of nearest rounding only
@@ -110,11 +112,14 @@ class Solver:
                 continue  # compensation has won by more than it can lose
             with contextlib.suppress(TargetError):  # the paper's solution is there
                 best = _smaller(best, self.confirmed(self._solved(scheme, target, paper.k), target))
-        if best is None or paper.bits < best.bits:
-            try:
-                best = _smaller(best, self.confirmed(paper, target))
-            except TargetError as error:  # ε0 > 0 and --max-bits leave a floor that samples may not get below
-                failure = error
+        for solution in self._papers(paper, target, means):
+            if best is None or solution.bits < best.bits:
+                try:
+                    best = _smaller(best, self.confirmed(solution, target))
+                except TargetError as error:  # ε0 > 0 and --max-bits leave a floor that samples may not get below
+                    failure = error
+            if best is not None and best.bits < _NEARLY * paper.bits:
+                break
         if best is None and self._settings.epsilon is None:
             finest = self._solved(self._norm(0.0), target, paper.k)
             return self.confirmed(finest, target)
@@ -185,6 +190,13 @@ class Solver:
     def _norm(self, epsilon: float) -> Scheme:
         return Scheme(self._weights.norm_allocation(epsilon), {})
 
+    def _papers(self, paper: Solution, target: float, means: Means) -> Iterator[Solution]:
+        """The paper's solution, and the one that its own search finds, which may happen upon a smaller k."""
+        yield paper
+        if means != Means() and paper.scheme.allocation.epsilon == DEFAULT_EPSILON:
+            with contextlib.suppress(TargetError):
+                yield self._solved(paper.scheme, target, paper.k, "algorithm1")
+
     # ---- beyond ----
 
     def _alternatives(self, paper: Solution, means: Means) -> Iterator[Scheme]:
@@ -202,10 +214,10 @@ class Solver:
                 continue
             key = bool(plans)
             if key not in self._schemes:
-                self._schemes[key] = self._measured(paper, plans, means.prober)
+                self._schemes[key] = self._probed(paper, plans, means.prober)
             yield from self._schemes[key]
 
-    def _measured(self, paper: Solution, plans: Plans, prober: ProberStart) -> list[Scheme]:
+    def _probed(self, paper: Solution, plans: Plans, prober: ProberStart) -> list[Scheme]:
         """The measured allocation, and its blend half-way with the norm's."""
         try:
             session, progress = prober()
@@ -223,8 +235,9 @@ class Solver:
 
     # ---- k ----
 
-    def _solved(self, scheme: Scheme, target: float, start: float) -> Solution:
+    def _solved(self, scheme: Scheme, target: float, start: float, by: str | None = None) -> Solution:
         """The smallest solution of a scheme that was measured to hold the target on the searched samples."""
+        by = by or (self._settings.search if scheme.name == "norm, nearest" else "secant")
         epsilon = scheme.allocation.epsilon
         lowest = search.lower_bound(self._weights.largest, epsilon) if scheme.rounding == "nearest" else _LOWEST
         highest = search.upper_bound(self._weights.largest, epsilon)
@@ -232,7 +245,7 @@ class Solver:
         def measure(k: float) -> float:
             return self.deviation(scheme, k, self._searched)
 
-        if self._settings.search == "algorithm1" and scheme.name == ("norm", "nearest"):
+        if by == "algorithm1":
             found = search.algorithm1(measure, target, lowest, highest)
         else:
             found = search.secant(measure, target, start, lowest, highest)
@@ -242,21 +255,37 @@ class Solver:
         """The solution, or one of its scheme with a larger k, that holds on the held-out samples too."""
         if not self._held:
             return solution
-        best, k, held = math.inf, solution.k, 0.0
+        failed, best = 0.0, math.inf
         for _ in range(_STEPS):
-            if solution.deviation <= target:
-                held = self.deviation(solution.scheme, k, self._held, solution.widths)
-                best = min(best, held)
-                if held <= target:
-                    return solution
-            excess = max(solution.deviation, held) / target
-            k *= min(max(math.sqrt(excess), 1.0) * _STEP, _STEP_MAX)  # deviation falls about as 1/k²
-            solution = self._solution(solution.scheme, k, self.deviation(solution.scheme, k, self._searched))
-        raise TargetError(
-            f"the target of {target:g} holds on the samples of the search, but on those held out of it the best is "
-            f"{best:.3g}; give more samples, a larger --deviation, or --holdout 0",
-            best,
-        )
+            held = self._held_deviation(solution)
+            best = min(best, held)
+            worst = max(solution.deviation, held)
+            if worst <= target:
+                break
+            failed = solution.k
+            factor = min(math.sqrt(worst / target) * _STEP, _STEP_MAX)  # deviation falls about as 1/k²
+            solution = self._measured(solution.scheme, solution.k * factor)
+        else:
+            raise TargetError(
+                f"the target of {target:g} holds on the samples of the search, but on those held out of it the best is "
+                f"{best:.3g}; give more samples, a larger --deviation, or --holdout 0",
+                best,
+            )
+        for _ in range(_HALVINGS if failed else 0):  # the step may have been too long
+            if solution.k < failed * _STEP:
+                break
+            between = self._measured(solution.scheme, math.sqrt(failed * solution.k))
+            if max(between.deviation, self._held_deviation(between)) <= target:
+                solution = between
+            else:
+                failed = between.k
+        return solution
+
+    def _held_deviation(self, solution: Solution) -> float:
+        return self.deviation(solution.scheme, solution.k, self._held, solution.widths)
+
+    def _measured(self, scheme: Scheme, k: float) -> Solution:
+        return self._solution(scheme, k, self.deviation(scheme, k, self._searched))
 
     def within(self, scheme: Scheme, budget: float, start: float) -> Solution:
         """The finest solution of a scheme within a budget of bits, measured.

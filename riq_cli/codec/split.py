@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,12 +16,13 @@ _MANY = 1024  # samples; of more, each is taken for unlike the others
 
 @dataclass(frozen=True)
 class Roles:
-    """Numbers of the samples that the search measures on, of those held out of it, and of those fitted to.
+    """Numbers of the samples that the search measures on, that layers are probed on, that are held out, and fitted to.
 
     What error compensation is fitted to are two halves, so that each can judge what was fitted to the other.
     """
 
     searched: tuple[int, ...]
+    probed: tuple[int, ...]
     held: tuple[int, ...] = ()
     fit: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
@@ -29,8 +31,8 @@ def roles(count: int, holdout: float, likeness: NDArray[np.float64] | None = Non
     """The roles of samples: held out is every so-manieth, none of a few.
 
     Where errors are to be compensated, half of all samples are for fitting: what is fitted to a sample does better on
-    it than on any other, so the search must not measure there. For the same reason samples that are alike, such as
-    crops of one photo, get the same role.
+    it than on any other, so layers are not probed there, and the search sees no more of them than of others. For the
+    same reason samples that are alike, such as crops of one photo, get the same role.
 
     Args:
         count: of the samples.
@@ -40,15 +42,17 @@ def roles(count: int, holdout: float, likeness: NDArray[np.float64] | None = Non
     spare = int(count * holdout) if count >= HOLDOUT_SAMPLES else 0
     if likeness is None:
         held = {int((number + 0.5) / holdout) for number in range(spare)}
-        return Roles(tuple(n for n in range(count) if n not in held), tuple(sorted(held)))
+        rest = tuple(number for number in range(count) if number not in held)
+        return Roles(rest, rest, tuple(sorted(held)))
     half = min(count // 2, count - spare - 1)
     wanted = [half - half // 2, half // 2, count - spare - half, spare]
     given: list[list[int]] = [[], [], [], []]
     for cluster in clusters(likeness, 2 + count // 16):
         missing = [size - len(numbers) for size, numbers in zip(wanted, given, strict=True)]
         given[int(np.argmax(missing))] += cluster
-    first, second, searched, held_out = (tuple(sorted(numbers)) for numbers in given)
-    return Roles(searched, held_out, (first, second))
+    first, second, probed, held_out = (tuple(sorted(numbers)) for numbers in given)
+    seen = [number for pair in itertools.zip_longest(first, second) for number in pair if number is not None]
+    return Roles(tuple(sorted((*probed, *seen[: len(probed)]))), probed, held_out, (first, second))
 
 
 def clusters(likeness: NDArray[np.float64], largest: int) -> Sequence[list[int]]:
