@@ -237,7 +237,7 @@ class Solver:
 
     def _solved(self, scheme: Scheme, target: float, start: float, by: str | None = None) -> Solution:
         """The smallest solution of a scheme that was measured to hold the target on the searched samples."""
-        by = by or (self._settings.search if scheme.name == "norm, nearest" else "secant")
+        by = by or (self._settings.search if scheme.name == ("norm", "nearest") else "secant")
         epsilon = scheme.allocation.epsilon
         lowest = search.lower_bound(self._weights.largest, epsilon) if scheme.rounding == "nearest" else _LOWEST
         highest = search.upper_bound(self._weights.largest, epsilon)
