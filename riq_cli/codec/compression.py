@@ -19,7 +19,7 @@ from riq_cli.codec.restoration import decompress, measure_restored
 from riq_cli.codec.settings import Progress, Report, Settings, Warn
 from riq_cli.codec.solution import Scheme, Solution
 from riq_cli.codec.solver import Means, PlansStart, ProberStart, Solver
-from riq_cli.codec.split import FIT_SAMPLES, roles
+from riq_cli.codec.split import FIT_SAMPLES, held_count, roles
 from riq_cli.codec.weights import Plans, Weights, Widths, is_matrix
 from riq_cli.errors import SettingsError, TargetError
 from riq_cli.evaluator import Evaluator, Observer, Prober, available_threads
@@ -283,12 +283,14 @@ class _Compression:
     def _rounding(self, samples: int) -> str:
         """How errors are to be rounded: as asked for, else compensated where the calibration data can carry it."""
         settings = self._settings
-        random, few = self._calibration.kind == "random", samples < FIT_SAMPLES
+        held = held_count(samples, settings.holdout)
+        random, few = self._calibration.kind == "random", samples - held < FIT_SAMPLES
         if settings.rounding == "compensated" and (random or few):
             raise SettingsError(
                 "compensated rounding needs real samples, random ones would mislead it; give --calibration"
                 if random
-                else f"compensated rounding needs at least {FIT_SAMPLES} samples; there are {samples}"
+                else f"compensated rounding needs at least {FIT_SAMPLES} samples"
+                f"{' that are not held out' if held else ''}; there are {samples - held}"
             )
         if settings.rounding is not None:
             return settings.rounding

@@ -27,6 +27,11 @@ class Roles:
     fit: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
 
+def held_count(count: int, holdout: float) -> int:
+    """How many of the samples are held out of the search, given the share of them; none of a few."""
+    return int(count * holdout) if count >= HOLDOUT_SAMPLES else 0
+
+
 def roles(count: int, holdout: float, likeness: NDArray[np.float64] | None = None) -> Roles:
     """The roles of samples: held out is every so-manieth, none of a few.
 
@@ -37,9 +42,10 @@ def roles(count: int, holdout: float, likeness: NDArray[np.float64] | None = Non
     Args:
         count: of the samples.
         holdout: share of them to hold out.
-        likeness: of every two samples, f64[count, count], where errors are to be compensated.
+        likeness: of every two samples, f64[count, count], where errors are to be compensated: `FIT_SAMPLES` at least
+            beside those held out.
     """
-    spare = int(count * holdout) if count >= HOLDOUT_SAMPLES else 0
+    spare = held_count(count, holdout)
     if likeness is None:
         held = {int((number + 0.5) / holdout) for number in range(spare)}
         rest = tuple(number for number in range(count) if number not in held)
@@ -47,7 +53,8 @@ def roles(count: int, holdout: float, likeness: NDArray[np.float64] | None = Non
     half = min(count // 2, count - spare - 1)
     wanted = [half - half // 2, half // 2, count - spare - half, spare]
     given: list[list[int]] = [[], [], [], []]
-    for cluster in clusters(likeness, 2 + count // 16):
+    # No cluster is larger than what a role wants: so none that wants samples stays without.
+    for cluster in clusters(likeness, min(2 + count // 16, *filter(None, wanted))):
         missing = [size - len(numbers) for size, numbers in zip(wanted, given, strict=True)]
         given[int(np.argmax(missing))] += cluster
     first, second, probed, held_out = (tuple(sorted(numbers)) for numbers in given)
