@@ -120,7 +120,7 @@ class _Compression:
             evaluator.likeness() if rounding == "compensated" else None,
         )
         with ThreadPoolExecutor(settings.threads or available_threads()) as pool:
-            solver = Solver(settings, self._weights, evaluator, form, parts.searched, parts.held, pool,
+            solver = Solver(settings, self._weights, evaluator, form, parts, pool,
                             self._note, self._warn, self._model.release)  # fmt: skip
             prober = plans = None
             if settings.allocation == "measured" and settings.k is None:

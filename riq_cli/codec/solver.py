@@ -12,6 +12,7 @@ from riq_cli import search
 from riq_cli.codec.probing import Probed, measured_allocation
 from riq_cli.codec.settings import DEFAULT_EPSILON, Settings, Warn
 from riq_cli.codec.solution import Scheme, Solution
+from riq_cli.codec.split import Roles
 from riq_cli.codec.weights import Plans, Weights, Widths
 from riq_cli.errors import ModelError, TargetError
 from riq_cli.evaluator import Array, Evaluator, Prober
@@ -50,8 +51,7 @@ class Solver:
         weights: Weights,
         evaluator: Evaluator,
         form: SessionForm,
-        searched: Sequence[int],
-        held: Sequence[int],
+        parts: Roles,
         pool: Executor,
         note: Callable[[Scheme, float, float], None],
         warn: Warn,
@@ -64,8 +64,7 @@ class Solver:
             weights: all layers that may be coded.
             evaluator: measures deviations on the samples.
             form: the model that it runs.
-            searched: numbers of the samples that the search may see.
-            held: numbers of those that check its solution; may be empty.
+            parts: which of the samples do what.
             pool: threads that quantize.
             note: called with the scheme, k and deviation of every measurement.
             warn: called with what the user should know.
@@ -73,7 +72,7 @@ class Solver:
         """
         self._settings, self._weights = settings, weights
         self._evaluator, self._form = evaluator, form
-        self._searched, self._held = searched, held
+        self._parts = parts
         self._pool, self._note, self._warn, self._release = pool, note, warn, release
         self._buffers: list[Array] | None = None  # made when needed: they are as large as the model
         self._plans: Plans | None = None
@@ -162,7 +161,7 @@ class Solver:
 
         def at_largest_k(epsilon: float) -> float:
             return self.deviation(
-                self._norm(epsilon), search.upper_bound(self._weights.largest, epsilon), self._searched
+                self._norm(epsilon), search.upper_bound(self._weights.largest, epsilon), self._parts.others
             )
 
         # The paper takes the largest ε0 that reaches (A.4). That can be far from the best where it leaves k no room:
@@ -243,7 +242,7 @@ class Solver:
         highest = search.upper_bound(self._weights.largest, epsilon)
 
         def measure(k: float) -> float:
-            return self.deviation(scheme, k, self._searched)
+            return self.deviation(scheme, k, self._searched(scheme))
 
         if by == "algorithm1":
             found = search.algorithm1(measure, target, lowest, highest)
@@ -253,7 +252,7 @@ class Solver:
 
     def confirmed(self, solution: Solution, target: float) -> Solution:
         """The solution, or one of its scheme with a larger k, that holds on the held-out samples too."""
-        if not self._held:
+        if not self._parts.held:
             return solution
         failed, best = 0.0, math.inf
         for _ in range(_STEPS):
@@ -281,11 +280,15 @@ class Solver:
                 failed = between.k
         return solution
 
+    def _searched(self, scheme: Scheme) -> Sequence[int]:
+        """The samples that the search measures a scheme on."""
+        return self._parts.searched if scheme.plans else self._parts.others
+
     def _held_deviation(self, solution: Solution) -> float:
-        return self.deviation(solution.scheme, solution.k, self._held, solution.widths)
+        return self.deviation(solution.scheme, solution.k, self._parts.held, solution.widths)
 
     def _measured(self, scheme: Scheme, k: float) -> Solution:
-        return self._solution(scheme, k, self.deviation(scheme, k, self._searched))
+        return self._solution(scheme, k, self.deviation(scheme, k, self._searched(scheme)))
 
     def within(self, scheme: Scheme, budget: float, start: float) -> Solution:
         """The finest solution of a scheme within a budget of bits, measured.
@@ -316,7 +319,7 @@ class Solver:
                 break
         k = low or _LOWEST
         widths = self._coded(scheme, k)
-        return self._solution(scheme, k, self.deviation(scheme, k, self._searched, widths))
+        return self._solution(scheme, k, self.deviation(scheme, k, self._searched(scheme), widths))
 
     def _coded(self, scheme: Scheme, k: float) -> Widths:
         return self._weights.worthwhile(self._weights.widths(scheme.allocation, k))

@@ -16,14 +16,17 @@ _MANY = 1024  # samples; of more, each is taken for unlike the others
 
 @dataclass(frozen=True)
 class Roles:
-    """Numbers of the samples that the search measures on, that layers are probed on, that are held out, and fitted to.
+    """Numbers of samples: those held out of the search, and what the `others` are for where errors are compensated.
 
-    What error compensation is fitted to are two halves, so that each can judge what was fitted to the other.
+    `fit` are the samples that compensation is fitted to, in two halves that judge each other. What is fitted to a
+    sample does better on it than on any other: layers are probed on the rest, and compensated solutions are `searched`
+    on no more samples of `fit` than of the rest. Others are searched on all that are not held out.
     """
 
+    others: tuple[int, ...]
+    held: tuple[int, ...]
     searched: tuple[int, ...]
     probed: tuple[int, ...]
-    held: tuple[int, ...] = ()
     fit: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
 
@@ -35,9 +38,8 @@ def held_count(count: int, holdout: float) -> int:
 def roles(count: int, holdout: float, likeness: NDArray[np.float64] | None = None) -> Roles:
     """The roles of samples: held out is every so-manieth, none of a few.
 
-    Where errors are to be compensated, half of all samples are for fitting: what is fitted to a sample does better on
-    it than on any other, so layers are not probed there, and the search sees no more of them than of others. For the
-    same reason samples that are alike, such as crops of one photo, get the same role.
+    Where errors are to be compensated, half of all samples are for fitting; samples that are alike, such as crops of
+    one photo, have the same role.
 
     Args:
         count: of the samples.
@@ -48,8 +50,8 @@ def roles(count: int, holdout: float, likeness: NDArray[np.float64] | None = Non
     spare = held_count(count, holdout)
     if likeness is None:
         held = {int((number + 0.5) / holdout) for number in range(spare)}
-        rest = tuple(number for number in range(count) if number not in held)
-        return Roles(rest, rest, tuple(sorted(held)))
+        others = tuple(number for number in range(count) if number not in held)
+        return Roles(others, tuple(sorted(held)), others, others)
     half = min(count // 2, count - spare - 1)
     wanted = [half - half // 2, half // 2, count - spare - half, spare]
     given: list[list[int]] = [[], [], [], []]
@@ -59,7 +61,13 @@ def roles(count: int, holdout: float, likeness: NDArray[np.float64] | None = Non
         given[int(np.argmax(missing))] += cluster
     first, second, probed, held_out = (tuple(sorted(numbers)) for numbers in given)
     seen = [number for pair in itertools.zip_longest(first, second) for number in pair if number is not None]
-    return Roles(tuple(sorted((*probed, *seen[: len(probed)]))), probed, held_out, (first, second))
+    return Roles(
+        others=tuple(sorted((*first, *second, *probed))),
+        held=held_out,
+        searched=tuple(sorted((*probed, *seen[: len(probed)]))),
+        probed=probed,
+        fit=(first, second),
+    )
 
 
 def clusters(likeness: NDArray[np.float64], largest: int) -> Sequence[list[int]]:
