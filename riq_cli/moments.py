@@ -96,10 +96,10 @@ class Moments:
             part = rows[:, first : first + _CHUNK]
             for total, (begin, end) in zip(self._sums, self.bounds, strict=True):
                 block = part[..., begin:end]
-                with np.errstate(over="ignore"):
+                with np.errstate(over="ignore", invalid="ignore"):
                     product = block.swapaxes(1, 2) @ block
-                if not np.isfinite(product).all():  # squares beyond float32
-                    product = block.swapaxes(1, 2).astype(np.float64) @ block.astype(np.float64)
+                    if not np.isfinite(product).all():  # squares beyond float32
+                        product = block.swapaxes(1, 2).astype(np.float64) @ block.astype(np.float64)
                 total += product
 
 
