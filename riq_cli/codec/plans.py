@@ -47,7 +47,8 @@ class Plan:
         weights = _some_rows(self.matrix.view(layer.values), layer)
         symbols, error = rounding.compensated(weights, self.factors, self._widths(width))
         scale = layer.size / symbols.size
-        return scale * _bits(symbols), scale * error
+        share = float(np.max(np.abs(weights))) / quantizer.peak(layer.values, layer.dtype)  # errors are in such units
+        return scale * _bits(symbols), scale * share**2 * error
 
     def shift(self, layer: Layer, restored: quantizer.Array) -> Float64:
         """What the bias has to take over, f64[groups · rows]: −(Ŵ − W) E[x]."""
