@@ -1,0 +1,447 @@
+"""Plans of error-compensated rounding: which samples do what, whether it helps, what becomes of a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from riq_cli import quantizer
+from riq_cli.codec.fitting import _batches, _block, fitted_plans
+from riq_cli.codec.plans import Plan, _least, _Second, fitted
+from riq_cli.codec.split import FIT_SAMPLES, clusters, held_count, roles
+from riq_cli.codec.weights import Weights
+from riq_cli.model import Layer, Linear, Matrix
+from riq_cli.model.linear_inputs import ProductInput
+from riq_cli.model.matrix import Arrangement
+from riq_cli.moments import Moments
+from riq_cli.quantizer import Quantized, bin_widths
+from riq_cli.rounding import factorized
+
+DAMPINGS = (0.01, 0.1, 1.0, 10.0)
+
+
+# ---- which samples do what ------------------------------------------------------------------------------------------
+
+HELD: dict[int, Sequence[int]] = {  # of a quarter
+    **dict.fromkeys(range(1, 8), ()),
+    **dict.fromkeys(range(8, 12), (2, 6)),
+    12: (2, 6, 10),
+    32: range(2, 32, 4),
+    64: range(2, 64, 4),
+}
+
+
+@pytest.mark.parametrize("count", HELD)
+def test_without_compensation_all_that_is_not_held_out_is_searched_and_probed(count: int) -> None:
+    for holdout, held in ((0.25, HELD[count]), (0.0, ())):
+        found = roles(count, holdout)
+        rest = tuple(number for number in range(count) if number not in held)
+        assert (found.held, found.others, found.searched, found.probed) == (tuple(held), rest, rest, rest)
+        assert found.fit == ((), ())
+        assert held_count(count, holdout) == len(held)
+
+
+@pytest.mark.parametrize(
+    ("count", "holdout", "held"),
+    [(7, 0.9, ()), (8, 0.1, ()), (10, 0.1, (5,)), (8, 0.5, (1, 3, 5, 7)), (8, 0.9, (0, 1, 2, 3, 5, 6, 7))],
+)
+def test_other_shares_are_held_out_evenly(count: int, holdout: float, held: Sequence[int]) -> None:
+    assert roles(count, holdout).held == tuple(held)
+
+
+@pytest.mark.parametrize(
+    ("count", "holdout", "fit", "probed", "searched", "held"),
+    [
+        (4, 0.25, ((1,), (2,)), (0, 3), (0, 1, 2, 3), ()),
+        (5, 0.25, ((2,), (3,)), (0, 1, 4), (0, 1, 2, 3, 4), ()),
+        (6, 0.25, ((1, 3), (4,)), (0, 2, 5), (0, 1, 2, 3, 4, 5), ()),
+        (8, 0.0, ((2, 3), (4, 5)), (0, 1, 6, 7), (0, 1, 2, 3, 4, 5, 6, 7), ()),
+        (8, 0.25, ((0, 1), (2, 3)), (4, 5), (0, 2, 4, 5), (6, 7)),
+        (8, 0.5, ((2, 4), (5,)), (6,), (2, 6), (0, 1, 3, 7)),
+    ],
+)
+def test_roles_of_a_few_samples_for_compensation(
+    count: int,
+    holdout: float,
+    fit: tuple[tuple[int, ...], tuple[int, ...]],
+    probed: tuple[int, ...],
+    searched: tuple[int, ...],
+    held: tuple[int, ...],
+) -> None:
+    found = roles(count, holdout, np.eye(count))
+    assert (found.fit, found.probed, found.searched, found.held) == (fit, probed, searched, held)
+    assert found.others == tuple(number for number in range(count) if number not in held)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    count=st.integers(FIT_SAMPLES, 80),
+    holdout=st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 0.9]),
+    seed=st.integers(0, 1 << 30),
+    axes=st.integers(1, 6),
+)
+def test_every_sample_has_one_role_and_every_role_its_samples(count: int, holdout: float, seed: int, axes: int) -> None:
+    if count - held_count(count, holdout) < FIT_SAMPLES:
+        return
+    outputs = np.random.default_rng(seed).standard_normal((count, axes))
+    outputs /= np.linalg.norm(outputs, axis=1, keepdims=True)
+    found = roles(count, holdout, outputs @ outputs.T)
+    first, second = found.fit
+    parts = (first, second, found.probed, found.held)
+    assert sorted(number for part in parts for number in part) == list(range(count))
+    assert all(list(part) == sorted(part) for part in (*parts, found.searched, found.others))
+    assert first and second and found.probed
+    assert bool(found.held) == (held_count(count, holdout) > 0)
+    assert set(found.others) == {*first, *second, *found.probed}
+    fitted_to = set(found.searched) - set(found.probed)  # the search sees no more of these than of the others
+    assert set(found.searched) >= set(found.probed) and fitted_to <= {*first, *second}
+    assert len(fitted_to) == min(len(found.probed), len(first) + len(second))
+    assert abs(len(fitted_to & set(first)) - len(fitted_to & set(second))) <= 1 or fitted_to >= set(second)
+
+
+def test_samples_that_are_alike_have_the_same_role() -> None:
+    """Four crops of each of eight photos, in any order."""
+    photos = np.random.default_rng(0).permutation(np.repeat(np.arange(8), 4))
+    likeness = np.where(photos[:, None] == photos, 0.9, 0.3)
+    np.fill_diagonal(likeness, 1.0)
+    found = roles(32, 0.25, likeness)
+    parts = (*found.fit, found.probed, found.held)
+    assert [len(part) for part in parts] == [8, 8, 8, 8]
+    assert [len(set(photos[list(part)])) for part in parts] == [2, 2, 2, 2]
+
+
+def test_the_most_alike_become_clusters_first() -> None:
+    likeness = np.array([[1.0, 0.1, 0.8, 0.0], [0.1, 1.0, 0.2, 0.7], [0.8, 0.2, 1.0, 0.3], [0.0, 0.7, 0.3, 1.0]])
+    assert clusters(likeness, 1) == [[0], [1], [2], [3]]
+    assert clusters(likeness, 2) == [[0, 2], [1, 3]]
+    likeness[1, 3] = likeness[3, 1] = 0.0
+    likeness[1, 2] = likeness[2, 1] = 0.5
+    assert clusters(likeness, 3) == [[0, 1, 2], [3]]  # 1 is on average more alike to 0 and 2 (0.3) than 3 (0.15) is
+    assert clusters(likeness, 4) == [[0, 1, 2, 3]]
+    assert likeness[0, 0] == 1.0
+
+
+def test_of_very_many_samples_each_is_a_cluster() -> None:
+    assert clusters(np.ones((1025, 1025)), 3) == [[number] for number in range(1025)]
+
+
+# ---- fitted ---------------------------------------------------------------------------------------------------------
+
+
+def correlated(rows: int, columns: int, seed: int = 0, correlation: float = 0.9, groups: int = 1) -> np.ndarray:
+    """Rows of an AR(1) process, [groups, rows, columns]."""
+    steps = np.arange(columns)
+    factor = np.linalg.cholesky(correlation ** np.abs(steps[:, None] - steps))
+    return np.asarray(np.random.default_rng(seed).standard_normal((groups, rows, columns)) @ factor.T, np.float32)
+
+
+def moments(x: np.ndarray, block: int = 4096) -> Moments:
+    result = Moments(x.shape[0], x.shape[2], block)
+    result.add(x)
+    return result
+
+
+def weights(*shape: int, dtype: str = "float32", scale: float = 1.0, seed: int = 1) -> Layer:
+    values = np.random.default_rng(seed).standard_normal(shape) * scale
+    return Layer("w", "Gemm", ("graph.initializer[0]",), dtype, shape, values.astype(quantizer.STORAGE[dtype]))
+
+
+ROWS_FIRST = Arrangement.of((96, 32)).matrix((), (0,), (1,))  # Gemm with transB = 1
+
+
+def chosen_damping(plan: Plan, halves: tuple[Moments, Moments]) -> float:
+    """The one of which the plan's factors are."""
+    joined = halves[0].joined(halves[1])
+    second = joined.second[0]
+    if plan.bias is not None:
+        second = second - joined.mean[:, :, None] * joined.mean[:, None]
+    (found,) = [
+        damping for damping in DAMPINGS if np.allclose(plan.factors[0].upper, factorized(second, damping), rtol=1e-5)
+    ]
+    return found
+
+
+def test_inputs_that_are_not_correlated_are_not_compensated() -> None:
+    white = moments(correlated(4000, 32, 0, 0.0)), moments(correlated(4000, 32, 1, 0.0))
+    assert fitted(weights(96, 32), Linear(ROWS_FIRST, ()), white, 0.2) is None
+
+
+def test_correlated_inputs_are_compensated_with_little_damping_where_the_halves_agree() -> None:
+    halves = moments(correlated(4000, 32, 0)), moments(correlated(4000, 32, 1))
+    plan = fitted(weights(96, 32), Linear(ROWS_FIRST, ()), halves, 0.2)
+    assert plan is not None
+    assert chosen_damping(plan, halves) == 0.01
+    assert plan.bias is None
+
+
+def test_more_damping_where_the_halves_disagree() -> None:
+    """Both halves are of the same process, but of less rows than columns."""
+    found = []
+    for rows in (4000, 40, 12):
+        halves = moments(correlated(rows, 32, 0)), moments(correlated(rows, 32, 1))
+        plan = fitted(weights(96, 32), Linear(ROWS_FIRST, ()), halves, 0.2)
+        assert plan is not None
+        found.append(chosen_damping(plan, halves))
+    assert found == [0.01, 0.1, 1.0]
+
+
+def test_halves_that_contradict_each_other_are_not_compensated() -> None:
+    halves = moments(correlated(4000, 32, 0, 0.9)), moments(correlated(4000, 32, 1, -0.9))
+    assert fitted(weights(96, 32), Linear(ROWS_FIRST, ()), halves, 0.2) is None
+
+
+def test_halves_without_rows_or_beyond_all_numbers_are_not_compensated() -> None:
+    good, none = moments(correlated(400, 32)), Moments(1, 32)
+    layer, linear = weights(96, 32), Linear(ROWS_FIRST, ())
+    assert fitted(layer, linear, (good, none), 0.2) is None
+    assert fitted(layer, linear, (none, good), 0.2) is None
+    huge = Moments(1, 32)
+    huge.add(correlated(400, 32).astype(np.float64) * 1e200)
+    assert fitted(layer, linear, (good, huge), 0.2) is None
+
+
+def test_a_mean_is_the_bias_s_where_there_is_one() -> None:
+    """Inputs that are white but for a common mean: without a bias their second moments are strongly correlated."""
+    halves = moments(correlated(4000, 32, 0, 0.0) + 5), moments(correlated(4000, 32, 1, 0.0) + 5)
+    layer = weights(96, 32)
+    plan = fitted(layer, Linear(ROWS_FIRST, ()), halves, 0.2)
+    assert plan is not None
+    assert plan.bias is None
+    assert fitted(layer, Linear(ROWS_FIRST, (), bias=3), halves, 0.2) is None
+    skewed = moments(correlated(4000, 32, 0) + 5), moments(correlated(4000, 32, 1) + 5)
+    plan = fitted(layer, Linear(ROWS_FIRST, (), bias=3), skewed, 0.2)
+    assert plan is not None
+    assert plan.bias == 3
+    assert chosen_damping(plan, skewed) == 0.01
+    np.testing.assert_array_equal(plan.mean, skewed[0].joined(skewed[1]).mean)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_the_scale_of_weights_does_not_matter(scale: float) -> None:
+    halves = moments(correlated(40, 32, 0)), moments(correlated(40, 32, 1))
+    plan = fitted(weights(96, 32, scale=scale), Linear(ROWS_FIRST, ()), halves, 0.2 * scale)
+    assert plan is not None
+    assert chosen_damping(plan, halves) == 0.1
+
+
+def test_the_error_of_a_half_is_that_of_its_rows() -> None:
+    fit, judge = correlated(50, 8, 0) + 1, correlated(70, 8, 1) - np.float32(0.5)
+    difference = np.random.default_rng(2).standard_normal((1, 5, 8))
+    for block, centred in ((8, False), (8, True)):
+        one, other = _Second(moments(fit, block), centred), _Second(moments(judge, block), centred)
+        rows = judge.astype(np.float64) - (one.mean[:, None] if centred else 0)
+        wanted = np.sum(np.square(rows @ difference.swapaxes(1, 2))) / 70
+        assert other.error(difference, moments(judge, block).bounds, one.mean) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_least_is_found_by_going_downhill_from_the_start() -> None:
+    def found(*costs: float) -> tuple[tuple[float, float], list[float]]:
+        asked: list[float] = []
+
+        def cost(choice: float) -> float:
+            asked.append(choice)
+            return costs[DAMPINGS.index(choice)]
+
+        return _least(DAMPINGS, 1, cost), asked
+
+    assert found(3, 2, 1, 4) == ((1.0, 1), [0.1, 1.0, 10.0])
+    assert found(3, 2, 1, 0) == ((10.0, 0), [0.1, 1.0, 10.0])
+    assert found(1, 2, 3, 0) == ((0.01, 1), [0.1, 1.0, 0.01])  # the last one is behind a hill
+    assert found(2, 1, 3, 0) == ((0.1, 1), [0.1, 1.0, 0.01])
+    assert found(1, 1, 1, 1) == ((0.1, 1), [0.1, 1.0, 0.01])
+
+
+# ---- Plan -----------------------------------------------------------------------------------------------------------
+
+
+def grouped() -> Matrix:
+    """A Conv of 2 groups, with rows of both on axis 0."""
+    turned = Arrangement.of((12, 4, 3, 2)).reshaped((2, 6, 24))
+    assert turned is not None
+    return turned.matrix((0,), (1,), (2,))
+
+
+FORMS: dict[str, tuple[tuple[int, ...], Matrix]] = {
+    "Gemm": ((96, 32), ROWS_FIRST),
+    "MatMul": ((32, 40), Arrangement.of((32, 40)).matrix((), (1,), (0,))),
+    "Conv": ((12, 4, 3, 2), Arrangement.of((12, 4, 3, 2)).matrix((), (0,), (1, 2, 3))),
+    "batched": ((3, 10, 20), Arrangement.of((3, 10, 20)).matrix((0,), (2,), (1,))),
+    "grouped Conv": ((12, 4, 3, 2), grouped()),
+}
+
+
+def planned(name: str, dtype: str = "float32", bias: int | None = None, rows: int = 500) -> tuple[Layer, Plan]:
+    shape, matrix = FORMS[name]
+    groups, _, columns = matrix.shape
+    halves = [moments(correlated(rows, columns, seed, 0.95, groups) + np.float32(0.3)) for seed in (0, 1)]
+    layer = weights(*shape, dtype=dtype)
+    plan = fitted(layer, Linear(matrix, (), bias), (halves[0], halves[1]), 0.3)
+    assert plan is not None
+    return layer, plan
+
+
+def restored(quantized: Quantized, layer: Layer) -> np.ndarray:
+    return quantized.restored(layer.dtype, layer.shape).reshape(layer.shape)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_symbols_and_scales_restore_what_was_judged(name: str) -> None:
+    """The error that `rounded` tells is that of the weights that the symbols restore, in the layer's own order."""
+    layer, plan = planned(name)
+    matrix, original = FORMS[name][1], layer.values.astype(np.float64)
+    quantized, error = plan.rounded(layer, 0.3)
+    widths = np.broadcast_to(bin_widths(0.3, quantized.scales, len(layer.shape)), layer.shape)
+    back = restored(quantized, layer)
+    np.testing.assert_allclose(back, quantized.symbols.reshape(layer.shape) * widths, rtol=1e-6)
+    upper = plan.factors[0].upper.astype(np.float64)
+    moment = np.linalg.inv(upper.swapaxes(1, 2) @ upper)
+
+    def energy(values: np.ndarray) -> float:
+        difference = matrix.view((values - original) / quantizer.peak(layer.values, "float32"))
+        return float(np.sum((difference @ moment) * difference))
+
+    assert error == pytest.approx(energy(back.astype(np.float64)), rel=1e-3)
+    assert error < 0.6 * energy(np.rint(original / widths) * widths)
+    assert quantized.width == 0.3
+
+
+def test_scales_are_along_whole_axes_or_there_are_none() -> None:
+    assert {name: [scale.axes for scale in planned(name)[1].scales] for name in FORMS} == {
+        "Gemm": [(1,)],
+        "MatMul": [(0,)],
+        "Conv": [(1, 2, 3)],
+        "batched": [(0, 1)],
+        "grouped Conv": [],
+    }
+
+
+def test_columns_without_inputs_get_no_wider_bins() -> None:
+    x = correlated(500, 32)
+    x[:, :, 5:8] = 0
+    layer = weights(96, 32)
+    plan = fitted(layer, Linear(ROWS_FIRST, ()), (moments(x[:, :250]), moments(x[:, 250:])), 0.3)
+    assert plan is not None
+    assert (plan.codes[0, 5:8] == 0).all()
+    assert np.ptp(np.delete(plan.codes[0], [5, 6, 7])) > 0
+    quantized, _ = plan.rounded(layer, 0.3)
+    nearest = np.rint(layer.values[:, 5:8].astype(np.float64) / 0.3)
+    np.testing.assert_array_equal(quantized.symbols.reshape(96, 32)[:, 5:8], nearest)
+
+
+@pytest.mark.parametrize("name", ["Gemm", "Conv", "batched"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_the_bias_takes_over_what_rounding_adds_on_average(name: str, dtype: str) -> None:
+    """Exactly −(Ŵ − W) E[x], of the weights as they are restored."""
+    if dtype == "bfloat16":
+        shape, matrix = FORMS[name]
+        layer, plan = planned(name, bias=7)
+        bits = layer.values.view(np.uint32) >> 16
+        layer = Layer("w", "Gemm", layer.places, dtype, shape, bits.astype(np.uint16))
+    else:
+        layer, plan = planned(name, dtype, bias=7)
+        matrix = FORMS[name][1]
+    back = restored(plan.rounded(layer, 0.3)[0], layer)
+    assert back.dtype == quantizer.STORAGE[dtype]
+    difference = quantizer.widened(back, dtype) - quantizer.widened(layer.values, dtype)
+    wanted = -np.einsum("gnk,gk->gn", matrix.view(difference), plan.mean).reshape(-1)
+    np.testing.assert_allclose(plan.shift(layer, back), wanted, rtol=1e-9, atol=1e-12)
+    assert np.max(np.abs(wanted)) > 0.01
+
+
+def test_some_rows_stand_for_all() -> None:
+    """At the scale of all: the largest weight, in whose square errors are told, need not be in these rows."""
+    halves = moments(correlated(500, 16, 0)), moments(correlated(500, 16, 1))
+    for rows, tolerance in ((300, 1e-12), (1100, 0.05)):  # every 4th of 1100
+        layer = weights(rows, 16)
+        layer.values[3, 3] = 8.0
+        plan = fitted(layer, Linear(Arrangement.of((rows, 16)).matrix((), (0,), (1,)), ()), halves, 0.3)
+        assert plan is not None
+        bits, error = plan.sampled(layer, 0.25)
+        quantized, whole = plan.rounded(layer, 0.25)
+        assert error == pytest.approx(whole, rel=tolerance)
+        counts = np.unique(quantized.symbols, return_counts=True)[1]
+        assert bits == pytest.approx(layer.size * quantizer.entropy(counts), rel=tolerance)
+
+
+# ---- all layers of a model ------------------------------------------------------------------------------------------
+
+
+def product(tensor: str, columns: int, rows: int) -> Linear:
+    return Linear(Arrangement.of((columns, rows)).matrix((), (1,), (0,)), (ProductInput(tensor, transposed=False),))
+
+
+class Activations:
+    """An observer of tensors that are made up: correlated ones, or white where the name says so."""
+
+    def __init__(self, columns: dict[str, int]) -> None:
+        self._columns, self.asked = columns, list[list[str]]()
+
+    def activations(self, names: Sequence[str]) -> Iterator[tuple[str, int, np.ndarray]]:
+        self.asked.append(list(names))
+        for sample in range(4):
+            for name in names:
+                correlation = 0.0 if name == "white" else 0.95
+                yield name, sample, correlated(300, self._columns[name], sample, correlation)[0]
+
+
+def test_plans_are_made_of_layers_that_are_coded_and_where_they_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = {"x": 32, "white": 16, "y": 24}
+    layers = [weights(32, 40), weights(16, 40), weights(24, 30), weights(24, 35), weights(24, 36)]
+    linear: dict[int, Linear] = {
+        0: product("x", 32, 40), 1: product("white", 16, 40), 2: product("y", 24, 30), 3: product("y", 24, 35),
+    }  # fmt: skip
+    steps: list[tuple[int, int]] = []
+
+    def found(widths: list[float | None]) -> tuple[dict[int, Plan], list[list[str]]]:
+        observer: Any = Activations(columns)
+        with ThreadPoolExecutor(2) as pool:
+            plans = fitted_plans(
+                Weights(layers),
+                linear,
+                observer,
+                (range(2), range(2, 4)),
+                widths,
+                pool,
+                lambda *step: steps.append(step),
+            )
+        return plans, observer.asked
+
+    plans, asked = found([0.3, 0.3, 0.3, None, 0.3])
+    assert sorted(plans) == [0, 2]
+    assert asked == [["x", "white", "y"]]
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    monkeypatch.setattr("riq_cli.codec.fitting._MOMENTS", 2 * 8 * 32 * 32)
+    again, asked = found([0.3] * 5)
+    assert sorted(again) == [0, 2, 3]
+    assert asked == [["x"], ["white", "y"]]  # the layers that "y" enters share its moments
+    np.testing.assert_array_equal(again[0].factors[0].upper, plans[0].factors[0].upper)
+
+
+def test_moments_are_taken_of_as_many_layers_as_fit_and_of_one_at_least() -> None:
+    linear = {number: product(str(number), 1 << 12, 8) for number in range(3)}
+    each = 2 * 8 << 24  # bytes of both halves: one layer is as much as is allowed
+    assert each == 1 << 28
+    assert [list(batch) for batch in _batches(linear, 4096)] == [[0], [1], [2]]
+    assert [list(batch) for batch in _batches(linear, 2048)] == [[0, 1], [2]]
+    assert list(_batches({}, 4096)) == []
+
+
+def test_factors_stay_in_proportion_to_the_weights() -> None:
+    def block(columns: int, rows: int, count: int = 1) -> int:
+        linear: dict[int, Any] = {
+            n: SimpleNamespace(matrix=SimpleNamespace(shape=(1, rows, columns))) for n in range(count)
+        }
+        return _block(linear, 4 * rows * columns * count)
+
+    assert block(4096, 1) == 4096  # 64 MiB are always granted
+    assert block(8192, 8192) == 4096
+    assert block(8192, 1) == 2048
+    assert block(8192, 1, 2) == 1024
+    assert block(8192, 1, 100) == 512  # and no less than that
