@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from concurrent.futures import Executor
 
+import numpy as np
+
 from riq_cli.allocation import Allocation, Curve, water_filling
 from riq_cli.codec.solution import Solution
 from riq_cli.codec.weights import Plans, Weights, Widths
@@ -16,6 +18,7 @@ _SATURATED = 0.05  # above this a deviation grows no longer with the square of t
 _LARGEST = 2.0  # cosine distance; NaN outputs count as that
 _TRIES = 4  # probes of a layer until its deviation is readable
 _WIDER = 8.0
+_SMALL = 1e-3  # share of all bits below which a layer is not probed again
 _NEAR = 1.5  # a layer is not probed again at a bin width this close to one where it was
 
 
@@ -52,8 +55,10 @@ def measured_allocation(
     # Nearest rounding causes at the paper's bin widths what it causes; compensation would cause less there.
     budget = max(paper.deviation, _READABLE) if plans else probes.expected(widths)
     chosen = probes.filled(budget)
+    total = sum(probes.bits(number, width) for number, width in chosen.items())
     for done, (number, better) in enumerate(chosen.items()):
-        again = probes.again(number, better)
+        small = probes.bits(number, better) < _SMALL * total
+        again = None if small else probes.again(number, better)
         progress(len(numbers) + done + 1, 2 * len(numbers), None if again is None else number, again or 0.0)
     chosen = probes.filled(budget)
     progress(2 * len(numbers), 2 * len(numbers), None, 0.0)
@@ -94,6 +99,11 @@ class _Probes:
 
         drawn = pool.map(draw, self._probed.keys(), self._probed.values())
         self.curves = dict(zip(self._probed, drawn, strict=True))
+
+    def bits(self, number: int, width: float) -> float:
+        """About the bits of a layer at a bin width."""
+        curve = self.curves[number]
+        return float(np.interp(width, curve.widths, curve.bits))
 
     def expected(self, widths: Widths) -> float:
         """The sum of the deviations that layers cause alone at these bin widths."""

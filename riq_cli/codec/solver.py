@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
@@ -25,6 +25,7 @@ _HALVINGS = 3
 _BISECTIONS = 20
 _FAR = 0.85  # share of the paper's bits below which a compensated solution is not compared with nearest rounding
 _NEARLY = 0.97  # share of the paper's bits above which its own search is tried as well
+_ABOUT = ("secant", 0.1, 5)  # search for a solution that others start from: tolerance, evaluations
 _CLOSE = 1.001  # between a k within a budget and one beyond it
 _USUAL = 0.01  # a deviation as it is often asked for
 _LOWEST = 1e-3  # k of a compensated solution: Proposition 2 bounds that of nearest rounding only
@@ -75,8 +76,6 @@ class Solver:
         self._parts = parts
         self._pool, self._note, self._warn, self._release = pool, note, warn, release
         self._buffers: list[Array] | None = None  # made when needed: they are as large as the model
-        self._plans: Plans | None = None
-        self._schemes: dict[bool, list[Scheme]] = {}  # by whether they compensate errors
 
     def deviation(self, scheme: Scheme, k: float, among: Sequence[int], widths: Widths | None = None) -> float:
         """Mean deviation on some samples with the bin widths of a scheme at k, or with those given."""
@@ -103,14 +102,16 @@ class Solver:
         Raises:
             TargetError: none holds.
         """
-        paper = self._paper(target)
         best: Solution | None = None
+        if means.plans is not None:
+            with contextlib.suppress(TargetError):
+                about = self._solved(self._norm(0.0), target, self._weights.expected_k(target), *_ABOUT)
+                best = self._best(self._schemes(self._plans(about, means), about, means), target, about.k)
+                if best is not None and best.bits < _FAR * about.bits:
+                    return best  # compensation has won by more than it can lose
+        paper = self._paper(target)
+        best = self._best(self._schemes({}, paper, means), target, paper.k, best)
         failure: TargetError | None = None
-        for scheme in self._alternatives(paper, means):
-            if scheme.rounding == "nearest" and best is not None and best.bits < _FAR * paper.bits:
-                continue  # compensation has won by more than it can lose
-            with contextlib.suppress(TargetError):  # the paper's solution is there
-                best = _smaller(best, self.confirmed(self._solved(scheme, target, paper.k), target))
         for solution in self._papers(paper, target, means):
             if best is None or solution.bits < best.bits:
                 try:
@@ -130,7 +131,12 @@ class Solver:
     def for_bits(self, budget: float, means: Means) -> Solution:
         """The solution of least measured deviation that takes no more than `budget` bits."""
         paper = self.within(self._norm(self._settings.epsilon or 0.0), budget, self._weights.expected_k(_USUAL))
-        candidates = [paper, *(self.within(scheme, budget, paper.k) for scheme in self._alternatives(paper, means))]
+        candidates = [paper]
+        for plans in (self._plans(paper, means), {}):
+            for scheme in self._schemes(plans, paper, means):
+                candidates.append(self.within(scheme, budget, paper.k))
+            if min(solution.deviation for solution in candidates) < _FAR * paper.deviation:
+                break
         return min(candidates, key=lambda solution: solution.deviation)
 
     def at(self, k: float) -> Solution:
@@ -198,23 +204,23 @@ class Solver:
 
     # ---- beyond ----
 
-    def _alternatives(self, paper: Solution, means: Means) -> Iterator[Scheme]:
-        """Schemes that may be better than the paper's, with compensated rounding and then with nearest.
+    def _best(
+        self, schemes: Iterable[Scheme], target: float, start: float, best: Solution | None = None
+    ) -> Solution | None:
+        """The smallest solution of some schemes that holds, or `best` if that is smaller."""
+        for scheme in schemes:
+            with contextlib.suppress(TargetError):  # the paper's solution is there
+                best = _smaller(best, self.confirmed(self._solved(scheme, target, start), target))
+        return best
 
-        Each is made once, when it is asked for.
-        """
-        norm = paper.scheme.allocation
-        if self._plans is None:
-            self._plans = {} if means.plans is None else means.plans(paper.widths)
-        for plans in [self._plans, {}] if self._plans else [{}]:
-            if means.prober is None:
-                if plans:
-                    yield Scheme(norm, plans)
-                continue
-            key = bool(plans)
-            if key not in self._schemes:
-                self._schemes[key] = self._probed(paper, plans, means.prober)
-            yield from self._schemes[key]
+    def _plans(self, about: Solution, means: Means) -> Plans:
+        return {} if means.plans is None else means.plans(about.widths)
+
+    def _schemes(self, plans: Plans, paper: Solution, means: Means) -> list[Scheme]:
+        """Schemes that may be better than the paper's, with errors compensated by these plans, if there are any."""
+        if means.prober is not None:
+            return self._probed(paper, plans, means.prober)
+        return [Scheme(paper.scheme.allocation, plans)] if plans else []
 
     def _probed(self, paper: Solution, plans: Plans, prober: ProberStart) -> list[Scheme]:
         """The measured allocation, and its blend half-way with the norm's."""
@@ -234,7 +240,15 @@ class Solver:
 
     # ---- k ----
 
-    def _solved(self, scheme: Scheme, target: float, start: float, by: str | None = None) -> Solution:
+    def _solved(
+        self,
+        scheme: Scheme,
+        target: float,
+        start: float,
+        by: str | None = None,
+        tolerance: float = 0.01,
+        budget: int = 10,
+    ) -> Solution:
         """The smallest solution of a scheme that was measured to hold the target on the searched samples."""
         by = by or (self._settings.search if scheme.name == ("norm", "nearest") else "secant")
         epsilon = scheme.allocation.epsilon
@@ -247,7 +261,7 @@ class Solver:
         if by == "algorithm1":
             found = search.algorithm1(measure, target, lowest, highest)
         else:
-            found = search.secant(measure, target, start, lowest, highest)
+            found = search.secant(measure, target, start, lowest, highest, tolerance, budget)
         return self._solution(scheme, found.k, found.value)
 
     def confirmed(self, solution: Solution, target: float) -> Solution:
