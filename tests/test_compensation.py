@@ -1,0 +1,314 @@
+"""Error compensation from model to archive: the target holds, what was measured ships, and it pays where it should."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import reference_decoder
+from onnx import numpy_helper
+
+import riq_cli as riq
+from riq_cli.codec import Progress
+from riq_cli.errors import SettingsError
+from tests import builders
+from tests.test_cli import fails
+from tests.test_cli import riq as run
+
+Build = Callable[[], onnx.ModelProto]
+Feeds = list[dict[str, np.ndarray]]
+
+RANDOM = "compensated rounding needs real samples, random ones would mislead it; give --calibration"
+TARGET = 0.01
+
+
+def mlp(dtype: type[np.floating] = np.float32) -> onnx.ModelProto:
+    """Three dense layers with biases and ReLU between, each transposed in another way."""
+    r = builders.Random(5)
+    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    return builders.model(
+        [
+            builders.node("Gemm", "x w0 b0", "h0", transB=1),
+            builders.node("Relu", "h0", "a0"),
+            builders.node("MatMul", "a0 w1", "m1"),
+            builders.node("Add", "m1 b1", "h1"),
+            builders.node("Relu", "h1", "a1"),
+            builders.node("Gemm", "a1 w2 b2", "y"),
+        ],
+        [builders.info("x", "batch", 48, dtype=kind)],
+        [builders.info("y", "batch", 12, dtype=kind)],
+        [
+            builders.tensor("w0", r(96, 48, dtype=dtype)),
+            builders.tensor("b0", r(96, dtype=dtype)),
+            builders.tensor("w1", r(96, 64, dtype=dtype)),
+            builders.tensor("b1", r(64, dtype=dtype)),
+            builders.tensor("w2", r(64, 12, dtype=dtype)),
+            builders.tensor("b2", r(12, dtype=dtype)),
+        ],
+    )
+
+
+def convolutions() -> onnx.ModelProto:
+    """A stem, a depthwise and a pointwise convolution, and a dense layer on what is left of the picture."""
+    r = builders.Random(6)
+    return builders.model(
+        [
+            builders.node("Conv", "x stem stem.bias", "c0", pads=[1, 1, 1, 1], strides=[2, 2]),
+            builders.node("Relu", "c0", "a0"),
+            builders.node("Conv", "a0 depthwise", "c1", pads=[1, 1, 1, 1], group=24),
+            builders.node("Conv", "c1 pointwise pointwise.bias", "c2"),
+            builders.node("Relu", "c2", "a2"),
+            builders.node("AveragePool", "a2", "p", kernel_shape=[3, 3], strides=[3, 3]),
+            builders.node("Flatten", "p", "f"),
+            builders.node("Gemm", "f head head.bias", "y", transB=1),
+        ],
+        [builders.info("x", "batch", 3, 12, 12)],
+        [builders.info("y", "batch", 10)],
+        [
+            builders.tensor("stem", r(24, 3, 3, 3)),
+            builders.tensor("stem.bias", r(24)),
+            builders.tensor("depthwise", r(24, 1, 3, 3)),
+            builders.tensor("pointwise", r(48, 24, 1, 1)),
+            builders.tensor("pointwise.bias", r(48)),
+            builders.tensor("head", r(10, 192)),
+            builders.tensor("head.bias", r(10)),
+        ],
+    )
+
+
+def smooth(count: int, *shape: int, seed: int = 0, dtype: type[np.floating] = np.float32) -> Feeds:
+    """Samples of five rows of random walks along every axis, around a common mean: alike where they are near."""
+    generator = np.random.default_rng(seed)
+    feeds = []
+    for _ in range(count):
+        values = generator.standard_normal((5, *shape))
+        for axis in range(values.ndim - 1, 1 if len(shape) > 1 else 0, -1):
+            values = np.cumsum(values, axis=axis) / np.sqrt(values.shape[axis])
+        feeds.append({"x": (values + 0.5).astype(dtype)})
+    return feeds
+
+
+MODELS: dict[str, tuple[Build, tuple[int, ...]]] = {"mlp": (mlp, (48,)), "convolutions": (convolutions, (3, 12, 12))}
+
+
+def loaded(name: str, folder: Path, count: int = 16) -> tuple[riq.Model, riq.Calibration]:
+    build, shape = MODELS[name]
+    return riq.Model.load(builders.save(build(), folder)), riq.Calibration.from_feeds(smooth(count, *shape))
+
+
+def stored(archive: riq.Archive) -> bytes:
+    file = io.BytesIO()
+    archive.write(file)
+    return file.getvalue()
+
+
+def tensors(model: riq.Model) -> dict[str, np.ndarray]:
+    return {
+        each.name: numpy_helper.to_array(each) for each in onnx.load_from_string(model.to_bytes()).graph.initializer
+    }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_was_measured_is_what_ships(name: str, tmp_path: Path) -> None:
+    model, data = loaded(name, tmp_path)
+    steps: list[Progress] = []
+    warnings: list[str] = []
+    archive = riq.compress(
+        model, data, deviation=TARGET, rounding="compensated", progress=steps.append, warn=warnings.append
+    )
+    result = archive.manifest.result
+    assert (result["rounding"], warnings) == ("compensated", [])
+    assert archive.manifest.settings == {"deviation": TARGET, "rounding": "compensated"}
+    assert max(result["deviation"], result["holdout"]) <= TARGET
+    archive.save(tmp_path / "model.riqz")
+    assert riq.verify(riq.Archive.open(tmp_path / "model.riqz"), model, data).mean == result["deviation"]
+    fresh = riq.verify(archive, model, riq.Calibration.from_feeds(smooth(16, *MODELS[name][1], seed=9))).mean
+    assert fresh < 1.5 * TARGET
+
+    fitted = [(step.done, step.total) for step in steps if step.phase == "fit"]
+    assert fitted == [(number, len(fitted)) for number in range(1, len(fitted) + 1)]
+    searched = [step for step in steps if step.phase == "search"]
+    assert {step.rounding for step in searched} == {"nearest", "compensated"}
+    assert {step.allocation for step in searched if step.rounding == "compensated"} == {"measured", "blend"}
+    assert (searched[-1].allocation, searched[-1].rounding) == (result["allocation"], result["rounding"])
+    assert (searched[-1].k, searched[-1].value) == (result["k"], result["deviation"])
+
+    nearest = riq.compress(model, data, deviation=TARGET, rounding="nearest")
+    assert nearest.manifest.result["rounding"] == "nearest"
+    assert not any(entry.scales for entry in nearest.manifest.layers)
+    assert any(entry.scales for entry in archive.manifest.layers)
+    assert _streams(archive) < 0.9 * _streams(nearest)
+
+
+def _streams(archive: riq.Archive) -> int:
+    """What the weights take, codes of scales included: tiny models are mostly manifest and tables."""
+    return sum(sum(entry.streams) + sum(codes.bytes for codes in entry.codes) for entry in archive.manifest.layers)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_input_gives_the_same_bytes_and_both_decoders_the_same_weights(name: str, tmp_path: Path) -> None:
+    model, data = loaded(name, tmp_path)
+    archive = riq.compress(model, data, deviation=TARGET, rounding="compensated")
+    bytes_ = stored(archive)
+    again = riq.compress(*loaded(name, tmp_path), deviation=TARGET, rounding="compensated")
+    assert stored(again) == bytes_
+    with riq.Archive.open(io.BytesIO(bytes_)) as opened:
+        ours = {layer.name: layer.values.tobytes() for layer in riq.decompress(opened).layers}
+    skeleton, layers = reference_decoder.decode(bytes_)
+    assert layers and onnx.load_from_string(skeleton).graph.node
+    assert any(entry["scales"] for entry, _ in layers)
+    for entry, values in layers:
+        assert ours[entry["name"]] == values
+
+
+def test_biases_take_over_what_rounding_adds_on_average(tmp_path: Path) -> None:
+    """b − (Ŵ − W) E[x], rounded to the bias's own bin width; every sample has the same E[x] here."""
+    model = riq.Model.load(builders.save(mlp(), tmp_path))
+    mean = np.linspace(-1, 1, 48)
+    feeds = [{"x": (feed["x"] - feed["x"].mean(axis=0) + mean).astype(np.float32)} for feed in smooth(16, 48)]
+    archive = riq.compress(model, riq.Calibration.from_feeds(feeds), deviation=TARGET, rounding="compensated")
+    assert archive.manifest.result["rounding"] == "compensated"
+    before, after = tensors(model), tensors(riq.decompress(archive))
+    shift = (before["w0"].astype(np.float64) - after["w0"]) @ mean
+    taken = after["b0"].astype(np.float64) - before["b0"]
+    (width,) = [entry.bin_width or 0.0 for entry in archive.manifest.layers if entry.name == "b0"]
+    assert np.max(np.abs(taken - shift)) <= width / 2 + 1e-5
+    assert np.max(np.abs(shift)) > width
+
+
+def test_biases_that_must_stay_exact_do(tmp_path: Path) -> None:
+    model, data = loaded("mlp", tmp_path)
+    archive = riq.compress(model, data, deviation=TARGET, rounding="compensated", exclude=("b*",))
+    assert archive.manifest.result["rounding"] == "compensated"
+    before, after = tensors(model), tensors(riq.decompress(archive))
+    for name in ("b0", "b1", "b2"):
+        np.testing.assert_array_equal(before[name], after[name])
+    assert [entry.name for entry in archive.manifest.layers] == ["w0", "w1", "w2"]
+
+
+def test_rounding_does_not_depend_on_the_allocation(tmp_path: Path) -> None:
+    model, data = loaded("mlp", tmp_path)
+    archive = riq.compress(model, data, deviation=TARGET, rounding="compensated", allocation="norm")
+    result = archive.manifest.result
+    assert (result["allocation"], result["rounding"], result["probes"]) == ("norm", "compensated", 0)
+    assert riq.verify(archive, model, data).mean == result["deviation"] <= TARGET
+    # It is only tried unasked beside the measured allocation.
+    result = riq.compress(model, data, deviation=TARGET, allocation="norm").manifest.result
+    assert (result["allocation"], result["rounding"]) == ("norm", "nearest")
+
+
+def test_a_budget_can_be_compensated_too(tmp_path: Path) -> None:
+    model, data = loaded("mlp", tmp_path)
+    archives = {
+        rounding: riq.compress(model, data, rate=3.0, rounding=rounding) for rounding in ("nearest", "compensated")
+    }
+    results = {rounding: archive.manifest.result for rounding, archive in archives.items()}
+    assert {rounding: result["rounding"] for rounding, result in results.items()} == {
+        rounding: rounding for rounding in results
+    }
+    assert results["compensated"]["deviation"] < 0.8 * results["nearest"]["deviation"]
+    for archive in archives.values():
+        matrices = [entry for entry in archive.manifest.layers if len(entry.shape) == 2]
+        assert sum(entry.stored for entry in matrices) <= 3 / 8 * sum(entry.size for entry in matrices)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_types_are_compensated_like_float32(dtype: type[np.floating], tmp_path: Path) -> None:
+    model = riq.Model.load(builders.save(mlp(dtype), tmp_path))
+    data = riq.Calibration.from_feeds(smooth(8, 48, dtype=dtype))
+    archive = riq.compress(model, data, deviation=TARGET, rounding="compensated")
+    result = archive.manifest.result
+    assert result["rounding"] == "compensated"
+    assert riq.verify(archive, model, data).mean == result["deviation"] <= TARGET
+    assert {each.dtype for each in tensors(riq.decompress(archive)).values()} == {np.dtype(dtype)}
+
+
+def test_inputs_that_are_white_are_rounded_to_nearest_unasked(tmp_path: Path) -> None:
+    """Of one layer alone: behind a ReLU nothing is white."""
+
+    def build() -> onnx.ModelProto:
+        return builders.model(
+            [builders.node("MatMul", "x w", "y")],
+            [builders.info("x", "batch", 32)],
+            [builders.info("y", "batch", 64)],
+            [builders.tensor("w", builders.Random(1)(32, 64))],
+        )
+
+    generator = np.random.default_rng(0)
+    feeds = [{"x": generator.standard_normal((400, 32), np.float32)} for _ in range(4)]
+    model = riq.Model.load(builders.save(build(), tmp_path))
+    for rounding in (None, "compensated"):
+        archive = riq.compress(model, riq.Calibration.from_feeds(feeds), deviation=TARGET, rounding=rounding)
+        assert archive.manifest.result["rounding"] == "nearest"
+
+
+# ---- where it does not go -------------------------------------------------------------------------------------------
+
+
+def test_random_samples_cannot_be_fitted_to(tmp_path: Path) -> None:
+    model, _ = loaded("mlp", tmp_path)
+    with pytest.raises(SettingsError) as error:
+        riq.compress(model, deviation=TARGET, rounding="compensated")
+    assert str(error.value) == RANDOM
+    assert riq.compress(model, deviation=TARGET).manifest.result["rounding"] == "nearest"
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "message"),
+    [
+        (3, {}, "compensated rounding needs at least 4 samples; there are 3"),
+        (8, {"holdout": 0.9}, "compensated rounding needs at least 4 samples that are not held out; there are 1"),
+    ],
+)
+def test_a_few_samples_cannot_be_fitted_to(count: int, options: dict[str, float], message: str, tmp_path: Path) -> None:
+    model, data = loaded("mlp", tmp_path, count)
+    with pytest.raises(SettingsError) as error:
+        riq.compress(model, data, deviation=TARGET, rounding="compensated", **options)
+    assert str(error.value) == message
+    result = riq.compress(model, data, deviation=0.05, **{"holdout": 0.0} if options else {}).manifest.result
+    assert result["rounding"] == ("compensated" if options else "nearest")
+
+
+def test_four_samples_are_enough(tmp_path: Path) -> None:
+    model, data = loaded("mlp", tmp_path, 4)
+    archive = riq.compress(model, data, deviation=TARGET, rounding="compensated")
+    assert archive.manifest.result["rounding"] == "compensated"
+    assert riq.verify(archive, model, data).mean <= TARGET
+
+
+def test_settings_that_contradict_compensation_are_refused() -> None:
+    for options, message in (
+        ({"k": 100.0}, "compensated rounding does not go with k; leave one of them away"),
+        ({"max_bits": 4}, "compensated rounding does not go with max_bits; leave one of them away"),
+    ):
+        with pytest.raises(SettingsError) as error:
+            riq.Settings(rounding="compensated", **options)
+        assert str(error.value) == message
+    with pytest.raises(SettingsError) as error:
+        riq.Settings(rounding="best")
+    assert str(error.value) == "no rounding is named 'best'; there are nearest and compensated"
+
+
+def test_the_command_line_says_so_and_exits_with_2(tmp_path: Path) -> None:
+    builders.save(mlp(), tmp_path)
+    for name, count in (("three", 3), ("sixteen", 16)):
+        np.savez(tmp_path / f"{name}.npz", x=np.concatenate([feed["x"][:1] for feed in smooth(count, 48)]))
+    command = ("compress", "model.onnx", "--rounding", "compensated")
+    for message, options in (
+        (RANDOM, ()),
+        ("compensated rounding needs at least 4 samples; there are 3", ("--calibration", "three.npz")),
+        ("compensated rounding does not go with k; leave", ("--calibration", "sixteen.npz", "--k", "100")),
+        ("compensated rounding does not go with max_bits; leave", ("--calibration", "sixteen.npz", "--max-bits", "4")),
+    ):
+        fails(2, message, *command, *options, folder=tmp_path)
+    assert not (tmp_path / "model.riqz").exists()
+    done = run(*command, "--calibration", "sixteen.npz", folder=tmp_path)
+    assert done.returncode == 0
+    assert "compensated rounding, k = " in done.stderr.decode()
+    shown = run("report", "model.riqz", folder=tmp_path).stdout.decode()
+    assert "settings: deviation = 0.01, rounding = compensated; riq 0.1.0" in shown
+    assert "compensated rounding, k = " in shown
