@@ -175,9 +175,12 @@ def test_biases_take_over_what_rounding_adds_on_average(tmp_path: Path) -> None:
     before, after = tensors(model), tensors(riq.decompress(archive))
     shift = (before["w0"].astype(np.float64) - after["w0"]) @ mean
     taken = after["b0"].astype(np.float64) - before["b0"]
-    (width,) = [entry.bin_width or 0.0 for entry in archive.manifest.layers if entry.name == "b0"]
+    entries = {entry.name: entry for entry in archive.manifest.layers}
+    width = entries["b0"].bin_width or 0.0
     assert np.max(np.abs(taken - shift)) <= width / 2 + 1e-5
     assert np.max(np.abs(shift)) > width
+    assert entries["b2"].coding == "raw"  # too small for coding to pay, and yet moved
+    assert np.all(before["b2"] != after["b2"])
 
 
 def test_biases_that_must_stay_exact_do(tmp_path: Path) -> None:
@@ -188,6 +191,18 @@ def test_biases_that_must_stay_exact_do(tmp_path: Path) -> None:
     for name in ("b0", "b1", "b2"):
         np.testing.assert_array_equal(before[name], after[name])
     assert [entry.name for entry in archive.manifest.layers] == ["w0", "w1", "w2"]
+
+
+def test_a_bias_of_zeros_stays_as_it_is(tmp_path: Path) -> None:
+    """It is not coded, and what is not coded comes back as it was."""
+    proto = mlp()
+    for initializer in proto.graph.initializer:
+        if initializer.name == "b0":
+            initializer.CopyFrom(builders.tensor("b0", np.zeros(96, np.float32)))
+    model, data = riq.Model.load(builders.save(proto, tmp_path)), riq.Calibration.from_feeds(smooth(16, 48))
+    archive = riq.compress(model, data, deviation=TARGET, rounding="compensated")
+    assert archive.manifest.result["rounding"] == "compensated"
+    assert not tensors(riq.decompress(archive))["b0"].any()
 
 
 def test_rounding_does_not_depend_on_the_allocation(tmp_path: Path) -> None:
