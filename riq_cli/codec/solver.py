@@ -103,13 +103,14 @@ class Solver:
             TargetError: none holds.
         """
         best: Solution | None = None
+        paper = None if self._settings.epsilon is None else self._paper(target)  # what was asked for has to be reached
         if means.plans is not None:
             with contextlib.suppress(TargetError):
-                about = self._solved(self._norm(0.0), target, self._weights.expected_k(target), *_ABOUT)
+                about = paper or self._solved(self._norm(0.0), target, self._weights.expected_k(target), *_ABOUT)
                 best = self._best(self._schemes(self._plans(about, means), about, means), target, about.k)
                 if best is not None and best.bits < _FAR * about.bits:
                     return best  # compensation has won by more than it can lose
-        paper = self._paper(target)
+        paper = paper or self._paper(target)
         best = self._best(self._schemes({}, paper, means), target, paper.k, best)
         failure: TargetError | None = None
         for solution in self._papers(paper, target, means):
