@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,11 +15,11 @@ from riq_cli.archive import Archive, Manifest, SkeletonEntry, deflate
 from riq_cli.calibration import Calibration, Sample, digest
 from riq_cli.codec.fitting import fitted_plans
 from riq_cli.codec.layers import encode_layer
-from riq_cli.codec.probing import Probed
+from riq_cli.codec.probing import Probes, probed
 from riq_cli.codec.restoration import decompress, measure_restored
 from riq_cli.codec.settings import Progress, Report, Settings, Warn
 from riq_cli.codec.solution import Scheme, Solution
-from riq_cli.codec.solver import Means, PlansStart, ProberStart, Solver
+from riq_cli.codec.solver import Means, PlansStart, ProbesStart, Solver
 from riq_cli.codec.split import FIT_SAMPLES, held_count, roles
 from riq_cli.codec.weights import Plans, Weights, Widths, is_matrix
 from riq_cli.errors import SettingsError, TargetError
@@ -63,12 +64,13 @@ def compress(
     """
     settings = replace(settings, **options) if settings is not None else Settings(**options)
     ignore: Callable[[Any], None] = lambda _: None  # noqa: E731
-    job = _Compression(model, calibration or Calibration.random(), settings, progress or ignore, warn or ignore)
-    return job.run(executor)
+    job = Compression(model, calibration or Calibration.random(), settings, progress or ignore, warn or ignore)
+    with job.bench() as bench:
+        return job.archive(bench, executor)
 
 
 @dataclass(frozen=True)
-class _Bench:
+class Bench:
     """What solutions are found and measured with: `held` are the numbers of samples that the search does not see."""
 
     solver: Solver
@@ -79,8 +81,8 @@ class _Bench:
     pool: Executor
 
 
-class _Compression:
-    """One run of compress."""
+class Compression:
+    """One run of compress, or of several for the same model and samples."""
 
     def __init__(
         self, model: Model, calibration: Calibration, settings: Settings, progress: Report, warn: Warn
@@ -98,17 +100,30 @@ class _Compression:
         self._trace: list[tuple[tuple[str, str], float, float]] = []  # scheme's name, k, deviation
         self._probes = 0
 
-    def run(self, executor: Executor | None) -> Archive:
+    def aim(self, settings: Settings) -> None:
+        """Take another goal, and begin to count anew; settings that the bench depends on stay the same."""
+        self._settings, self._probes = settings, 0
+        self._trace.clear()
+
+    def archive(self, bench: Bench | None, executor: Executor | None) -> Archive:
+        """The archive that the settings ask for.
+
+        Raises:
+            TargetError: there is none.
+        """
+        if bench is None:
+            return self._as_it_is()
+        if self._settings.ratio or self._settings.size or self._settings.rate:
+            return self._within_budget(bench, executor)
+        return self._within_deviation(bench, executor)
+
+    @contextlib.contextmanager
+    def bench(self) -> Iterator[Bench | None]:
+        """What is needed to measure; None if there is nothing to code."""
         settings = self._settings
         if not self._weights.matrices:
-            self._warn(
-                "the model is already quantized; it is stored as it is"
-                if self._model.is_quantized
-                else "the model holds no float weights to code; it is stored as it is"
-            )
-            return self._build(
-                [1.0 if n in self._weights.zeros else None for n in range(len(self._model.layers))], {}, None, None
-            )
+            yield None
+            return
         samples = self._calibration.samples(self._model.inputs, settings.dims, settings.batch_size)
         rounding = self._rounding(len(samples))
         # With k given there is no search, and nothing is worth hoisting.
@@ -122,9 +137,9 @@ class _Compression:
         with ThreadPoolExecutor(settings.threads or available_threads()) as pool:
             solver = Solver(settings, self._weights, evaluator, form, parts, pool,
                             self._note, self._warn, self._model.release)  # fmt: skip
-            prober = plans = None
+            probes = plans = None
             if settings.allocation == "measured" and settings.k is None:
-                prober = self._prober(form, evaluator, [samples[number] for number in parts.probed])
+                probes = self._probed(form, evaluator, [samples[number] for number in parts.probed], pool)
             if rounding == "compensated":
                 plans = self._plans(form, samples, parts.fit, pool)
             if form.hoisted:
@@ -134,14 +149,20 @@ class _Compression:
                 "samples": sum(sample.rows for sample in samples),
                 "sha256": digest(samples),
             }
-            bench = _Bench(solver, Means(prober, plans), evaluator, parts.held, calibration, pool)
-            if settings.ratio or settings.size or settings.rate:
-                return self._within_budget(bench, executor)
-            return self._within_deviation(bench, executor)
+            yield Bench(solver, Means(probes, plans), evaluator, parts.held, calibration, pool)
+
+    def _as_it_is(self) -> Archive:
+        self._warn(
+            "the model is already quantized; it is stored as it is"
+            if self._model.is_quantized
+            else "the model holds no float weights to code; it is stored as it is"
+        )
+        widths: Widths = [1.0 if n in self._weights.zeros else None for n in range(len(self._model.layers))]
+        return self._build(widths, {}, None, None)
 
     # ---- goals ----
 
-    def _within_deviation(self, bench: _Bench, executor: Executor | None) -> Archive:
+    def _within_deviation(self, bench: Bench, executor: Executor | None) -> Archive:
         """The smallest archive that keeps the target, or the one at the given k."""
         k, target = self._settings.k, self._settings.deviation
         solution = bench.solver.at(k) if k is not None else bench.solver.for_deviation(target or 0.0, bench.means)
@@ -165,7 +186,7 @@ class _Compression:
             deviation,
         )
 
-    def _within_budget(self, bench: _Bench, executor: Executor | None) -> Archive:
+    def _within_budget(self, bench: Bench, executor: Executor | None) -> Archive:
         """The archive of least deviation within a budget of real bytes, or of bits/weight."""
         budget, wish = self._budget()
         aim, margin, best, least = budget, 8.0, None, math.inf
@@ -214,7 +235,7 @@ class _Compression:
         names = {self._model.layers[number].places for number in self._weights.matrices}
         return sum(entry.stored for entry in archive.manifest.layers if entry.tensors in names)
 
-    def _measured(self, solution: Solution, bench: _Bench, executor: Executor | None) -> tuple[Archive, float]:
+    def _measured(self, solution: Solution, bench: Bench, executor: Executor | None) -> tuple[Archive, float]:
         """The archive of a solution with all that is told of it, and the deviation measured on what it restores."""
         bench.solver.rest()
         archive = self._build(solution.widths, solution.scheme.plans, bench.pool, executor)
@@ -262,8 +283,10 @@ class _Compression:
         self._model.release()
         return evaluator
 
-    def _prober(self, form: SessionForm, evaluator: Evaluator, samples: Sequence[Sample]) -> ProberStart:
-        """What starts the session for probing, on a few of the samples, and tells of its progress."""
+    def _probed(
+        self, form: SessionForm, evaluator: Evaluator, samples: Sequence[Sample], pool: Executor
+    ) -> ProbesStart:
+        """What probes layers on a few of the samples, in a session of its own, and tells of its progress."""
         step = -(-len(samples) // _PROBE_SAMPLES)
 
         def tell(done: int, total: int, number: int | None, deviation: float) -> None:
@@ -271,12 +294,13 @@ class _Compression:
             layer = "" if number is None else self._model.layers[number].name
             self._progress(Progress("probe", done, total, value=deviation, layer=layer))
 
-        def start() -> tuple[Prober, Probed]:
+        def start(about: Solution, plans: Plans) -> Probes:
             values = [layer.values for layer in self._model.layers]
             settings = self._settings
-            return Prober(
+            prober = Prober(
                 probe_form(form), values, evaluator.measured, samples[::step], settings.threads, settings.provider
-            ), tell
+            )
+            return probed(self._weights, plans, prober, about, pool, tell)
 
         return start
 
@@ -361,7 +385,7 @@ class _Compression:
             skeleton=SkeletonEntry(len(stored), len(skeleton), zlib.crc32(skeleton)),
             layers=tuple(entries),
             source={} if model.source is None else asdict(model.source),
-            settings=_recorded(self._settings),
+            settings=self._settings.recorded(),
             creator=f"riq {VERSION}",
         )
         return Archive.build(manifest, [stored, *sections])
@@ -386,15 +410,3 @@ def _candidates(model: Model, settings: Settings) -> Model:
     if model.is_quantized and not settings.include and size < _REMAINS * candidates.nbytes:
         return model.select(lambda layer: False)
     return candidates
-
-
-def _recorded(settings: Settings) -> dict[str, Any]:
-    """The settings as the manifest keeps them: what differs from the default and says something; the target always."""
-    if settings.rounding == "nearest" and not settings.may_compensate:
-        settings = replace(settings, rounding=None)
-    default = asdict(Settings())
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in asdict(settings).items()
-        if value != default[name] or name == "deviation"
-    }

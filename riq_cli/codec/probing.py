@@ -25,69 +25,74 @@ _NEAR = 1.5  # a layer is not probed again at a bin width this close to one wher
 Probed = Callable[[int, int, int | None, float], None]  # told of steps done and in all, and a layer's deviation
 
 
-def measured_allocation(
-    weights: Weights, plans: Plans, prober: Prober, paper: Solution, pool: Executor, progress: Probed
-) -> Allocation:
-    """The allocation of least rate for the deviation of the paper's solution.
+def probed(weights: Weights, plans: Plans, prober: Prober, about: Solution, pool: Executor, progress: Probed) -> Probes:
+    """What each layer causes alone, measured at about the bin widths of a solution.
 
     Each layer is quantized alone and the deviation measured: a_ℓ = deviation / ‖ŵ − w‖², in the units of the curves.
-    Bin widths then follow by water-filling; layers whose width changes much are probed once more there, since low-rate
-    layers are not in the regime where they were first measured. A layer without a measurable effect keeps the norm's
-    bin width, and none wider than in the paper's solution: samples that do not exercise it say nothing about it.
+    Layers whose width changes much by water-filling are probed once more there, since low-rate layers are not in the
+    regime where they were first measured.
 
     Args:
         weights: all layers that may be coded.
         plans: how errors are compensated.
         prober: measures the deviation of changed layers.
-        paper: the solution of the norm allocation, with nearest rounding.
+        about: a solution of the norm allocation, with nearest rounding.
         pool: its threads work at the same time.
         progress: called with probes done and in all, the number of the layer that was probed (None: it was not again),
             and the deviation that it caused alone.
     """
     numbers = weights.matrices + weights.vectors
-    widths, k = paper.widths, paper.k
-    probes = _Probes(weights, plans, prober)
+    probes = Probes(weights, plans)
     for done, number in enumerate(numbers):
-        start = widths[number]
-        deviation = probes.first(number, start if start is not None else weights.norms[number] / k)
+        start = about.widths[number]
+        deviation = probes.first(prober, number, start if start is not None else weights.norms[number] / about.k)
         progress(done + 1, 2 * len(numbers), number, deviation)
     probes.draw_curves(pool)
-    # Nearest rounding causes at the paper's bin widths what it causes; compensation would cause less there.
-    budget = max(paper.deviation, _READABLE) if plans else probes.expected(widths)
-    chosen = probes.filled(budget)
+    chosen = probes.filled(about)
     total = sum(probes.bits(number, width) for number, width in chosen.items())
     for done, (number, better) in enumerate(chosen.items()):
         small = probes.bits(number, better) < _SMALL * total
-        again = None if small else probes.again(number, better)
+        again = None if small else probes.again(prober, number, better)
         progress(len(numbers) + done + 1, 2 * len(numbers), None if again is None else number, again or 0.0)
-    chosen = probes.filled(budget)
     progress(2 * len(numbers), 2 * len(numbers), None, 0.0)
-    shapes = {number: width * k for number, width in chosen.items()}
-    silent = [number for number in numbers if number not in chosen]
-    shapes |= {number: weights.norms[number] for number in silent}
-    bounds = {number: weights.peak(number) for number in chosen}  # wider, and nothing of the layer would be left
-    return Allocation("measured", shapes, 0.0, bounds | {n: widths[n] or weights.norms[n] / k for n in silent})
+    return probes
 
 
-class _Probes:
+class Probes:
     """What was measured of each layer."""
 
-    def __init__(self, weights: Weights, plans: Plans, prober: Prober) -> None:
-        self._weights, self._plans, self._prober = weights, plans, prober
+    def __init__(self, weights: Weights, plans: Plans) -> None:
+        self._weights, self._plans = weights, plans
         self.curves: dict[int, Curve] = {}
         self.sensitivity: dict[int, float] = {}
+        self._at_first: dict[int, float] = {}  # as measured near the norm's bin widths
         self._probed: dict[int, float] = {}
 
-    def first(self, number: int, width: float) -> float:
+    def allocation(self, paper: Solution) -> Allocation:
+        """The allocation of least rate for the deviation of the paper's solution.
+
+        A layer without a measurable effect keeps the norm's bin width, and none wider than in the paper's solution:
+        samples that do not exercise it say nothing about it.
+        """
+        weights, k = self._weights, paper.k
+        chosen = self.filled(paper)
+        shapes = {number: width * k for number, width in chosen.items()}
+        silent = [number for number in weights.matrices + weights.vectors if number not in chosen]
+        shapes |= {number: weights.norms[number] for number in silent}
+        bounds = {number: weights.peak(number) for number in chosen}  # wider, and nothing of the layer would be left
+        bounds |= {number: paper.widths[number] or weights.norms[number] / k for number in silent}
+        return Allocation("measured", shapes, 0.0, bounds)
+
+    def first(self, prober: Prober, number: int, width: float) -> float:
         """The deviation of a layer at a bin width, or at others near it until it can be read."""
-        deviation, error = self._measure(number, width)
+        deviation, error = self._measure(prober, number, width)
         for _ in range(_TRIES - 1):
             if _READABLE <= deviation <= _SATURATED:
                 break
             width *= _WIDER if deviation < _READABLE else math.sqrt(_SATURATED / 4 / deviation)
-            deviation, error = self._measure(number, width)
+            deviation, error = self._measure(prober, number, width)
         if deviation >= _READABLE and error > 0:
-            self.sensitivity[number] = deviation / error
+            self.sensitivity[number] = self._at_first[number] = deviation / error
             self._probed[number] = width
         return deviation
 
@@ -108,28 +113,30 @@ class _Probes:
     def expected(self, widths: Widths) -> float:
         """The sum of the deviations that layers cause alone at these bin widths."""
         return sum(
-            self.sensitivity[number] * self.curves[number].error(width)
+            self._at_first[number] * self.curves[number].error(width)
             for number, width in enumerate(widths)
-            if number in self.sensitivity and width is not None
+            if number in self._at_first and width is not None
         )
 
-    def again(self, number: int, width: float) -> float | None:
+    def again(self, prober: Prober, number: int, width: float) -> float | None:
         """The deviation of a layer at the bin width that was chosen for it; None if it was first measured near that."""
         if 1 / _NEAR < width / self._probed[number] < _NEAR:
             return None
-        deviation, error = self._measure(number, width)
+        deviation, error = self._measure(prober, number, width)
         if deviation >= _READABLE and error > 0:
             self.sensitivity[number] = deviation / error
         return deviation
 
-    def filled(self, budget: float) -> dict[int, float]:
-        """Bin widths of least rate for a sum of deviations, by the number of the layer."""
+    def filled(self, paper: Solution) -> dict[int, float]:
+        """Bin widths of least rate for the deviation of the paper's solution, by the number of the layer."""
+        # Nearest rounding causes at the paper's bin widths what it causes; compensation would cause less there.
+        budget = max(paper.deviation, _READABLE) if self._plans else self.expected(paper.widths)
         numbers = list(self.sensitivity)
         curves = [self.curves[number] for number in numbers]
         found = water_filling(curves, [self.sensitivity[number] for number in numbers], budget)
         return dict(zip(numbers, found, strict=True))
 
-    def _measure(self, number: int, width: float) -> tuple[float, float]:
+    def _measure(self, prober: Prober, number: int, width: float) -> tuple[float, float]:
         """Deviation with one layer quantized, and its error in the units of the curves."""
         changed, error = self._weights.alone(number, width, self._plans.get(number))
-        return min(max(self._prober.deviations(changed)), _LARGEST), error
+        return min(max(prober.deviations(changed)), _LARGEST), error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from riq_cli.errors import SettingsError
@@ -117,6 +117,18 @@ class Settings:
     def may_compensate(self) -> bool:
         """Whether rounding is compensated without being asked for, where there are real samples enough."""
         return self.allocation == "measured" and self.k is None and self.max_bits is None
+
+    def recorded(self) -> dict[str, Any]:
+        """What the manifest keeps: settings that differ from the default and say something; the target always."""
+        settings = self
+        if self.rounding == "nearest" and not self.may_compensate:
+            settings = replace(self, rounding=None)
+        default = asdict(Settings())
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(settings).items()
+            if value != default[name] or name == "deviation"
+        }
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 from riq_cli import search
-from riq_cli.codec.probing import Probed, measured_allocation
+from riq_cli.codec.probing import Probes
 from riq_cli.codec.settings import DEFAULT_EPSILON, Settings, Warn
 from riq_cli.codec.solution import Scheme, Solution
 from riq_cli.codec.split import Roles
 from riq_cli.codec.weights import Plans, Weights, Widths
 from riq_cli.errors import ModelError, TargetError
-from riq_cli.evaluator import Array, Evaluator, Prober
+from riq_cli.evaluator import Array, Evaluator
 from riq_cli.model import SessionForm
 
 _STEP = 1.02  # factor on k beyond what should do, where the held-out samples miss a target that the others meet
@@ -31,7 +32,7 @@ _USUAL = 0.01  # a deviation as it is often asked for
 _LOWEST = 1e-3  # k of a compensated solution: Proposition 2 bounds that of nearest rounding only
 
 
-ProberStart = Callable[[], tuple[Prober, Probed]]  # a prober, and what to tell of its progress
+ProbesStart = Callable[[Solution, Plans], Probes]  # what layers cause alone at about the bin widths of a solution
 PlansStart = Callable[[Widths], Plans]  # how errors are compensated at about these bin widths
 
 
@@ -39,8 +40,26 @@ PlansStart = Callable[[Widths], Plans]  # how errors are compensated at about th
 class Means:
     """What better solutions than the paper's are found with; None: that is not tried."""
 
-    prober: ProberStart | None = None
+    probes: ProbesStart | None = None
     plans: PlansStart | None = None
+
+    def kept(self, about: Solution) -> Means:
+        """The same means for many targets: what they find at about this solution, found once and kept."""
+        probe, fit = self.probes, self.plans
+
+        @functools.cache
+        def fitted() -> Plans:
+            return {} if fit is None else fit(about.widths)
+
+        @functools.cache
+        def probed(compensated: bool) -> Probes:
+            assert probe is not None
+            return probe(about, fitted() if compensated else {})
+
+        return Means(
+            None if probe is None else lambda _, plans: probed(bool(plans)),
+            None if fit is None else lambda _: fitted(),
+        )
 
 
 class Solver:
@@ -106,7 +125,7 @@ class Solver:
         paper = None if self._settings.epsilon is None else self._paper(target)  # what was asked for has to be reached
         if means.plans is not None:
             with contextlib.suppress(TargetError):
-                about = paper or self._solved(self._norm(0.0), target, self._weights.expected_k(target), *_ABOUT)
+                about = paper or self._about(target)
                 best = self._best(self._schemes(self._plans(about, means), about, means), target, about.k)
                 if best is not None and best.bits < _FAR * about.bits:
                     return best  # compensation has won by more than it can lose
@@ -129,6 +148,12 @@ class Solver:
             raise failure
         return best
 
+    def kept(self, target: float, means: Means) -> Means:
+        """The same means for many targets, of which this is one in the middle; see `Means.kept`."""
+        with contextlib.suppress(TargetError):  # then each target starts from a solution of its own
+            return means if means == Means() else means.kept(self._about(target))
+        return means
+
     def for_bits(self, budget: float, means: Means) -> Solution:
         """The solution of least measured deviation that takes no more than `budget` bits."""
         paper = self.within(self._norm(self._settings.epsilon or 0.0), budget, self._weights.expected_k(_USUAL))
@@ -150,6 +175,10 @@ class Solver:
         return self._solution(solution.scheme, solution.k * factor, math.nan)
 
     # ---- the paper's ----
+
+    def _about(self, target: float) -> Solution:
+        """A rough solution that others start from."""
+        return self._solved(self._norm(0.0), target, self._weights.expected_k(target), *_ABOUT)
 
     def _paper(self, target: float) -> Solution:
         fixed = self._settings.epsilon
@@ -219,15 +248,14 @@ class Solver:
 
     def _schemes(self, plans: Plans, paper: Solution, means: Means) -> list[Scheme]:
         """Schemes that may be better than the paper's, with errors compensated by these plans, if there are any."""
-        if means.prober is not None:
-            return self._probed(paper, plans, means.prober)
+        if means.probes is not None:
+            return self._probed(paper, plans, means.probes)
         return [Scheme(paper.scheme.allocation, plans)] if plans else []
 
-    def _probed(self, paper: Solution, plans: Plans, prober: ProberStart) -> list[Scheme]:
+    def _probed(self, paper: Solution, plans: Plans, probes: ProbesStart) -> list[Scheme]:
         """The measured allocation, and its blend half-way with the norm's."""
         try:
-            session, progress = prober()
-            measured = measured_allocation(self._weights, plans, session, paper, self._pool, progress)
+            measured = probes(paper, plans).allocation(paper)
         except ModelError as error:
             self._warn(f"layers cannot be probed, so the norm allocation is used: {error}")
             return [Scheme(paper.scheme.allocation, plans)] if plans else []
