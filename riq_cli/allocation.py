@@ -1,7 +1,8 @@
 """Layer → relative bin width: how distortion is shared out among layers.
 
-`norm` is the paper's: bin widths proportional to ‖w‖, eq. (7). `measured` minimizes the rate for the deviation that the
-layers were seen to cause: reverse water-filling over their rate–distortion curves.
+`norm` is the paper's: bin widths proportional to ‖w‖, eq. (7). `uniform` is its baseline of Fig. 4a: k bins over each
+layer's range. `measured` minimizes the rate for the deviation that the layers were seen to cause: reverse water-filling
+over their rate–distortion curves.
 """
 
 from __future__ import annotations
@@ -54,13 +55,23 @@ def bin_width(shape: float, size: int, k: float, epsilon: float) -> float:
     return shape * (1 / k + epsilon * math.sqrt(24 / size))
 
 
-def expected_k(norms: Sequence[float], sizes: Sequence[int], distortion: float) -> float:
-    """The k at which all weights together are turned by `distortion`, by Corollary 1 with Δ = ‖w‖/k.
+def expected_k(
+    norms: Sequence[float], sizes: Sequence[int], distortion: float, shapes: Sequence[float] | None = None
+) -> float:
+    """The k at which all weights together are turned by `distortion`, by Corollary 1 with Δ = s/k.
 
-    1 − cos θ = Σ n‖w‖² / (24 k² Σ ‖w‖²). Deviation is of the same order: a place to start the search.
+    1 − cos θ = Σ n s² / (24 k² Σ ‖w‖²). Deviation is of the same order: a place to start the search.
+
+    Args:
+        norms: ‖w‖ of each layer.
+        sizes: number of weights n of each layer.
+        distortion: 1 − cos θ, > 0.
+        shapes: relative bin width s of each layer; None: its norm.
     """
-    squares = [(norm / max(norms)) ** 2 for norm in norms]
-    spread = sum(size * square for size, square in zip(sizes, squares, strict=True)) / sum(squares)
+    largest = max(norms)
+    squares = [(shape / largest) ** 2 for shape in shapes or norms]
+    total = sum((norm / largest) ** 2 for norm in norms)
+    spread = sum(size * square for size, square in zip(sizes, squares, strict=True)) / total
     return math.sqrt(spread / (24 * distortion))
 
 

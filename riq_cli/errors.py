@@ -24,6 +24,10 @@ class SettingsError(RiqError):
     """Options that contradict each other or the model."""
 
 
+class PointsError(RiqError):
+    """A file does not hold the points of a sweep, or those of another model."""
+
+
 class TargetError(RiqError):
     """The target deviation was not reached; `best` is the smallest deviation that was measured."""
 

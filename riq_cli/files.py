@@ -68,8 +68,13 @@ def atomic_write(path: str | os.PathLike[str], overwrite: bool = False) -> Itera
 
 
 @contextlib.contextmanager
-def growing_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[BinaryIO]:
+def growing_file(path: str | os.PathLike[str], overwrite: bool = False, keep: int = 0) -> Iterator[BinaryIO]:
     """A binary file for what is read while it is written: named from the first byte on, never buffered, kept on errors.
+
+    Args:
+        path: of the file.
+        overwrite: whether it may exist.
+        keep: bytes of what is there already that stay, and that writing goes on behind.
 
     Raises:
         OutputError: as `check_output`, or the disk is full.
@@ -77,8 +82,11 @@ def growing_file(path: str | os.PathLike[str], overwrite: bool = False) -> Itera
     path = Path(path)
     check_output(path, overwrite)
     with _explained(path):
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
     with _Output(handle, path) as file:
+        with _explained(path):
+            file.truncate(keep)
+            file.seek(keep)
         yield file
 
 

@@ -9,17 +9,30 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "riq_cli"
 FLOORS = {
-    "errors": 0, "limits": 0, "files": 0, "version": 0, "text": 0, "table": 0,
+    "errors": 0, "limits": 0, "files": 0, "version": 0, "text": 0, "table": 0, "points": 1,
     "model": 1, "quantizer": 1, "coder": 1, "archive": 1,
     "calibration": 2, "evaluator": 2, "allocation": 2, "search": 2, "rounding": 2, "moments": 2,
-    "codec": 3, "report": 3,
+    "codec": 3, "report": 3, "plots": 3,
     "cli": 4, "__main__": 5, "__init__": 5,
 }  # fmt: skip
 DOORS = {
     "onnx": {"model"}, "google": {"model"}, "onnxruntime": {"evaluator"}, "constriction": {"coder"},
     "click": {"cli"}, "tqdm": {"cli"}, "PIL": {"calibration"},
+    "matplotlib": {"plots"},
 }  # fmt: skip
-WITHOUT_NUMPY = {"archive", "search", "report", "errors", "cli", "limits", "files", "version", "text", "table"}
+WITHOUT_NUMPY = {
+    "archive",
+    "search",
+    "report",
+    "errors",
+    "cli",
+    "limits",
+    "files",
+    "version",
+    "text",
+    "table",
+    "points",
+}
 SAME_FLOOR = {("files", "errors"), ("table", "errors"), ("table", "limits")}  # they stand on nothing else
 
 
@@ -60,13 +73,14 @@ def test_every_file_stays_readable() -> None:
     assert not long, f"split: {long}"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["compress", "--help"], ["report", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["compress", "--help"], ["report", "--help"], ["sweep", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys; sys.argv = ['riq', *sys.argv[1:]]\n"
         "from riq_cli.cli import main\n"
+        "heavy = {'numpy', 'onnx', 'onnxruntime', 'constriction', 'tqdm', 'matplotlib'}\n"
         "try: main()\n"
-        "finally: print(sorted({'numpy', 'onnx', 'onnxruntime', 'constriction', 'tqdm'} & set(sys.modules)))"
+        "finally: print(sorted(heavy & set(sys.modules)))"
     )
     shown = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     assert shown.stdout.splitlines()[-1] == "[]"

@@ -35,37 +35,26 @@ Examples:
 )
 @click.argument("model", type=options.model_type)
 @click.option("--deviation", type=float, metavar="D", help="How far outputs may move: cosine distance [default: 0.01]")
-@click.option(
-    "--calibration",
-    type=options.calibration_type,
-    metavar="DATA",
-    help="Samples to measure on: .npz, .npy, a folder of images or ONNX test data, or module:callable. "
-    "[default: random, which predicts poorly]",
-)
+@options.calibration_option
 @click.option("-o", "archive_path", type=options.output_type, metavar="FILE",
               help="Archive to write, - for stdout. [default: MODEL.riqz]")  # fmt: skip
 @click.option("--ratio", type=float, metavar="X", help="Instead: the least deviation in 1/X of the model's bytes.")
 @click.option("--size", type=options.parse_size, metavar="SIZE", help="Instead: the least deviation in 500kB, 5MB …")
 @click.option("--rate", type=float, metavar="R", help="Instead: the least deviation at R bits/weight.")
 @click.option("--k", type=float, metavar="K", help="Instead: this k of the norm allocation, without a search.")
-@click.option("--preset", type=click.Choice(["paper", "fast", "small"]), default="small", show_default=True,
-              help="paper: norm, algorithm1, epsilon 0.01. fast: norm. small: measured, compensated.")  # fmt: skip
-@click.option("--allocation", type=click.Choice(["norm", "measured"]),
-              help="Bin widths shared out among layers by norm, as in the paper, or by measured effect.")  # fmt: skip
+@click.option("--preset", type=click.Choice(options.PRESETS), default="small", show_default=True,
+              help="paper: norm, algorithm1, epsilon 0.01. fast: norm. uniform: the paper's baseline. "
+              "small: measured, compensated.")  # fmt: skip
+@click.option("--allocation", type=click.Choice(["norm", "measured", "uniform"]),
+              help="Bin widths shared out among layers by norm, as in the paper, by measured effect, "
+              "or by range.")  # fmt: skip
 @click.option("--rounding", type=click.Choice(["nearest", "compensated"]),
               help="compensated: later columns of a layer make up for errors of earlier ones.")  # fmt: skip
 @click.option("--search", type=click.Choice(["secant", "algorithm1"]),
               help="How k is found: algorithm1 is the paper's, to the letter.")  # fmt: skip
 @click.option("--epsilon", type=float, metavar="E", help="ε0 of eq. (7). [default: 0.01, less if that cannot reach]")
-@click.option("--max-bits", type=click.IntRange(2, 16), metavar="R", help="At most 2^R levels in any layer.")
-@click.option("--holdout", type=float, metavar="SHARE",
-              help="Share of the samples kept out of the search, to check it. [default: 0.25; paper: 0]")  # fmt: skip
-@click.option("--min-size", type=click.IntRange(1), metavar="N",
-              help="Keep tensors with fewer weights exact. [default: by norm 256; else where it pays]")  # fmt: skip
-@click.option("--include", multiple=True, metavar="PATTERN", help="Code only layers of such names; repeatable.")
-@click.option("--exclude", multiple=True, metavar="PATTERN", help="Keep layers of such names exact; repeatable.")
-@click.option("--log", "log_path", type=click.Path(), metavar="FILE",
-              help="Write the search as JSON lines, one for each evaluation and probe, as it goes.")  # fmt: skip
+@options.layer_options
+@options.log_option
 @options.running_options
 @options.image_options
 @options.force_option

@@ -24,6 +24,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _PARALLEL_WEIGHTS = 1 << 26
 
 
+PRESETS = ("paper", "fast", "uniform", "small")  # of codec, which is not imported to print help
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
@@ -55,6 +57,15 @@ def parse_numbers(text: str) -> tuple[float, ...]:
         raise click.BadParameter(f"{text!r} is not a list of numbers; write 0.485,0.456,0.406") from None
 
 
+def parse_presets(text: str) -> tuple[str, ...]:
+    """Names of presets from a text such as paper,small."""
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        if name not in PRESETS:
+            raise click.BadParameter(f"no preset is named {name!r}; there are {', '.join(PRESETS)}")
+    return names
+
+
 def together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     """One decorator that adds several options, in the order given."""
 
@@ -71,6 +82,37 @@ archive_type = FileOf(".riqz", allow_dash=True)
 calibration_type = FileOf(".npz", ".npy", must_be_file=False)  # or a folder, or module:callable
 output_type = click.Path(allow_dash=True)
 
+calibration_option = click.option(
+    "--calibration",
+    type=calibration_type,
+    metavar="DATA",
+    help="Samples to measure on: .npz, .npy, a folder of images or ONNX test data, or module:callable. "
+    "[default: random, which predicts poorly]",
+)
+layer_options = together(
+    click.option("--max-bits", type=click.IntRange(2, 16), metavar="R", help="At most 2^R levels in any layer."),
+    click.option(
+        "--holdout",
+        type=float,
+        metavar="SHARE",
+        help="Share of the samples kept out of the search, to check it. [default: 0.25; paper: 0]",
+    ),
+    click.option(
+        "--min-size",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Keep tensors with fewer weights exact. [default: by norm 256; else where it pays]",
+    ),
+    click.option("--include", multiple=True, metavar="PATTERN", help="Code only layers of such names; repeatable."),
+    click.option("--exclude", multiple=True, metavar="PATTERN", help="Keep layers of such names exact; repeatable."),
+)
+log_option = click.option(
+    "--log",
+    "log_path",
+    type=click.Path(),
+    metavar="FILE",
+    help="Write the search as JSON lines, one for each evaluation and probe, as it goes.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 force_option = click.option("-f", "--force", is_flag=True, help="Replace an existing output file.")
 max_size_option = click.option(

@@ -13,6 +13,7 @@ from typing import Any
 
 from riq_cli.archive import Archive, Manifest, SkeletonEntry, deflate
 from riq_cli.calibration import Calibration, Sample, digest
+from riq_cli.codec.candidates import candidates
 from riq_cli.codec.fitting import fitted_plans
 from riq_cli.codec.layers import encode_layer
 from riq_cli.codec.probing import Probes, probed
@@ -21,13 +22,12 @@ from riq_cli.codec.settings import Progress, Report, Settings, Warn
 from riq_cli.codec.solution import Scheme, Solution
 from riq_cli.codec.solver import Means, PlansStart, ProbesStart, Solver
 from riq_cli.codec.split import FIT_SAMPLES, held_count, roles
-from riq_cli.codec.weights import Plans, Weights, Widths, is_matrix
+from riq_cli.codec.weights import Plans, Weights, Widths
 from riq_cli.errors import SettingsError, TargetError
-from riq_cli.evaluator import Evaluator, Observer, Prober, available_threads
-from riq_cli.model import Layer, Linear, Model, SessionForm, linear_layers, probe_form
+from riq_cli.evaluator import Deviation, Evaluator, Observer, Prober, available_threads
+from riq_cli.model import Linear, Model, SessionForm, linear_layers, probe_form
 from riq_cli.version import VERSION
 
-_REMAINS = 0.1  # share of float weights below which a quantized model is left as it is
 _CLOSER_TRIES = 20
 _CLOSER = 1.01  # factor on k at least, when the restored model misses a target that its form in the search met
 _PROBE_SAMPLES = 4
@@ -80,6 +80,10 @@ class Bench:
     calibration: Mapping[str, Any]
     pool: Executor
 
+    def kept(self, about: float) -> Bench:
+        """The same for many targets: layers are probed and compensation is fitted once, for this one in the middle."""
+        return replace(self, means=self.solver.kept(about, self.means))
+
 
 class Compression:
     """One run of compress, or of several for the same model and samples."""
@@ -89,7 +93,7 @@ class Compression:
     ) -> None:
         self._settings, self._progress, self._warn = settings, progress, warn
         self._calibration = calibration
-        self._model = _candidates(model, settings)
+        self._model = candidates(model, settings)
         self._weights = Weights(self._model.layers, settings.max_bits, settings.min_size)
         self._model.release()
         for pattern in (*settings.include, *settings.exclude):
@@ -101,9 +105,21 @@ class Compression:
         self._probes = 0
 
     def aim(self, settings: Settings) -> None:
-        """Take another goal, and begin to count anew; settings that the bench depends on stay the same."""
-        self._settings, self._probes = settings, 0
-        self._trace.clear()
+        """Take another goal; what the bench depends on stays the same."""
+        self._settings = settings
+
+    def counted(self) -> tuple[int, int]:
+        """Evaluations and probes since they were counted last."""
+        counts = len(self._trace), self._probes
+        self._trace, self._probes = [], 0
+        return counts
+
+    def judge(self, validation: Calibration) -> Callable[[Archive, Executor | None], Deviation]:
+        """What measures archives on other samples."""
+        outputs, settings = self._settings.outputs, self._settings
+        samples = validation.samples(self._model.inputs, settings.dims, settings.batch_size)
+        evaluator = self._evaluator(self._model.session_form(outputs, hoist=False), samples)
+        return lambda archive, executor: measure_restored(evaluator, decompress(archive, executor=executor), outputs)
 
     def archive(self, bench: Bench | None, executor: Executor | None) -> Archive:
         """The archive that the settings ask for.
@@ -389,24 +405,3 @@ class Compression:
             creator=f"riq {VERSION}",
         )
         return Archive.build(manifest, [stored, *sections])
-
-
-def _candidates(model: Model, settings: Settings) -> Model:
-    """The model with only those layers that may be coded; the others go back into the skeleton, exact."""
-
-    def wanted(layer: Layer) -> bool:
-        if layer.is_quantized or layer.structural:
-            return False
-        if settings.allocation == "norm" and not is_matrix(layer, settings.min_size):
-            return False
-        if settings.min_size is not None and layer.size < settings.min_size:
-            return False
-        if any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in settings.exclude):
-            return False
-        return not settings.include or any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in settings.include)
-
-    candidates = model.select(wanted)
-    size = sum(layer.values.nbytes for layer in candidates.layers)
-    if model.is_quantized and not settings.include and size < _REMAINS * candidates.nbytes:
-        return model.select(lambda layer: False)
-    return candidates

@@ -26,6 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "holdout": 0.0,
     },
     "fast": {"allocation": "norm", "rounding": "nearest", "search": "secant"},
+    "uniform": {"allocation": "uniform", "rounding": "nearest", "search": "secant", "holdout": 0.0},
     "small": {"allocation": "measured", "rounding": None, "search": "secant"},
 }
 
@@ -42,11 +43,12 @@ class Settings:
         size: bytes of the archive: the smallest deviation within.
         rate: bits/weight of the coded layers, tables included: the smallest deviation within.
         k: the search parameter itself, instead of a search.
-        allocation: `measured` (of the least rate for the deviation that layers cause), or the paper's `norm`.
+        allocation: `measured` (of the least rate for the deviation that layers cause), the paper's `norm`, or the
+            baseline of its Fig. 4a, `uniform`: k bins over each layer's own range.
         rounding: `nearest`, or `compensated` (errors of a layer's columns are made up for by later ones; needs real
             samples); None: compensated with the measured allocation, where there are samples for it.
         search: `secant`, or the paper's `algorithm1`.
-        epsilon: ε0 of the norm allocation; None: 0.01, or a smaller one that reaches the target.
+        epsilon: ε0 of the norm allocation; None: 0.01, or a smaller one that reaches the target. Uniform: always 0.
         max_bits: R: no layer has more than 2^R levels; None: no such bound.
         holdout: share of the samples that is kept out of the search, to check its solution; 0: none.
         min_size: tensors with fewer weights stay exact; None: 256 for the norm allocation, for the measured one where
@@ -65,7 +67,7 @@ class Settings:
     size: int | None = None
     rate: float | None = None
     k: float | None = None
-    allocation: Literal["norm", "measured"] = "measured"
+    allocation: Literal["norm", "measured", "uniform"] = "measured"
     rounding: Literal["nearest", "compensated"] | None = None
     search: Literal["secant", "algorithm1"] = "secant"
     epsilon: float | None = None
@@ -105,13 +107,18 @@ class Settings:
             raise SettingsError(f"max_bits = {self.max_bits} is not in 2 … 16")
         if self.search not in ("secant", "algorithm1"):
             raise SettingsError(f"no search is named {self.search!r}; there are secant and algorithm1")
-        if self.allocation not in ("norm", "measured"):
-            raise SettingsError(f"no allocation is named {self.allocation!r}; there are norm and measured")
+        if self.allocation not in ("norm", "measured", "uniform"):
+            raise SettingsError(f"no allocation is named {self.allocation!r}; there are norm, measured and uniform")
         if self.rounding not in (None, "nearest", "compensated"):
             raise SettingsError(f"no rounding is named {self.rounding!r}; there are nearest and compensated")
         if self.rounding == "compensated" and (self.k is not None or self.max_bits is not None):
             other = "k" if self.k is not None else "max_bits"
             raise SettingsError(f"compensated rounding does not go with {other}; leave one of them away")
+        if self.allocation == "uniform":
+            if self.rounding == "compensated" or self.epsilon:
+                other = "epsilon" if self.epsilon else "compensated rounding"
+                raise SettingsError(f"the uniform allocation does not go with {other}; leave one of them away")
+            object.__setattr__(self, "epsilon", 0.0)
 
     @property
     def may_compensate(self) -> bool:

@@ -29,7 +29,7 @@ _NEARLY = 0.97  # share of the paper's bits above which its own search is tried 
 _ABOUT = ("secant", 0.1, 5)  # search for a solution that others start from: tolerance, evaluations
 _CLOSE = 1.001  # between a k within a budget and one beyond it
 _USUAL = 0.01  # a deviation as it is often asked for
-_LOWEST = 1e-3  # k of a compensated solution: Proposition 2 bounds that of nearest rounding only
+_LOWEST = 1e-3  # k where Proposition 2 says nothing: it bounds that of nearest rounding by norm
 
 
 ProbesStart = Callable[[Solution, Plans], Probes]  # what layers cause alone at about the bin widths of a solution
@@ -141,7 +141,7 @@ class Solver:
             if best is not None and best.bits < _NEARLY * paper.bits:
                 break
         if best is None and self._settings.epsilon is None:
-            finest = self._solved(self._norm(0.0), target, paper.k)
+            finest = self._solved(self._base(0.0), target, paper.k)
             return self.confirmed(finest, target)
         if best is None:
             assert failure is not None
@@ -156,7 +156,7 @@ class Solver:
 
     def for_bits(self, budget: float, means: Means) -> Solution:
         """The solution of least measured deviation that takes no more than `budget` bits."""
-        paper = self.within(self._norm(self._settings.epsilon or 0.0), budget, self._weights.expected_k(_USUAL))
+        paper = self.within(self._base(self._settings.epsilon or 0.0), budget, self._expected_k(_USUAL))
         candidates = [paper]
         for plans in (self._plans(paper, means), {}):
             for scheme in self._schemes(plans, paper, means):
@@ -166,9 +166,9 @@ class Solver:
         return min(candidates, key=lambda solution: solution.deviation)
 
     def at(self, k: float) -> Solution:
-        """The norm allocation at a given k, with nearest rounding."""
+        """The norm allocation, or the uniform one, at a given k, with nearest rounding."""
         epsilon = DEFAULT_EPSILON if self._settings.epsilon is None else self._settings.epsilon
-        return self._solution(self._norm(epsilon), k, math.nan)
+        return self._solution(self._base(epsilon), k, math.nan)
 
     def refined(self, solution: Solution, factor: float) -> Solution:
         """The same scheme at another k, not measured yet."""
@@ -178,14 +178,14 @@ class Solver:
 
     def _about(self, target: float) -> Solution:
         """A rough solution that others start from."""
-        return self._solved(self._norm(0.0), target, self._weights.expected_k(target), *_ABOUT)
+        return self._solved(self._base(0.0), target, self._expected_k(target), *_ABOUT)
 
     def _paper(self, target: float) -> Solution:
         fixed = self._settings.epsilon
         epsilon = DEFAULT_EPSILON if fixed is None else fixed
-        start = self._weights.expected_k(target)
+        start = self._expected_k(target)
         try:
-            return self._solved(self._norm(epsilon), target, start)
+            return self._solved(self._base(epsilon), target, start)
         except TargetError as error:
             best = error.best
         if fixed is not None:
@@ -197,7 +197,7 @@ class Solver:
 
         def at_largest_k(epsilon: float) -> float:
             return self.deviation(
-                self._norm(epsilon), search.upper_bound(self._weights.largest, epsilon), self._parts.others
+                self._base(epsilon), search.upper_bound(self._weights.largest, epsilon), self._parts.others
             )
 
         # The paper takes the largest ε0 that reaches (A.4). That can be far from the best where it leaves k no room:
@@ -206,7 +206,7 @@ class Solver:
         solutions = []
         for epsilon in dict.fromkeys((smaller, 0.0)):
             try:
-                solutions.append(self._solved(self._norm(epsilon), target, start))
+                solutions.append(self._solved(self._base(epsilon), target, start))
             except TargetError as error:
                 best = min(best, error.best)
         if not solutions:
@@ -222,8 +222,13 @@ class Solver:
             )
         return solution
 
-    def _norm(self, epsilon: float) -> Scheme:
-        return Scheme(self._weights.norm_allocation(epsilon), {})
+    def _base(self, epsilon: float) -> Scheme:
+        """The norm allocation with nearest rounding, or the uniform one in its place where that is asked for."""
+        uniform = self._settings.allocation == "uniform"
+        return Scheme(self._weights.uniform_allocation() if uniform else self._weights.norm_allocation(epsilon), {})
+
+    def _expected_k(self, target: float) -> float:
+        return self._weights.expected_k(self._base(0.0).allocation, target)
 
     def _papers(self, paper: Solution, target: float, means: Means) -> Iterator[Solution]:
         """The paper's solution, and the one that its own search finds, which may happen upon a smaller k."""
@@ -279,9 +284,11 @@ class Solver:
         budget: int = 10,
     ) -> Solution:
         """The smallest solution of a scheme that was measured to hold the target on the searched samples."""
-        by = by or (self._settings.search if scheme.name == ("norm", "nearest") else "secant")
+        base = not scheme.plans and scheme.allocation.name in ("norm", "uniform")
+        by = by or (self._settings.search if base else "secant")
         epsilon = scheme.allocation.epsilon
-        lowest = search.lower_bound(self._weights.largest, epsilon) if scheme.rounding == "nearest" else _LOWEST
+        bounded = scheme.rounding == "nearest" and scheme.allocation.name != "uniform"
+        lowest = search.lower_bound(self._weights.largest, epsilon) if bounded else _LOWEST
         highest = search.upper_bound(self._weights.largest, epsilon)
 
         def measure(k: float) -> float:

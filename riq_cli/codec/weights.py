@@ -68,13 +68,22 @@ class Weights:
         """Number of weights in all layers that may be coded."""
         return sum(self.sizes)
 
-    def expected_k(self, distortion: float) -> float:
-        """The k at which all matrices together are turned by `distortion`."""
-        return expected_k([self.norms[n] for n in self.matrices], [self.sizes[n] for n in self.matrices], distortion)
+    def expected_k(self, allocation: Allocation, distortion: float) -> float:
+        """The k of an allocation at which all matrices together are turned by `distortion`."""
+        norms, sizes = [self.norms[n] for n in self.matrices], [self.sizes[n] for n in self.matrices]
+        return expected_k(norms, sizes, distortion, [allocation.shapes[n] for n in self.matrices])
 
     def norm_allocation(self, epsilon: float) -> Allocation:
         """The paper's: s_ℓ = ‖w_ℓ‖ for every matrix."""
         return Allocation("norm", {number: self.norms[number] for number in self.matrices}, epsilon)
+
+    def uniform_allocation(self) -> Allocation:
+        """The baseline of Fig. 4a: s_ℓ = max w_ℓ − min w_ℓ for every matrix, or |w_ℓ| if all its weights are equal."""
+        shapes = {}
+        for number in self.matrices:
+            low, high = quantizer.extremes(self.layers[number].values, self.layers[number].dtype)
+            shapes[number] = (high - low) or abs(high)
+        return Allocation("uniform", shapes)
 
     def widths(self, allocation: Allocation, k: float) -> Widths:
         """Bin width of every layer at k; any for one of zeros, None for one that stays exact."""

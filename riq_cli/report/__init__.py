@@ -3,6 +3,7 @@
 from riq_cli.report.difference import Change, Difference, Status, difference
 from riq_cli.report.page import page
 from riq_cli.report.reproduction import command
-from riq_cli.report.totals import SortKey, Totals, rows, totals
+from riq_cli.report.totals import SortKey, Totals, fixed_rate, rows, totals
 
-__all__ = ["Change", "Difference", "SortKey", "Status", "Totals", "command", "difference", "page", "rows", "totals"]
+__all__ = ["Change", "Difference", "SortKey", "Status", "Totals", "command", "difference", "fixed_rate", "page",
+           "rows", "totals"]  # fmt: skip

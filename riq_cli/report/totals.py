@@ -63,6 +63,14 @@ def totals(archive: Archive) -> Totals:
     )
 
 
+def fixed_rate(archive: Archive) -> float:
+    """Bits/weight of the coded layers without an entropy coder: log₂ of the levels that are in use in each."""
+    layers = archive.manifest.layers
+    weights = sum(layer.size for layer in layers)
+    bits = sum(8 * layer.stored if layer.coding == "raw" else layer.size * math.log2(layer.symbols) for layer in layers)
+    return bits / weights if weights else 0.0
+
+
 def rows(archive: Archive, sort: SortKey = "model") -> list[dict[str, Any]]:
     """One row per layer, with the keys that `riq report --json` documents."""
     layers: Sequence[LayerEntry] = archive.manifest.layers

@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument(
         "--deviation", action="append", type=float, help="target; repeatable; default 0.01 0.001, presets: also 0.005"
     )
-    parser.add_argument("--preset", action="append", choices=tuple(PRESETS), help="repeatable; default: all")
+    parser.add_argument(
+        "--preset", action="append", choices=tuple(PRESETS), help="repeatable; default: without uniform"
+    )
     parser.add_argument("--samples", type=positive, help=f"calibration samples; models: all, presets: {SOME}")
     parser.add_argument("--heldout", type=positive, help=f"held-out samples; models: all, presets: {SOME}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="presets: append each row to it, as a line of JSON")
@@ -49,7 +51,7 @@ def main() -> None:
         plan = Plan(
             models=names,
             targets=unique(arguments.deviation or (0.01, 0.005, 0.001)),
-            presets=unique(arguments.preset or PRESETS),
+            presets=unique(arguments.preset or (name for name in PRESETS if name != "uniform")),
             samples=arguments.samples or SOME,
             heldout=arguments.heldout or SOME,
         )

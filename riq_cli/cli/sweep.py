@@ -1,0 +1,306 @@
+"""`riq sweep`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from riq_cli.cli import exit_codes, options
+from riq_cli.cli.log import search_log, step_record
+from riq_cli.cli.pictures import picture_type, write_picture
+from riq_cli.cli.terminal import ProgressBar, warn_line
+from riq_cli.errors import PointsError
+from riq_cli.files import check_output, growing_file, refuse_source
+from riq_cli.points import HEADER, Point, read_points
+from riq_cli.report import fixed_rate, totals
+from riq_cli.text import human_size
+
+if TYPE_CHECKING:
+    from riq_cli.calibration import Calibration
+    from riq_cli.codec import Outcome, Progress, Settings
+    from riq_cli.model import Model
+
+_DEVIATIONS = "0.02,0.01,0.005,0.002,0.001"
+_DIGITS = 16  # of a SHA-256 that are kept, as `riq report` shows them
+_Write = Callable[[Point], None]
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  riq sweep model.onnx --calibration samples.npz
+  riq sweep model.onnx --calibration samples.npz --validation heldout.npz -o curve.csv --plot curve.svg
+  riq sweep model.onnx --calibration samples.npz --presets paper,uniform --deviations 0.01,0.001 --json
+  riq sweep model.onnx --calibration samples.npz --presets paper --k 30,100,300,1000,3000 -o k.csv
+""",
+    short_help="The rate–distortion curve: size over deviation, for each preset.",
+)
+@click.argument("model", type=options.model_type)
+@options.calibration_option
+@click.option("--deviations", type=options.parse_numbers, default=_DEVIATIONS, show_default=True, metavar="D,…",
+              help="Targets, one point each.")  # fmt: skip
+@click.option("--k", "ks", type=options.parse_numbers, metavar="K,…",
+              help="Instead: these k of the norm allocation, without a search; not for preset small.")  # fmt: skip
+@click.option("--presets", type=options.parse_presets, default="paper,small", show_default=True, metavar="NAME,…",
+              help="Curves, one each: paper, fast, uniform (the paper's baseline), small.")  # fmt: skip
+@click.option("--validation", type=options.calibration_type, metavar="DATA",
+              help="Further samples that every archive is measured on.")  # fmt: skip
+@click.option("-o", "csv_path", type=options.output_type, metavar="FILE",
+              help="CSV to write, line by line; a sweep that is there is gone on with. [default: stdout]")  # fmt: skip
+@click.option("--plot", "picture", type=picture_type, metavar="FILE", help="Draw the curve: .png or .svg.")
+@click.option("--epsilon", type=float, metavar="E", help="ε0 of eq. (7), in place of the presets'.")
+@options.layer_options
+@options.log_option
+@options.running_options
+@options.image_options
+@options.force_option
+@options.json_option
+@options.verbosity_options
+def sweep(
+    model: str,
+    calibration: str | None,
+    deviations: tuple[float, ...],
+    ks: tuple[float, ...] | None,
+    presets: tuple[str, ...],
+    validation: str | None,
+    csv_path: str | None,
+    picture: str | None,
+    epsilon: float | None,
+    holdout: float | None,
+    min_size: int | None,
+    dims: tuple[tuple[str, int], ...],
+    log_path: str | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+    mean: Any,
+    std: Any,
+    scale: Any,
+    layout: Any,
+    channel_order: Any,
+    **settings: Any,
+) -> None:
+    """Compress MODEL for one target after the other and say what each costs; the archives are not kept.
+
+    Layers are probed and error compensation is fitted once for each preset. A sweep that was interrupted goes on where
+    it stopped: points that FILE holds, of the same model, samples and settings, are not computed again. A target that
+    is out of reach is a point too, with the best deviation that was measured.
+    """
+    path = None if csv_path in (None, "-") else csv_path
+    if csv_path == "-" and as_json:
+        raise click.UsageError("--json and -o - both want stdout; leave one of them away")
+    sources = [model, *(data for data in (calibration, validation) if data)]
+    for written in (path, picture, log_path):
+        if written is not None:
+            refuse_source(written, *sources)
+            check_output(written, force or written == path)
+    if picture is not None:
+        from riq_cli import plots
+
+        plots.require()
+    kept, size = ([], 0) if path is None or force else _present(path)
+
+    from riq_cli.calibration import Calibration, digest
+    from riq_cli.model import Model
+
+    given = {"epsilon": epsilon, "holdout": holdout, "min_size": min_size, "dims": dict(dims), **settings}
+    given = {name: value for name, value in given.items() if value is not None}
+    curves = [(preset, _goals(preset, ks, deviations, given)) for preset in presets]
+    source = Model.load(model)
+    for written in (path, picture, log_path):
+        if written is not None:
+            refuse_source(written, *source.external_files)
+    images = {"mean": mean, "std": std, "scale": scale, "layout": layout, "channel_order": channel_order}
+    data = Calibration.random() if calibration is None else options.load_calibration(calibration, images)
+    judge = None if validation is None else options.load_calibration(validation, images)
+    bar = ProgressBar(quiet)
+
+    def warn(message: str) -> None:
+        if not quiet:
+            bar.close()
+            warn_line(message)
+
+    def named(samples: Calibration) -> str:
+        fitted = samples.samples(source.inputs, dict(dims), settings["batch_size"])
+        return f"{samples.kind} {digest(fitted)[:_DIGITS]}"
+
+    assert source.source is not None, "it was loaded from a file"
+    identity = source.source.sha256[:_DIGITS], named(data), "" if judge is None else named(judge)
+    _check_model(path, kept, identity[0])
+    if calibration is None:
+        warn("no --calibration: measured on random samples, which predict real data poorly (the paper's Fig. 1a)")
+    points = list(kept)
+    with (
+        search_log(log_path, force) as log,
+        _lines(path, size, as_json) as write,
+        options.coding_executor(sum(layer.size for layer in source.layers)) as executor,
+        contextlib.closing(bar),
+    ):
+
+        def tell(step: Progress) -> None:
+            bar(step)
+            if record := step_record(step):
+                log(record)
+
+        try:
+            for preset, goals in curves:
+                for point in _computed(preset, goals, identity, points, source, data, judge,
+                                       progress=tell, warn=warn, executor=executor):  # fmt: skip
+                    points.append(point)
+                    write(point)
+                    bar.close()
+                    if not quiet:
+                        click.echo(_summary(point), err=True)
+        except KeyboardInterrupt:
+            bar.close()
+            hint = "" if path is None else f"; the same command goes on with {path}"
+            click.echo(f"riq: error: interrupted after {len(points)} points{hint}", err=True)
+            raise click.exceptions.Exit(exit_codes.INTERRUPTED) from None
+    if as_json:
+        click.echo(json.dumps({"model": model, "points": [point.document() for point in points]}, indent=2))
+    if picture is not None:
+        from riq_cli import plots
+
+        write_picture(picture, plots.curve(points, Path(model).name, Path(picture).suffix), force, quiet)
+
+
+def _goals(
+    preset: str, ks: Sequence[float] | None, deviations: Sequence[float], given: dict[str, Any]
+) -> list[Settings]:
+    from riq_cli.codec import PRESETS, Settings
+
+    chosen: dict[str, Any] = PRESETS[preset] | given
+    if ks is None:
+        return [Settings(deviation=target, **chosen) for target in deviations]
+    if PRESETS[preset]["allocation"] == "measured":
+        raise click.UsageError(f"--k has no meaning for the measured allocation of preset {preset}")
+    return [Settings(k=k, **chosen) for k in ks]
+
+
+def _computed(
+    preset: str,
+    goals: list[Settings],
+    identity: tuple[str, str, str],
+    present: Sequence[Point],
+    source: Model,
+    data: Calibration,
+    judge: Calibration | None,
+    **means: Any,
+) -> Iterator[Point]:
+    """The points of a preset that are not present yet."""
+    from riq_cli.codec import sweep as sweep_model
+
+    targets = sorted(goal.deviation for goal in goals if goal.deviation is not None)
+    about = targets[len(targets) // 2] if targets else None  # of all: a resumed sweep finds the same points
+    keys = {point.key for point in present}
+    missing = [goal for goal in goals if _point(preset, goal, identity).key not in keys]
+    for outcome in sweep_model(source, data, missing, about=about, validation=judge, **means):
+        yield _filled(_point(preset, outcome.settings, identity), outcome).rounded()
+
+
+def _point(preset: str, goal: Settings, identity: tuple[str, str, str]) -> Point:
+    """The point of a goal before anything is measured."""
+    from riq_cli.codec import PRESETS
+
+    fixed = PRESETS[preset]
+    asked = {key: value for key, value in goal.recorded().items() if key != "deviation" and fixed.get(key) != value}
+    if goal.allocation == "uniform":
+        asked.pop("epsilon", None)
+    words = "; ".join(f"{key}={value}" for key, value in sorted(asked.items()) if value not in (None, [], {}))
+    empty = dict.fromkeys(
+        ("reached", "deviation", "validation", "rate", "fixed_rate", "ratio", "bytes", "k", "epsilon")
+    )
+    model, calibration, validated = identity
+    return Point(preset=preset, target=goal.deviation, **empty, evaluations=0, probes=0, seconds=0.0,
+                 model=model, calibration=calibration, validated=validated, settings=words)  # fmt: skip
+
+
+def _filled(point: Point, outcome: Outcome) -> Point:
+    archive = outcome.archive
+    point = replace(
+        point,
+        reached=None if point.target is None else archive is not None,
+        deviation=outcome.deviation,
+        validation=None if outcome.validation is None else outcome.validation.mean,
+        evaluations=outcome.evaluations,
+        probes=outcome.probes,
+        seconds=round(outcome.seconds, 3),
+    )
+    if archive is None:
+        return point
+    sums, result = totals(archive), archive.manifest.result
+    return replace(
+        point,
+        rate=sums.rate,
+        fixed_rate=fixed_rate(archive),
+        ratio=sums.ratio,
+        bytes=archive.size,
+        k=result.get("k"),
+        epsilon=result.get("epsilon"),
+    )
+
+
+# ---- the file ----
+
+
+def _present(path: str) -> tuple[list[Point], int]:
+    """The points of the CSV and its bytes up to the last whole line; none of a file that is not there."""
+    if not Path(path).exists():
+        return [], 0
+    try:
+        data = Path(path).read_bytes()
+        text = data[: data.rfind(b"\n") + 1].decode()
+        points, _ = read_points(text or data.decode())
+        return points, len(text.encode())
+    except (PointsError, UnicodeDecodeError) as error:
+        raise PointsError(
+            f"{path}: exists already and is no sweep to go on with ({error}); "
+            "use --force to replace it, or name another file with -o"
+        ) from error
+
+
+def _check_model(path: str | None, points: Sequence[Point], model: str) -> None:
+    others = [point.model for point in points if point.model != model]
+    if others:
+        raise PointsError(
+            f"{path}: holds points of another model (SHA-256 {others[0]}…, not {model}…); "
+            "use --force to replace it, or name another file with -o"
+        )
+
+
+@contextlib.contextmanager
+def _lines(path: str | None, size: int, as_json: bool) -> Iterator[_Write]:
+    """What writes a point: behind `size` bytes of the file, or to stdout unless that is for JSON."""
+    if path is None:
+        if not as_json:
+            click.echo(HEADER, nl=False)
+        yield (lambda _: None) if as_json else (lambda point: click.echo(point.line(), nl=False))
+        return
+    with growing_file(path, overwrite=True, keep=size) as file:
+        if size == 0:
+            file.write(HEADER.encode())
+
+        def write(point: Point) -> None:
+            file.write(point.line().encode())
+
+        yield write
+
+
+def _summary(point: Point) -> str:
+    goal = point.preset if point.target is None else f"{point.preset} {point.target:g}"
+    if point.reached is False:
+        best = "" if point.deviation is None else f": the best deviation is {point.deviation:.4g}"
+        return f"{goal}: out of reach{best}; {point.seconds:.1f} s"
+    assert point.bytes is not None and point.deviation is not None
+    ratio = "" if point.ratio is None else f", ×{point.ratio:.2f}"
+    validation = "" if point.validation is None else f", {point.validation:.4g} on validation data"
+    return (
+        f"{goal}: {human_size(point.bytes)}{ratio}, deviation {point.deviation:.4g}{validation}; {point.seconds:.1f} s"
+    )

@@ -1,0 +1,89 @@
+"""One model compressed for one goal after the other: the points of a rate–distortion curve."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+from riq_cli.archive import Archive
+from riq_cli.calibration import Calibration
+from riq_cli.codec.compression import Compression
+from riq_cli.codec.settings import Report, Settings, Warn
+from riq_cli.errors import TargetError
+from riq_cli.evaluator import Deviation
+from riq_cli.model import Model
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one goal.
+
+    Attributes:
+        settings: the goal, and all else that was asked for.
+        archive: None where the target is out of reach.
+        deviation: of the archive on the calibration samples; the best that was measured where there is no archive.
+        validation: of the archive on the validation samples, if there are any.
+        evaluations, probes, seconds: what it took; the first goal's include what all share.
+    """
+
+    settings: Settings
+    archive: Archive | None
+    deviation: float
+    validation: Deviation | None
+    evaluations: int
+    probes: int
+    seconds: float
+
+
+def sweep(
+    model: Model,
+    calibration: Calibration,
+    goals: Sequence[Settings],
+    *,
+    about: float | None = None,
+    validation: Calibration | None = None,
+    progress: Report | None = None,
+    warn: Warn | None = None,
+    executor: Executor | None = None,
+) -> Iterator[Outcome]:
+    """The outcomes of several goals for the same model and samples, one after the other, each when it is there.
+
+    Layers are probed and error compensation is fitted once, for the solution of the deviation `about`; the allocation
+    is filled anew for each goal. So what comes of a goal does not depend on which others there are.
+
+    Args:
+        model: what to compress; not changed.
+        calibration: samples on which deviations are measured.
+        goals: settings that differ in `deviation` or in `k`, and in nothing else.
+        about: a deviation in the middle of the goals'; None: each goal probes and fits for itself, as compress does.
+        validation: further samples, on which archives are measured and nothing else.
+        progress, warn, executor: as in compress.
+
+    Raises:
+        ModelError, CalibrationError, SettingsError: see there. A target that is out of reach is an outcome.
+    """
+    ignore: Callable[[Any], None] = lambda _: None  # noqa: E731
+    began = time.monotonic()
+    if not goals:
+        return
+    job = Compression(model, calibration, goals[0], progress or ignore, warn or ignore)
+    with job.bench() as bench:
+        if bench is not None and about is not None:
+            bench = bench.kept(about)
+        judge = None if validation is None or bench is None else job.judge(validation)
+        for goal in goals:
+            job.aim(goal)
+            archive, deviation = None, math.inf
+            try:
+                archive = job.archive(bench, executor)
+                deviation = archive.manifest.result.get("deviation", 0.0)
+            except TargetError as error:
+                deviation = error.best
+            found = None if archive is None or judge is None else judge(archive, executor)
+            evaluations, probes = job.counted()
+            yield Outcome(goal, archive, deviation, found, evaluations, probes, time.monotonic() - began)
+            began = time.monotonic()

@@ -1,0 +1,188 @@
+"""A picture with one pair of axes: the only file that knows matplotlib."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from riq_cli.errors import OutputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, which people with any kind of colour vision tell apart; yellow is too faint on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+_GREY = "#595959"
+_STYLE: Any = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e3e3e3",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5.5,
+    "savefig.dpi": 144,
+    "svg.hashsalt": "riq",  # the same picture gives the same bytes
+    "svg.fonttype": "path",  # and looks the same on every machine
+    "font.family": "DejaVu Sans",  # matplotlib brings it along
+}
+
+Points = Sequence[tuple[float, float]]
+
+
+def require() -> None:
+    """Return nothing if pictures can be drawn; meant to be asked before long work.
+
+    Raises:
+        OutputError: matplotlib is not there.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise OutputError("pictures need matplotlib: pip install 'riq[plot]'") from error
+
+
+class Canvas:
+    """Axes to draw on. `log` names those that are logarithmic: `x`, `y`, `xy` or none."""
+
+    def __init__(self, axes: Axes, log: str) -> None:
+        self._axes, self._log = axes, log
+        self._legend: list[tuple[Any, str]] = []
+
+    def line(
+        self,
+        points: Points,
+        style: int,
+        label: str | None = None,
+        *,
+        dashed: bool = False,
+        hollow: bool = False,
+        marker: bool = True,
+        line: bool = True,
+    ) -> None:
+        """Points joined by a line, in the colour and with the marker of a style, named in the legend.
+
+        Args:
+            points: x and y, in order.
+            style: number of the colour and the marker.
+            label: for the legend.
+            dashed: whether the line is.
+            hollow: whether markers are.
+            marker, line: whether there are any.
+        """
+        colour = COLOURS[style % len(COLOURS)]
+        (drawn,) = self._axes.plot(
+            [x for x, _ in points],
+            [y for _, y in points],
+            color=colour,
+            linestyle=("--" if dashed else "-") if line else "none",
+            marker=MARKERS[style % len(MARKERS)] if marker else "",
+            markerfacecolor="white" if hollow else colour,
+            clip_on=True,
+        )
+        if label is not None:
+            self._legend.append((drawn, label))
+
+    def rule(self, points: Points, label: str | None = None) -> None:
+        """A grey dotted line to compare with."""
+        (drawn,) = self._axes.plot([x for x, _ in points], [y for _, y in points], color=_GREY, linestyle=":", zorder=1)
+        if label is not None:
+            self._legend.append((drawn, label))
+
+    def bars(self, names: Sequence[str], values: Sequence[float], shades: Sequence[int], labels: Sequence[str]) -> None:
+        """Horizontal bars from top to bottom, named on the left, with what `labels` say behind them."""
+        places = range(len(names))
+        colours = [COLOURS[shade] for shade in shades]
+        self._axes.barh(places, values, color=colours, height=0.72)
+        self._axes.set_yticks(places, names, fontsize=8)
+        self._axes.tick_params(axis="y", length=0)
+        self._axes.set_ylim(len(names) - 0.4, -0.6)
+        self._axes.grid(False, axis="y")
+        for place, value, label in zip(places, values, labels, strict=True):
+            self._axes.annotate(
+                label, (value, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8, color=_GREY
+            )
+
+    def upright(self, x: float, text: str) -> None:
+        """A grey dashed line across the picture at x, with a text at its lower end."""
+        self._axes.axvline(x, color=_GREY, linestyle="--", linewidth=1.2)
+        self._axes.annotate(
+            text, (x, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points",
+            fontsize=8, color=_GREY,
+        )  # fmt: skip
+
+    def note(self, text: str) -> None:
+        """A grey line of text below the title."""
+        self._axes.text(0.0, 1.01, text, transform=self._axes.transAxes, fontsize=8.5, color=_GREY)
+        self._axes.set_title(self._axes.get_title(loc="left"), pad=20)
+
+    def finish(self, corner: Any) -> None:
+        """Put ticks on the axes, and the legend into a corner, such as `upper left`."""
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+        for name, axis in (("x", self._axes.xaxis), ("y", self._axes.yaxis)):
+            if name in self._log:
+                low, high = sorted(axis.get_view_interval())
+                fine = (1.0, 2.0, 5.0) if high < 3000 * low else (1.0,)
+                axis.set_major_locator(LogLocator(subs=fine, numticks=20))
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axis.set_minor_formatter(NullFormatter())
+        if self._legend:
+            drawn, labels = zip(*self._legend, strict=True)
+            self._axes.legend(drawn, labels, loc=corner, handlelength=3)
+
+
+@contextmanager
+def canvas(
+    title: str,
+    x: str,
+    y: str,
+    out: io.BytesIO,
+    suffix: str,
+    *,
+    log: str = "",
+    corner: str = "best",
+    size: tuple[float, float] = (7.0, 4.6),
+) -> Iterator[Canvas]:
+    """Axes that become a picture in `out` when the block ends.
+
+    Args:
+        title: what one sees.
+        x, y: what the axes show, with units.
+        out: written to.
+        suffix: `.png` or `.svg`.
+        log: the logarithmic axes: `x`, `y`, `xy` or none.
+        corner: where the legend goes.
+        size: inches.
+
+    Raises:
+        OutputError: matplotlib is not there.
+    """  # fmt: skip
+    require()
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_title(title)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        if "x" in log:
+            axes.set_xscale("log")
+        if "y" in log:
+            axes.set_yscale("log")
+        drawing = Canvas(axes, log)
+        yield drawing
+        drawing.finish(corner)
+        kind = suffix.removeprefix(".")
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        figure.savefig(out, format=kind, metadata=metadata)
