@@ -388,7 +388,7 @@ def test_a_reader_that_leaves_is_no_error_to_show(ready: Path) -> None:
 def test_every_command_has_help_with_examples(ready: Path) -> None:
     top = riq("--help", folder=ready).stdout.decode()
     assert "Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 target not reached" in top
-    for command in ("compress", "decompress", "report", "verify", "completion"):
+    for command in ("compress", "decompress", "report", "verify", "sweep", "plot", "completion"):
         assert command in top
         text = riq(command, "--help", folder=ready).stdout.decode()
         assert f"Examples:\n    riq {command} " in text

@@ -330,7 +330,9 @@ def models(tmp_path: Path) -> Path:
 def test_commands_options_and_choices_are_completed(models: Path) -> None:
     assert completed(models, "riq c") == ["plain,compress", "plain,completion"]
     assert completed(models, "riq report --ma") == ["plain,--markdown", "plain,--max-size", "plain,--max-rate"]
-    assert completed(models, "riq compress a.onnx --preset ") == ["plain,paper", "plain,fast", "plain,small"]
+    assert completed(models, "riq compress a.onnx --preset ") == [
+        f"plain,{name}" for name in ("paper", "fast", "uniform", "small")
+    ]
     assert completed(models, "riq completion ") == ["plain,bash", "plain,zsh", "plain,fish"]
 
 

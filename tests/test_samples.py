@@ -64,8 +64,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "bin" / "riq").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m riq_cli "$@"\n')
     (folder / "bin" / "riq").chmod(0o755)
     arguments = ("compress", "model.onnx", "--calibration", "samples.npz")
-    for options in ((), ("--preset", "fast", "-o", "old.riqz")):
-        done = run(*arguments, *options, folder=folder)
+    sweep = ("sweep", *arguments[1:], "--presets", "fast", "--deviations", "0.02,0.01", "-o", "curve.csv")
+    for words in (arguments, (*arguments, "--preset", "fast", "-o", "old.riqz"), sweep):
+        done = run(*words, folder=folder)
         assert done.returncode == 0, done.stderr
     shutil.copy(folder / "model.riqz", folder / "new.riqz")
     return folder
@@ -81,6 +82,8 @@ def in_a_shell(command: str, folder: Path) -> subprocess.CompletedProcess[bytes]
 @pytest.mark.skipif(shutil.which("sh") is None, reason="needs a shell")
 @pytest.mark.parametrize("command", readme_commands())
 def test_every_command_of_the_readme_works(command: str, prepared: Path, tmp_path: Path) -> None:
+    if "plot" in command:
+        pytest.importorskip("matplotlib", reason="pictures need matplotlib")
     folder = Path(shutil.copytree(prepared, tmp_path / "work"))
     if "riq compress" in command:
         (folder / "model.riqz").unlink()
@@ -91,7 +94,7 @@ def test_every_command_of_the_readme_works(command: str, prepared: Path, tmp_pat
         path.parent.mkdir(parents=True, exist_ok=True)
     done = in_a_shell(command, folder)
     assert done.returncode == 0, done.stderr
-    prints = any(words in command for words in ("report", "verify", "-o -")) and "--html" not in command
+    prints = any(words in command for words in ("report", "verify", "-o -")) and not re.search("--html|--plot", command)
     assert bool(done.stdout) == (prints and not redirected)
     assert all(path.stat().st_size for path in redirected)
 

@@ -15,7 +15,7 @@ from riq_cli.cli.terminal import error_line
 from riq_cli.errors import RiqError
 from riq_cli.version import VERSION
 
-_COMMANDS = ("compress", "decompress", "report", "verify", "sweep", "completion")
+_COMMANDS = ("compress", "decompress", "report", "verify", "sweep", "plot", "completion")
 
 
 class _Lazy(click.Group):

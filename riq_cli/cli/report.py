@@ -13,6 +13,7 @@ from riq_cli.archive import Archive
 from riq_cli.cli import difference as compared
 from riq_cli.cli import markdown, options
 from riq_cli.cli.gates import check, gate_options, gates
+from riq_cli.cli.pictures import picture_type, write_picture
 from riq_cli.cli.terminal import table
 from riq_cli.files import atomic_write, check_output, refuse_source
 from riq_cli.report import Difference, SortKey, Totals, command, difference, page, rows, totals
@@ -27,6 +28,7 @@ Examples:
   riq report model.riqz
   riq report model.riqz --sort size | head
   riq report model.riqz --html report.html
+  riq report model.riqz --plot rates.svg
   riq report model.riqz --json | jq .totals.ratio
   riq report model.riqz --max-size 2MB --min-ratio 8
   riq report old.riqz new.riqz --markdown
@@ -41,6 +43,7 @@ Examples:
 )
 @click.option("--html", "page_path", type=options.output_type, metavar="FILE",
               help="Write one self-contained page instead, - for stdout.")  # fmt: skip
+@click.option("--plot", "picture", type=picture_type, metavar="FILE", help="Draw the layers' rates: .png or .svg.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print markdown, for a pull request or a job's summary.")
 @gate_options
 @options.force_option
@@ -49,6 +52,7 @@ def report(
     archives: tuple[str, ...],
     sort: SortKey | None,
     page_path: str | None,
+    picture: str | None,
     as_markdown: bool,
     max_size: int | None,
     min_ratio: float | None,
@@ -62,19 +66,20 @@ def report(
 
     Exits with 3 when the archive (the second of two) misses --max-size, --min-ratio or --max-rate: a gate for
     continuous integration. Only the manifest is read, so that large archives report at once; --html reads the layers'
-    tables too.
+    tables too. With --html or --plot, nothing is printed unless it is asked for.
     """
     if len(archives) > 2:
         raise click.UsageError(f"one archive to report on, or two to compare; {len(archives)} were given")
     if archives.count("-") > 1:
         raise click.UsageError("only one of two archives can come from stdin")
-    if page_path is not None and len(archives) > 1:
-        raise click.UsageError("--html shows one archive; leave one of the two away")
+    for option, written in (("--html", page_path), ("--plot", picture)):
+        if written is not None and len(archives) > 1:
+            raise click.UsageError(f"{option} shows one archive; leave one of the two away")
+        if written not in (None, "-"):
+            refuse_source(written, *archives)
+            check_output(written, force)
     if as_json + as_markdown + (page_path == "-") > 1:
         raise click.UsageError("--json, --markdown and --html - all want stdout; give one of them")
-    if page_path not in (None, "-"):
-        refuse_source(page_path, *archives)
-        check_output(page_path, force)
     opened = [_opened(path) for path in archives]
     checked = gates(totals(opened[-1]), max_size, min_ratio, max_rate)
     if len(opened) == 2:
@@ -85,11 +90,13 @@ def report(
         if page_path is not None:
             with options.naming(archives[0]):
                 _write_page(page(opened[0], name), page_path, force)
+        if picture is not None:
+            _draw(opened[0], name, sort or "model", picture, force)
         document = _document(opened[0], name, sort or "model")
         text = markdown.report(opened[0], name, sort or "size") if as_markdown else _text(opened[0], sort or "model")
     if as_json:
         click.echo(json.dumps(document | {"gates": [gate.document() for gate in checked]}, indent=2))
-    elif page_path is None or as_markdown:
+    elif page_path is picture is None or as_markdown:
         click.echo(text)
     check(archives[-1], checked)
 
@@ -114,6 +121,15 @@ def _write_page(text: str, path: str, force: bool) -> None:
     with atomic_write(path, force) as file:
         file.write(data)
     click.echo(f"{path}: {human_size(len(data))}", err=True)
+
+
+def _draw(archive: Archive, name: str, sort: SortKey, path: str, force: bool) -> None:
+    from riq_cli import plots
+
+    layers = rows(archive, sort)
+    if not layers:
+        raise click.UsageError(f"{name} holds no coded layers; there is nothing to draw")
+    write_picture(path, plots.layer_rates(layers, totals(archive).rate, name, Path(path).suffix.lower()), force)
 
 
 def _document(archive: Archive, name: str, sort: SortKey) -> dict[str, Any]:

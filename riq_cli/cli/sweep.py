@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from riq_cli.cli import exit_codes, options
+from riq_cli.cli import points as points_file
 from riq_cli.cli.log import search_log, step_record
 from riq_cli.cli.pictures import picture_type, write_picture
 from riq_cli.cli.terminal import ProgressBar, warn_line
-from riq_cli.errors import PointsError
-from riq_cli.files import check_output, growing_file, refuse_source
-from riq_cli.points import HEADER, Point, read_points
+from riq_cli.files import check_output, refuse_source
+from riq_cli.points import Point
 from riq_cli.report import fixed_rate, totals
 from riq_cli.text import human_size
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _DEVIATIONS = "0.02,0.01,0.005,0.002,0.001"
 _DIGITS = 16  # of a SHA-256 that are kept, as `riq report` shows them
-_Write = Callable[[Point], None]
 
 
 @click.command(
@@ -105,7 +104,7 @@ def sweep(
         from riq_cli import plots
 
         plots.require()
-    kept, size = ([], 0) if path is None or force else _present(path)
+    kept, size = ([], 0) if path is None or force else points_file.present(path)
 
     from riq_cli.calibration import Calibration, digest
     from riq_cli.model import Model
@@ -133,13 +132,13 @@ def sweep(
 
     assert source.source is not None, "it was loaded from a file"
     identity = source.source.sha256[:_DIGITS], named(data), "" if judge is None else named(judge)
-    _check_model(path, kept, identity[0])
+    points_file.check_model(path, kept, identity[0])
     if calibration is None:
         warn("no --calibration: measured on random samples, which predict real data poorly (the paper's Fig. 1a)")
     points = list(kept)
     with (
         search_log(log_path, force) as log,
-        _lines(path, size, as_json) as write,
+        points_file.lines(path, size, as_json) as write,
         options.coding_executor(sum(layer.size for layer in source.layers)) as executor,
         contextlib.closing(bar),
     ):
@@ -168,7 +167,7 @@ def sweep(
     if picture is not None:
         from riq_cli import plots
 
-        write_picture(picture, plots.curve(points, Path(model).name, Path(picture).suffix), force, quiet)
+        write_picture(picture, plots.curve({Path(model).name: points}, Path(picture).suffix.lower()), force, quiet)
 
 
 def _goals(
@@ -245,52 +244,6 @@ def _filled(point: Point, outcome: Outcome) -> Point:
         k=result.get("k"),
         epsilon=result.get("epsilon"),
     )
-
-
-# ---- the file ----
-
-
-def _present(path: str) -> tuple[list[Point], int]:
-    """The points of the CSV and its bytes up to the last whole line; none of a file that is not there."""
-    if not Path(path).exists():
-        return [], 0
-    try:
-        data = Path(path).read_bytes()
-        text = data[: data.rfind(b"\n") + 1].decode()
-        points, _ = read_points(text or data.decode())
-        return points, len(text.encode())
-    except (PointsError, UnicodeDecodeError) as error:
-        raise PointsError(
-            f"{path}: exists already and is no sweep to go on with ({error}); "
-            "use --force to replace it, or name another file with -o"
-        ) from error
-
-
-def _check_model(path: str | None, points: Sequence[Point], model: str) -> None:
-    others = [point.model for point in points if point.model != model]
-    if others:
-        raise PointsError(
-            f"{path}: holds points of another model (SHA-256 {others[0]}…, not {model}…); "
-            "use --force to replace it, or name another file with -o"
-        )
-
-
-@contextlib.contextmanager
-def _lines(path: str | None, size: int, as_json: bool) -> Iterator[_Write]:
-    """What writes a point: behind `size` bytes of the file, or to stdout unless that is for JSON."""
-    if path is None:
-        if not as_json:
-            click.echo(HEADER, nl=False)
-        yield (lambda _: None) if as_json else (lambda point: click.echo(point.line(), nl=False))
-        return
-    with growing_file(path, overwrite=True, keep=size) as file:
-        if size == 0:
-            file.write(HEADER.encode())
-
-        def write(point: Point) -> None:
-            file.write(point.line().encode())
-
-        yield write
 
 
 def _summary(point: Point) -> str:

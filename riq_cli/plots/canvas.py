@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 _GREY = "#595959"
+_PALE = "#a6c8e0"
 _STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -97,35 +98,44 @@ class Canvas:
         if label is not None:
             self._legend.append((drawn, label))
 
-    def bars(self, names: Sequence[str], values: Sequence[float], shades: Sequence[int], labels: Sequence[str]) -> None:
-        """Horizontal bars from top to bottom, named on the left, with what `labels` say behind them."""
+    def bars(self, names: Sequence[str], values: Sequence[float], pale: Sequence[bool]) -> None:
+        """Horizontal bars from top to bottom, named on the left, with their values behind them."""
         places = range(len(names))
-        colours = [COLOURS[shade] for shade in shades]
-        self._axes.barh(places, values, color=colours, height=0.72)
+        self._axes.barh(places, values, color=[_PALE if faint else COLOURS[0] for faint in pale], height=0.72)
         self._axes.set_yticks(places, names, fontsize=8)
         self._axes.tick_params(axis="y", length=0)
         self._axes.set_ylim(len(names) - 0.4, -0.6)
+        self._axes.set_xlim(0, max(values) * 1.12)
         self._axes.grid(False, axis="y")
-        for place, value, label in zip(places, values, labels, strict=True):
+        for place, value in zip(places, values, strict=True):
             self._axes.annotate(
-                label, (value, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8, color=_GREY
-            )
+                f"{value:.2f}", (value, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8,
+                color=_GREY, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+            )  # fmt: skip
 
-    def upright(self, x: float, text: str) -> None:
-        """A grey dashed line across the picture at x, with a text at its lower end."""
-        self._axes.axvline(x, color=_GREY, linestyle="--", linewidth=1.2)
-        self._axes.annotate(
-            text, (x, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points",
-            fontsize=8, color=_GREY,
-        )  # fmt: skip
+    def column(self, header: str, texts: Sequence[str]) -> None:
+        """A column of texts on the right, one for each bar."""
+        self._axes.text(1.1, 1.01, header, transform=self._axes.transAxes, fontsize=8.5, color=_GREY, ha="right")
+        for place, text in enumerate(texts):
+            self._axes.annotate(
+                text, (1.1, place), xycoords=("axes fraction", "data"), va="center", ha="right", fontsize=8,
+                color=_GREY, annotation_clip=False,
+            )  # fmt: skip
 
-    def note(self, text: str) -> None:
-        """A grey line of text below the title."""
+    def upright(self, x: float) -> None:
+        """A dashed line across the picture at x."""
+        self._axes.axvline(x, color=COLOURS[1], linestyle="--", linewidth=1.4)
+
+    def note(self, *parts: str) -> None:
+        """A grey line of text below the title, if there is any."""
+        if not parts:
+            return
+        text = "; ".join(parts)
         self._axes.text(0.0, 1.01, text, transform=self._axes.transAxes, fontsize=8.5, color=_GREY)
         self._axes.set_title(self._axes.get_title(loc="left"), pad=20)
 
-    def finish(self, corner: Any) -> None:
-        """Put ticks on the axes, and the legend into a corner, such as `upper left`."""
+    def finish(self, corner: str) -> None:
+        """Put ticks on the axes, and the legend into a corner, such as `upper left`, or beside them."""
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
         for name, axis in (("x", self._axes.xaxis), ("y", self._axes.yaxis)):
@@ -133,11 +143,21 @@ class Canvas:
                 low, high = sorted(axis.get_view_interval())
                 fine = (1.0, 2.0, 5.0) if high < 3000 * low else (1.0,)
                 axis.set_major_locator(LogLocator(subs=fine, numticks=20))
-                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axis.set_major_formatter(FuncFormatter(_tick))
                 axis.set_minor_formatter(NullFormatter())
+        place: Any = {"loc": corner} if corner else {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
         if self._legend:
             drawn, labels = zip(*self._legend, strict=True)
-            self._axes.legend(drawn, labels, loc=corner, handlelength=3)
+            self._axes.legend(drawn, labels, handlelength=3, **place)
+
+
+def _tick(value: float, _: int) -> str:
+    """The text of a tick of a logarithmic axis: 0.002, 500, 2·10⁻⁵."""
+    if value <= 0 or 9e-5 < value < 99999.5:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:e}".split("e")
+    power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return power if float(mantissa) == 1 else f"{float(mantissa):g}·{power}"
 
 
 @contextmanager
@@ -149,7 +169,7 @@ def canvas(
     suffix: str,
     *,
     log: str = "",
-    corner: str = "best",
+    corner: str = "",
     size: tuple[float, float] = (7.0, 4.6),
 ) -> Iterator[Canvas]:
     """Axes that become a picture in `out` when the block ends.
@@ -160,7 +180,7 @@ def canvas(
         out: written to.
         suffix: `.png` or `.svg`.
         log: the logarithmic axes: `x`, `y`, `xy` or none.
-        corner: where the legend goes.
+        corner: where the legend goes, such as `upper left`; empty: beside the axes.
         size: inches.
 
     Raises:

@@ -12,6 +12,7 @@ from riq_cli.text import shortened
 _BARS = 60  # at most: more cannot be read
 _BAR, _REST = 0.21, 1.1  # inches for each bar, and for the title and the axis
 _NAME = 40
+_SMALL = 0.01  # share of the archive below which a layer's rate hardly matters
 
 
 def layer_rates(layers: Sequence[dict[str, Any]], mean: float, name: str, suffix: str) -> bytes:
@@ -37,8 +38,9 @@ def layer_rates(layers: Sequence[dict[str, Any]], mean: float, name: str, suffix
         axes.bars(
             [shortened(layer["name"], _NAME) for layer in drawn],
             [layer["rate"] for layer in drawn],
-            [0] * len(drawn),
-            [f"{layer['rate']:.2f}, {layer['share']:.1%} of the archive" for layer in drawn],
+            [layer["share"] < _SMALL for layer in drawn],
         )
-        axes.upright(mean, f"all weights: {mean:.2f}")
+        axes.column("of the archive", [f"{layer['share']:.1%}" for layer in drawn])
+        axes.upright(mean)
+        axes.note(f"dashed: all weights together, {mean:.2f}; pale: layers below {_SMALL:.0%} of the archive")
     return out.getvalue()

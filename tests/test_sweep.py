@@ -1,0 +1,371 @@
+"""riq sweep and riq plot: what the CSV holds, that it is gone on with, and that pictures come out."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import riq_cli as riq_library
+from riq_cli.points import COLUMNS, HEADER, Point, read_points
+from tests import builders
+from tests.test_cli import fails, riq
+
+POINTS = ("--deviations", "0.05,0.02", "--presets", "fast,small")
+SWEEP = ("sweep", "model.onnx", "--calibration", "calibration.npz", *POINTS)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with model.onnx, other.onnx, calibration.npz, validation.npz, and curve.csv of four points."""
+    folder = tmp_path_factory.mktemp("swept")
+    builders.save(builders.dense(), folder)
+    builders.save(builders.dense(seed=1), folder, "other.onnx")
+    generator = np.random.default_rng(0)
+    for name in ("calibration", "validation"):
+        np.savez(folder / f"{name}.npz", x=generator.standard_normal((24, 16)).astype(np.float32))
+    done = riq(*SWEEP, "--validation", "validation.npz", "-o", "curve.csv", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == b""
+    return folder
+
+
+@pytest.fixture
+def folder(swept: Path, tmp_path: Path) -> Path:
+    """A copy of `swept` to write into."""
+    return Path(shutil.copytree(swept, tmp_path / "work"))
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+# ---- what it holds ----
+
+
+def test_the_columns_are_these(swept: Path) -> None:
+    assert (swept / "curve.csv").read_text().splitlines()[0] == (
+        "preset,target,reached,deviation,validation,rate,fixed_rate,ratio,bytes,k,epsilon,"
+        "evaluations,probes,seconds,model,calibration,validated,settings"
+    )
+
+
+def test_a_row_is_what_compress_and_verify_say(folder: Path) -> None:
+    rows = table(folder / "curve.csv")
+    assert [(row["preset"], row["target"]) for row in rows] == [
+        ("fast", "0.05"), ("fast", "0.02"), ("small", "0.05"), ("small", "0.02")
+    ]  # fmt: skip
+    arguments = ("compress", "model.onnx", "--calibration", "calibration.npz", "--preset", "fast", "--json")
+    for row in rows[:2]:
+        facts = json.loads(riq(*arguments, "--deviation", row["target"], "-f", folder=folder).stdout)
+        assert row["reached"] == "yes"
+        assert int(row["bytes"]) == facts["archive_bytes"]
+        assert int(row["evaluations"]) == facts["evaluations"]
+        for column, key in {"deviation": "deviation", "rate": "rate", "ratio": "ratio", "k": "k"}.items():
+            assert float(row[column]) == pytest.approx(facts[key], rel=1e-5)
+        verified = riq("verify", "model.riqz", "--against", "model.onnx", "--calibration", "validation.npz", "--json",
+                       "--deviation", "1", folder=folder)  # fmt: skip
+        assert float(row["validation"]) == pytest.approx(json.loads(verified.stdout)["deviation"], rel=1e-5)
+        assert float(row["fixed_rate"]) > float(row["rate"]) - 1  # a table can outweigh the gain in a tiny layer
+
+
+def test_targets_share_one_pass_of_probes(swept: Path) -> None:
+    fast, small = (table(swept / "curve.csv")[first : first + 2] for first in (0, 2))
+    assert [row["probes"] for row in fast] == ["0", "0"]
+    assert int(small[0]["probes"]) > 0
+    assert small[1]["probes"] == "0"
+
+
+def test_points_are_about_what_compress_finds(swept: Path) -> None:
+    from riq_cli.codec import Settings, sweep
+
+    model, data = riq_library.Model.load(swept / "model.onnx"), riq_library.Calibration.load(swept / "calibration.npz")
+    goals = [Settings(deviation=target) for target in (0.05, 0.02, 0.005)]
+    for goal, outcome in zip(goals, sweep(model, data, goals, about=0.02), strict=True):
+        alone = riq_library.compress(model, data, goal)
+        assert outcome.archive is not None
+        assert outcome.archive.size == pytest.approx(alone.size, rel=0.1)
+        assert outcome.archive.manifest.result["deviation"] == outcome.deviation <= (goal.deviation or 0)
+
+
+def test_goals_that_keep_nothing_are_what_compress_finds(swept: Path) -> None:
+    from riq_cli.codec import Settings, sweep
+
+    model, data = riq_library.Model.load(swept / "model.onnx"), riq_library.Calibration.load(swept / "calibration.npz")
+    (outcome,) = sweep(model, data, [goal := Settings(deviation=0.02)])
+    assert outcome.archive is not None
+    alone = riq_library.compress(model, data, goal)
+    assert outcome.archive.manifest == alone.manifest
+
+
+def test_a_model_without_layers_is_a_point_too(tmp_path: Path) -> None:
+    builders.save(builders.int8_qdq(), tmp_path)
+    done = riq("sweep", "model.onnx", "--presets", "fast", "--deviations", "0.01", "--exclude", "*", "--json",
+               folder=tmp_path)  # fmt: skip
+    (point,) = json.loads(done.stdout)["points"]
+    assert (point["reached"], point["deviation"], point["rate"], point["k"]) == (True, 0, 0, None)
+
+
+def test_a_point_does_not_depend_on_the_others(folder: Path) -> None:
+    text = (folder / "curve.csv").read_text().splitlines(keepends=True)
+    (folder / "curve.csv").write_text("".join(text[:-2]) + text[-1])  # small at 0.05 is missing
+    assert riq(*SWEEP, "--validation", "validation.npz", "-o", "curve.csv", folder=folder).returncode == 0
+    costs = {"evaluations", "probes", "seconds"}
+    again = table(folder / "curve.csv")[-1]
+    before = next(csv.DictReader([text[0], text[3]]))
+    assert {key: value for key, value in again.items() if key not in costs} == {
+        key: value for key, value in before.items() if key not in costs
+    }
+
+
+def test_a_target_out_of_reach_is_a_row_with_the_best_deviation(tmp_path: Path, folder: Path) -> None:
+    done = riq("sweep", "model.onnx", "--calibration", "calibration.npz", "--presets", "paper", "--epsilon", "0.3",
+               "--deviations", "0.9,1e-9", folder=folder)  # fmt: skip
+    assert done.returncode == 0
+    reached, missed = csv.DictReader(done.stdout.decode().splitlines())
+    assert (reached["reached"], missed["reached"], reached["settings"]) == ("yes", "no", "epsilon=0.3")
+    assert float(missed["deviation"]) > 1e-9
+    assert missed["bytes"] == missed["ratio"] == missed["k"] == ""
+    assert re.search(r"^paper 1e-09: out of reach: the best deviation is 0\.\d+; ", done.stderr.decode(), re.MULTILINE)
+
+
+def test_k_takes_the_place_of_targets(folder: Path) -> None:
+    done = riq("sweep", "model.onnx", "--calibration", "calibration.npz", "--presets", "paper,uniform", "--k", "20,40",
+               "--json", folder=folder)  # fmt: skip
+    points = json.loads(done.stdout)["points"]
+    assert [(p["preset"], p["k"], p["target"], p["reached"], p["evaluations"]) for p in points] == [
+        (preset, k, None, None, 1) for preset in ("paper", "uniform") for k in (20, 40)
+    ]
+    assert points[0]["deviation"] > points[1]["deviation"]
+    assert [p["epsilon"] for p in points] == [0.01, 0.01, 0, 0]
+
+
+def test_json_and_csv_say_the_same(folder: Path) -> None:
+    done = riq(*SWEEP, "--validation", "validation.npz", "-o", "curve.csv", "--json", folder=folder)
+    document = json.loads(done.stdout)
+    assert tuple(document["points"][0]) == COLUMNS
+    points, _ = read_points((folder / "curve.csv").read_text())
+    assert [point.document() for point in points] == document["points"]
+
+
+def test_without_a_file_the_csv_goes_to_stdout(folder: Path) -> None:
+    arguments = ("sweep", "model.onnx", "--calibration", "calibration.npz", "--presets", "fast", "--deviations", "0.05")
+    for dash in ((), ("-o", "-")):
+        done = riq(*arguments, *dash, folder=folder)
+        assert done.stdout.decode().startswith(HEADER)
+        assert len(done.stdout.splitlines()) == 2
+        assert re.fullmatch(r"fast 0\.05: [\d.]+ k?B, ×[\d.]+, deviation 0\.0\d+; \d\.\d s\n", done.stderr.decode())
+    assert riq(*arguments, "-q", folder=folder).stderr == b""
+
+
+# ---- going on ----
+
+
+def evaluations(log: Path) -> int:
+    return sum(json.loads(line)["phase"] == "search" for line in log.read_text().splitlines())
+
+
+def test_what_is_there_is_not_computed_again(folder: Path) -> None:
+    before = (folder / "curve.csv").read_bytes()
+    done = riq(*SWEEP, "--validation", "validation.npz", "-o", "curve.csv", "--log", "log.jsonl", folder=folder)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert (folder / "curve.csv").read_bytes() == before
+    assert evaluations(folder / "log.jsonl") == 0
+
+
+@pytest.mark.parametrize("end", [b"", b"small,0.0", "small,0.02,yes,0.01,0.02,\xb2".encode()[:-1]])
+def test_a_sweep_goes_on_behind_the_last_whole_line(end: bytes, folder: Path) -> None:
+    lines = (folder / "curve.csv").read_bytes().splitlines(keepends=True)
+    (folder / "curve.csv").write_bytes(b"".join(lines[:3]) + end)
+    done = riq(*SWEEP, "--validation", "validation.npz", "-o", "curve.csv", "--log", "log.jsonl", folder=folder)
+    assert done.returncode == 0, done.stderr
+    after = (folder / "curve.csv").read_bytes().splitlines(keepends=True)
+    assert after[:3] == lines[:3]
+    assert len(after) == 5
+    assert evaluations(folder / "log.jsonl") == sum(int(row["evaluations"]) for row in table(folder / "curve.csv")[2:])
+    assert [row["preset"] for row in table(folder / "curve.csv")] == ["fast", "fast", "small", "small"]
+
+
+@pytest.mark.parametrize("beginning", ["", "preset,tar"])
+def test_a_file_cut_off_in_its_first_line_begins_anew(beginning: str, folder: Path) -> None:
+    (folder / "new.csv").write_text(beginning)
+    assert riq(*SWEEP, "-o", "new.csv", "--presets", "fast", folder=folder).returncode == 0
+    assert (folder / "new.csv").read_text().startswith(HEADER)
+    assert len(table(folder / "new.csv")) == 2
+
+
+def test_other_settings_and_samples_add_to_the_csv(folder: Path) -> None:
+    arguments = (*SWEEP[:4], "--presets", "fast", "--deviations", "0.05", "-o", "curve.csv", "-q")
+    assert riq(*arguments, folder=folder).returncode == 0  # without validation samples
+    assert riq(*arguments, "--min-size", "300", folder=folder).returncode == 0
+    rows = table(folder / "curve.csv")[4:]
+    assert [(bool(row["validated"]), row["settings"]) for row in rows] == [(False, ""), (False, "min_size=300")]
+
+
+def test_force_begins_anew(folder: Path) -> None:
+    assert riq(*SWEEP, "-o", "curve.csv", "-f", "--presets", "fast", folder=folder).returncode == 0
+    assert len(table(folder / "curve.csv")) == 2
+
+
+# ---- errors ----
+
+
+def test_the_csv_of_another_model_is_refused(folder: Path) -> None:
+    before = (folder / "curve.csv").read_bytes()
+    fails(1, r"curve\.csv: holds points of another model \(SHA-256 [0-9a-f]{16}…, not [0-9a-f]{16}…\); use --force",
+          "sweep", "other.onnx", "--calibration", "calibration.npz", "-o", "curve.csv", folder=folder)  # fmt: skip
+    assert (folder / "curve.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", HEADER + "fast,x\n", HEADER.replace("\n", ",more\n")])
+def test_a_file_that_is_no_sweep_is_refused(text: str, folder: Path) -> None:
+    (folder / "notes.csv").write_text(text)
+    fails(1, r"notes\.csv: exists already and is no sweep to go on with: .*; use --force", *SWEEP, "-o", "notes.csv",
+          folder=folder)  # fmt: skip
+    assert (folder / "notes.csv").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "arguments"),
+    [
+        (2, r"no preset is named 'tiny'; there are paper, fast, uniform, small", ("--presets", "tiny")),
+        (2, r"a deviation of 2 is not in \(0, 1\]", ("--deviations", "2")),
+        (2, r"is not a list of numbers", ("--deviations", "few")),
+        (2, r"--k has no meaning for the measured allocation of preset small", ("--presets", "small", "--k", "9")),
+        (2, r"--json and -o - both want stdout", ("--json", "-o", "-")),
+        (2, r"'curve\.pdf' ends neither in \.png nor in \.svg", ("--plot", "curve.pdf")),
+        (1, r"calibration\.npz: is read by this command", ("-o", "calibration.npz")),
+        (1, r"old\.png: exists already", ("--plot", "old.png")),
+    ],
+)
+def test_what_is_refused(code: int, message: str, arguments: tuple[str, ...], folder: Path) -> None:
+    (folder / "old.png").touch()
+    fails(code, message, *SWEEP[:4], *arguments, folder=folder)
+
+
+def test_the_presets_of_the_command_line_are_those_of_the_library() -> None:
+    from riq_cli.cli.options import PRESETS as NAMES
+    from riq_cli.codec import PRESETS
+
+    assert set(NAMES) == set(PRESETS)
+
+
+# ---- the uniform allocation ----
+
+
+def test_uniform_bin_widths_are_ranges_over_k(swept: Path) -> None:
+    model, data = riq_library.Model.load(swept / "model.onnx"), riq_library.Calibration.load(swept / "calibration.npz")
+    archive = riq_library.compress(model, data, allocation="uniform", k=40)
+    spans = {layer.name: float(np.ptp(layer.values.astype(np.float64))) for layer in model.layers}
+    assert archive.manifest.layers
+    for entry in archive.manifest.layers:
+        assert entry.bin_width == pytest.approx(spans[entry.name] / 40)
+        assert entry.symbols <= 41
+    assert archive.manifest.result["allocation"] == "uniform"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"epsilon": 0.01}, "epsilon"), ({"rounding": "compensated"}, "rounding")]
+)
+def test_uniform_goes_with_neither_epsilon_nor_compensation(options: dict[str, object], message: str) -> None:
+    from riq_cli.codec import Settings
+    from riq_cli.errors import SettingsError
+
+    with pytest.raises(SettingsError, match=f"does not go with .*{message}"):
+        Settings(allocation="uniform", **options)  # type: ignore[arg-type]
+
+
+# ---- pictures ----
+
+
+def drawn(path: Path) -> None:
+    """The file is a whole picture."""
+    data = path.read_bytes()
+    if path.suffix == ".png":
+        assert data.startswith(b"\x89PNG\r\n\x1a\n")
+        assert data.endswith(b"IEND\xae\x42\x60\x82")
+    else:
+        assert ElementTree.fromstring(data).tag == "{http://www.w3.org/2000/svg}svg"
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_a_sweep_draws_its_curve(suffix: str, folder: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+    picture = f"curve.{suffix}"
+    arguments = (*SWEEP, "--validation", "validation.npz", "-o", "curve.csv", "--plot", picture)
+    done = riq(*arguments, folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(rf"curve\.{suffix}: [\d.]+ kB\n", done.stderr.decode())
+    drawn(folder / picture)
+    before = (folder / picture).read_bytes()
+    assert riq("plot", "curve", "curve.csv", "-o", picture, folder=folder).returncode == 1
+    assert (folder / picture).read_bytes() == before
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+@pytest.mark.parametrize("kind", [("curve",), ("curve", "--rate"), ("coder",), ("k",), ("prediction",)])
+def test_every_kind_of_picture_is_drawn(kind: tuple[str, ...], suffix: str, folder: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+    shutil.copy(folder / "curve.csv", folder / "second.csv")
+    for sweeps in (("curve.csv",), ("curve.csv", "second.csv")):
+        done = riq("plot", *kind, *sweeps, "-o", f"figure.{suffix}", "-f", folder=folder)
+        assert (done.returncode, done.stdout) == (0, b""), done.stderr
+        drawn(folder / f"figure.{suffix}")
+
+
+def test_a_report_draws_the_rate_of_each_layer(folder: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+    assert riq("compress", "model.onnx", "--preset", "fast", "-q", folder=folder).returncode == 0
+    done = riq("report", "model.riqz", "--plot", "rates.svg", folder=folder)
+    assert (done.returncode, done.stdout) == (0, b""), done.stderr
+    drawn(folder / "rates.svg")
+    fails(2, "--plot shows one archive", "report", "model.riqz", "model.riqz", "--plot", "x.svg", folder=folder)
+
+
+def test_the_same_points_give_the_same_picture(swept: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+    from riq_cli import plots
+
+    points, _ = read_points((swept / "curve.csv").read_text())
+    for suffix in (".png", ".svg"):
+        assert plots.curve({"model": points}, suffix) == plots.curve({"model": points}, suffix)
+
+
+def test_plot_says_what_is_wrong(folder: Path) -> None:
+    (folder / "notes.csv").write_text("a,b\n1,2\n")
+    (folder / "empty.csv").write_text(HEADER)
+    fails(1, r"notes\.csv: is not the CSV of a sweep: does not begin with", "plot", "curve", "notes.csv", "-o", "x.svg",
+          folder=folder)  # fmt: skip
+    fails(1, r"empty\.csv: holds no points yet", "plot", "k", "empty.csv", "-o", "x.svg", folder=folder)
+    fails(2, r"--rate belongs to curve", "plot", "k", "curve.csv", "--rate", "-o", "x.svg", folder=folder)
+    fails(2, r"named twice", "plot", "k", "curve.csv", "curve.csv", "-o", "x.svg", folder=folder)
+
+
+def test_without_matplotlib_the_error_says_what_to_install(folder: Path) -> None:
+    code = (
+        "import sys; sys.modules['matplotlib'] = None; sys.argv = ['riq', *sys.argv[1:]]\n"
+        "from riq_cli.cli import main; main()"
+    )
+    arguments = [*SWEEP, "--plot", "x.svg"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=folder, capture_output=True, timeout=120,
+                          env={"PYTHONPATH": str(Path(__file__).parent.parent)})  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode() == "riq: error: pictures need matplotlib: pip install 'riq[plot]'\n"
+    assert not (folder / "x.svg").exists()
+
+
+# ---- the format ----
+
+
+def test_a_point_survives_its_line() -> None:
+    point = Point("small", 0.01, True, 0.0098, None, 1.5, 3.5, 12.25, 1000, 345.678, 0.0, 40, 12, 1.5, "a" * 16,
+                  "npz " + "b" * 16, "", 'exclude=["a,b"]; min_size=3')  # fmt: skip
+    points, size = read_points(HEADER + point.line() + point.line()[:20])
+    assert points == [point]
+    assert size == len(HEADER + point.line())
