@@ -27,7 +27,8 @@ class Point:
         ratio: bytes of the model over bytes of the archive.
         bytes: of the archive.
         k, epsilon: of the solution.
-        evaluations, probes, seconds: what it took; the first point of a run includes what all share.
+        evaluations: of the search, those included that an earlier point has measured already.
+        probes, seconds: what it took; the first point of a run includes what all share.
         model: first digits of the SHA-256 of the model's file.
         calibration: kind of the samples and the first digits of their SHA-256.
         validated: the same of the validation samples.

@@ -2,10 +2,13 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -211,6 +214,28 @@ def test_other_settings_and_samples_add_to_the_csv(folder: Path) -> None:
 def test_force_begins_anew(folder: Path) -> None:
     assert riq(*SWEEP, "-o", "curve.csv", "-f", "--presets", "fast", folder=folder).returncode == 0
     assert len(table(folder / "curve.csv")) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
+def test_an_interrupted_sweep_says_how_to_go_on_and_does(folder: Path) -> None:
+    targets = ",".join(f"{0.001 * number:g}" for number in range(20, 60))
+    arguments = [*SWEEP[:4], "--presets", "fast", "--deviations", targets, "-o", "long.csv"]
+    running = subprocess.Popen([sys.executable, "-m", "riq_cli", *arguments], cwd=folder, stderr=subprocess.PIPE,
+                               env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)})  # fmt: skip
+    ends = time.monotonic() + 60
+    while time.monotonic() < ends and not (
+        (file := folder / "long.csv").exists() and file.read_bytes().count(b"\n") > 1
+    ):
+        time.sleep(0.005)
+    running.send_signal(signal.SIGINT)
+    _, stderr = running.communicate(timeout=60)
+    assert running.returncode == 130, stderr
+    last = stderr.decode().splitlines()[-1]
+    assert re.fullmatch(r"riq: error: interrupted after \d+ points; the same command goes on with long\.csv", last)
+    whole = (folder / "long.csv").read_bytes()
+    assert riq(*arguments, "-q", folder=folder).returncode == 0
+    assert (folder / "long.csv").read_bytes().startswith(whole)
+    assert len({row["target"] for row in table(folder / "long.csv")}) == len(table(folder / "long.csv")) == 40
 
 
 # ---- errors ----

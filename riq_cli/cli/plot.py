@@ -22,7 +22,7 @@ Examples:
   riq plot curve curve.csv -o curve.svg
   riq plot curve cnn.csv lstm.csv --rate -o models.svg
   riq plot coder curve.csv -o coder.png         # after riq sweep --presets paper,uniform
-  riq plot k k.csv -o k.svg                     # after riq sweep --presets paper --epsilon 0 --k 30,100,300
+  riq plot k k.csv -o k.svg                     # after riq sweep --epsilon 0 --k 30,100,300
   riq plot prediction real.csv -o promise.svg   # after riq sweep --validation
 """,
     short_help="Draw what riq sweep has found: the figures of the paper.",

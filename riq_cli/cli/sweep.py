@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from riq_cli.model import Model
 
 _DEVIATIONS = "0.02,0.01,0.005,0.002,0.001"
+_PRESETS = ("paper", "small")
 _DIGITS = 16  # of a SHA-256 that are kept, as `riq report` shows them
 
 
@@ -36,7 +37,7 @@ Examples:
   riq sweep model.onnx --calibration samples.npz
   riq sweep model.onnx --calibration samples.npz --validation heldout.npz -o curve.csv --plot curve.svg
   riq sweep model.onnx --calibration samples.npz --presets paper,uniform --deviations 0.01,0.001 --json
-  riq sweep model.onnx --calibration samples.npz --presets paper --k 30,100,300,1000,3000 -o k.csv
+  riq sweep model.onnx --calibration samples.npz --epsilon 0 --k 30,100,300,1000,3000 -o k.csv
 """,
     short_help="The rate–distortion curve: size over deviation, for each preset.",
 )
@@ -46,8 +47,8 @@ Examples:
               help="Targets, one point each.")  # fmt: skip
 @click.option("--k", "ks", type=options.parse_numbers, metavar="K,…",
               help="Instead: these k of the norm allocation, without a search; not for preset small.")  # fmt: skip
-@click.option("--presets", type=options.parse_presets, default="paper,small", show_default=True, metavar="NAME,…",
-              help="Curves, one each: paper, fast, uniform (the paper's baseline), small.")  # fmt: skip
+@click.option("--presets", type=options.parse_presets, metavar="NAME,…",
+              help="Curves: paper, fast, uniform, small. [default: paper,small; with --k: paper]")  # fmt: skip
 @click.option("--validation", type=options.calibration_type, metavar="DATA",
               help="Further samples that every archive is measured on.")  # fmt: skip
 @click.option("-o", "csv_path", type=options.output_type, metavar="FILE",
@@ -66,7 +67,7 @@ def sweep(
     calibration: str | None,
     deviations: tuple[float, ...],
     ks: tuple[float, ...] | None,
-    presets: tuple[str, ...],
+    presets: tuple[str, ...] | None,
     validation: str | None,
     csv_path: str | None,
     picture: str | None,
@@ -93,6 +94,7 @@ def sweep(
     is out of reach is a point too, with the best deviation that was measured.
     """
     path = None if csv_path in (None, "-") else csv_path
+    presets = presets or (_PRESETS if ks is None else ("paper",))
     if csv_path == "-" and as_json:
         raise click.UsageError("--json and -o - both want stdout; leave one of them away")
     sources = [model, *(data for data in (calibration, validation) if data)]

@@ -109,9 +109,9 @@ class Compression:
         self._settings = settings
 
     def counted(self) -> tuple[int, int]:
-        """Evaluations and probes since they were counted last."""
+        """Evaluations since they were counted last, and probes in all: every goal rests on those."""
         counts = len(self._trace), self._probes
-        self._trace, self._probes = [], 0
+        self._trace = []
         return counts
 
     def judge(self, validation: Calibration) -> Callable[[Archive, Executor | None], Deviation]:

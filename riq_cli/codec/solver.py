@@ -95,9 +95,15 @@ class Solver:
         self._parts = parts
         self._pool, self._note, self._warn, self._release = pool, note, warn, release
         self._buffers: list[Array] | None = None  # made when needed: they are as large as the model
+        self._remembers = False
+        self._memory: dict[tuple[float, float, tuple[int, ...]], float] = {}  # deviations of the base allocation
 
     def deviation(self, scheme: Scheme, k: float, among: Sequence[int], widths: Widths | None = None) -> float:
         """Mean deviation on some samples with the bin widths of a scheme at k, or with those given."""
+        key = scheme.allocation.epsilon, k, tuple(among)
+        if self._is_base(scheme) and key in self._memory:
+            self._note(scheme, k, self._memory[key])
+            return self._memory[key]
         widths = self._weights.widths(scheme.allocation, k) if widths is None else widths
         if self._buffers is None:
             self._buffers = self._weights.buffers()
@@ -105,6 +111,8 @@ class Solver:
         self._release()
         value = self._evaluator.deviation(self._form, values, among).mean
         self._note(scheme, k, value)
+        if self._remembers and self._is_base(scheme):
+            self._memory[key] = value
         return value
 
     def rest(self) -> None:
@@ -149,7 +157,12 @@ class Solver:
         return best
 
     def kept(self, target: float, means: Means) -> Means:
-        """The same means for many targets, of which this is one in the middle; see `Means.kept`."""
+        """The same means for many targets, of which this is one in the middle; see `Means.kept`.
+
+        From now on, what was measured of the base allocation is remembered: Algorithm 1 takes the same steps for every
+        target until one holds.
+        """
+        self._remembers = True
         with contextlib.suppress(TargetError):  # then each target starts from a solution of its own
             return means if means == Means() else means.kept(self._about(target))
         return means
@@ -227,6 +240,9 @@ class Solver:
         uniform = self._settings.allocation == "uniform"
         return Scheme(self._weights.uniform_allocation() if uniform else self._weights.norm_allocation(epsilon), {})
 
+    def _is_base(self, scheme: Scheme) -> bool:
+        return not scheme.plans and scheme.allocation.name in ("norm", "uniform")
+
     def _expected_k(self, target: float) -> float:
         return self._weights.expected_k(self._base(0.0).allocation, target)
 
@@ -284,8 +300,7 @@ class Solver:
         budget: int = 10,
     ) -> Solution:
         """The smallest solution of a scheme that was measured to hold the target on the searched samples."""
-        base = not scheme.plans and scheme.allocation.name in ("norm", "uniform")
-        by = by or (self._settings.search if base else "secant")
+        by = by or (self._settings.search if self._is_base(scheme) else "secant")
         epsilon = scheme.allocation.epsilon
         bounded = scheme.rounding == "nearest" and scheme.allocation.name != "uniform"
         lowest = search.lower_bound(self._weights.largest, epsilon) if bounded else _LOWEST

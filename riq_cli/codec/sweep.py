@@ -27,7 +27,8 @@ class Outcome:
         archive: None where the target is out of reach.
         deviation: of the archive on the calibration samples; the best that was measured where there is no archive.
         validation: of the archive on the validation samples, if there are any.
-        evaluations, probes, seconds: what it took; the first goal's include what all share.
+        evaluations: of the search, those included that an earlier goal has measured already.
+        probes, seconds: what it took; the first goal's include what all share.
     """
 
     settings: Settings
@@ -53,7 +54,7 @@ def sweep(
     """The outcomes of several goals for the same model and samples, one after the other, each when it is there.
 
     Layers are probed and error compensation is fitted once, for the solution of the deviation `about`; the allocation
-    is filled anew for each goal. So what comes of a goal does not depend on which others there are.
+    is filled anew for each goal. So the bin widths of a goal do not depend on which others there are.
 
     Args:
         model: what to compress; not changed.
@@ -74,6 +75,7 @@ def sweep(
     with job.bench() as bench:
         if bench is not None and about is not None:
             bench = bench.kept(about)
+        shared, before = job.counted()
         judge = None if validation is None or bench is None else job.judge(validation)
         for goal in goals:
             job.aim(goal)
@@ -85,5 +87,6 @@ def sweep(
                 deviation = error.best
             found = None if archive is None or judge is None else judge(archive, executor)
             evaluations, probes = job.counted()
-            yield Outcome(goal, archive, deviation, found, evaluations, probes, time.monotonic() - began)
-            began = time.monotonic()
+            seconds = time.monotonic() - began
+            yield Outcome(goal, archive, deviation, found, shared + evaluations, probes - before, seconds)
+            shared, before, began = 0, probes, time.monotonic()
