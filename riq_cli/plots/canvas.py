@@ -170,7 +170,7 @@ def canvas(
     *,
     log: str = "",
     corner: str = "",
-    size: tuple[float, float] = (7.0, 4.6),
+    size: tuple[float, float] | None = None,
 ) -> Iterator[Canvas]:
     """Axes that become a picture in `out` when the block ends.
 
@@ -181,7 +181,7 @@ def canvas(
         suffix: `.png` or `.svg`.
         log: the logarithmic axes: `x`, `y`, `xy` or none.
         corner: where the legend goes, such as `upper left`; empty: beside the axes.
-        size: inches.
+        size: inches; None: as wide as the legend's place needs.
 
     Raises:
         OutputError: matplotlib is not there.
@@ -191,7 +191,7 @@ def canvas(
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size or (7.0 if corner else 8.6, 4.6), layout="constrained")
         axes = figure.add_subplot()
         axes.set_title(title)
         axes.set_xlabel(x)

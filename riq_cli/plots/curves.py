@@ -14,6 +14,7 @@ from riq_cli.points import Point
 Quantity = Literal["ratio", "rate"]
 Sweeps = Mapping[str, Sequence[Point]]  # the points of each model, by what it is called
 
+_FEW = 4  # curves whose legend has room inside
 _DEVIATION = "deviation (cosine distance)"
 _LABELS = {"ratio": "compression ratio (×, real bytes)", "rate": "rate (bits/weight, tables included)"}
 
@@ -30,13 +31,13 @@ def curve(sweeps: Sweeps, suffix: str, quantity: Quantity = "ratio") -> bytes:
         OutputError: matplotlib is not there.
     """
     out = io.BytesIO()
-    corner = "upper left" if quantity == "ratio" else "upper right"
+    corner = "upper left" if quantity == "ratio" and len(_series(sweeps)) <= _FEW else ""  # where no curve goes
     notes = ["hollow: on validation samples"] if _validated(sweeps) else []
     title = _title(sweeps, "what a deviation buys" if quantity == "ratio" else "what a deviation costs")
     with canvas(title, _DEVIATION, _LABELS[quantity], out, suffix, log="x", corner=corner) as axes:
         for style, series in enumerate(_series(sweeps)):
             missed = ", ".join(f"{point.target:g}" for point in series.points if point.reached is False)
-            label = f"{series.label} (out of reach: {missed})" if missed else series.label
+            label = f"{series.label}\n(out of reach: {missed})" if missed else series.label
             axes.line(_pairs(series, "deviation", quantity), style, label)
             axes.line(_pairs(series, "validation", quantity), style, hollow=True, line=False)
         axes.note(*notes)
