@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 import numpy as np
 
 from riq_cli.allocation import Allocation, Curve, water_filling
+from riq_cli.codec.plans import Plan
 from riq_cli.codec.solution import Solution
 from riq_cli.codec.weights import Plans, Weights, Widths
 from riq_cli.evaluator import Prober
@@ -19,6 +20,8 @@ _LARGEST = 2.0  # cosine distance; NaN outputs count as that
 _TRIES = 4  # probes of a layer until its deviation is readable
 _WIDER = 8.0
 _SMALL = 1e-3  # share of all bits below which a layer is not probed again
+_WORTH_PARTS = 1024  # weights at least of a layer whose rows may have bin widths of their own
+_SAVED = 0.01  # share of a layer's bits that these save at least: what is measured of it is not exact
 _NEAR = 1.5  # a layer is not probed again at a bin width this close to one where it was
 
 
@@ -27,8 +30,8 @@ Probed = Callable[[int, int, int | None, float], None]  # told of steps done and
 
 def measured_allocation(
     weights: Weights, plans: Plans, prober: Prober, paper: Solution, pool: Executor, progress: Probed
-) -> Allocation:
-    """The allocation of least rate for the deviation of the paper's solution.
+) -> tuple[Allocation, Plans]:
+    """The allocation of least rate for the deviation of the paper's solution, and plans with rows told apart.
 
     Each layer is quantized alone and the deviation measured: a_ℓ = deviation / ‖ŵ − w‖², in the units of the curves.
     Bin widths then follow by water-filling; layers whose width changes much are probed once more there, since low-rate
@@ -66,14 +69,16 @@ def measured_allocation(
     silent = [number for number in numbers if number not in chosen]
     shapes |= {number: weights.norms[number] for number in silent}
     bounds = {number: weights.peak(number) for number in chosen}  # wider, and nothing of the layer would be left
-    return Allocation("measured", shapes, 0.0, bounds | {n: widths[n] or weights.norms[n] / k for n in silent})
+    bounds |= {number: widths[number] or weights.norms[number] / k for number in silent}
+    return Allocation("measured", shapes, 0.0, bounds), probes.plans
 
 
 class _Probes:
     """What was measured of each layer."""
 
     def __init__(self, weights: Weights, plans: Plans, prober: Prober) -> None:
-        self._weights, self._plans, self._prober = weights, plans, prober
+        self._weights, self._prober = weights, prober
+        self.plans = dict(plans)  # and those that are found on the way
         self.curves: dict[int, Curve] = {}
         self.sensitivity: dict[int, float] = {}
         self._probed: dict[int, float] = {}
@@ -89,13 +94,34 @@ class _Probes:
         if deviation >= _READABLE and error > 0:
             self.sensitivity[number] = deviation / error
             self._probed[number] = width
+            self._part(number, width, deviation)
         return deviation
+
+    def _part(self, number: int, width: float, deviation: float) -> None:
+        """Give the rows of a layer bin widths of their own, if it takes fewer bits at the same deviation."""
+        layer, plan = self._weights.layers[number], self.plans.get(number)
+        if not self._weights.may_part or number not in self._weights.matrices or layer.size < _WORTH_PARTS:
+            return
+        parted = (plan or Plan.nearest(layer)).with_rows(layer)
+        if parted is None:
+            return
+        before = self._weights.coded_bits(number, width, plan)
+        self.plans[number] = parted
+        other, error = self._measure(number, width)
+        saved = before - self._weights.coded_bits(number, width, parted)
+        saved += layer.size / 2 * math.log2(deviation / max(other, _READABLE))  # at high rate, bits for deviation
+        if saved > _SAVED * before and error > 0:
+            self.sensitivity[number] = other / error
+        elif plan is None:
+            del self.plans[number]
+        else:
+            self.plans[number] = plan
 
     def draw_curves(self, pool: Executor) -> None:
         """Take the curve of every layer around the bin width where it was measured."""
 
         def draw(number: int, width: float) -> Curve:
-            return self._weights.curve(number, width, self._plans.get(number))
+            return self._weights.curve(number, width, self.plans.get(number))
 
         drawn = pool.map(draw, self._probed.keys(), self._probed.values())
         self.curves = dict(zip(self._probed, drawn, strict=True))
@@ -131,5 +157,5 @@ class _Probes:
 
     def _measure(self, number: int, width: float) -> tuple[float, float]:
         """Deviation with one layer quantized, and its error in the units of the curves."""
-        changed, error = self._weights.alone(number, width, self._plans.get(number))
+        changed, error = self._weights.alone(number, width, self.plans.get(number))
         return min(max(self._prober.deviations(changed)), _LARGEST), error

@@ -227,7 +227,7 @@ class Solver:
         """The measured allocation, and its blend half-way with the norm's."""
         try:
             session, progress = prober()
-            measured = measured_allocation(self._weights, plans, session, paper, self._pool, progress)
+            measured, plans = measured_allocation(self._weights, plans, session, paper, self._pool, progress)
         except ModelError as error:
             self._warn(f"layers cannot be probed, so the norm allocation is used: {error}")
             return [Scheme(paper.scheme.allocation, plans)] if plans else []
@@ -297,7 +297,7 @@ class Solver:
 
     def _searched(self, scheme: Scheme) -> Sequence[int]:
         """The samples that the search measures a scheme on."""
-        return self._parts.searched if scheme.plans else self._parts.others
+        return self._parts.searched if scheme.rounding == "compensated" else self._parts.others
 
     def _held_deviation(self, solution: Solution) -> float:
         return self.deviation(solution.scheme, solution.k, self._parts.held, solution.widths)
