@@ -328,8 +328,8 @@ def test_columns_without_inputs_get_no_wider_bins() -> None:
     layer = weights(96, 32)
     plan = fitted(layer, Linear(ROWS_FIRST, ()), (moments(x[:, :250]), moments(x[:, 250:])), 0.3)
     assert plan is not None
-    assert (plan.codes[0, 5:8] == 0).all()
-    assert np.ptp(np.delete(plan.codes[0], [5, 6, 7])) > 0
+    assert (plan.columns[0, 5:8] == 0).all()
+    assert np.ptp(np.delete(plan.columns[0], [5, 6, 7])) > 0
     quantized, _ = plan.rounded(layer, 0.3)
     nearest = np.rint(layer.values[:, 5:8].astype(np.float64) / 0.3)
     np.testing.assert_array_equal(quantized.symbols.reshape(96, 32)[:, 5:8], nearest)
