@@ -328,8 +328,8 @@ def test_columns_without_inputs_get_no_wider_bins() -> None:
     layer = weights(96, 32)
     plan = fitted(layer, Linear(ROWS_FIRST, ()), (moments(x[:, :250]), moments(x[:, 250:])), 0.3)
     assert plan is not None
-    assert (plan.codes[0, 5:8] == 0).all()
-    assert np.ptp(np.delete(plan.codes[0], [5, 6, 7])) > 0
+    assert (plan.columns[0, 5:8] == 0).all()
+    assert np.ptp(np.delete(plan.columns[0], [5, 6, 7])) > 0
     quantized, _ = plan.rounded(layer, 0.3)
     nearest = np.rint(layer.values[:, 5:8].astype(np.float64) / 0.3)
     np.testing.assert_array_equal(quantized.symbols.reshape(96, 32)[:, 5:8], nearest)
@@ -426,10 +426,10 @@ def test_plans_are_made_of_layers_that_are_coded_and_where_they_help(monkeypatch
 
 def test_moments_are_taken_of_as_many_layers_as_fit_and_of_one_at_least() -> None:
     linear = {number: product(str(number), 1 << 12, 8) for number in range(3)}
-    each = 2 * 8 << 24  # bytes of both halves: one layer is as much as is allowed
-    assert each == 1 << 28
-    assert [list(batch) for batch in _batches(linear, 4096)] == [[0], [1], [2]]
-    assert [list(batch) for batch in _batches(linear, 2048)] == [[0, 1], [2]]
+    each = 2 * 8 * (1 << 12) * (1 << 11)  # bytes of both halves: one layer is as much as is allowed
+    assert each == 1 << 27
+    assert [list(batch) for batch in _batches(linear, 2048)] == [[0], [1], [2]]
+    assert [list(batch) for batch in _batches(linear, 1024)] == [[0, 1], [2]]
     assert list(_batches({}, 4096)) == []
 
 
@@ -440,8 +440,7 @@ def test_factors_stay_in_proportion_to_the_weights() -> None:
         }
         return _block(linear, 4 * rows * columns * count)
 
-    assert block(4096, 1) == 4096  # 64 MiB are always granted
-    assert block(8192, 8192) == 4096
-    assert block(8192, 1) == 2048
-    assert block(8192, 1, 2) == 1024
+    assert block(8192, 1, 2) == 2048  # 128 MiB are always granted
+    assert block(8192, 8192) == 2048
+    assert block(8192, 1, 3) == 1024
     assert block(8192, 1, 100) == 512  # and no less than that

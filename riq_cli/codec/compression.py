@@ -29,7 +29,7 @@ from riq_cli.model import Linear, Model, SessionForm, linear_layers, probe_form
 from riq_cli.version import VERSION
 
 _CLOSER_TRIES = 20
-_CLOSER = 1.01  # factor on k at least, when the restored model misses a target that its form in the search met
+_CLOSER, _CLOSER_MOST = 1.01, 1.2  # factors on k, when the restored model misses a target that the search met
 _PROBE_SAMPLES = 4
 _BUDGET_TRIES = 10
 _FULL = 0.998  # share of a budget that counts as all of it
@@ -195,7 +195,7 @@ class Compression:
                 )
             # Hoisting may change the last digits of an output, and not all samples took part in the search.
             excess = max(deviation, held) / target
-            solution = bench.solver.refined(solution, max(_CLOSER, math.sqrt(excess)))
+            solution = bench.solver.refined(solution, min(max(_CLOSER, math.sqrt(excess)), _CLOSER_MOST))
         raise TargetError(
             f"the restored model's deviation is {deviation:.3g}, above {target:g}, though the search found less; "
             "give a larger --deviation",

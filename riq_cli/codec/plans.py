@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,27 +16,59 @@ from riq_cli.quantizer import Codes, Quantized
 _DAMPINGS = (0.01, 0.1, 1.0, 10.0)
 _FIRST = 1  # the damping that is tried first, and then its neighbours as long as they are better
 _ROWS = 256  # of a matrix that stand for all of them where variants are compared
+_CODE_BITS = 4.0  # of a column, to be safe
+_PARTS = 8  # rows or columns at least, for bin widths of their own
 _EXERCISED = 1e-3  # a column with a smaller share of the mean second moment is one that the samples do not exercise
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Error-compensated rounding of one layer: factors of its second moments, and relative bin widths of its columns.
+    """How one layer is rounded: with what error compensation, and at what relative bin widths of columns and rows.
 
-    `codes` i32[groups, columns] are what `scales` say, seen from the matrix. Where the layer has a `bias` (the number
-    of that layer), what rounding adds to the outputs on average, (Ŵ − W) E[x], is taken off it; `mean` f64[groups,
-    columns] is E[x].
+    Without `factors` to the nearest. `columns` i32[groups, columns] and `rows` i32[groups, rows] are codes, in quarters
+    of an octave; `scales` say the same of the layer's tensor. Where the layer has a `bias` (the number of that layer),
+    what rounding adds to the outputs on average, (Ŵ − W) E[x], is taken off it; `mean` f64[groups, columns] is E[x].
     """
 
     matrix: Matrix
-    factors: tuple[rounding.Factor, ...]
-    codes: rounding.Integers
-    scales: tuple[Codes, ...]
-    bias: int | None
-    mean: Float64
+    columns: rounding.Integers
+    rows: rounding.Integers
+    factors: tuple[rounding.Factor, ...] = ()
+    scales: tuple[Codes, ...] = ()
+    bias: int | None = None
+    mean: Float64 | None = None
+
+    @classmethod
+    def nearest(cls, layer: Layer) -> Plan:
+        """Nearest rounding of a layer, its slices along the first axis for rows."""
+        rows, columns = layer.shape[0], layer.size // layer.shape[0]
+        matrix = Matrix(layer.shape, tuple(range(len(layer.shape))), (1, rows, columns), None, (0,))
+        return cls(matrix, np.zeros((1, columns), np.int32), np.zeros((1, rows), np.int32))
+
+    def with_rows(self, layer: Layer) -> Plan | None:
+        """The same with bin widths ∝ √‖row‖, half-way from equal ones to equal relative ones; None if equal."""
+        groups, rows, columns = self.matrix.shape
+        if self.matrix.row_axes is None or groups * rows < _PARTS or columns < _PARTS:
+            return None
+        weights = self.matrix.view(quantizer.widened(layer.values, layer.dtype))
+        weights = weights / quantizer.peak(layer.values, layer.dtype)
+        squares = np.einsum("gnk,gnk->gn", weights, weights)
+        norms = np.log2(squares, out=np.zeros_like(squares), where=squares > 0) / 2
+        codes = np.rint(2 * (norms - norms.mean())) * (squares > 0)
+        codes = np.clip(codes, -rounding.CODES_MAX, rounding.CODES_MAX).astype(np.int32)
+        if not codes.any():
+            return None
+        return replace(self, rows=codes, scales=(*self.scales, _along(self.matrix, layer, codes[:, :, None], True)))
 
     def rounded(self, layer: Layer, width: float) -> tuple[Quantized, float]:
-        """The layer's symbols at a bin width, and the error of the outputs that they leave."""
+        """The layer's symbols at a bin width, and the error that they leave, in the units of `rounding.compensated`.
+
+        Without compensation the error is ‖Ŵ − W‖² / max |W|².
+        """
+        if not self.factors:
+            quantized = quantizer.nearest(layer.values, layer.dtype, width, self.scales)
+            restored = quantized.restored(layer.dtype, layer.shape)
+            return quantized, quantizer.squared_error(layer.values, restored, layer.dtype)
         weights = self.matrix.view(quantizer.widened(layer.values, layer.dtype))
         symbols, error = rounding.compensated(weights, self.factors, self._widths(width))
         flat = np.ascontiguousarray(self.matrix.restore(symbols, layer.shape)).reshape(-1)
@@ -44,20 +76,31 @@ class Plan:
 
     def sampled(self, layer: Layer, width: float) -> tuple[float, float]:
         """About the bits and the error of `rounded`, from some of the rows."""
-        weights = _some_rows(self.matrix.view(layer.values), layer)
-        symbols, error = rounding.compensated(weights, self.factors, self._widths(width))
+        weights = _some_rows(self.matrix, layer)
+        symbols, error = self._symbols(weights, self._widths(width, _step(self.matrix)))
         scale = layer.size / symbols.size
         share = float(np.max(np.abs(weights))) / quantizer.peak(layer.values, layer.dtype)  # errors are in such units
         return scale * _bits(symbols), scale * share**2 * error
 
     def shift(self, layer: Layer, restored: quantizer.Array) -> Float64:
         """What the bias has to take over, f64[groups · rows]: −(Ŵ − W) E[x]."""
+        assert self.mean is not None
         difference = quantizer.widened(layer.values, layer.dtype) - quantizer.widened(restored, layer.dtype)
         result: Float64 = np.einsum("gnk,gk->gn", self.matrix.view(difference), self.mean).reshape(-1)
         return result
 
-    def _widths(self, width: float) -> Float64:
-        return quantizer.scaled_widths(width, self.codes)[:, None, :]
+    def _symbols(self, weights: Float64, widths: Float64) -> tuple[rounding.Integers, float]:
+        if self.factors:
+            return rounding.compensated(weights, self.factors, widths)
+        rounded = np.rint(weights / widths)
+        left = (rounded * widths - weights) / (float(np.max(np.abs(weights))) or 1.0)
+        return rounded.astype(np.int32), float(np.einsum("gnk,gnk->", left, left))
+
+    def _widths(self, width: float, step: int = 1) -> Float64:
+        """Bin widths that broadcast to the matrices, or to every so-manieth of their rows."""
+        if not self.rows.any():
+            return quantizer.scaled_widths(width, self.columns)[:, None, :]
+        return quantizer.scaled_widths(width, self.columns[:, None, :] + self.rows[:, ::step, None])
 
 
 def fitted(layer: Layer, linear: Linear, halves: tuple[Moments, Moments], width: float) -> Plan | None:
@@ -76,7 +119,7 @@ def fitted(layer: Layer, linear: Linear, halves: tuple[Moments, Moments], width:
         return None
     matrix = linear.matrix
     peak = quantizer.peak(layer.values, layer.dtype)
-    weights, width = _some_rows(matrix.view(layer.values), layer) / peak, width / peak
+    weights, width = _some_rows(matrix, layer) / peak, width / peak
     centred = linear.bias is not None
     bounds = halves[0].bounds
     moments = [_Second(half, centred) for half in halves]
@@ -97,7 +140,7 @@ def fitted(layer: Layer, linear: Linear, halves: tuple[Moments, Moments], width:
             widths = plan._widths(width)
             symbols, _ = rounding.compensated(weights, plan.factors, widths)
             total += cost(symbols, symbols * widths - weights, fit, judge)
-            total += 4.0 * plan.codes.size * bool(plan.scales)
+            total += _CODE_BITS * plan.columns.size * bool(plan.scales)
         return total
 
     best = _least([*_DAMPINGS], _FIRST, tried)
@@ -158,27 +201,40 @@ def _plan(layer: Layer, linear: Linear, bounds: Sequence[tuple[int, int]], fit: 
         rounding.Factor(begin, end, rounding.factorized(block, damping))
         for block, (begin, end) in zip(fit.blocks, bounds, strict=True)
     )
-    codes = np.zeros(fit.mean.shape, np.int32)
-    scales: tuple[Codes, ...] = ()
-    if matrix.column_axes:
-        exercised = fit.diagonal > _EXERCISED * fit.diagonal.mean()
-        codes = rounding.column_codes(factors, exercised)
-        scales = (_along(matrix, layer, codes),)
-    return Plan(matrix, factors, codes, scales, linear.bias, fit.mean)
+    plan = Plan(
+        matrix,
+        np.zeros(fit.mean.shape, np.int32),
+        np.zeros(matrix.shape[:2], np.int32),
+        factors,
+        (),
+        linear.bias,
+        fit.mean,
+    )
+    if not matrix.column_axes or matrix.shape[1] < _PARTS:  # of few rows a column is not worth its code
+        return plan
+    exercised = fit.diagonal > _EXERCISED * fit.diagonal.mean()
+    codes = rounding.column_codes(factors, exercised)
+    return replace(plan, columns=codes, scales=(_along(matrix, layer, codes[:, None, :], False),))
 
 
-def _along(matrix: Matrix, layer: Layer, codes: rounding.Integers) -> Codes:
-    """Codes i32[groups, columns] as codes along the column axes of the layer's tensor."""
-    assert matrix.column_axes is not None
-    spread = matrix.restore(np.broadcast_to(codes[:, None, :], matrix.shape), layer.shape)
-    first = tuple(slice(None) if axis in matrix.column_axes else 0 for axis in range(len(layer.shape)))
-    return Codes(matrix.column_axes, np.ascontiguousarray(spread[first]))
+def _along(matrix: Matrix, layer: Layer, codes: rounding.Integers, rows: bool) -> Codes:
+    """Codes of rows, i32[groups, rows, 1], or columns, i32[groups, 1, columns], along axes of the layer's tensor."""
+    axes = matrix.row_axes if rows else matrix.column_axes
+    assert axes is not None
+    spread = matrix.restore(np.broadcast_to(codes, matrix.shape), layer.shape)
+    first = tuple(slice(None) if axis in axes else 0 for axis in range(len(layer.shape)))
+    return Codes(axes, np.ascontiguousarray(spread[first]))
 
 
-def _some_rows(matrices: quantizer.Array, layer: Layer) -> Float64:
+def _some_rows(matrix: Matrix, layer: Layer) -> Float64:
     """Evenly spaced rows of a layer's matrices in float64, as many as stand for all."""
-    step = max(1, matrices.shape[1] // _ROWS)
-    return quantizer.widened(np.ascontiguousarray(matrices[:, ::step]), layer.dtype)
+    rows = matrix.view(layer.values)[:, :: _step(matrix)]
+    return quantizer.widened(np.ascontiguousarray(rows), layer.dtype)
+
+
+def _step(matrix: Matrix) -> int:
+    """Of so many rows one stands for all."""
+    return max(1, matrix.shape[1] // _ROWS)
 
 
 def _bits(symbols: rounding.Integers) -> float:

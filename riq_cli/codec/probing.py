@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 import numpy as np
 
 from riq_cli.allocation import Allocation, Curve, water_filling
+from riq_cli.codec.plans import Plan
 from riq_cli.codec.solution import Solution
 from riq_cli.codec.weights import Plans, Weights, Widths
 from riq_cli.evaluator import Prober
@@ -19,6 +20,8 @@ _LARGEST = 2.0  # cosine distance; NaN outputs count as that
 _TRIES = 4  # probes of a layer until its deviation is readable
 _WIDER = 8.0
 _SMALL = 1e-3  # share of all bits below which a layer is not probed again
+_WORTH_PARTS = 1024  # weights at least of a layer whose rows may have bin widths of their own
+_SAVED = 0.01  # share of a layer's bits that these save at least: what is measured of it is not exact
 _NEAR = 1.5  # a layer is not probed again at a bin width this close to one where it was
 
 
@@ -29,8 +32,8 @@ def probed(weights: Weights, plans: Plans, prober: Prober, about: Solution, pool
     """What each layer causes alone, measured at about the bin widths of a solution.
 
     Each layer is quantized alone and the deviation measured: a_ℓ = deviation / ‖ŵ − w‖², in the units of the curves.
-    Layers whose width changes much by water-filling are probed once more there, since low-rate layers are not in the
-    regime where they were first measured.
+    Rows of a layer get bin widths of their own where that pays. Layers whose width changes much by water-filling are
+    probed once more there, since low-rate layers are not in the regime where they were first measured.
 
     Args:
         weights: all layers that may be coded.
@@ -59,10 +62,11 @@ def probed(weights: Weights, plans: Plans, prober: Prober, about: Solution, pool
 
 
 class Probes:
-    """What was measured of each layer."""
+    """What was measured of each layer, and the `plans` it was measured with, rows told apart where that pays."""
 
     def __init__(self, weights: Weights, plans: Plans) -> None:
-        self._weights, self._plans = weights, plans
+        self._weights, self._compensated = weights, bool(plans)
+        self.plans = dict(plans)  # and those that are found on the way
         self.curves: dict[int, Curve] = {}
         self.sensitivity: dict[int, float] = {}
         self._at_first: dict[int, float] = {}  # as measured near the norm's bin widths
@@ -94,13 +98,34 @@ class Probes:
         if deviation >= _READABLE and error > 0:
             self.sensitivity[number] = self._at_first[number] = deviation / error
             self._probed[number] = width
+            self._part(prober, number, width, deviation)
         return deviation
+
+    def _part(self, prober: Prober, number: int, width: float, deviation: float) -> None:
+        """Give the rows of a layer bin widths of their own, if it takes fewer bits at the same deviation."""
+        layer, plan = self._weights.layers[number], self.plans.get(number)
+        if not self._weights.may_part or number not in self._weights.matrices or layer.size < _WORTH_PARTS:
+            return
+        parted = (plan or Plan.nearest(layer)).with_rows(layer)
+        if parted is None:
+            return
+        before = self._weights.coded_bits(number, width, plan)
+        self.plans[number] = parted
+        other, error = self._measure(prober, number, width)
+        saved = before - self._weights.coded_bits(number, width, parted)
+        saved += layer.size / 2 * math.log2(deviation / max(other, _READABLE))  # at high rate, bits for deviation
+        if saved > _SAVED * before and error > 0:
+            self.sensitivity[number] = self._at_first[number] = other / error
+        elif plan is None:
+            del self.plans[number]
+        else:
+            self.plans[number] = plan
 
     def draw_curves(self, pool: Executor) -> None:
         """Take the curve of every layer around the bin width where it was measured."""
 
         def draw(number: int, width: float) -> Curve:
-            return self._weights.curve(number, width, self._plans.get(number))
+            return self._weights.curve(number, width, self.plans.get(number))
 
         drawn = pool.map(draw, self._probed.keys(), self._probed.values())
         self.curves = dict(zip(self._probed, drawn, strict=True))
@@ -130,7 +155,7 @@ class Probes:
     def filled(self, paper: Solution) -> dict[int, float]:
         """Bin widths of least rate for the deviation of the paper's solution, by the number of the layer."""
         # Nearest rounding causes at the paper's bin widths what it causes; compensation would cause less there.
-        budget = max(paper.deviation, _READABLE) if self._plans else self.expected(paper.widths)
+        budget = max(paper.deviation, _READABLE) if self._compensated else self.expected(paper.widths)
         numbers = list(self.sensitivity)
         curves = [self.curves[number] for number in numbers]
         found = water_filling(curves, [self.sensitivity[number] for number in numbers], budget)
@@ -138,5 +163,5 @@ class Probes:
 
     def _measure(self, prober: Prober, number: int, width: float) -> tuple[float, float]:
         """Deviation with one layer quantized, and its error in the units of the curves."""
-        changed, error = self._weights.alone(number, width, self._plans.get(number))
+        changed, error = self._weights.alone(number, width, self.plans.get(number))
         return min(max(prober.deviations(changed)), _LARGEST), error

@@ -14,7 +14,6 @@ DEFAULT_DEVIATION = 0.01
 DEFAULT_EPSILON = 0.01  # the paper's ε0
 DEFAULT_MIN_SIZE = 256
 DEFAULT_HOLDOUT = 0.25
-HOLDOUT_SAMPLES = 8  # with fewer samples none is held out
 
 # What the presets set; options that are given win over them.
 PRESETS: dict[str, dict[str, Any]] = {

@@ -18,7 +18,7 @@ class Scheme:
     @property
     def rounding(self) -> str:
         """How weights become symbols: `nearest` or `compensated`."""
-        return "compensated" if self.plans else "nearest"
+        return "compensated" if any(plan.factors for plan in self.plans.values()) else "nearest"
 
     @property
     def name(self) -> tuple[str, str]:

@@ -20,11 +20,12 @@ from riq_cli.evaluator import Array, Evaluator
 from riq_cli.model import SessionForm
 
 _STEP = 1.02  # factor on k beyond what should do, where the held-out samples miss a target that the others meet
-_STEP_MAX = 4.0
+_STEP_MAX = 1.5
 _STEPS = 20
 _HALVINGS = 3
 _BISECTIONS = 20
 _FAR = 0.85  # share of the paper's bits below which a compensated solution is not compared with nearest rounding
+_LOOSE = 0.5  # share of the target below which a solution says that the deviation falls in leaps
 _NEARLY = 0.97  # share of the paper's bits above which its own search is tried as well
 _ABOUT = ("secant", 0.1, 5)  # search for a solution that others start from: tolerance, evaluations
 _CLOSE = 1.001  # between a k within a budget and one beyond it
@@ -135,7 +136,7 @@ class Solver:
             with contextlib.suppress(TargetError):
                 about = paper or self._about(target)
                 best = self._best(self._schemes(self._plans(about, means), about, means), target, about.k)
-                if best is not None and best.bits < _FAR * about.bits:
+                if best is not None and best.bits < _FAR * about.bits and best.deviation > _LOOSE * target:
                     return best  # compensation has won by more than it can lose
         paper = paper or self._paper(target)
         best = self._best(self._schemes({}, paper, means), target, paper.k, best)
@@ -276,7 +277,8 @@ class Solver:
     def _probed(self, paper: Solution, plans: Plans, probes: ProbesStart) -> list[Scheme]:
         """The measured allocation, and its blend half-way with the norm's."""
         try:
-            measured = probes(paper, plans).allocation(paper)
+            probed = probes(paper, plans)
+            measured, plans = probed.allocation(paper), probed.plans
         except ModelError as error:
             self._warn(f"layers cannot be probed, so the norm allocation is used: {error}")
             return [Scheme(paper.scheme.allocation, plans)] if plans else []
@@ -316,14 +318,12 @@ class Solver:
         return self._solution(scheme, found.k, found.value)
 
     def confirmed(self, solution: Solution, target: float) -> Solution:
-        """The solution, or one of its scheme with a larger k, that holds on the held-out samples too."""
-        if not self._parts.held:
-            return solution
+        """The solution, or one of its scheme with a larger k, that holds on held-out samples and on all together."""
         failed, best = 0.0, math.inf
         for _ in range(_STEPS):
-            held = self._held_deviation(solution)
-            best = min(best, held)
-            worst = max(solution.deviation, held)
+            unseen = self._unseen_deviation(solution)
+            best = min(best, unseen)
+            worst = max(solution.deviation, unseen)
             if worst <= target:
                 break
             failed = solution.k
@@ -339,7 +339,7 @@ class Solver:
             if solution.k < failed * _STEP:
                 break
             between = self._measured(solution.scheme, math.sqrt(failed * solution.k))
-            if max(between.deviation, self._held_deviation(between)) <= target:
+            if max(between.deviation, self._unseen_deviation(between)) <= target:
                 solution = between
             else:
                 failed = between.k
@@ -347,10 +347,18 @@ class Solver:
 
     def _searched(self, scheme: Scheme) -> Sequence[int]:
         """The samples that the search measures a scheme on."""
-        return self._parts.searched if scheme.plans else self._parts.others
+        return self._parts.searched if scheme.rounding == "compensated" else self._parts.others
 
-    def _held_deviation(self, solution: Solution) -> float:
-        return self.deviation(solution.scheme, solution.k, self._parts.held, solution.widths)
+    def _unseen_deviation(self, solution: Solution) -> float:
+        """The mean deviation on the samples held out, or on all samples if that is larger; 0 if the search saw all."""
+        parts, searched = self._parts, self._searched(solution.scheme)
+        rest = [number for number in parts.others if number not in searched]
+        held = self.deviation(solution.scheme, solution.k, parts.held, solution.widths) if parts.held else 0.0
+        if not rest:
+            return held
+        left = self.deviation(solution.scheme, solution.k, rest, solution.widths)
+        total = len(searched) * solution.deviation + len(rest) * left + len(parts.held) * held
+        return max(held, total / (len(searched) + len(rest) + len(parts.held)))
 
     def _measured(self, scheme: Scheme, k: float) -> Solution:
         return self._solution(scheme, k, self.deviation(scheme, k, self._searched(scheme)))

@@ -26,7 +26,7 @@ _DEFLATED = 0.92  # about what deflate leaves of float data in the skeleton
 
 Widths = list[float | None]  # of every layer; None: it stays exact
 Shift = NDArray[np.float64]  # what is added to a bias, one number for each of its elements
-Plans = Mapping[int, Plan]  # of the layers that are rounded with error compensation, by their number; nearest: none
+Plans = Mapping[int, Plan]  # of the layers that are not just rounded to the nearest at one bin width, by their number
 
 
 class Weights:
@@ -56,6 +56,7 @@ class Weights:
         self.not_finite = [
             n for n, norm in enumerate(self.norms) if not math.isfinite(norm) and is_matrix(layers[n], min_size)
         ]
+        self.may_part = max_bits is None  # whether parts of a layer may have bin widths of their own
         self._finest = {number: _finest_width(layers[number], max_bits) for number in active}
 
     @property
@@ -99,7 +100,7 @@ class Weights:
         result = list(widths)
         for number in self.vectors:
             width = widths[number]
-            if width is not None and self._coded_bits(number, width) >= self._exact_bits(number):
+            if width is not None and self.coded_bits(number, width) >= self._exact_bits(number):
                 result[number] = None
         return result
 
@@ -107,11 +108,12 @@ class Weights:
         """About the bits of the archive that depend on bin widths: of coded layers, and of those that stay exact."""
 
         def of(number: int, width: float | None) -> float:
-            return self._exact_bits(number) if width is None else self._coded_bits(number, width, plans.get(number))
+            return self._exact_bits(number) if width is None else self.coded_bits(number, width, plans.get(number))
 
         return sum(pool.map(of, range(len(widths)), widths))
 
-    def _coded_bits(self, number: int, width: float, plan: Plan | None = None) -> float:
+    def coded_bits(self, number: int, width: float, plan: Plan | None = None) -> float:
+        """About the bits of one layer in the archive at a bin width."""
         layer, quantized = self.layers[number], self.quantized(number, width, plan)
         histogram = Histogram.of(quantized.symbols)
         if histogram.symbols.size > TABLE_SYMBOLS:
