@@ -13,7 +13,8 @@ from tests import zoo
 
 pytestmark = pytest.mark.zoo
 
-SAMPLES = {"ppocr4-det": 4, "ddddocr-det": 2}  # large images; of the others eight are taken
+# Large images, and two classes whose flips are deviations of 2: of the others eight are taken.
+SAMPLES = {"ppocr4-det": 4, "ddddocr-det": 2, "ppocr4-cls": 32}
 MODELS = (
     "magika",
     "ppocr4-rec",
@@ -56,7 +57,7 @@ def test_the_promise_holds_on_a_real_model(name: str, tmp_path: Path) -> None:
     with riq.Archive.open(tmp_path / "model.riqz") as opened:
         riq.decompress(opened).save(tmp_path / "restored.onnx")
         found = riq.verify(opened, model, data)
-        heldout = riq.verify(opened, model, some(entry.heldout, 4))
+        heldout = riq.verify(opened, model, some(entry.heldout, 32 if name == "ppocr4-cls" else 4))
     onnx.checker.check_model(str(tmp_path / "restored.onnx"))
     assert found.mean == archive.manifest.result["deviation"] <= 0.01
     assert found.worst == archive.manifest.result["worst"]
