@@ -11,7 +11,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from riq_cli.archive import Archive, Manifest, SkeletonEntry, deflate
+from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
 from riq_cli.calibration import Calibration, Sample, digest
 from riq_cli.codec.candidates import candidates
 from riq_cli.codec.fitting import fitted_plans
@@ -22,7 +22,7 @@ from riq_cli.codec.settings import Progress, Report, Settings, Warn
 from riq_cli.codec.solution import Scheme, Solution
 from riq_cli.codec.solver import Means, PlansStart, ProbesStart, Solver
 from riq_cli.codec.split import FIT_SAMPLES, held_count, roles
-from riq_cli.codec.weights import Plans, Weights, Widths
+from riq_cli.codec.weights import Plans, Shift, Weights, Widths
 from riq_cli.errors import SettingsError, TargetError
 from riq_cli.evaluator import Deviation, Evaluator, Observer, Prober, available_threads
 from riq_cli.model import Linear, Model, SessionForm, linear_layers, probe_form
@@ -174,7 +174,7 @@ class Compression:
             else "the model holds no float weights to code; it is stored as it is"
         )
         widths: Widths = [1.0 if n in self._weights.zeros else None for n in range(len(self._model.layers))]
-        return self._build(widths, {}, None, None)
+        return self._build(widths, {}, None)
 
     # ---- goals ----
 
@@ -254,7 +254,7 @@ class Compression:
     def _measured(self, solution: Solution, bench: Bench, executor: Executor | None) -> tuple[Archive, float]:
         """The archive of a solution with all that is told of it, and the deviation measured on what it restores."""
         bench.solver.rest()
-        archive = self._build(solution.widths, solution.scheme.plans, bench.pool, executor)
+        archive = self._build(solution.widths, solution.scheme.plans, executor)
         restored = decompress(archive, executor=executor)
         deviation = measure_restored(bench.evaluator, restored, self._settings.outputs)
         scheme = solution.scheme
@@ -370,31 +370,35 @@ class Compression:
         failed = max((k for k, v in points if v > target and k < held), default=0.0)
         self._progress(Progress("search", len(self._trace), 0, k, value, failed, held, *scheme.name))
 
-    def _build(self, widths: Widths, plans: Plans, pool: Executor | None, executor: Executor | None) -> Archive:
+    def _build(self, widths: Widths, plans: Plans, executor: Executor | None) -> Archive:
         """The archive at these bin widths; layers without one go back into the skeleton, NaN and infinity stay raw."""
-        shifts = self._weights.shifts(widths, plans, pool) if pool is not None else {}
-        changed = {*self._weights.not_finite, *shifts}
-        chosen = {
-            layer.places: number
-            for number, (layer, width) in enumerate(zip(self._model.layers, widths, strict=True))
-            if width is not None or number in changed
-        }
-        model = self._model.select(lambda layer: layer.places in chosen)
-        entries, sections = [], []
-        total, done = sum(layer.size for layer in model.layers), 0
-        for layer in model.layers:
-            number = chosen[layer.places]
-            width, shift = widths[number], shifts.get(number)
+        weights, layers = self._weights, self._model.layers
+        biases = {plan.bias for number, plan in plans.items() if widths[number] is not None}
+        coded = [
+            number
+            for number, width in enumerate(widths)
+            if width is not None or number in biases or number in weights.not_finite
+        ]
+        total, done = sum(layers[number].size for number in coded), 0
+        shifts: dict[int, Shift] = {}
+        encoded: dict[int, tuple[LayerEntry, list[bytes]]] = {}
+        for number in sorted(coded, key=lambda number: number not in plans):  # biases come after what they make up for
+            layer, width, plan, shift = layers[number], widths[number], plans.get(number), shifts.get(number)
             if width is None:
-                layer, quantized = replace(layer, values=self._weights.shifted(number, shift)), None
+                encoded[number] = encode_layer(replace(layer, values=weights.shifted(number, shift)), None, executor)
             else:
-                quantized = self._weights.quantized(number, width, plans.get(number), shift)
-            entry, coded = encode_layer(layer, quantized, executor)
-            entries.append(entry)
-            sections += coded
-            model.release()
+                quantized = weights.quantized(number, width, plan, shift)
+                if plan is not None and plan.bias is not None:
+                    restored = quantized.restored(layer.dtype, layer.shape).reshape(layer.shape)
+                    shifts[plan.bias] = plan.shift(layer, restored)
+                encoded[number] = encode_layer(layer, quantized, executor)
+            self._model.release()
             done += layer.size
             self._progress(Progress("coding", done, total))
+        entries = [encoded[number][0] for number in coded]
+        sections = [section for number in coded for section in encoded[number][1]]
+        places = {layers[number].places for number in coded}
+        model = self._model.select(lambda layer: layer.places in places)
         skeleton = model.skeleton_bytes()
         stored = deflate(skeleton)
         manifest = Manifest(

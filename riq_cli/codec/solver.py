@@ -96,6 +96,7 @@ class Solver:
         self._parts = parts
         self._pool, self._note, self._warn, self._release = pool, note, warn, release
         self._buffers: list[Array] | None = None  # made when needed: they are as large as the model
+        self._newest: tuple[Plans, Widths, list[Array]] | None = None  # what the buffers hold
         self._remembers = False
         self._memory: dict[tuple[float, float, tuple[int, ...]], float] = {}  # deviations of the base allocation
 
@@ -106,11 +107,7 @@ class Solver:
             self._note(scheme, k, self._memory[key])
             return self._memory[key]
         widths = self._weights.widths(scheme.allocation, k) if widths is None else widths
-        if self._buffers is None:
-            self._buffers = self._weights.buffers()
-        values = self._weights.requantize(widths, scheme.plans, self._buffers, self._pool)
-        self._release()
-        value = self._evaluator.deviation(self._form, values, among).mean
+        value = self._evaluator.deviation(self._form, self._requantized(widths, scheme.plans), among).mean
         self._note(scheme, k, value)
         if self._remembers and self._is_base(scheme):
             self._memory[key] = value
@@ -118,7 +115,19 @@ class Solver:
 
     def rest(self) -> None:
         """Give back the memory that measuring takes; it is taken again when it is needed."""
-        self._buffers = None
+        self._buffers = self._newest = None
+
+    def _requantized(self, widths: Widths, plans: Plans) -> list[Array]:
+        """The restored weights at these bin widths; those measured last are still there."""
+        newest = self._newest
+        if newest is None or newest[0] is not plans or newest[1] != widths:
+            self._newest = None
+            if self._buffers is None:
+                self._buffers = self._weights.buffers()
+            values = self._weights.requantize(widths, plans, self._buffers, self._pool)
+            self._newest = newest = plans, widths, values
+            self._release()
+        return newest[2]
 
     def for_deviation(self, target: float, means: Means) -> Solution:
         """The smallest solution that was measured to hold the target, on the held-out samples too.

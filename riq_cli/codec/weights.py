@@ -213,12 +213,8 @@ class Weights:
             for number, (layer, width) in enumerate(zip(self.layers, widths, strict=True))
         ]
 
-    def shifts(self, widths: Widths, plans: Plans, pool: Executor) -> dict[int, Shift]:
-        """What biases take over at these bin widths, by the number of the bias."""
-        return self._compensate(widths, {n: plan for n, plan in plans.items() if plan.bias is not None}, None, pool)
-
     def _compensate(
-        self, widths: Widths, plans: Plans, out: Sequence[quantizer.Array] | None, pool: Executor
+        self, widths: Widths, plans: Plans, out: Sequence[quantizer.Array], pool: Executor
     ) -> dict[int, Shift]:
         """Write the restored weights of layers with plans into `out`; returns what their biases take over."""
 
@@ -227,8 +223,7 @@ class Weights:
             if width is None:
                 return None
             restored = self.quantized(number, width, plan).restored(layer.dtype, layer.shape).reshape(layer.shape)
-            if out is not None:
-                out[number][...] = restored
+            out[number][...] = restored
             return None if plan.bias is None else (plan.bias, plan.shift(layer, restored))
 
         return dict(found for found in pool.map(job, plans) if found is not None)
