@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -115,14 +115,14 @@ def fitted(layer: Layer, linear: Linear, halves: tuple[Moments, Moments], width:
     Returns:
         None where nearest rounding does as well, or where a half holds nothing.
     """
-    if not all(half.count and all(np.isfinite(block).all() for block in half.second) for half in halves):
+    centred = linear.bias is not None
+    moments = [_Second(half, centred) for half in halves]
+    if not all(moment.is_usable for moment in moments):
         return None
     matrix = linear.matrix
     peak = quantizer.peak(layer.values, layer.dtype)
     weights, width = _some_rows(matrix, layer) / peak, width / peak
-    centred = linear.bias is not None
     bounds = halves[0].bounds
-    moments = [_Second(half, centred) for half in halves]
 
     def cost(symbols: rounding.Integers, difference: Float64, fit: _Second, judge: _Second) -> float:
         """Bits at equal error of the outputs: half a bit a weight for each doubling of the error."""
@@ -143,20 +143,19 @@ def fitted(layer: Layer, linear: Linear, halves: tuple[Moments, Moments], width:
             total += _CODE_BITS * plan.columns.size * bool(plan.scales)
         return total
 
-    best = _least([*_DAMPINGS], _FIRST, tried)
-    if best[1] >= nearest:
+    best, least = _least(_DAMPINGS, _FIRST, tried)
+    if least >= nearest:
         return None
-    return _plan(layer, linear, bounds, _Second.of(halves, centred), best[0])
+    return _plan(layer, linear, bounds, _Second(halves[0].joined(halves[1]), centred), best)
 
 
-def _least(choices: Sequence[float], start: int, cost: object) -> tuple[float, float]:
+def _least(choices: Sequence[float], start: int, cost: Callable[[float], float]) -> tuple[float, float]:
     """The choice of least cost and its cost, going from one to the next from `start` as long as it falls."""
-    assert callable(cost)
-    found = {start: float(cost(choices[start]))}
+    found = {start: cost(choices[start])}
     for step in (1, -1):
         position = start
         while 0 <= position + step < len(choices):
-            found[position + step] = float(cost(choices[position + step]))
+            found[position + step] = cost(choices[position + step])
             if found[position + step] >= found[position]:
                 break
             position += step
@@ -170,7 +169,8 @@ class _Second:
     """Second moments and means of a layer's inputs, without the means where a bias can take them."""
 
     def __init__(self, moments: Moments, centred: bool) -> None:
-        self.blocks, self.mean, self.count = moments.second, moments.mean, moments.count
+        self.blocks, self.mean = moments.second, moments.mean
+        self.is_usable = moments.count > 0 and all(np.isfinite(block).all() for block in self.blocks)
         self.centred = centred
         self.diagonal = np.concatenate([np.einsum("gii->gi", block) for block in self.blocks], axis=1)
         if centred:
@@ -178,11 +178,6 @@ class _Second:
                 block - np.einsum("gi,gj->gij", self.mean[:, begin:end], self.mean[:, begin:end])
                 for block, (begin, end) in zip(self.blocks, moments.bounds, strict=True)
             ]
-
-    @classmethod
-    def of(cls, halves: tuple[Moments, Moments], centred: bool) -> _Second:
-        """Those of both halves together."""
-        return cls(halves[0].joined(halves[1]), centred)
 
     def error(self, difference: Float64, bounds: Sequence[tuple[int, int]], bias_mean: Float64) -> float:
         """E ‖(Ŵ − W) x‖² of these inputs, where the bias has taken over what it is at `bias_mean`."""
