@@ -23,7 +23,7 @@ _LOG_NOTHING = 4
 _OBSERVED = 1 << 26  # bytes of inner tensors that are held at the same time
 _OBSERVED_FIRST = 4  # tensors that are looked at before it is known how large they are
 _OBSERVED_GROWTH = 8
-_LARGE = 1 << 30  # bytes of weights above which packed copies of them are not worth their memory
+_LARGE = 1 << 26  # bytes of weights above which copies of them that make runs a fifth faster are not worth their memory
 
 
 @dataclass(frozen=True)
@@ -259,9 +259,9 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
 def _session(
     form: SessionForm, weights: Sequence[Array], threads: int, provider: str, patient: bool = False
 ) -> onnxruntime.InferenceSession:
-    """A session; between the runs of a `patient` one its threads sleep, so that others have the processors."""
+    """A session; a `patient` one leaves memory and, between its runs, processors to others."""
     options = _options(threads)
-    if sum(weight.nbytes for weight in weights) > _LARGE:
+    if patient or sum(weight.nbytes for weight in weights) > _LARGE:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if form.weights:
         values = [_ortvalue(weights[number]) for _, number in form.weights]

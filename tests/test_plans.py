@@ -426,10 +426,10 @@ def test_plans_are_made_of_layers_that_are_coded_and_where_they_help(monkeypatch
 
 def test_moments_are_taken_of_as_many_layers_as_fit_and_of_one_at_least() -> None:
     linear = {number: product(str(number), 1 << 12, 8) for number in range(3)}
-    each = 2 * 8 * (1 << 12) * (1 << 11)  # bytes of both halves: one layer is as much as is allowed
-    assert each == 1 << 27
-    assert [list(batch) for batch in _batches(linear, 2048)] == [[0], [1], [2]]
-    assert [list(batch) for batch in _batches(linear, 1024)] == [[0, 1], [2]]
+    each = 2 * 8 * (1 << 12) * (1 << 10)  # bytes of both halves: one layer is as much as is allowed
+    assert each == 1 << 26
+    assert [list(batch) for batch in _batches(linear, 1024)] == [[0], [1], [2]]
+    assert [list(batch) for batch in _batches(linear, 512)] == [[0, 1], [2]]
     assert list(_batches({}, 4096)) == []
 
 

@@ -13,6 +13,7 @@ import click
 
 from riq_cli.cli import options
 from riq_cli.cli.log import search_log, step_record
+from riq_cli.cli.memory import give_back_memory
 from riq_cli.cli.terminal import ProgressBar, warn_line
 from riq_cli.files import check_output, refuse_source
 from riq_cli.report import totals
@@ -99,6 +100,7 @@ def compress(
         refuse_source(log_path, model, *([calibration] if calibration else []))
         check_output(log_path, force)
 
+    give_back_memory()
     from riq_cli.codec import PRESETS, Settings
     from riq_cli.codec import compress as compress_model
     from riq_cli.model import Model

@@ -14,6 +14,7 @@ import click
 from riq_cli.cli import exit_codes, options
 from riq_cli.cli import points as points_file
 from riq_cli.cli.log import search_log, step_record
+from riq_cli.cli.memory import give_back_memory
 from riq_cli.cli.pictures import picture_type, write_picture
 from riq_cli.cli.terminal import ProgressBar, warn_line
 from riq_cli.files import check_output, refuse_source
@@ -175,6 +176,7 @@ def sweep(
 def _goals(
     preset: str, ks: Sequence[float] | None, deviations: Sequence[float], given: dict[str, Any]
 ) -> list[Settings]:
+    give_back_memory()
     from riq_cli.codec import PRESETS, Settings
 
     chosen: dict[str, Any] = PRESETS[preset] | given

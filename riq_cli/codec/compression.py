@@ -16,11 +16,12 @@ from riq_cli.calibration import Calibration, Sample, digest
 from riq_cli.codec.candidates import candidates
 from riq_cli.codec.fitting import fitted_plans
 from riq_cli.codec.layers import encode_layer
+from riq_cli.codec.means import Means, PlansStart, ProbesStart
 from riq_cli.codec.probing import Probes, probed
 from riq_cli.codec.restoration import decompress, measure_restored
 from riq_cli.codec.settings import Progress, Report, Settings, Warn
 from riq_cli.codec.solution import Scheme, Solution
-from riq_cli.codec.solver import Means, PlansStart, ProbesStart, Solver
+from riq_cli.codec.solver import Solver
 from riq_cli.codec.split import FIT_SAMPLES, held_count, roles
 from riq_cli.codec.weights import Plans, Shift, Weights, Widths
 from riq_cli.errors import SettingsError, TargetError
@@ -101,7 +102,7 @@ class Compression:
                 warn(f"no layer is named {pattern!r}")
         for number in self._weights.not_finite:
             warn(f"layer {self._model.layers[number].name!r} holds NaN or infinity; it is stored exactly")
-        self._trace: list[tuple[tuple[str, str], float, float]] = []  # scheme's name, k, deviation
+        self._trace: list[tuple[tuple[str, str, bool], float, float]] = []  # kind of scheme, k, deviation
         self._probes = 0
 
     def aim(self, settings: Settings) -> None:
@@ -277,11 +278,11 @@ class Compression:
             "probes": self._probes,
             "trace": [
                 [float(f"{k:.5g}"), float(f"{value:.4g}")]
-                for name, k, value in self._trace
-                if name == scheme.name and math.isfinite(value)
+                for kind, k, value in self._trace
+                if kind == scheme.kind and math.isfinite(value)
             ],
         }
-        if bench.held:
+        if bench.held and scheme.guarded:
             result["holdout"] = measure_restored(bench.evaluator, restored, self._settings.outputs, bench.held).mean
             result["holdout_samples"] = len(bench.held)
         return archive.described(calibration=bench.calibration, result=result), deviation.mean
@@ -363,9 +364,9 @@ class Compression:
         return linear if coded else replace(linear, bias=None)
 
     def _note(self, scheme: Scheme, k: float, value: float) -> None:
-        self._trace.append((scheme.name, k, value))
+        self._trace.append((scheme.kind, k, value))
         target = self._settings.deviation or 0.0
-        points = [(k, value) for name, k, value in self._trace if name == scheme.name]
+        points = [(k, value) for kind, k, value in self._trace if kind == scheme.kind]
         held = min((k for k, v in points if v <= target), default=math.inf)
         failed = max((k for k, v in points if v > target and k < held), default=0.0)
         self._progress(Progress("search", len(self._trace), 0, k, value, failed, held, *scheme.name))

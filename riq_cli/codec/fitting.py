@@ -11,7 +11,7 @@ from riq_cli.codec.weights import Weights, Widths
 from riq_cli.evaluator import Observer
 from riq_cli.model import Linear
 
-_MOMENTS = 1 << 27  # bytes of second moments that are held at a time
+_MOMENTS = 1 << 26  # bytes of second moments that are held at a time
 _BLOCKS = (2048, 1024, 512)  # columns whose errors compensate each other
 _FACTORS = 0.75  # bytes of factors, at most, for each byte of weights
 _FEW = 1 << 27  # bytes of factors that are always granted

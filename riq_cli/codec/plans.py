@@ -115,6 +115,16 @@ def fitted(layer: Layer, linear: Linear, halves: tuple[Moments, Moments], width:
     Returns:
         None where nearest rounding does as well, or where a half holds nothing.
     """
+    damping = _best_damping(layer, linear, halves, width)
+    if damping is None:
+        return None
+    return _plan(
+        layer, linear, halves[0].bounds, _Second(halves[0].joined(halves[1]), linear.bias is not None), damping
+    )
+
+
+def _best_damping(layer: Layer, linear: Linear, halves: tuple[Moments, Moments], width: float) -> float | None:
+    """The damping that does best on the half that it was not fitted to; None where `fitted` gives no plan."""
     centred = linear.bias is not None
     moments = [_Second(half, centred) for half in halves]
     if not all(moment.is_usable for moment in moments):
@@ -144,9 +154,7 @@ def fitted(layer: Layer, linear: Linear, halves: tuple[Moments, Moments], width:
         return total
 
     best, least = _least(_DAMPINGS, _FIRST, tried)
-    if least >= nearest:
-        return None
-    return _plan(layer, linear, bounds, _Second(halves[0].joined(halves[1]), centred), best)
+    return best if least < nearest else None
 
 
 def _least(choices: Sequence[float], start: int, cost: Callable[[float], float]) -> tuple[float, float]:
@@ -174,10 +182,10 @@ class _Second:
         self.centred = centred
         self.diagonal = np.concatenate([np.einsum("gii->gi", block) for block in self.blocks], axis=1)
         if centred:
-            self.blocks = [
-                block - np.einsum("gi,gj->gij", self.mean[:, begin:end], self.mean[:, begin:end])
-                for block, (begin, end) in zip(self.blocks, moments.bounds, strict=True)
-            ]
+            for block, (begin, end) in zip(self.blocks, moments.bounds, strict=True):
+                mean = self.mean[:, begin:end]
+                for row in range(end - begin):  # no second array as large as the block
+                    block[:, row] -= mean[:, row, None] * mean
 
     def error(self, difference: Float64, bounds: Sequence[tuple[int, int]], bias_mean: Float64) -> float:
         """E ‖(Ŵ − W) x‖² of these inputs, where the bias has taken over what it is at `bias_mean`."""

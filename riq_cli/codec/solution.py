@@ -10,10 +10,15 @@ from riq_cli.codec.weights import Plans, Widths
 
 @dataclass(frozen=True)
 class Scheme:
-    """What stays the same while k is searched: how bin widths are shared out, and how errors are compensated."""
+    """What stays the same while k is searched: how bin widths are shared out, and how errors are compensated.
+
+    All but k of the paper's own solution comes from the weights. One number is hardly fitted to samples, so it need not
+    be `guarded` by some that are held out of its search.
+    """
 
     allocation: Allocation
     plans: Plans
+    guarded: bool = True
 
     @property
     def rounding(self) -> str:
@@ -24,6 +29,11 @@ class Scheme:
     def name(self) -> tuple[str, str]:
         """Allocation and rounding, for those who follow the search."""
         return self.allocation.name, self.rounding
+
+    @property
+    def kind(self) -> tuple[str, str, bool]:
+        """Allocation, rounding and whether it is guarded: what was measured of a kind tells what to expect of it."""
+        return *self.name, self.guarded
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from riq_cli import search
-from riq_cli.codec.probing import Probes
+from riq_cli.codec.means import Means, ProbesStart
 from riq_cli.codec.settings import DEFAULT_EPSILON, Settings, Warn
 from riq_cli.codec.solution import Scheme, Solution
 from riq_cli.codec.split import Roles
@@ -24,43 +23,12 @@ _STEP_MAX = 1.5
 _STEPS = 20
 _HALVINGS = 3
 _BISECTIONS = 20
-_FAR = 0.85  # share of the paper's bits below which a compensated solution is not compared with nearest rounding
+_FAR = 0.85  # share of the paper's bits below which a solution is not compared with others, or with its own search
 _LOOSE = 0.5  # share of the target below which a solution says that the deviation falls in leaps
-_NEARLY = 0.97  # share of the paper's bits above which its own search is tried as well
 _ABOUT = ("secant", 0.1, 5)  # search for a solution that others start from: tolerance, evaluations
 _CLOSE = 1.001  # between a k within a budget and one beyond it
 _USUAL = 0.01  # a deviation as it is often asked for
 _LOWEST = 1e-3  # k where Proposition 2 says nothing: it bounds that of nearest rounding by norm
-
-
-ProbesStart = Callable[[Solution, Plans], Probes]  # what layers cause alone at about the bin widths of a solution
-PlansStart = Callable[[Widths], Plans]  # how errors are compensated at about these bin widths
-
-
-@dataclass(frozen=True)
-class Means:
-    """What better solutions than the paper's are found with; None: that is not tried."""
-
-    probes: ProbesStart | None = None
-    plans: PlansStart | None = None
-
-    def kept(self, about: Solution) -> Means:
-        """The same means for many targets: what they find at about this solution, found once and kept."""
-        probe, fit = self.probes, self.plans
-
-        @functools.cache
-        def fitted() -> Plans:
-            return {} if fit is None else fit(about.widths)
-
-        @functools.cache
-        def probed(compensated: bool) -> Probes:
-            assert probe is not None
-            return probe(about, fitted() if compensated else {})
-
-        return Means(
-            None if probe is None else lambda _, plans: probed(bool(plans)),
-            None if fit is None else lambda _: fitted(),
-        )
 
 
 class Solver:
@@ -156,7 +124,7 @@ class Solver:
                     best = _smaller(best, self.confirmed(solution, target))
                 except TargetError as error:  # ε0 > 0 and --max-bits leave a floor that samples may not get below
                     failure = error
-            if best is not None and best.bits < _NEARLY * paper.bits:
+            if best is not None and best.bits < _FAR * paper.bits:
                 break
         if best is None and self._settings.epsilon is None:
             finest = self._solved(self._base(0.0), target, paper.k)
@@ -257,11 +225,14 @@ class Solver:
         return self._weights.expected_k(self._base(0.0).allocation, target)
 
     def _papers(self, paper: Solution, target: float, means: Means) -> Iterator[Solution]:
-        """The paper's solution, and the one that its own search finds, which may happen upon a smaller k."""
+        """The paper's solution, and the one of `--preset paper`, to the letter: nothing may be larger than that.
+
+        Where the deviation is rough, that one may happen upon a smaller k, and its k is searched on all samples.
+        """
         yield paper
         if means != Means() and paper.scheme.allocation.epsilon == DEFAULT_EPSILON:
             with contextlib.suppress(TargetError):
-                yield self._solved(paper.scheme, target, paper.k, "algorithm1")
+                yield self._solved(replace(paper.scheme, guarded=False), target, paper.k, "algorithm1")
 
     # ---- beyond ----
 
@@ -275,6 +246,7 @@ class Solver:
         return best
 
     def _plans(self, about: Solution, means: Means) -> Plans:
+        self.rest()
         return {} if means.plans is None else means.plans(about.widths)
 
     def _schemes(self, plans: Plans, paper: Solution, means: Means) -> list[Scheme]:
@@ -285,6 +257,7 @@ class Solver:
 
     def _probed(self, paper: Solution, plans: Plans, probes: ProbesStart) -> list[Scheme]:
         """The measured allocation, and its blend half-way with the norm's."""
+        self.rest()
         try:
             probed = probes(paper, plans)
             measured, plans = probed.allocation(paper), probed.plans
@@ -356,10 +329,14 @@ class Solver:
 
     def _searched(self, scheme: Scheme) -> Sequence[int]:
         """The samples that the search measures a scheme on."""
+        if not scheme.guarded:
+            return sorted((*self._parts.others, *self._parts.held))
         return self._parts.searched if scheme.rounding == "compensated" else self._parts.others
 
     def _unseen_deviation(self, solution: Solution) -> float:
         """The mean deviation on the samples held out, or on all samples if that is larger; 0 if the search saw all."""
+        if not solution.scheme.guarded:
+            return 0.0
         parts, searched = self._parts, self._searched(solution.scheme)
         rest = [number for number in parts.others if number not in searched]
         held = self.deviation(solution.scheme, solution.k, parts.held, solution.widths) if parts.held else 0.0

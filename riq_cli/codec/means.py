@@ -1,0 +1,40 @@
+"""What better solutions than the paper's are found with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from riq_cli.codec.probing import Probes
+from riq_cli.codec.solution import Solution
+from riq_cli.codec.weights import Plans, Widths
+
+ProbesStart = Callable[[Solution, Plans], Probes]  # what layers cause alone at about the bin widths of a solution
+PlansStart = Callable[[Widths], Plans]  # how errors are compensated at about these bin widths
+
+
+@dataclass(frozen=True)
+class Means:
+    """What better solutions than the paper's are found with; None: that is not tried."""
+
+    probes: ProbesStart | None = None
+    plans: PlansStart | None = None
+
+    def kept(self, about: Solution) -> Means:
+        """The same means for many targets: what they find at about this solution, found once and kept."""
+        probe, fit = self.probes, self.plans
+
+        @functools.cache
+        def fitted() -> Plans:
+            return {} if fit is None else fit(about.widths)
+
+        @functools.cache
+        def probed(compensated: bool) -> Probes:
+            assert probe is not None
+            return probe(about, fitted() if compensated else {})
+
+        return Means(
+            None if probe is None else lambda _, plans: probed(bool(plans)),
+            None if fit is None else lambda _: fitted(),
+        )
