@@ -43,3 +43,14 @@ def shown(value: Any, style: str = ".4g") -> str:
     """A number in a format's style, `–` for anything that is none."""
     number = real(value)
     return "–" if number is None else format(number, style)
+
+
+def tick(value: float) -> str:
+    """A round number as axes show it: `0.002`, `−500`, `2·10⁻⁵`."""
+    sign = "−" if value < 0 else ""
+    size = abs(value)
+    if size == 0 or 9e-5 < size < 99999.5:
+        return f"{sign}{size:.6g}"
+    mantissa, exponent = f"{size:.6e}".split("e")
+    power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return sign + (power if float(mantissa) == 1 else f"{float(mantissa):g}·{power}")

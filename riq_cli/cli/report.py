@@ -16,7 +16,7 @@ from riq_cli.cli.gates import check, gate_options, gates
 from riq_cli.cli.pictures import picture_type, write_picture
 from riq_cli.cli.terminal import table
 from riq_cli.files import atomic_write, check_output, refuse_source
-from riq_cli.report import Difference, SortKey, Totals, command, difference, page, rows, totals
+from riq_cli.report import Difference, SortKey, Totals, codes, command, difference, page, rows, totals
 from riq_cli.text import finite, human_size, printable, shortened
 
 _ANY_SIZE = 1 << 100  # nothing is restored here, so that nothing needs a limit
@@ -170,7 +170,8 @@ def _text(archive: Archive, sort: SortKey) -> str:
     ]
     if any(row["scales"] or row["classes"] for row in layers):
         header = (*header[:_CODES], "codes", *header[_CODES:])
-        lines = [(*line[:_CODES], _codes(row), *line[_CODES:]) for line, row in zip(lines, layers, strict=True)]
+        told = [codes.brief(row) or "-" for row in layers]
+        lines = [(*line[:_CODES], word, *line[_CODES:]) for line, word in zip(lines, told, strict=True)]
     if lines:
         blocks.append(table(header, lines, left=4))
     else:
@@ -179,14 +180,6 @@ def _text(archive: Archive, sort: SortKey) -> str:
     if archive.manifest.result:
         blocks.append(_made(archive))
     return "\n\n".join(blocks)
-
-
-def _codes(row: dict[str, Any]) -> str:
-    """How many codes say more of a layer: "64+576, 64 classed" are two scales, and classes of 64 slices."""
-    parts = ["+".join(str(scale["codes"]) for scale in row["scales"])] if row["scales"] else []
-    if row["classes"]:
-        parts.append(f"{row['classes']['codes']} classed")
-    return ", ".join(parts) or "-"
 
 
 def _totals(sums: Totals) -> str:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from riq_cli.errors import OutputError
+from riq_cli.text import tick
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,21 +144,12 @@ class Canvas:
                 low, high = sorted(axis.get_view_interval())
                 fine = (1.0, 2.0, 5.0) if high < 3000 * low else (1.0,)
                 axis.set_major_locator(LogLocator(subs=fine, numticks=20))
-                axis.set_major_formatter(FuncFormatter(_tick))
+                axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
                 axis.set_minor_formatter(NullFormatter())
         place: Any = {"loc": corner} if corner else {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
         if self._legend:
             drawn, labels = zip(*self._legend, strict=True)
             self._axes.legend(drawn, labels, handlelength=3, **place)
-
-
-def _tick(value: float, _: int) -> str:
-    """The text of a tick of a logarithmic axis: 0.002, 500, 2·10⁻⁵."""
-    if value <= 0 or 9e-5 < value < 99999.5:
-        return f"{value:g}"
-    mantissa, exponent = f"{value:e}".split("e")
-    power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return power if float(mantissa) == 1 else f"{float(mantissa):g}·{power}"
 
 
 @contextmanager
