@@ -177,6 +177,14 @@ def test_archives_that_cannot_be_compared(folder: Path) -> None:
     assert piped.stdout.splitlines()[2:] == riq(folder, "report", "old.riqz", "new.riqz").stdout.splitlines()[2:]
 
 
+def test_the_parts_of_an_archive_add_up() -> None:
+    assert [name for name, _ in totals(OLD).parts] == ["streams", "tables", "skeleton", "manifest"]
+    with_codes = totals(Archive.open(ROOT / "tests" / "goldens" / "v1-scales.riqz"))
+    assert [name for name, _ in with_codes.parts] == ["streams", "tables", "codes", "skeleton", "manifest"]
+    for sums in (totals(OLD), with_codes):
+        assert sum(size for _, size in sums.parts) == sums.archive_bytes
+
+
 # ---- markdown ----
 
 

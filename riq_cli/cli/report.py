@@ -183,14 +183,7 @@ def _text(archive: Archive, sort: SortKey) -> str:
 
 
 def _totals(sums: Totals) -> str:
-    parts = (
-        ("streams", sums.stream_bytes),
-        ("tables", sums.table_bytes),
-        *([("codes", sums.code_bytes)] if sums.code_bytes else []),
-        ("skeleton", sums.skeleton_bytes),
-        ("manifest", sums.manifest_bytes + sums.header_bytes),
-    )
-    breakdown = ", ".join(f"{name} {human_size(size)} ({size / sums.archive_bytes:.1%})" for name, size in parts)
+    breakdown = ", ".join(f"{name} {human_size(size)} ({size / sums.archive_bytes:.1%})" for name, size in sums.parts)
     lines = [
         f"{sums.layers} layers, {sums.weights:,} weights at {sums.rate:.3g} bits/weight; "
         f"×{sums.ratio_eq2:.2f} by eq. (2)",

@@ -123,17 +123,10 @@ def _totals(archive: Archive, sums: Totals) -> str:
 
 
 def _parts(sums: Totals) -> str:
-    parts = (
-        ("streams", sums.stream_bytes),
-        ("tables", sums.table_bytes),
-        *([("codes", sums.code_bytes)] if sums.code_bytes else []),
-        ("skeleton", sums.skeleton_bytes),
-        ("manifest", sums.manifest_bytes + sums.header_bytes),
-    )
-    bar = "".join(f'<span class="{name}" style="flex: {max(size, 1)} 0 0"></span>' for name, size in parts)
+    bar = "".join(f'<span class="{name}" style="flex: {max(size, 1)} 0 0"></span>' for name, size in sums.parts)
     key = "".join(
         f'<li><i class="{name}"></i>{name} {human_size(size)} ({size / sums.archive_bytes:.1%})</li>'
-        for name, size in parts
+        for name, size in sums.parts
     )
     return (
         f'<h2>Where the bytes are</h2>\n<div class="parts" aria-hidden="true">{bar}</div><ul class="key">{key}</ul>\n'
