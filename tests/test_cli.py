@@ -155,7 +155,9 @@ def test_a_log_replaces_nothing_unasked(folder: Path) -> None:
     fails(1, "search.jsonl: exists already; use --force", *arguments, "search.jsonl", folder=folder)
     fails(1, "model.onnx: is read by this command", *arguments, "model.onnx", "-f", folder=folder)
     fails(1, "calibration.npz: is read by this command", *arguments, "calibration.npz", "-f", folder=folder)
-    fails(2, "t.riqz: is the archive; give --log another file", *arguments, "./t.riqz", "-f", folder=folder)
+    fails(
+        2, "t.riqz: two outputs have this name; give one of them another", *arguments, "./t.riqz", "-f", folder=folder
+    )
     fails(1, "nowhere/l.jsonl: cannot be written", *arguments, "nowhere/l.jsonl", folder=folder)
     assert (folder / "search.jsonl").read_text() == "old"
     assert not (folder / "t.riqz").exists()
@@ -227,6 +229,37 @@ def test_verify_is_a_gate(ready: Path) -> None:
         json.loads(riq(*arguments, "heldout.npz", "--deviation", "1e-6", "--json", folder=ready).stdout)["holds"]
         is False
     )
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("compress model.onnx", "deviation ratio rate k epsilon holdout scale mean std size"),
+        ("sweep model.onnx", "deviations k epsilon holdout scale"),
+        ("verify model.riqz --against model.onnx --calibration heldout.npz --json", "deviation scale"),
+        ("report model.riqz", "min-ratio max-rate max-size"),
+    ],
+)
+def test_numbers_are_finite(command: str, options: str, ready: Path) -> None:
+    for option in options.split():
+        for value in ("nan", "-inf"):
+            said = {"size": "size", "max-size": "size", "mean": "list of numbers", "std": "list of numbers",
+                    "deviations": "list of numbers"}.get(option, "finite number")  # fmt: skip
+            if option == "k" and command.startswith("sweep"):
+                said = "list of numbers"
+            fails(2, rf"'--{option}': '{value}' is not a {said}", *command.split(), f"--{option}", value, folder=ready)
+
+
+def test_no_option_takes_what_is_not_finite() -> None:
+    import click
+
+    from riq_cli.cli.main import riq as group
+
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        assert not [param.name for param in command.params if isinstance(param.type, click.types.FloatParamType)]
 
 
 def test_verify_warns_of_another_model(folder: Path) -> None:

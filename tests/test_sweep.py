@@ -267,6 +267,8 @@ def test_a_file_that_is_no_sweep_is_refused(text: str, folder: Path) -> None:
         (2, r"'curve\.pdf' ends neither in \.png nor in \.svg", ("--plot", "curve.pdf")),
         (1, r"calibration\.npz: is read by this command", ("-o", "calibration.npz")),
         (1, r"old\.png: exists already", ("--plot", "old.png")),
+        (2, r"x\.svg: two outputs have this name; give one of them another", ("-o", "x.svg", "--plot", "x.svg")),
+        (1, r"no/c\.csv: cannot be written: No such file or directory", ("-o", "no/c.csv")),
     ],
 )
 def test_what_is_refused(code: int, message: str, arguments: tuple[str, ...], folder: Path) -> None:

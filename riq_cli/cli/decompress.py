@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from riq_cli.cli import options
+from riq_cli.cli.paths import check_outputs, refuse_sources
 from riq_cli.cli.terminal import ProgressBar
-from riq_cli.files import check_output, refuse_source
 from riq_cli.text import human_size
 
 
@@ -38,9 +38,8 @@ def decompress(archive: str, model_path: str | None, max_size: int, force: bool,
             raise click.UsageError("an archive from stdin has no name to derive the output's from; give -o FILE")
         model_path = str(Path(archive).with_suffix(".onnx"))
     if model_path != "-":
-        refuse_source(model_path, archive)
-        refuse_source(model_path + ".data", archive)
-        check_output(model_path, force)
+        check_outputs([model_path], [archive], force)
+        refuse_sources([model_path + ".data"], [archive])
 
     from riq_cli.codec import decompress as restore
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +18,7 @@ from riq_cli.errors import ArchiveError
 
 if TYPE_CHECKING:
     from riq_cli.archive import Archive
-    from riq_cli.calibration import Calibration, ImageOptions
+    from riq_cli.calibration import Calibration
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -36,9 +38,12 @@ def parse_size(text: str | int) -> int:
     number = text.strip().rstrip("bBkKmMgGiI ")
     unit = text.strip()[len(number) :].strip().lower().removesuffix("b")
     try:
-        return int(float(number) * _UNITS[unit])
+        size = int(float(number) * _UNITS[unit])
     except (ValueError, KeyError, OverflowError):
-        raise click.BadParameter(f"{text!r} is not a size; write 500kB, 5MB or 2GiB") from None
+        size = -1
+    if size < 0:
+        raise click.BadParameter(f"{text!r} is not a size; write 500kB, 5MB or 2GiB")
+    return size
 
 
 def parse_dimension(text: str) -> tuple[str, int]:
@@ -49,11 +54,22 @@ def parse_dimension(text: str) -> tuple[str, int]:
     return name, int(number)
 
 
-def parse_numbers(text: str) -> tuple[float, ...]:
-    """One number, or one for each channel, from a text such as 0.485,0.456,0.406."""
+def parse_number(text: str | float) -> float:
+    """The number that a text is; infinity and what is not a number mean nothing to any option."""
     try:
-        return tuple(float(part) for part in text.split(","))
+        number = float(text)
     except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise click.BadParameter(f"{text!r} is not a finite number")
+    return number
+
+
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """The numbers in a text such as 0.485,0.456,0.406."""
+    try:
+        return tuple(parse_number(part) for part in text.split(","))
+    except click.BadParameter:
         raise click.BadParameter(f"{text!r} is not a list of numbers; write 0.485,0.456,0.406") from None
 
 
@@ -93,7 +109,7 @@ layer_options = together(
     click.option("--max-bits", type=click.IntRange(2, 16), metavar="R", help="At most 2^R levels in any layer."),
     click.option(
         "--holdout",
-        type=float,
+        type=parse_number,
         metavar="SHARE",
         help="Share of the samples kept out of the search, to check it. [default: 0.25; paper: 0]",
     ),
@@ -142,6 +158,7 @@ running_options = together(
         "dims",
         multiple=True,
         type=parse_dimension,
+        callback=lambda ctx, param, value: dict(value),
         metavar="NAME=N",
         help="Size of a free dimension, for random data and images; repeatable.",
     ),
@@ -154,7 +171,7 @@ running_options = together(
     ),
 )
 
-image_options = together(
+_image_options = together(
     click.option(
         "--mean",
         type=parse_numbers,
@@ -164,19 +181,36 @@ image_options = together(
     click.option(
         "--std", type=parse_numbers, metavar="X[,Y,Z]", help="Images: divided by after that, per channel. [default: 1]"
     ),
-    click.option("--scale", type=float, help="Images: factor on pixels of 0…255. [default: 1/255]"),
+    click.option("--scale", type=parse_number, metavar="X", help="Images: factor on pixels of 0…255. [default: 1/255]"),
     click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Images: order of axes. [default: nchw]"),
     click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), help="Images: [default: rgb]"),
 )
+
+
+def image_options(command: Command) -> Command:
+    """Add the options of images; the command gets those that are given as one mapping, `images`."""
+
+    @functools.wraps(command)
+    def bundled(
+        *, mean: object, std: object, scale: object, layout: object, channel_order: object, **others: Any
+    ) -> None:
+        images = {"mean": mean, "std": std, "scale": scale, "layout": layout, "channel_order": channel_order}
+        command(images=given(images), **others)
+
+    decorated: Command = _image_options(bundled)  # type: ignore[assignment]
+    return decorated
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that have a value; those left away are None."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def load_calibration(source: str, images: dict[str, Any]) -> Calibration:
     """The calibration data that the options describe."""
     from riq_cli.calibration import Calibration, ImageOptions
 
-    given: dict[str, Any] = {name: value for name, value in images.items() if value is not None}
-    options: ImageOptions = ImageOptions(**given)
-    return Calibration.load(source, options)
+    return Calibration.load(source, ImageOptions(**images))
 
 
 @contextlib.contextmanager

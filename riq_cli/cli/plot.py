@@ -7,11 +7,10 @@ from pathlib import Path
 import click
 
 from riq_cli.cli import options
-from riq_cli.cli.paths import FileOf
+from riq_cli.cli.paths import FileOf, check_outputs
 from riq_cli.cli.pictures import picture_type, write_picture
 from riq_cli.cli.points import points_of
 from riq_cli.errors import PointsError
-from riq_cli.files import check_output, refuse_source
 
 _KINDS = ("curve", "coder", "k", "prediction")
 
@@ -48,8 +47,7 @@ def plot(kind: str, sweeps: tuple[str, ...], picture: str, rate: bool, force: bo
         raise click.UsageError("--rate belongs to curve")
     if len(set(sweeps)) < len(sweeps):
         raise click.UsageError("a CSV is named twice")
-    refuse_source(picture, *sweeps)
-    check_output(picture, force)
+    check_outputs([picture], sweeps, force)
     distinct = len({Path(path).stem for path in sweeps}) == len(sweeps)
     found = {Path(path).stem if distinct else path: points_of(path) for path in sweeps}
     for path, points in zip(sweeps, found.values(), strict=True):

@@ -13,9 +13,10 @@ from riq_cli.archive import Archive
 from riq_cli.cli import difference as compared
 from riq_cli.cli import markdown, options
 from riq_cli.cli.gates import check, gate_options, gates
+from riq_cli.cli.paths import check_outputs, check_stdout
 from riq_cli.cli.pictures import picture_type, write_picture
 from riq_cli.cli.terminal import table
-from riq_cli.files import atomic_write, check_output, refuse_source
+from riq_cli.files import atomic_write
 from riq_cli.report import Difference, SortKey, Totals, codes, command, difference, page, rows, totals
 from riq_cli.text import finite, human_size, printable, shortened
 
@@ -75,11 +76,8 @@ def report(
     for option, written in (("--html", page_path), ("--plot", picture)):
         if written is not None and len(archives) > 1:
             raise click.UsageError(f"{option} shows one archive; leave one of the two away")
-        if written not in (None, "-"):
-            refuse_source(written, *archives)
-            check_output(written, force)
-    if as_json + as_markdown + (page_path == "-") > 1:
-        raise click.UsageError("--json, --markdown and --html - all want stdout; give one of them")
+    check_stdout({"--json": as_json, "--markdown": as_markdown, "--html -": page_path == "-"})
+    check_outputs((page_path, picture), archives, force)
     opened = [_opened(path) for path in archives]
     checked = gates(totals(opened[-1]), max_size, min_ratio, max_rate)
     if len(opened) == 2:

@@ -14,9 +14,9 @@ import click
 from riq_cli.cli import exit_codes, options
 from riq_cli.cli import points as points_file
 from riq_cli.cli.log import search_log, step_record
+from riq_cli.cli.paths import check_outputs, check_stdout, refuse_sources
 from riq_cli.cli.pictures import picture_type, write_picture
 from riq_cli.cli.terminal import ProgressBar, warn_line
-from riq_cli.files import check_output, refuse_source
 from riq_cli.points import Point
 from riq_cli.report import fixed_rate, totals
 from riq_cli.text import human_size
@@ -54,7 +54,7 @@ Examples:
 @click.option("-o", "csv_path", type=options.output_type, metavar="FILE",
               help="CSV to write, line by line; a sweep that is there is gone on with. [default: stdout]")  # fmt: skip
 @click.option("--plot", "picture", type=picture_type, metavar="FILE", help="Draw the curve: .png or .svg.")
-@click.option("--epsilon", type=float, metavar="E", help="ε0 of eq. (7), in place of the presets'.")
+@click.option("--epsilon", type=options.parse_number, metavar="E", help="ε0 of eq. (7), in place of the presets'.")
 @options.layer_options
 @options.log_option
 @options.running_options
@@ -71,20 +71,12 @@ def sweep(
     validation: str | None,
     csv_path: str | None,
     picture: str | None,
-    epsilon: float | None,
-    holdout: float | None,
-    min_size: int | None,
-    dims: tuple[tuple[str, int], ...],
     log_path: str | None,
     force: bool,
     as_json: bool,
     quiet: bool,
     verbose: int,
-    mean: Any,
-    std: Any,
-    scale: Any,
-    layout: Any,
-    channel_order: Any,
+    images: dict[str, Any],
     **settings: Any,
 ) -> None:
     """Compress MODEL for one target after the other and say what each costs; the archives are not kept.
@@ -95,13 +87,9 @@ def sweep(
     """
     path = None if csv_path in (None, "-") else csv_path
     presets = presets or (_PRESETS if ks is None else ("paper",))
-    if csv_path == "-" and as_json:
-        raise click.UsageError("--json and -o - both want stdout; leave one of them away")
-    sources = [model, *(data for data in (calibration, validation) if data)]
-    for written in (path, picture, log_path):
-        if written is not None:
-            refuse_source(written, *sources)
-            check_output(written, force or written == path)
+    check_stdout({"--json": as_json, "-o -": csv_path == "-"})
+    outputs = (path, picture, log_path)
+    check_outputs(outputs, (model, calibration, validation), force, goes_on=path)
     if picture is not None:
         from riq_cli import plots
 
@@ -111,14 +99,9 @@ def sweep(
     from riq_cli.calibration import Calibration, digest
     from riq_cli.model import Model
 
-    given = {"epsilon": epsilon, "holdout": holdout, "min_size": min_size, "dims": dict(dims), **settings}
-    given = {name: value for name, value in given.items() if value is not None}
-    curves = [(preset, _goals(preset, ks, deviations, given)) for preset in presets]
+    curves = [(preset, _goals(preset, ks, deviations, options.given(settings))) for preset in presets]
     source = Model.load(model)
-    for written in (path, picture, log_path):
-        if written is not None:
-            refuse_source(written, *source.external_files)
-    images = {"mean": mean, "std": std, "scale": scale, "layout": layout, "channel_order": channel_order}
+    refuse_sources(outputs, source.external_files)
     data = Calibration.random() if calibration is None else options.load_calibration(calibration, images)
     judge = None if validation is None else options.load_calibration(validation, images)
     bar = ProgressBar(quiet)
@@ -129,7 +112,7 @@ def sweep(
             warn_line(message)
 
     def named(samples: Calibration) -> str:
-        fitted = samples.samples(source.inputs, dict(dims), settings["batch_size"])
+        fitted = samples.samples(source.inputs, settings["dims"], settings["batch_size"])
         return f"{samples.kind} {digest(fitted)[:_DIGITS]}"
 
     assert source.source is not None, "it was loaded from a file"

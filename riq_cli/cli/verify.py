@@ -10,7 +10,7 @@ import click
 
 from riq_cli.cli import exit_codes, options
 from riq_cli.cli.terminal import warn_line
-from riq_cli.text import finite, shortened
+from riq_cli.text import finite, real, shortened
 
 
 @click.command(
@@ -25,7 +25,8 @@ Examples:
 @click.option("--against", required=True, type=options.model_type, help="The original model.")
 @click.option("--calibration", required=True, type=options.calibration_type, metavar="DATA",
               help="Samples to measure on, as for riq compress.")  # fmt: skip
-@click.option("--deviation", type=float, metavar="D", help="Bound. [default: the target the archive was made for]")
+@click.option("--deviation", type=options.parse_number, metavar="D",
+              help="Bound. [default: the target the archive was made for]")  # fmt: skip
 @options.running_options
 @options.image_options
 @options.max_size_option
@@ -36,16 +37,12 @@ def verify(
     against: str,
     calibration: str,
     deviation: float | None,
-    outputs: tuple[str, ...],
-    dims: tuple[tuple[str, int], ...],
-    batch_size: int,
-    threads: int,
-    provider: str,
     max_size: int,
     as_json: bool,
     quiet: bool,
     verbose: int,
-    **images: Any,
+    images: dict[str, Any],
+    **running: Any,
 ) -> None:
     """Restore ARCHIVE in memory and measure how far its outputs are from the original's on given samples.
 
@@ -61,18 +58,8 @@ def verify(
         if not quiet and original.source and manifest.source.get("sha256") not in (None, original.source.sha256):
             warn_line(f"{against}: is not the file that {archive} was made from (their SHA-256 differ)")
         with options.coding_executor(sum(layer.size for layer in manifest.layers)) as executor:
-            found = measure(
-                opened,
-                original,
-                data,
-                outputs=outputs or None,
-                dims=dict(dims),
-                batch_size=batch_size,
-                threads=threads,
-                provider=provider,
-                executor=executor,
-            )
-    bound = manifest.settings.get("deviation") if deviation is None else deviation
+            found = measure(opened, original, data, executor=executor, **running)
+    bound = real(manifest.settings.get("deviation")) if deviation is None else deviation
     holds = bound is None or found.mean <= bound
     if as_json:
         document = {
