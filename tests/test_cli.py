@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -229,6 +230,22 @@ def test_verify_is_a_gate(ready: Path) -> None:
         json.loads(riq(*arguments, "heldout.npz", "--deviation", "1e-6", "--json", folder=ready).stdout)["holds"]
         is False
     )
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        (r"--epsilon 1 is not in \[0, 1\)$", "--epsilon 1"),
+        (r"--holdout -0\.5 is not in \[0, 1\)$", "--holdout -0.5"),
+        (r"--k -1 is not positive$", "--k -1"),
+        (r"compensated rounding does not go with --max-bits; leave one", "--max-bits 4 --rounding compensated"),
+        (r"a deviation of 2 is not in \(0, 1\]; 0\.01 is 1 %$", "--deviation 2"),
+        (r"no tensor 'max_bits = 3' in the model", "--output 'max_bits = 3'"),
+    ],
+)
+def test_settings_are_called_by_their_options(message: str, options: str, ready: Path) -> None:
+    fails(2, message, "compress", "model.onnx", "-f", "--calibration", "calibration.npz", *shlex.split(options),
+          folder=ready)  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,16 @@ def test_points_are_about_what_compress_finds(swept: Path) -> None:
         assert outcome.archive.manifest.result["deviation"] == outcome.deviation <= (goal.deviation or 0)
 
 
+def test_a_sweep_is_a_function_too(swept: Path) -> None:
+    model, data = riq_library.Model.load(swept / "model.onnx"), riq_library.Calibration.load(swept / "calibration.npz")
+    goals = [riq_library.Settings(deviation=target, allocation="norm") for target in (0.05, 0.02)]
+    outcomes = list(riq_library.sweep(model, data, goals))
+    assert [outcome.settings for outcome in outcomes] == goals
+    assert [outcome.archive.size if outcome.archive else None for outcome in outcomes] == [
+        int(row["bytes"]) for row in table(swept / "curve.csv") if row["preset"] == "fast"
+    ]
+
+
 def test_goals_that_keep_nothing_are_what_compress_finds(swept: Path) -> None:
     from riq_cli.codec import Settings, sweep
 

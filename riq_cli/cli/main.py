@@ -7,12 +7,13 @@ import os
 import re
 import sys
 import traceback
+from dataclasses import fields
 
 import click
 
 from riq_cli.cli import exit_codes
 from riq_cli.cli.terminal import error_line
-from riq_cli.errors import RiqError
+from riq_cli.errors import RiqError, SettingsError
 from riq_cli.version import VERSION
 
 _COMMANDS = ("compress", "decompress", "report", "verify", "sweep", "plot", "completion")
@@ -95,4 +96,19 @@ def _message(error: BaseException) -> str:
         return "not enough memory"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return str(error)
+    return _with_flags(str(error)) if isinstance(error, SettingsError) else str(error)
+
+
+def _with_flags(message: str) -> str:
+    """A message about settings with the names that they have on the command line: `--max-bits 1` for `max_bits = 1`.
+
+    Names that are words of English too are settings where a value follows; names in quotes are the user's own.
+    """
+    from riq_cli.codec import Settings
+    from riq_cli.report import flag
+
+    for name in (field.name for field in fields(Settings)):
+        message = re.sub(rf"(?<!['\w-]){name} = ", f"{flag(name)} ", message)
+        if "_" in name:
+            message = re.sub(rf"(?<!['\w-]){name}\b", flag(name), message)
+    return message
