@@ -346,7 +346,7 @@ def test_a_sweep_draws_its_curve(suffix: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
-@pytest.mark.parametrize("kind", [("curve",), ("curve", "--rate"), ("coder",), ("k",), ("prediction",)])
+@pytest.mark.parametrize("kind", [("curve",), ("curve", "--rate"), ("coder",), ("k",), ("epsilon",), ("prediction",)])
 def test_every_kind_of_picture_is_drawn(kind: tuple[str, ...], suffix: str, folder: Path) -> None:
     pytest.importorskip("matplotlib", reason="pictures need matplotlib")
     shutil.copy(folder / "curve.csv", folder / "second.csv")
@@ -371,10 +371,55 @@ def test_the_same_points_give_the_same_picture(swept: Path) -> None:
 
     points, _ = read_points((swept / "curve.csv").read_text())
     for suffix in (".png", ".svg"):
-        assert plots.curve({"model": points}, suffix) == plots.curve({"model": points}, suffix)
+        assert plots.picture("curve", {"model": points}, suffix) == plots.picture("curve", {"model": points}, suffix)
+
+
+def point(**fields: object) -> Point:
+    about = {"preset": "paper", "target": 0.01, "reached": True, "deviation": 0.009, "ratio": 8.0, "k": 300.0,
+             "epsilon": 0.0, "evaluations": 9, "probes": 0, "seconds": 1.0, "model": "a", "calibration": "npz 1",
+             "validated": "", "settings": ""}  # fmt: skip
+    return Point(**dict.fromkeys(COLUMNS) | about | fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("sweeps", "labels"),
+    [
+        ({"m": [point()]}, ["paper"]),
+        ({"m": [point(), point(preset="small")]}, ["paper", "small"]),
+        ({"m": [point()], "n": [point(model="b", calibration="npz 2")]}, ["m", "n"]),  # of course with other samples
+        ({"m": [point(), point(calibration="random 2")]}, ["real samples", "random samples"]),
+        ({"m": [point(), point(calibration="npz 2")]}, ["npz 1", "npz 2"]),
+        ({"m": [point(settings="epsilon=0.1; k=9"), point(settings="epsilon=0.0; k=9")]}, ["ε₀ = 0.1", "ε₀ = 0"]),
+    ],
+)
+def test_curves_are_named_by_what_tells_them_apart(sweeps: dict[str, list[Point]], labels: list[str]) -> None:
+    from riq_cli.plots.curves import _series
+
+    assert [series.label for series in _series(sweeps)] == labels
+
+
+def test_epsilons_are_one_picture_of_two_parts(folder: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+    for epsilon in ("0", "0.1"):
+        arguments = (*SWEEP[:4], "--epsilon", epsilon, "--k", "10,100", "-o", "k.csv")
+        assert riq(*arguments, folder=folder).returncode == 0
+    assert riq("plot", "epsilon", "k.csv", "-o", "e.svg", "--title", "a model", folder=folder).returncode == 0
+    comments = re.findall(r"<!-- (.*?) -->", (folder / "e.svg").read_text())  # the texts, which are drawn as paths
+    assert comments.count("deviation (cosine distance)") == comments.count("compression ratio (×, real bytes)") == 1
+    assert comments.count("k (larger is finer)") == 1
+    assert comments.count("a model: what ε₀ does") == 1
+    assert [text for text in comments if text.startswith("ε₀ =")] == ["ε₀ = 0", "ε₀ = 0.1"]
 
 
 def test_plot_says_what_is_wrong(folder: Path) -> None:
+    missed = point(reached=False, k=None, ratio=None)
+    (folder / "unreached.csv").write_text(HEADER + missed.line())
+    fails(1, r"no point can be drawn: none has a k and a deviation; riq sweep --k measures such$", "plot", "k",
+          "unreached.csv", "-o", "x.svg", folder=folder)  # fmt: skip
+    fails(1, r"no point can be drawn: none has a deviation on validation samples; riq sweep --validation measures",
+          "plot", "prediction", "unreached.csv", "-o", "x.svg", folder=folder)  # fmt: skip
+    fails(1, r"no point can be drawn: each target is out of reach$", "plot", "curve", "unreached.csv", "-o", "x.svg",
+          folder=folder)  # fmt: skip
     (folder / "notes.csv").write_text("a,b\n1,2\n")
     (folder / "empty.csv").write_text(HEADER)
     fails(1, r"notes\.csv: is not the CSV of a sweep: does not begin with", "plot", "curve", "notes.csv", "-o", "x.svg",

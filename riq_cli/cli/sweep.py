@@ -152,7 +152,9 @@ def sweep(
     if picture is not None:
         from riq_cli import plots
 
-        write_picture(picture, plots.curve({Path(model).name: points}, Path(picture).suffix.lower()), force, quiet)
+        write_picture(
+            picture, plots.picture("curve", {Path(model).name: points}, Path(picture).suffix.lower()), force, quiet
+        )
 
 
 def _goals(
