@@ -18,6 +18,11 @@ def shortened(text: str, width: int = 60) -> str:
     return text if len(text) <= width else f"{text[:half]}…{text[-half:]}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: `1 probe`, `2 probes`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def human_size(size: float) -> str:
     """A size in bytes as people read it: `712 B`, `34.6 kB`, `4.75 MB`."""
     for unit in ("B", "kB", "MB", "GB"):

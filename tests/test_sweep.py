@@ -227,23 +227,29 @@ def test_force_begins_anew(folder: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
-def test_an_interrupted_sweep_says_how_to_go_on_and_does(folder: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_sweep_says_how_to_go_on_and_does(sent: signal.Signals, folder: Path) -> None:
     targets = ",".join(f"{0.001 * number:g}" for number in range(20, 60))
-    arguments = [*SWEEP[:4], "--presets", "fast", "--deviations", targets, "-o", "long.csv"]
+    arguments = [*SWEEP[:4], "--presets", "fast", "--deviations", targets, "-o", "long.csv", "--log",
+                 "log.jsonl", "-f"]  # fmt: skip
     running = subprocess.Popen([sys.executable, "-m", "riq_cli", *arguments], cwd=folder, stderr=subprocess.PIPE,
-                               env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)})  # fmt: skip
+                               env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+                               preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL))  # fmt: skip
     ends = time.monotonic() + 60
     while time.monotonic() < ends and not (
         (file := folder / "long.csv").exists() and file.read_bytes().count(b"\n") > 1
     ):
         time.sleep(0.005)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(sent)
     _, stderr = running.communicate(timeout=60)
-    assert running.returncode == 130, stderr
+    assert running.returncode == 128 + sent, stderr
     last = stderr.decode().splitlines()[-1]
-    assert re.fullmatch(r"riq: error: interrupted after \d+ points; the same command goes on with long\.csv", last)
+    assert re.fullmatch(
+        r"riq: error: interrupted after \d+ points?; the same command without --force goes on with long\.csv", last
+    )
+    assert json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["error"] == "interrupted"
     whole = (folder / "long.csv").read_bytes()
-    assert riq(*arguments, "-q", folder=folder).returncode == 0
+    assert riq(*arguments[:-3], "-q", folder=folder).returncode == 0
     assert (folder / "long.csv").read_bytes().startswith(whole)
     assert len({row["target"] for row in table(folder / "long.csv")}) == len(table(folder / "long.csv")) == 40
 

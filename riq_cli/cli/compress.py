@@ -16,7 +16,7 @@ from riq_cli.cli.log import search_log, step_record
 from riq_cli.cli.paths import check_outputs, check_stdout, refuse_sources
 from riq_cli.cli.terminal import ProgressBar, warn_line
 from riq_cli.report import totals
-from riq_cli.text import finite, human_size, shortened
+from riq_cli.text import counted, finite, human_size, shortened
 
 if TYPE_CHECKING:
     from riq_cli.archive import Archive
@@ -171,13 +171,9 @@ def _summary(facts: dict[str, Any], verbose: int) -> str:
         lines.append(
             f"  search     {facts['allocation']} allocation, {facts['rounding']} rounding, "
             f"k = {facts['k']:.5g}, epsilon = {facts['epsilon']:g}; "
-            f"{_counted(facts['evaluations'], 'evaluation')}, {_counted(facts['probes'], 'probe')}, "
+            f"{counted(facts['evaluations'], 'evaluation')}, {counted(facts['probes'], 'probe')}, "
             f"{facts['seconds']:.1f} s"
         )
     if verbose:
         lines += [f"    k {k:<10g} deviation {value:.4g}" for k, value in facts["trace"]]
     return "\n".join(lines)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

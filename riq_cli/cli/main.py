@@ -11,7 +11,7 @@ from dataclasses import fields
 
 import click
 
-from riq_cli.cli import exit_codes
+from riq_cli.cli import exit_codes, interruption
 from riq_cli.cli.terminal import error_line
 from riq_cli.errors import RiqError, SettingsError
 from riq_cli.version import VERSION
@@ -65,6 +65,7 @@ def main() -> None:
     for library in ("OPENBLAS", "MKL"):  # riq's own threads work on a layer each; more of them only wait for each other
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     debug = sum(word.count("v") for word in sys.argv[1:] if re.fullmatch("-[fqv]+", word)) > 1
+    interruption.catch()
     try:
         code = riq.main(prog_name="riq", standalone_mode=False)
     except click.ClickException as error:
@@ -72,9 +73,9 @@ def main() -> None:
         if isinstance(error, click.UsageError) and error.ctx is not None:
             click.echo(f"Try '{error.ctx.command_path} --help'.", err=True)
         code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        error_line("interrupted; nothing was written")
-        code = exit_codes.INTERRUPTED
+    except (click.Abort, KeyboardInterrupt) as error:  # click makes the one of the other
+        error_line("interrupted; no output was written")
+        code = interruption.exit_code(error.__cause__ or error)
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stdout = open(os.devnull, "w")
         code = exit_codes.FAILED

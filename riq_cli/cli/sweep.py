@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from riq_cli.cli import exit_codes, options
+from riq_cli.cli import interruption, options
 from riq_cli.cli import points as points_file
 from riq_cli.cli.log import search_log, step_record
 from riq_cli.cli.paths import check_outputs, check_stdout, refuse_sources
 from riq_cli.cli.pictures import picture_type, write_picture
-from riq_cli.cli.terminal import ProgressBar, warn_line
+from riq_cli.cli.terminal import ProgressBar, error_line, warn_line
 from riq_cli.points import Point
 from riq_cli.report import fixed_rate, totals
-from riq_cli.text import human_size
+from riq_cli.text import counted, human_size
 
 if TYPE_CHECKING:
     from riq_cli.calibration import Calibration
@@ -121,19 +121,19 @@ def sweep(
     if calibration is None:
         warn("no --calibration: measured on random samples, which predict real data poorly (the paper's Fig. 1a)")
     points = list(kept)
-    with (
-        search_log(log_path, force) as log,
-        points_file.lines(path, size, as_json) as write,
-        options.coding_executor(sum(layer.size for layer in source.layers)) as executor,
-        contextlib.closing(bar),
-    ):
+    try:
+        with (
+            search_log(log_path, force) as log,
+            points_file.lines(path, size, as_json) as write,
+            options.coding_executor(sum(layer.size for layer in source.layers)) as executor,
+            contextlib.closing(bar),
+        ):
 
-        def tell(step: Progress) -> None:
-            bar(step)
-            if record := step_record(step):
-                log(record)
+            def tell(step: Progress) -> None:
+                bar(step)
+                if record := step_record(step):
+                    log(record)
 
-        try:
             for preset, goals in curves:
                 for point in _computed(preset, goals, identity, points, source, data, judge,
                                        progress=tell, warn=warn, executor=executor):  # fmt: skip
@@ -142,11 +142,11 @@ def sweep(
                     bar.close()
                     if not quiet:
                         click.echo(_summary(point), err=True)
-        except KeyboardInterrupt:
-            bar.close()
-            hint = "" if path is None else f"; the same command goes on with {path}"
-            click.echo(f"riq: error: interrupted after {len(points)} points{hint}", err=True)
-            raise click.exceptions.Exit(exit_codes.INTERRUPTED) from None
+    except KeyboardInterrupt as error:
+        again = "the same command" + (" without --force" if force else "")
+        hint = "" if path is None else f"; {again} goes on with {path}"
+        error_line(f"interrupted after {counted(len(points), 'point')}{hint}")
+        raise click.exceptions.Exit(interruption.exit_code(error)) from None
     if as_json:
         click.echo(json.dumps({"model": model, "points": [point.document() for point in points]}, indent=2))
     if picture is not None:
