@@ -446,6 +446,12 @@ def test_every_command_has_help_with_examples(ready: Path) -> None:
             assert option.strip()
 
 
+def test_without_a_command_the_help_is_shown_as_it_is(ready: Path) -> None:
+    done = riq(folder=ready)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == riq("--help", folder=ready).stdout
+
+
 def test_the_version_is_the_package_s(ready: Path) -> None:
     from riq_cli.version import VERSION
 

@@ -364,18 +364,30 @@ def test_where_the_shell_knows_better_it_completes_itself(models: Path) -> None:
     assert completed(models, "riq decompress m.riqz -o ") == ["file,"]
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
-def test_the_script_for_bash_completes_in_bash(models: Path) -> None:
-    program = models / "bin" / "riq"
+def with_riq(folder: Path) -> dict[str, str]:
+    """An environment in which a shell finds the program, in the folder's bin."""
+    program = folder / "bin" / "riq"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m riq_cli "$@"\n')
     program.chmod(0o755)
+    return os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_the_script_for_bash_completes_in_bash(models: Path) -> None:
     script = (
         'eval "$(riq completion bash)"; COMP_WORDS=(riq compress ""); COMP_CWORD=2; '
         '_riq_completion riq "" compress; printf "%s\\n" "${COMPREPLY[@]}"'
     )
-    environment = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", script], cwd=models, capture_output=True, env=environment, text=True)
+    done = subprocess.run(["bash", "-c", script], cwd=models, capture_output=True, env=with_riq(models), text=True)
+    assert (done.stdout.split(), done.stderr) == (["a.onnx", "b.onnx", "bin/", "zoo/"], "")
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish")
+def test_the_script_for_fish_completes_in_fish(models: Path) -> None:
+    script = 'riq completion fish | source; complete --do-complete "riq compress "'
+    done = subprocess.run(["fish", "--no-config", "-c", script], cwd=models, capture_output=True, env=with_riq(models),
+                          text=True)  # fmt: skip
     assert (done.stdout.split(), done.stderr) == (["a.onnx", "b.onnx", "bin/", "zoo/"], "")
 
 

@@ -272,6 +272,11 @@ def test_a_file_that_is_no_sweep_is_refused(text: str, folder: Path) -> None:
     assert (folder / "notes.csv").read_text() == text
 
 
+def test_a_target_named_twice_is_one_point(folder: Path) -> None:
+    done = riq(*SWEEP[:4], "--presets", "fast,fast", "--deviations", "0.05,0.050", "-q", folder=folder)
+    assert len(done.stdout.splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     ("code", "message", "arguments"),
     [
@@ -284,11 +289,13 @@ def test_a_file_that_is_no_sweep_is_refused(text: str, folder: Path) -> None:
         (1, r"calibration\.npz: is read by this command", ("-o", "calibration.npz")),
         (1, r"old\.png: exists already", ("--plot", "old.png")),
         (2, r"x\.svg: two outputs have this name; give one of them another", ("-o", "x.svg", "--plot", "x.svg")),
+        (1, r"other\.npz: the calibration data has y; the model's inputs are x", ("--validation", "other.npz")),
         (1, r"no/c\.csv: cannot be written: No such file or directory", ("-o", "no/c.csv")),
     ],
 )
 def test_what_is_refused(code: int, message: str, arguments: tuple[str, ...], folder: Path) -> None:
     (folder / "old.png").touch()
+    np.savez(folder / "other.npz", y=np.zeros((2, 16), np.float32))
     fails(code, message, *SWEEP[:4], *arguments, folder=folder)
 
 

@@ -32,6 +32,9 @@ class _Lazy(click.Group):
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:  # completion parses too
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(exit_codes.USAGE)
         if args[:1] == ["help"]:  # `riq help compress`, as other tools have it
             args = [*args[1:2], "--help"]
         return super().parse_args(ctx, args)
@@ -95,8 +98,8 @@ def main() -> None:
 def _message(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "not enough memory"
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror is not None:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     return _with_flags(str(error)) if isinstance(error, SettingsError) else str(error)
 
 

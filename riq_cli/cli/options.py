@@ -14,7 +14,7 @@ import click
 
 from riq_cli import limits
 from riq_cli.cli.paths import FileOf
-from riq_cli.errors import ArchiveError
+from riq_cli.errors import ArchiveError, RiqError
 
 if TYPE_CHECKING:
     from riq_cli.archive import Archive
@@ -66,11 +66,11 @@ def parse_number(text: str | float) -> float:
 
 
 def parse_numbers(text: str) -> tuple[float, ...]:
-    """The numbers in a text such as 0.485,0.456,0.406."""
+    """The numbers in a text such as 0.5,0.25."""
     try:
         return tuple(parse_number(part) for part in text.split(","))
     except click.BadParameter:
-        raise click.BadParameter(f"{text!r} is not a list of numbers; write 0.485,0.456,0.406") from None
+        raise click.BadParameter(f"{text!r} is not a list of numbers; write 0.5,0.25") from None
 
 
 def parse_presets(text: str) -> tuple[str, ...]:
@@ -219,16 +219,16 @@ def open_archive(path: str, max_size: int) -> Iterator[Archive]:
     from riq_cli.archive import Archive
 
     source: Any = sys.stdin.buffer if path == "-" else path
-    with naming(path), Archive.open(source, max_size) as archive:
+    with naming(path, ArchiveError), Archive.open(source, max_size) as archive:
         yield archive
 
 
 @contextlib.contextmanager
-def naming(path: str) -> Iterator[None]:
-    """A block whose errors about an archive name its file."""
+def naming(path: str, kind: type[RiqError]) -> Iterator[None]:
+    """A block whose errors of a kind name the file that they are about."""
     try:
         yield
-    except ArchiveError as error:
+    except kind as error:
         raise type(error)(f"{path}: {error}") from error
 
 

@@ -31,7 +31,7 @@ Examples:
 """,
     short_help="Draw what riq sweep has found: the figures of the paper.",
 )
-@click.argument("kind", type=click.Choice(_KINDS))
+@click.argument("kind", type=click.Choice(_KINDS), metavar="KIND")
 @click.argument("sweeps", nargs=-1, required=True, type=FileOf(".csv"), metavar="CSV…")
 @click.option("-o", "picture", type=picture_type, required=True, metavar="FILE", help="Picture: .png or .svg.")
 @click.option("--title", metavar="TEXT", help="What the picture is of. [default: the CSV's name, if it is one]")

@@ -16,6 +16,7 @@ from riq_cli.cli.gates import check, gate_options, gates
 from riq_cli.cli.paths import check_outputs, check_stdout
 from riq_cli.cli.pictures import picture_type, write_picture
 from riq_cli.cli.terminal import table
+from riq_cli.errors import ArchiveError
 from riq_cli.files import atomic_write
 from riq_cli.report import Difference, SortKey, Totals, codes, command, difference, page, rows, totals
 from riq_cli.text import finite, human_size, printable, shortened
@@ -86,7 +87,7 @@ def report(
     else:
         name = "model.riqz" if archives[0] == "-" else Path(archives[0]).name
         if page_path is not None:
-            with options.naming(archives[0]):
+            with options.naming(archives[0], ArchiveError):
                 _write_page(page(opened[0], name), page_path, force)
         if picture is not None:
             _draw(opened[0], name, sort or "model", picture, force)

@@ -17,6 +17,7 @@ from riq_cli.cli.log import search_log, step_record
 from riq_cli.cli.paths import check_outputs, check_stdout, refuse_sources
 from riq_cli.cli.pictures import picture_type, write_picture
 from riq_cli.cli.terminal import ProgressBar, error_line, warn_line
+from riq_cli.errors import CalibrationError
 from riq_cli.points import Point
 from riq_cli.report import fixed_rate, totals
 from riq_cli.text import counted, human_size
@@ -99,6 +100,7 @@ def sweep(
     from riq_cli.calibration import Calibration, digest
     from riq_cli.model import Model
 
+    ks, deviations = ks and tuple(dict.fromkeys(ks)), tuple(dict.fromkeys(deviations))  # each is one point
     curves = [(preset, _goals(preset, ks, deviations, options.given(settings))) for preset in presets]
     source = Model.load(model)
     refuse_sources(outputs, source.external_files)
@@ -111,12 +113,14 @@ def sweep(
             bar.close()
             warn_line(message)
 
-    def named(samples: Calibration) -> str:
-        fitted = samples.samples(source.inputs, settings["dims"], settings["batch_size"])
+    def named(samples: Calibration, path: str) -> str:
+        with options.naming(path, CalibrationError):
+            fitted = samples.samples(source.inputs, settings["dims"], settings["batch_size"])
         return f"{samples.kind} {digest(fitted)[:_DIGITS]}"
 
     assert source.source is not None, "it was loaded from a file"
-    identity = source.source.sha256[:_DIGITS], named(data), "" if judge is None else named(judge)
+    validated = "" if judge is None else named(judge, str(validation))
+    identity = source.source.sha256[:_DIGITS], named(data, calibration or "random samples"), validated
     points_file.check_model(path, kept, identity[0])
     if calibration is None:
         warn("no --calibration: measured on random samples, which predict real data poorly (the paper's Fig. 1a)")
