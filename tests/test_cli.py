@@ -438,12 +438,42 @@ def test_a_reader_that_leaves_is_no_error_to_show(ready: Path) -> None:
 def test_every_command_has_help_with_examples(ready: Path) -> None:
     top = riq("--help", folder=ready).stdout.decode()
     assert "Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 target not reached" in top
-    for command in ("compress", "decompress", "report", "verify", "sweep", "plot", "completion"):
+    for command in COMMANDS:
         assert command in top
         text = riq(command, "--help", folder=ready).stdout.decode()
-        assert f"Examples:\n    riq {command} " in text
-        for option in re.findall(r"^  (-.*?)  ", text, re.MULTILINE):
-            assert option.strip()
+        assert f"Examples:\n  riq {command} " in text
+
+
+COMMANDS = ("compress", "decompress", "report", "verify", "sweep", "plot", "completion")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_a_page_of_a_manual(command: str, ready: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "riq_cli", command, "--help"], capture_output=True, text=True,
+                          env=os.environ | {"COLUMNS": "200", "PYTHONPATH": str(ROOT)}, check=True)  # fmt: skip
+    text = done.stdout
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+    assert re.match(rf"Usage: riq {command} (?!\[OPTIONS\])", text)  # a synopsis
+    headings = re.findall(r"^([A-Z][\w ]*):$", text, re.MULTILINE)
+    assert headings[-2:] == ["Examples", "Exit codes"]
+    assert len(headings) == len(set(headings)) and ("Options" in headings) is (command == "completion")
+    codes = re.findall(r"^  (\d)  ", text.split("Exit codes:\n")[1], re.MULTILINE)
+    assert codes == ["0", "1", "2", "3"][: 4 if command in ("compress", "report", "verify") else 3]
+
+
+def test_every_example_is_a_command_with_options_that_there_are(ready: Path) -> None:
+    import click
+
+    from riq_cli.cli.main import riq as group
+
+    for name in COMMANDS:
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        text = riq(name, "--help", folder=ready).stdout.decode().replace("\\\n", " ")
+        known = {option for param in command.params for option in param.opts}
+        for line in re.findall(rf"^  riq {name} .*", text.split("Examples:")[1], re.MULTILINE):
+            words = shlex.split(line.split(" | ")[0], comments=True)
+            assert {word for word in words if re.match("--?[a-z]", word)} <= known, line
 
 
 def test_without_a_command_the_help_is_shown_as_it_is(ready: Path) -> None:

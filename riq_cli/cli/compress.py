@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from riq_cli.cli import options
+from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.log import search_log, step_record
 from riq_cli.cli.paths import check_outputs, check_stdout, refuse_sources
 from riq_cli.cli.terminal import ProgressBar, warn_line
@@ -24,46 +25,61 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    epilog="""\b
-Examples:
-  riq compress model.onnx --deviation 0.01 --calibration samples.npz
-  riq compress model.onnx --calibration images/ --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
-  riq compress model.onnx --calibration mydata:samples --exclude '*embedding*' -o small.riqz
-  riq compress model.onnx --calibration samples.npz --size 500kB --log search.jsonl --json
+    cls=Command,
+    synopsis="MODEL [--calibration DATA] [--deviation D] [-o FILE] [OPTIONS]",
+    examples=r"""
+riq compress model.onnx --calibration samples.npz --deviation 0.01
+riq compress model.onnx --calibration images/ \
+    --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+riq compress model.onnx --calibration mydata:samples --exclude '*embedding*'
+riq compress model.onnx --calibration samples.npz --size 500kB --json
+riq compress model.onnx --calibration samples.npz -o small.riqz --log s.jsonl
 """,
+    target="no archive keeps the target",
     short_help="Model to archive: the smallest that keeps the deviation.",
 )
 @click.argument("model", type=options.model_type)
-@click.option("--deviation", type=options.parse_number, metavar="D",
-              help="How far outputs may move: cosine distance [default: 0.01]")  # fmt: skip
-@options.calibration_option
-@click.option("-o", "archive_path", type=options.output_type, metavar="FILE",
-              help="Archive to write, - for stdout. [default: MODEL.riqz]")  # fmt: skip
-@click.option("--ratio", type=options.parse_number, metavar="X",
-              help="Instead: the least deviation in 1/X of the model's bytes.")  # fmt: skip
-@click.option("--size", type=options.parse_size, metavar="SIZE", help="Instead: the least deviation in 500kB, 5MB …")
-@click.option("--rate", type=options.parse_number, metavar="R", help="Instead: the least deviation at R bits/weight.")
-@click.option("--k", type=options.parse_number, metavar="K",
-              help="Instead: this k of the norm allocation, without a search.")  # fmt: skip
-@click.option("--preset", type=click.Choice(options.PRESETS), default="small", show_default=True,
-              help="paper: norm, algorithm1, epsilon 0.01. fast: norm. uniform: the paper's baseline. "
-              "small: measured, compensated.")  # fmt: skip
-@click.option("--allocation", type=click.Choice(["norm", "measured", "uniform"]),
-              help="Bin widths shared out among layers by norm, as in the paper, by measured effect, "
-              "or by range.")  # fmt: skip
-@click.option("--rounding", type=click.Choice(["nearest", "compensated"]),
-              help="compensated: later columns of a layer make up for errors of earlier ones.")  # fmt: skip
-@click.option("--search", type=click.Choice(["secant", "algorithm1"]),
-              help="How k is found: algorithm1 is the paper's, to the letter.")  # fmt: skip
-@click.option("--epsilon", type=options.parse_number, metavar="E",
-              help="ε0 of eq. (7). [default: 0.01, less if that cannot reach]")  # fmt: skip
+@grouped(
+    "Goal",
+    click.option("--deviation", type=options.parse_number, metavar="D",
+                 help="How far outputs may move: cosine distance [default: 0.01]"),
+    click.option("--ratio", type=options.parse_number, metavar="X",
+                 help="Instead: the least deviation in 1/X of the model's bytes."),
+    click.option("--size", type=options.parse_size, metavar="SIZE",
+                 help="Instead: the least deviation in 500kB, 5MB …"),
+    click.option("--rate", type=options.parse_number, metavar="R",
+                 help="Instead: the least deviation at R bits/weight."),
+    click.option("--k", type=options.parse_number, metavar="K",
+                 help="Instead: this k of the norm allocation, without a search."),
+)  # fmt: skip
+@grouped("Samples", options.calibration_option, options.holdout_option)
+@grouped(
+    "Method",
+    click.option("--preset", type=click.Choice(options.PRESETS), default="small", show_default=True,
+                 help="paper: norm, algorithm1, epsilon 0.01. fast: norm. uniform: the paper's baseline. "
+                 "small: measured, compensated."),
+    click.option("--allocation", type=click.Choice(["norm", "measured", "uniform"]),
+                 help="Bin widths shared out among layers by norm, as in the paper, by measured effect, or by range."),
+    click.option("--rounding", type=click.Choice(["nearest", "compensated"]),
+                 help="compensated: later columns of a layer make up for errors of earlier ones."),
+    click.option("--search", type=click.Choice(["secant", "algorithm1"]),
+                 help="How k is found: algorithm1 is the paper's, to the letter."),
+    click.option("--epsilon", type=options.parse_number, metavar="E",
+                 help="ε0 of eq. (7). [default: 0.01, less if that cannot reach]"),
+)  # fmt: skip
 @options.layer_options
-@options.log_option
 @options.running_options
 @options.image_options
-@options.force_option
-@options.json_option
-@options.verbosity_options
+@grouped(
+    "Output",
+    click.option("-o", "archive_path", type=options.output_type, metavar="FILE",
+                 help="Archive to write, - for stdout. [default: MODEL.riqz]"),
+    options.force_option,
+    options.json_option,
+    options.log_option,
+    options.quiet_option,
+    options.verbose_option,
+)  # fmt: skip
 def compress(
     model: str,
     calibration: str | None,

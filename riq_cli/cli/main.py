@@ -12,6 +12,7 @@ from dataclasses import fields
 import click
 
 from riq_cli.cli import exit_codes, interruption
+from riq_cli.cli.help import WIDTH
 from riq_cli.cli.terminal import error_line
 from riq_cli.errors import RiqError, SettingsError
 from riq_cli.version import VERSION
@@ -48,7 +49,7 @@ class _Lazy(click.Group):
             raise click.UsageError(f"{error.message} There are {', '.join(_COMMANDS)}.", ctx) from None
 
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH})
 @click.version_option(VERSION, "-V", "--version", prog_name="riq")
 def riq() -> None:
     """Make ONNX models small: say how far the outputs may move, get the smallest file that keeps the promise.

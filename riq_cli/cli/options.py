@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from riq_cli import limits
+from riq_cli.cli.help import grouped
 from riq_cli.cli.paths import FileOf
 from riq_cli.errors import ArchiveError, RiqError
 
@@ -82,109 +83,68 @@ def parse_presets(text: str) -> tuple[str, ...]:
     return names
 
 
-def together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
-    """One decorator that adds several options, in the order given."""
-
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
 model_type = FileOf(".onnx")
 archive_type = FileOf(".riqz", allow_dash=True)
 calibration_type = FileOf(".npz", ".npy", must_be_file=False)  # or a folder, or module:callable
 output_type = click.Path(allow_dash=True)
 
 calibration_option = click.option(
-    "--calibration",
-    type=calibration_type,
-    metavar="DATA",
+    "--calibration", type=calibration_type, metavar="DATA",
     help="Samples to measure on: .npz, .npy, a folder of images or ONNX test data, or module:callable. "
-    "[default: random, which predicts poorly]",
-)
-layer_options = together(
-    click.option("--max-bits", type=click.IntRange(2, 16), metavar="R", help="At most 2^R levels in any layer."),
-    click.option(
-        "--holdout",
-        type=parse_number,
-        metavar="SHARE",
-        help="Share of the samples kept out of the search, to check it. [default: 0.25; paper: 0]",
-    ),
-    click.option(
-        "--min-size",
-        type=click.IntRange(1),
-        metavar="N",
-        help="Keep tensors with fewer weights exact. [default: by norm 256; else where it pays]",
-    ),
-    click.option("--include", multiple=True, metavar="PATTERN", help="Code only layers of such names; repeatable."),
-    click.option("--exclude", multiple=True, metavar="PATTERN", help="Keep layers of such names exact; repeatable."),
-)
+    "[default: random ones, which predict poorly]",
+)  # fmt: skip
+holdout_option = click.option(
+    "--holdout", type=parse_number, metavar="SHARE",
+    help="Share of the samples kept out of the search, to check it. [default: 0.25; paper and uniform: 0]",
+)  # fmt: skip
 log_option = click.option(
-    "--log",
-    "log_path",
-    type=click.Path(),
-    metavar="FILE",
+    "--log", "log_path", type=click.Path(), metavar="FILE",
     help="Write the search as JSON lines, one for each evaluation and probe, as it goes.",
-)
+)  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 force_option = click.option("-f", "--force", is_flag=True, help="Replace an existing output file.")
 max_size_option = click.option(
-    "--max-size",
-    type=parse_size,
-    metavar="SIZE",
-    default=limits.RESTORED,
-    show_default="8GiB",
+    "--max-size", type=parse_size, metavar="SIZE", default=limits.RESTORED, show_default="8GiB",
     help="Largest restored model to accept.",
-)
-verbosity_options = together(
-    click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
-    click.option("-v", "--verbose", count=True, help="Print more; -vv also tracebacks."),
-)
+)  # fmt: skip
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+verbose_option = click.option("-v", "--verbose", count=True, help="Print more; -vv also tracebacks.")
 
-running_options = together(
-    click.option(
-        "--output",
-        "outputs",
-        multiple=True,
-        metavar="NAME",
-        help="Measure the deviation on this tensor, inner ones allowed; repeatable. "
-        "[default: every float output, and what enters a final Softmax, Sigmoid, ArgMax …]",
-    ),
-    click.option(
-        "--dim",
-        "dims",
-        multiple=True,
-        type=parse_dimension,
-        callback=lambda ctx, param, value: dict(value),
-        metavar="NAME=N",
-        help="Size of a free dimension, for random data and images; repeatable.",
-    ),
-    click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Samples in one run."),
-    click.option(
-        "--threads", type=click.IntRange(0), default=0, show_default="all", help="Threads that onnxruntime uses."
-    ),
-    click.option(
-        "--provider", default="CPUExecutionProvider", show_default=True, help="onnxruntime's execution provider."
-    ),
-)
+layer_options = grouped(
+    "Layers",
+    click.option("--min-size", type=click.IntRange(1), metavar="N",
+                 help="Keep tensors with fewer weights exact. [default: by norm 256; else where it pays]"),
+    click.option("--include", multiple=True, metavar="PATTERN", help="Code only layers of such names; repeatable."),
+    click.option("--exclude", multiple=True, metavar="PATTERN", help="Keep layers of such names exact; repeatable."),
+    click.option("--max-bits", type=click.IntRange(2, 16), metavar="R", help="At most 2^R levels in any layer."),
+)  # fmt: skip
 
-_image_options = together(
-    click.option(
-        "--mean",
-        type=parse_numbers,
-        metavar="X[,Y,Z]",
-        help="Images: subtracted after scaling, per channel. [default: 0]",
-    ),
-    click.option(
-        "--std", type=parse_numbers, metavar="X[,Y,Z]", help="Images: divided by after that, per channel. [default: 1]"
-    ),
-    click.option("--scale", type=parse_number, metavar="X", help="Images: factor on pixels of 0…255. [default: 1/255]"),
-    click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Images: order of axes. [default: nchw]"),
-    click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), help="Images: [default: rgb]"),
-)
+running_options = grouped(
+    "Measuring",
+    click.option("--output", "outputs", multiple=True, metavar="NAME",
+                 help="Measure the deviation on this tensor, inner ones allowed; repeatable. "
+                 "[default: every float output, and what enters a final Softmax, Sigmoid, ArgMax …]"),
+    click.option("--dim", "dims", multiple=True, type=parse_dimension, metavar="NAME=N",
+                 callback=lambda ctx, param, value: dict(value),
+                 help="Size of a free dimension, for random data and images; repeatable."),
+    click.option("--batch-size", type=click.IntRange(1), metavar="N", default=1, show_default=True,
+                 help="Samples in one run."),
+    click.option("--threads", type=click.IntRange(0), metavar="N", default=0, show_default="all",
+                 help="Threads that onnxruntime uses."),
+    click.option("--provider", metavar="NAME", default="CPUExecutionProvider", show_default=True,
+                 help="onnxruntime's execution provider."),
+)  # fmt: skip
+
+_image_options = grouped(
+    "Images",
+    click.option("--mean", type=parse_numbers, metavar="X[,Y,Z]",
+                 help="Subtracted from pixels after scaling, per channel. [default: 0]"),
+    click.option("--std", type=parse_numbers, metavar="X[,Y,Z]",
+                 help="What pixels are divided by after that, per channel. [default: 1]"),
+    click.option("--scale", type=parse_number, metavar="X", help="Factor on pixels of 0…255. [default: 1/255]"),
+    click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Order of axes. [default: nchw]"),
+    click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), help="[default: rgb]"),
+)  # fmt: skip
 
 
 def image_options(command: Command) -> Command:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from riq_cli.cli import options
+from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.paths import FileOf, check_outputs
 from riq_cli.cli.pictures import picture_type, write_picture
 from riq_cli.cli.points import points_of
@@ -20,24 +21,29 @@ _KINDS = ("curve", "coder", "k", "epsilon", "prediction")
 
 
 @click.command(
-    epilog="""\b
-Examples:
-  riq plot curve curve.csv -o curve.svg
-  riq plot curve cnn.csv lstm.csv --rate -o models.svg
-  riq plot coder curve.csv -o coder.png         # after riq sweep --presets paper,uniform
-  riq plot k k.csv -o k.svg                     # after riq sweep --epsilon 0 --k 30,100,300
-  riq plot epsilon k.csv -o epsilon.svg         # after the same with --epsilon 0.01 and others too
-  riq plot prediction real.csv -o promise.svg   # after riq sweep --validation
+    cls=Command,
+    synopsis="KIND CSV… -o FILE [OPTIONS]",
+    examples="""
+riq plot curve curve.csv -o curve.svg
+riq plot curve cnn.csv lstm.csv --rate -o models.svg
+riq plot coder curve.csv -o coder.png  # riq sweep --presets paper,uniform
+riq plot k k.csv -o k.svg              # riq sweep --epsilon 0 --k 30,100,300
+riq plot epsilon k.csv -o epsilon.svg  # … and --epsilon 0.01 into k.csv too
+riq plot prediction p.csv -o p.svg     # riq sweep --validation
 """,
     short_help="Draw what riq sweep has found: the figures of the paper.",
 )
 @click.argument("kind", type=click.Choice(_KINDS), metavar="KIND")
 @click.argument("sweeps", nargs=-1, required=True, type=FileOf(".csv"), metavar="CSV…")
-@click.option("-o", "picture", type=picture_type, required=True, metavar="FILE", help="Picture: .png or .svg.")
-@click.option("--title", metavar="TEXT", help="What the picture is of. [default: the CSV's name, if it is one]")
-@click.option("--rate", is_flag=True, help="curve: draw bits/weight in place of the compression ratio.")
-@options.force_option
-@options.verbosity_options
+@grouped(
+    "Output",
+    click.option("-o", "picture", type=picture_type, required=True, metavar="FILE", help="Picture: .png or .svg."),
+    click.option("--title", metavar="TEXT", help="What the picture is of. [default: the CSV's name, if it is one]"),
+    click.option("--rate", is_flag=True, help="curve: draw bits/weight in place of the compression ratio."),
+    options.force_option,
+    options.quiet_option,
+    options.verbose_option,
+)
 def plot(
     kind: Kind,
     sweeps: tuple[str, ...],
@@ -55,7 +61,7 @@ def plot(
     coder       rate with and without the entropy coder (Fig. 4a)
     k           deviation over k with a fit of a/k² (Fig. 2a)
     epsilon     what ε0 does to deviation and size over k (Fig. 2b)
-    prediction  deviation on validation samples over the target, real and random samples (Fig. 1a)
+    prediction  deviation on validation samples over the target (Fig. 1a)
 
     The rate of each layer (Fig. 4b) is drawn by riq report --plot.
     """

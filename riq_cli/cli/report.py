@@ -13,6 +13,7 @@ from riq_cli.archive import Archive
 from riq_cli.cli import difference as compared
 from riq_cli.cli import markdown, options
 from riq_cli.cli.gates import check, gate_options, gates
+from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.paths import check_outputs, check_stdout
 from riq_cli.cli.pictures import picture_type, write_picture
 from riq_cli.cli.terminal import table
@@ -25,31 +26,34 @@ _ANY_SIZE = 1 << 100  # nothing is restored here, so that nothing needs a limit
 
 
 @click.command(
-    epilog="""\b
-Examples:
-  riq report model.riqz
-  riq report model.riqz --sort size | head
-  riq report model.riqz --html report.html
-  riq report model.riqz --plot rates.svg
-  riq report model.riqz --json | jq .totals.ratio
-  riq report model.riqz --max-size 2MB --min-ratio 8
-  riq report old.riqz new.riqz --markdown
+    cls=Command,
+    synopsis="ARCHIVE [NEW] [OPTIONS]",
+    examples="""
+riq report model.riqz
+riq report model.riqz --sort size | head
+riq report model.riqz --html report.html
+riq report model.riqz --plot rates.svg
+riq report model.riqz --json | jq .totals.ratio
+riq report model.riqz --max-size 2MB --min-ratio 8
+riq report old.riqz new.riqz --markdown
 """,
+    target="the archive misses a bound",
     short_help="Rates, bytes and settings, layer by layer; or what changed.",
 )
 @click.argument("archives", nargs=-1, required=True, metavar="ARCHIVE [NEW]", type=options.archive_type)
-@click.option(
-    "--sort",
-    type=click.Choice(["model", "size", "rate", "name"]),
-    help="Order of the layers. [default: model; of two archives and in markdown: size]",
-)
-@click.option("--html", "page_path", type=options.output_type, metavar="FILE",
-              help="Write one self-contained page instead, - for stdout.")  # fmt: skip
-@click.option("--plot", "picture", type=picture_type, metavar="FILE", help="Draw the layers' rates: .png or .svg.")
-@click.option("--markdown", "as_markdown", is_flag=True, help="Print markdown, for a pull request or a job's summary.")
+@grouped(
+    "Output",
+    click.option("--sort", type=click.Choice(["model", "size", "rate", "name"]),
+                 help="Order of the layers. [default: model; of two archives and in markdown: size]"),
+    click.option("--html", "page_path", type=options.output_type, metavar="FILE",
+                 help="Write one self-contained page instead, - for stdout."),
+    click.option("--plot", "picture", type=picture_type, metavar="FILE", help="Draw the layers' rates: .png or .svg."),
+    click.option("--markdown", "as_markdown", is_flag=True,
+                 help="Print markdown, for a pull request or a job's summary."),
+    options.json_option,
+    options.force_option,
+)  # fmt: skip
 @gate_options
-@options.force_option
-@options.json_option
 def report(
     archives: tuple[str, ...],
     sort: SortKey | None,

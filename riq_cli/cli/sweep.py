@@ -13,6 +13,7 @@ import click
 
 from riq_cli.cli import interruption, options
 from riq_cli.cli import points as points_file
+from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.log import search_log, step_record
 from riq_cli.cli.paths import check_outputs, check_stdout, refuse_sources
 from riq_cli.cli.pictures import picture_type, write_picture
@@ -33,36 +34,50 @@ _DIGITS = 16  # of a SHA-256 that are kept, as `riq report` shows them
 
 
 @click.command(
-    epilog="""\b
-Examples:
-  riq sweep model.onnx --calibration samples.npz
-  riq sweep model.onnx --calibration samples.npz --validation heldout.npz -o curve.csv --plot curve.svg
-  riq sweep model.onnx --calibration samples.npz --presets paper,uniform --deviations 0.01,0.001 --json
-  riq sweep model.onnx --calibration samples.npz --epsilon 0 --k 30,100,300,1000,3000 -o k.csv
+    cls=Command,
+    synopsis="MODEL [--calibration DATA] [-o FILE] [--plot FILE] [OPTIONS]",
+    examples=r"""
+riq sweep model.onnx --calibration samples.npz
+riq sweep model.onnx --calibration samples.npz --validation heldout.npz \
+    -o curve.csv --plot curve.svg
+riq sweep model.onnx --calibration samples.npz --presets paper,uniform --json
+riq sweep model.onnx --calibration samples.npz --deviations 0.01,0.001
+riq sweep model.onnx --calibration samples.npz --epsilon 0 --k 30,100,300,1000
 """,
     short_help="The rate–distortion curve: size over deviation, for each preset.",
 )
 @click.argument("model", type=options.model_type)
-@options.calibration_option
-@click.option("--deviations", type=options.parse_numbers, default=_DEVIATIONS, show_default=True, metavar="D,…",
-              help="Targets, one point each.")  # fmt: skip
-@click.option("--k", "ks", type=options.parse_numbers, metavar="K,…",
-              help="Instead: these k of the norm allocation, without a search; not for preset small.")  # fmt: skip
-@click.option("--presets", type=options.parse_presets, metavar="NAME,…",
-              help="Curves: paper, fast, uniform, small. [default: paper,small; with --k: paper]")  # fmt: skip
-@click.option("--validation", type=options.calibration_type, metavar="DATA",
-              help="Further samples that every archive is measured on.")  # fmt: skip
-@click.option("-o", "csv_path", type=options.output_type, metavar="FILE",
-              help="CSV to write, line by line; a sweep that is there is gone on with. [default: stdout]")  # fmt: skip
-@click.option("--plot", "picture", type=picture_type, metavar="FILE", help="Draw the curve: .png or .svg.")
-@click.option("--epsilon", type=options.parse_number, metavar="E", help="ε0 of eq. (7), in place of the presets'.")
+@grouped(
+    "Points",
+    click.option("--deviations", type=options.parse_numbers, default=_DEVIATIONS, show_default=True, metavar="D,…",
+                 help="Targets, one point each."),
+    click.option("--k", "ks", type=options.parse_numbers, metavar="K,…",
+                 help="Instead: these k of the norm allocation, without a search; not for preset small."),
+    click.option("--presets", type=options.parse_presets, metavar="NAME,…",
+                 help="Curves: paper, fast, uniform, small. [default: paper,small; with --k: paper]"),
+    click.option("--epsilon", type=options.parse_number, metavar="E", help="ε0 of eq. (7), in place of the presets'."),
+)  # fmt: skip
+@grouped(
+    "Samples",
+    options.calibration_option,
+    click.option("--validation", type=options.calibration_type, metavar="DATA",
+                 help="Further samples that every archive is measured on."),
+    options.holdout_option,
+)  # fmt: skip
 @options.layer_options
-@options.log_option
 @options.running_options
 @options.image_options
-@options.force_option
-@options.json_option
-@options.verbosity_options
+@grouped(
+    "Output",
+    click.option("-o", "csv_path", type=options.output_type, metavar="FILE",
+                 help="CSV to write, line by line; a sweep that is there is gone on with. [default: stdout]"),
+    click.option("--plot", "picture", type=picture_type, metavar="FILE", help="Draw the curve: .png or .svg."),
+    options.force_option,
+    options.json_option,
+    options.log_option,
+    options.quiet_option,
+    options.verbose_option,
+)  # fmt: skip
 def sweep(
     model: str,
     calibration: str | None,
