@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -21,7 +22,7 @@ from riq_cli.report.totals import Totals, rows, totals
 from riq_cli.text import human_size, printable, real, shortened, shown
 
 _HISTOGRAMS = 6
-_NAME = 28  # characters of a layer's name, so that all columns have room beside it
+_NAME = 56  # characters of a layer's name, two lines of the table
 _FOUND = ("allocation", "rounding", "k", "epsilon", "evaluations", "probes")  # of the result
 _CODES = "576+64, 64 in 5 tables: slices with bin widths of their own, 576 and 64 of them, and 64 that share 5 tables"
 # Key, header, whether numbers (their first click sorts them descending, that of text ascending).
@@ -179,7 +180,7 @@ def _row(number: int, row: Mapping[str, Any], tables: int, largest: Mapping[str,
     return (
         f'<tr data-text="{words}" data-bytes="{row["bytes"]}">'
         f'<td class="number" data-value="{number}">{number}</td>'
-        f'<td class="name"{_title(row["name"]) if name != row["name"] else ""}>{_text(name)}</td>'
+        f'<td class="name"{_title(row["name"]) if name != row["name"] else ""}>{_breakable(name)}</td>'
         f"<td>{_text(row['op'])}</td>"
         f'<td class="number" data-value="{size}">{_text(shape)}</td>'
         f"<td>{row['coding']}</td>"
@@ -192,6 +193,11 @@ def _row(number: int, row: Mapping[str, Any], tables: int, largest: Mapping[str,
         + _barred("bytes", row["bytes"], f"{row['bytes']:,}", largest)
         + f'<td class="number" data-value="{row["share"]!r}">{row["share"]:.1%}</td></tr>'
     )
+
+
+def _breakable(name: str) -> str:
+    """A name that takes a new line between its parts where it has to."""
+    return re.sub(r"([./:_]+)", r"\1<wbr>", _text(name))  # none of these is part of what escapes a letter
 
 
 def _unbroken(text: str) -> str:
