@@ -151,6 +151,7 @@ def test_a_target_out_of_reach_is_a_row_with_the_best_deviation(tmp_path: Path, 
 def test_k_takes_the_place_of_targets(folder: Path) -> None:
     done = riq("sweep", "model.onnx", "--calibration", "calibration.npz", "--presets", "paper,uniform", "--k", "20,40",
                "--json", folder=folder)  # fmt: skip
+    assert re.match(r"paper, k = 20: [\d.]+ k?B, ×", done.stderr.decode())
     points = json.loads(done.stdout)["points"]
     assert [(p["preset"], p["k"], p["target"], p["reached"], p["evaluations"]) for p in points] == [
         (preset, k, None, None, 1) for preset in ("paper", "uniform") for k in (20, 40)

@@ -253,7 +253,11 @@ def _filled(point: Point, outcome: Outcome) -> Point:
 
 
 def _summary(point: Point) -> str:
-    goal = point.preset if point.target is None else f"{point.preset} {point.target:g}"
+    goal = point.preset
+    if point.target is not None:
+        goal += f" {point.target:g}"
+    elif point.k is not None:
+        goal += f", k = {point.k:g}"
     if point.reached is False:
         best = "" if point.deviation is None else f": the best deviation is {point.deviation:.4g}"
         return f"{goal}: out of reach{best}; {point.seconds:.1f} s"
