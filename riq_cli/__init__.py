@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from riq_cli.archive import Archive
     from riq_cli.calibration import Calibration
     from riq_cli.codec import Settings, compress, decompress, verify
+    from riq_cli.codec.sweep import sweep
     from riq_cli.errors import RiqError
     from riq_cli.evaluator import Deviation
     from riq_cli.model import Model
@@ -34,6 +35,7 @@ __all__ = [
     "Settings",
     "compress",
     "decompress",
+    "sweep",
     "verify",
 ]
 

@@ -12,6 +12,20 @@ _ZEROS = 40  # in front of a code at most
 _PIECE = 1 << 10  # bytes of a table that are turned into bits at a time
 
 
+def read_tables(stored: bytes) -> list[tuple[list[int], list[int]]]:
+    """The symbols in use and the roots of their counts of each table in a section, which may be several.
+
+    Raises:
+        CorruptArchive: cut off, or with values that no encoder writes.
+    """
+    tables: list[tuple[list[int], list[int]]] = []
+    end = 0
+    while end < len(stored) or not tables:
+        symbols, roots, end = read_table(stored, end)
+        tables.append((symbols, roots))
+    return tables
+
+
 def read_table(stored: bytes, begin: int = 0) -> tuple[list[int], list[int], int]:
     """The symbols in use, ascending, the rounded square roots of their counts, and where the table's bytes end.
 

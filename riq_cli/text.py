@@ -18,6 +18,11 @@ def shortened(text: str, width: int = 60) -> str:
     return text if len(text) <= width else f"{text[:half]}…{text[-half:]}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: `1 probe`, `2 probes`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def human_size(size: float) -> str:
     """A size in bytes as people read it: `712 B`, `34.6 kB`, `4.75 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -43,3 +48,14 @@ def shown(value: Any, style: str = ".4g") -> str:
     """A number in a format's style, `–` for anything that is none."""
     number = real(value)
     return "–" if number is None else format(number, style)
+
+
+def tick(value: float) -> str:
+    """A round number as axes show it: `0.002`, `−500`, `2·10⁻⁵`."""
+    sign = "−" if value < 0 else ""
+    size = abs(value)
+    if size == 0 or 9e-5 < size < 99999.5:
+        return f"{sign}{size:.6g}"
+    mantissa, exponent = f"{size:.6e}".split("e")
+    power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return sign + (power if float(mantissa) == 1 else f"{float(mantissa):g}·{power}")

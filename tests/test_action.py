@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +89,17 @@ class Job:
         shutil.copy(SAMPLES / "cnn.onnx", folder / "cnn.onnx")
         shutil.copy(SAMPLES / "calibration.npz", folder / "calibration.npz")
 
-    def run(self, **given: str) -> tuple[int, str]:
-        """Run all steps but the first, which installs, until one fails; its exit code and what went to stderr."""
+    def run(self, *steps: int, **given: str) -> tuple[int, str]:
+        """Run steps until one fails, all but the first, which installs; its exit code and what went to stderr."""
         inputs = {name: about.get("default", "") for name, about in self._action["inputs"].items()}
         inputs |= {name.replace("_", "-"): value for name, value in given.items()}
-        for step in self._action["runs"]["steps"][1:]:
+        for step in (self._action["runs"]["steps"][number] for number in steps or (1, 2)):
             outputs = self.outputs
 
             def value(match: re.Match[str], outputs: dict[str, str] = outputs) -> str:
                 where, name = match[1].rpartition(".")[::2]
+                if where == "github":
+                    return str(ACTION.parent)
                 return inputs[name] if where == "inputs" else outputs[name]
 
             environment = os.environ | {
@@ -104,6 +107,8 @@ class Job:
                 "RUNNER_TEMP": str(self.folder / "temp"),
                 "GITHUB_OUTPUT": str(self._output),
                 "GITHUB_STEP_SUMMARY": str(self._summary),
+                "GITHUB_PATH": str(self.folder / "path"),
+                "PIP_NO_INDEX": "1",  # no test goes to the network
             }
             for name, text in step["env"].items():
                 environment[name] = re.sub(r"\$\{\{ ([\w.-]+) \}\}", value, text)
@@ -150,6 +155,71 @@ def test_the_file_means_the_same_to_a_real_parser(action: dict[str, Any]) -> Non
     document = yaml.safe_load(ACTION.read_text())
     document["inputs"]["model"]["required"] = "true"
     assert document == action
+
+
+def wheel(folder: Path) -> Path:
+    """A wheel by hand that needs no other: its program says where it runs."""
+    path = folder / "riq-9-py3-none-any.whl"
+    about = {
+        "METADATA": "Metadata-Version: 2.1\nName: riq\nVersion: 9\n",
+        "WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "entry_points.txt": "[console_scripts]\nriq = riq_by_hand:main\n",
+        "RECORD": "",
+    }
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("riq_by_hand.py", "import sys\ndef main():\n    print(sys.prefix)\n")
+        for name, text in about.items():
+            file.writestr(f"riq-9.dist-info/{name}", text)
+    return path
+
+
+def test_the_first_step_installs_into_an_environment_of_its_own_and_puts_riq_on_the_path(job: Job) -> None:
+    code, said = job.run(0, source=str(wheel(job.folder)))
+    assert code == 0, said
+    (folder,) = (job.folder / "path").read_text().splitlines()
+    assert [program.name for program in Path(folder).iterdir()] == ["riq"]  # no python or pip of its own comes first
+    ran = subprocess.run([f"{folder}/riq"], capture_output=True, text=True, check=True)
+    assert Path(ran.stdout.strip()) == job.folder / "temp" / "riq"
+
+
+def test_by_default_the_riq_beside_the_action_is_installed(action: dict[str, Any]) -> None:
+    step = action["runs"]["steps"][0]
+    assert step["env"]["HERE"] == "${{ github.action_path }}/../../.."
+    assert ACTION.parent.joinpath("../../..").resolve() == ROOT and (ROOT / "pyproject.toml").exists()
+    code = step["run"].split("install --quiet ")[1].splitlines()[0]
+    assert code == '"${SOURCE:-$HERE}"'
+
+
+def test_the_action_has_the_keys_that_github_knows(action: dict[str, Any]) -> None:
+    """As in GitHub's metadata syntax: a key that is misspelt is an action that does not start."""
+    assert set(action) == {"name", "description", "inputs", "outputs", "runs"}
+    assert all(set(about) <= {"description", "required", "default"} for about in action["inputs"].values())
+    assert all(set(about) == {"description", "value"} for about in action["outputs"].values())
+    assert set(action["runs"]) == {"using", "steps"}
+    assert all(set(step) <= {"name", "id", "shell", "env", "run"} for step in action["runs"]["steps"])
+    names = [name for kind in ("inputs", "outputs") for name in action[kind]]
+    assert all(re.fullmatch(r"[_a-zA-Z][a-zA-Z0-9_-]*", name) for name in names)
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck")
+def test_shellcheck_has_no_word_on_the_scripts(action: dict[str, Any]) -> None:
+    for step in action["runs"]["steps"]:
+        done = subprocess.run(["shellcheck", "--shell=bash", "-"], input="set -eo pipefail\n" + step["run"],
+                              capture_output=True, text=True)  # fmt: skip
+        assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_readme_shows_what_the_summary_begins_with(job: Job) -> None:
+    assert job.run(model="cnn.onnx", calibration="calibration.npz", preset="fast")[0] == 0
+    header = job.summary.splitlines()[2:4]
+    assert "\n".join(header) in (ROOT / "README.md").read_text()
+
+
+def test_a_name_of_two_lines_is_no_output(job: Job) -> None:
+    given = {"model": "cnn.onnx", "calibration": "calibration.npz", "preset": "fast"}
+    code, said = job.run(**given, archive="a\nsize=1.riqz")
+    assert code == 1
+    assert said == "riq: error: 'a\\nsize=1.riqz': a name with a line break cannot be an output of a step\n"
 
 
 def test_a_model_is_compressed_and_reported(job: Job) -> None:

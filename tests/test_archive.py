@@ -8,9 +8,7 @@ import json
 import os
 import struct
 import time
-import tracemalloc
 import zlib
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -23,7 +21,7 @@ from hypothesis import strategies as st
 
 from riq_cli import limits, quantizer
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate, inflate
-from riq_cli.codec.layers import decode_layer, encode_layer
+from riq_cli.codec.layers import encode_layer
 from riq_cli.errors import (
     ArchiveError,
     CorruptArchive,
@@ -33,47 +31,26 @@ from riq_cli.errors import (
     UnsupportedArchive,
 )
 from riq_cli.model import Layer
-
-MAGIC = b"\x89RIQZ\r\n\x1a"
-SKELETON = b"the model without its weights"
-BOUND = 1 << 16  # bytes restored at most, in the tests that mutate
-
-# One layer of six weights 1.5 = 3 · 0.5, by hand: order 0000, one symbol 10000, symbol 3 10110, root 2 100000001, 0.
-TABLE = bytes([0b00001000, 0b01011010, 0b00000010])
-MANIFEST: dict[str, Any] = {
-    "calibration": {},
-    "creator": "",
-    "layers": [
-        {
-            "bin_width": 0.5,
-            "coding": "constant",
-            "crc32": zlib.crc32(struct.pack("<6f", *[1.5] * 6)),
-            "dtype": "float32",
-            "entropy": 0.0,
-            "name": "w",
-            "op": "MatMul",
-            "shape": [2, 3],
-            "streams": [],
-            "symbols": 1,
-            "table": 3,
-            "tensors": ["graph.initializer[0]"],
-        }
-    ],
-    "requires": [],
-    "result": {},
-    "settings": {},
-    "skeleton": {"bytes": len(zlib.compress(SKELETON, 9)), "crc32": zlib.crc32(SKELETON), "size": len(SKELETON)},
-    "source": {},
-}
-SECTIONS = zlib.compress(SKELETON, 9) + TABLE
-
-
-def packed(manifest: Any, sections: bytes = SECTIONS, **header: int) -> bytes:
-    """An archive around a manifest (an object, or the JSON's bytes), its checksum and length as they should be."""
-    text = manifest if isinstance(manifest, bytes) else json.dumps(manifest).encode()
-    stored = zlib.compress(text)
-    fields = {"version": 1, "reserved": 0, "checksum": zlib.crc32(stored), "length": len(stored)} | header
-    return MAGIC + struct.pack("<HHIQ", *fields.values()) + stored + sections
+from tests.archives import (
+    BOUND,
+    MAGIC,
+    MANIFEST,
+    SECTIONS,
+    SKELETON,
+    TABLE,
+    VALUES,
+    Edit,
+    edited,
+    mutations,
+    opened,
+    packed,
+    paths,
+    refused,
+    refused_or_restored,
+    restored,
+    traced,
+    written,
+)
 
 
 def changed(**keys: Any) -> dict[str, Any]:
@@ -87,27 +64,6 @@ def without(key: str, layer: bool = False) -> dict[str, Any]:
     manifest = copy.deepcopy(MANIFEST)
     del (manifest["layers"][0] if layer else manifest)[key]
     return manifest
-
-
-def opened(data: bytes, max_size: int = limits.RESTORED) -> Archive:
-    return Archive.open(io.BytesIO(data), max_size)
-
-
-def restored(data: bytes, max_size: int = limits.RESTORED) -> tuple[bytes, list[Layer]]:
-    with opened(data, max_size) as archive:
-        return archive.skeleton(), [decode_layer(*sections, None) for sections in archive.layer_sections()]
-
-
-def refused(data: bytes, error: type[ArchiveError], message: str) -> None:
-    with pytest.raises(ArchiveError) as caught:
-        restored(data)
-    assert (type(caught.value), str(caught.value)) == (error, message)
-
-
-def written(archive: Archive) -> bytes:
-    file = io.BytesIO()
-    archive.write(file)
-    return file.getvalue()
 
 
 def layer(name: str, values: Any, dtype: str | None = None, number: int = 0) -> Layer:
@@ -835,16 +791,6 @@ def test_the_limit_is_8_gib_unless_told_otherwise() -> None:
         Archive.open(io.BytesIO(data))
 
 
-def traced(action: Callable[[], object]) -> int:
-    """Bytes that Python and numpy hold at most while something runs."""
-    tracemalloc.start()
-    try:
-        action()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
 def test_a_manifest_that_inflates_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MANIFEST_INFLATED", 1 << 20)
     data = packed(b" " * (64 << 20))
@@ -921,34 +867,7 @@ SMALL_SECTIONS = SMALL[24 + small().manifest_bytes :]
 
 
 def refused_or_the_same(data: bytes) -> None:
-    try:
-        skeleton, layers = restored(data, BOUND)
-    except ArchiveError as error:
-        assert str(error)
-    else:
-        assert skeleton == SKELETON
-        assert [item.values.tobytes() for item in layers] == TENSORS
-
-
-@st.composite
-def mutations(draw: st.DrawFn, data: bytes) -> bytes:
-    """Bytes flipped, inserted, deleted, doubled or swapped, once to four times."""
-    mutated = bytearray(data)
-    for _ in range(draw(st.integers(1, 4))):
-        begin = draw(st.integers(0, len(mutated)))
-        end = min(len(mutated), begin + draw(st.sampled_from([1, 1, 2, 4, 100])))
-        match draw(st.sampled_from(["flip", "set", "insert", "delete", "double"])):
-            case "flip":
-                mutated[begin:end] = bytes(byte ^ 1 << draw(st.integers(0, 7)) for byte in mutated[begin:end])
-            case "set":
-                mutated[begin:end] = bytes([draw(st.sampled_from([0, 1, 127, 128, 255]))]) * (end - begin)
-            case "insert":
-                mutated[begin:begin] = draw(st.binary(min_size=1, max_size=9))
-            case "delete":
-                del mutated[begin:end]
-            case "double":
-                mutated[begin:begin] = mutated[begin:end]
-    return bytes(mutated)
+    refused_or_restored(data, TENSORS)
 
 
 @settings(deadline=None, derandomize=True, max_examples=300)
@@ -989,22 +908,7 @@ def test_any_mutation_of_the_deflated_manifest_is_refused_or_harmless(stored: by
     refused_or_the_same(stored_as(stored) + SMALL_SECTIONS)
 
 
-def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where there are values in a JSON document."""
-    if path:
-        yield path
-    if isinstance(value, dict | list):
-        for key in value if isinstance(value, dict) else range(len(value)):
-            yield from paths(value[key], (*path, key))
-
-
 PATHS = list(paths(SMALL_MANIFEST))
-VALUES: list[Any] = [
-    *(None, True, False, 0, 1, 2, -1, 3, 8, 72, 80, 255, 65_536, 1 << 20, 1 << 31, 1 << 32, (1 << 63) - 1, 1 << 64),
-    *(0.0, -0.0, 0.5, -1.5, 5e-324, 1e-310, 1e38, 1.7976931348623157e308, 10**30, 10**400),
-    *("", "x", "\0", "\ud800", "ans", "constant", "raw", "float16", "bfloat16", "float32", "float64"),
-    *("graph.initializer[0]", "graph.initializer[9]", [], [0], [1], [1, 1, 80], [-1], ["x"], [[]], {}, {"x": 1}),
-]
 
 
 @settings(deadline=None, derandomize=True, max_examples=600)
@@ -1012,22 +916,8 @@ VALUES: list[Any] = [
     st.lists(st.tuples(st.sampled_from(PATHS), st.sampled_from([*VALUES, "delete", "double"])), min_size=1, max_size=3)
 )
 @example([(("layers", 0, "shape"), [1 << 15]), (("layers", 0, "coding"), "constant")])
-def test_any_value_of_the_manifest_is_refused_or_harmless(changes: list[tuple[tuple[Any, ...], Any]]) -> None:
-    manifest = copy.deepcopy(SMALL_MANIFEST)
-    for (*parents, key), value in changes:
-        place: Any = manifest
-        try:
-            for parent in parents:
-                place = place[parent]
-            if value == "delete":
-                del place[key]
-            elif value == "double" and isinstance(place, list):
-                place.insert(key, place[key])
-            else:
-                place[key] = copy.deepcopy(value)
-        except (KeyError, IndexError, TypeError):
-            continue  # an earlier change took it away
-    refused_or_the_same(packed(manifest, SMALL_SECTIONS))
+def test_any_value_of_the_manifest_is_refused_or_harmless(changes: list[Edit]) -> None:
+    refused_or_the_same(packed(edited(SMALL_MANIFEST, changes), SMALL_SECTIONS))
 
 
 def test_mutations_are_met_in_bounded_memory() -> None:
@@ -1035,11 +925,6 @@ def test_mutations_are_met_in_bounded_memory() -> None:
         for path in PATHS:
             for value in VALUES:
                 if path[0] in ("layers", "skeleton") and isinstance(value, int | list):
-                    manifest = copy.deepcopy(SMALL_MANIFEST)
-                    place: Any = manifest
-                    for parent in path[:-1]:
-                        place = place[parent]
-                    place[path[-1]] = copy.deepcopy(value)
-                    refused_or_the_same(packed(manifest, SMALL_SECTIONS))
+                    refused_or_the_same(packed(edited(SMALL_MANIFEST, [(path, value)]), SMALL_SECTIONS))
 
     assert traced(meet) < 64 * BOUND

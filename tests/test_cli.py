@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -155,7 +156,9 @@ def test_a_log_replaces_nothing_unasked(folder: Path) -> None:
     fails(1, "search.jsonl: exists already; use --force", *arguments, "search.jsonl", folder=folder)
     fails(1, "model.onnx: is read by this command", *arguments, "model.onnx", "-f", folder=folder)
     fails(1, "calibration.npz: is read by this command", *arguments, "calibration.npz", "-f", folder=folder)
-    fails(2, "t.riqz: is the archive; give --log another file", *arguments, "./t.riqz", "-f", folder=folder)
+    fails(
+        2, "t.riqz: two outputs have this name; give one of them another", *arguments, "./t.riqz", "-f", folder=folder
+    )
     fails(1, "nowhere/l.jsonl: cannot be written", *arguments, "nowhere/l.jsonl", folder=folder)
     assert (folder / "search.jsonl").read_text() == "old"
     assert not (folder / "t.riqz").exists()
@@ -227,6 +230,53 @@ def test_verify_is_a_gate(ready: Path) -> None:
         json.loads(riq(*arguments, "heldout.npz", "--deviation", "1e-6", "--json", folder=ready).stdout)["holds"]
         is False
     )
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        (r"--epsilon 1 is not in \[0, 1\)$", "--epsilon 1"),
+        (r"--holdout -0\.5 is not in \[0, 1\)$", "--holdout -0.5"),
+        (r"--k -1 is not positive$", "--k -1"),
+        (r"compensated rounding does not go with --max-bits; leave one", "--max-bits 4 --rounding compensated"),
+        (r"a deviation of 2 is not in \(0, 1\]; 0\.01 is 1 %$", "--deviation 2"),
+        (r"no tensor 'max_bits = 3' in the model", "--output 'max_bits = 3'"),
+    ],
+)
+def test_settings_are_called_by_their_options(message: str, options: str, ready: Path) -> None:
+    fails(2, message, "compress", "model.onnx", "-f", "--calibration", "calibration.npz", *shlex.split(options),
+          folder=ready)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("compress model.onnx", "deviation ratio rate k epsilon holdout scale mean std size"),
+        ("sweep model.onnx", "deviations k epsilon holdout scale"),
+        ("verify model.riqz --against model.onnx --calibration heldout.npz --json", "deviation scale"),
+        ("report model.riqz", "min-ratio max-rate max-size"),
+    ],
+)
+def test_numbers_are_finite(command: str, options: str, ready: Path) -> None:
+    for option in options.split():
+        for value in ("nan", "-inf"):
+            said = {"size": "size", "max-size": "size", "mean": "list of numbers", "std": "list of numbers",
+                    "deviations": "list of numbers"}.get(option, "finite number")  # fmt: skip
+            if option == "k" and command.startswith("sweep"):
+                said = "list of numbers"
+            fails(2, rf"'--{option}': '{value}' is not a {said}", *command.split(), f"--{option}", value, folder=ready)
+
+
+def test_no_option_takes_what_is_not_finite() -> None:
+    import click
+
+    from riq_cli.cli.main import riq as group
+
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        assert not [param.name for param in command.params if isinstance(param.type, click.types.FloatParamType)]
 
 
 def test_verify_warns_of_another_model(folder: Path) -> None:
@@ -388,12 +438,48 @@ def test_a_reader_that_leaves_is_no_error_to_show(ready: Path) -> None:
 def test_every_command_has_help_with_examples(ready: Path) -> None:
     top = riq("--help", folder=ready).stdout.decode()
     assert "Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 target not reached" in top
-    for command in ("compress", "decompress", "report", "verify", "sweep", "plot", "completion"):
+    for command in COMMANDS:
         assert command in top
         text = riq(command, "--help", folder=ready).stdout.decode()
-        assert f"Examples:\n    riq {command} " in text
-        for option in re.findall(r"^  (-.*?)  ", text, re.MULTILINE):
-            assert option.strip()
+        assert f"Examples:\n  riq {command} " in text
+
+
+COMMANDS = ("compress", "decompress", "report", "verify", "sweep", "plot", "completion")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_a_page_of_a_manual(command: str, ready: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "riq_cli", command, "--help"], capture_output=True, text=True,
+                          env=os.environ | {"COLUMNS": "200", "PYTHONPATH": str(ROOT)}, check=True)  # fmt: skip
+    text = done.stdout
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+    assert re.match(rf"Usage: riq {command} (?!\[OPTIONS\])", text)  # a synopsis
+    headings = re.findall(r"^([A-Z][\w ]*):$", text, re.MULTILINE)
+    assert headings[-2:] == ["Examples", "Exit codes"]
+    assert len(headings) == len(set(headings)) and ("Options" in headings) is (command == "completion")
+    codes = re.findall(r"^  (\d)  ", text.split("Exit codes:\n")[1], re.MULTILINE)
+    assert codes == ["0", "1", "2", "3"][: 4 if command in ("compress", "report", "verify") else 3]
+
+
+def test_every_example_is_a_command_with_options_that_there_are(ready: Path) -> None:
+    import click
+
+    from riq_cli.cli.main import riq as group
+
+    for name in COMMANDS:
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        text = riq(name, "--help", folder=ready).stdout.decode().replace("\\\n", " ")
+        known = {option for param in command.params for option in param.opts}
+        for line in re.findall(rf"^  riq {name} .*", text.split("Examples:")[1], re.MULTILINE):
+            words = shlex.split(line.split(" | ")[0], comments=True)
+            assert {word for word in words if re.match("--?[a-z]", word)} <= known, line
+
+
+def test_without_a_command_the_help_is_shown_as_it_is(ready: Path) -> None:
+    done = riq(folder=ready)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == riq("--help", folder=ready).stdout
 
 
 def test_the_version_is_the_package_s(ready: Path) -> None:

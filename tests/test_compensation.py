@@ -318,7 +318,10 @@ def test_the_command_line_says_so_and_exits_with_2(tmp_path: Path) -> None:
         (RANDOM, ()),
         ("compensated rounding needs at least 4 samples; there are 3", ("--calibration", "three.npz")),
         ("compensated rounding does not go with k; leave", ("--calibration", "sixteen.npz", "--k", "100")),
-        ("compensated rounding does not go with max_bits; leave", ("--calibration", "sixteen.npz", "--max-bits", "4")),
+        (
+            "compensated rounding does not go with --max-bits; leave",
+            ("--calibration", "sixteen.npz", "--max-bits", "4"),
+        ),
     ):
         fails(2, message, *command, *options, folder=tmp_path)
     assert not (tmp_path / "model.riqz").exists()

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from riq_cli.report import page
 from riq_cli.report.figures import Axis
 from riq_cli.report.histogram import histogram, histograms
 from riq_cli.table import read_table
+from riq_cli.text import tick
 
 GOLDENS = Path(__file__).parent / "goldens"
 HOSTILE = "</td><script>alert(1)</script>\"'&\x1b[31m"
@@ -83,7 +85,8 @@ class Tree(HTMLParser):
             self.rows.append(("", "hidden" not in given))
         if "aria-sort" in given:
             self.headers.append(str(given["aria-sort"]))
-        self._name = tag == "td" and given.get("class") == "name"
+        if tag != "wbr":
+            self._name = tag == "td" and given.get("class") == "name"
 
     def handle_endtag(self, tag: str) -> None:
         self._name = False
@@ -117,7 +120,7 @@ def test_the_page_tells_the_totals_the_layers_and_how_to_make_it_again() -> None
     assert "riq compress model.onnx --calibration calibration.npz --deviation 0.01 --exclude '*<b>*'" in tree.text
     assert text.count('<circle class="holds"') == 3  # two points that hold, and the key
     assert text.count('<path class="misses"') == 2  # one that does not, and the key
-    assert "target 0.01</text>" in text
+    assert text.count('<line class="target"') == 2 and "target 0.01</li>" in text
     assert "Deviation of the blend allocation with compensated rounding at each k" in text
     assert '<th scope="row">rounding</th><td><code>compensated</code>' in text
 
@@ -181,14 +184,50 @@ def test_outliers_do_not_squeeze_a_histogram() -> None:
     assert sum(found.shares) + found.beyond == pytest.approx(1)
 
 
-def test_histograms_are_of_the_largest_layers_with_one_table() -> None:
-    made = archive("a", "b", "c")
-    assert [one.layer.name for one in histograms(made, 2)] == ["c", "b"]
-    golden = Archive.open(GOLDENS / "v1-classes.riqz")  # several tables, one behind the other
-    assert [one.layer.name for one in histograms(golden, 6)] == ["no classes"]
-    golden = Archive.open(GOLDENS / "v1-scales.riqz")  # codes in front of the table
-    assert [one.layer.name for one in histograms(golden, 2)] == ["conv", "matrix"]
-    assert 'class="codes"' in page(golden, "v1-scales.riqz")
+def told(name: str) -> list[tuple[str, int | None]]:
+    """The layers of a golden archive, and how many tables the histogram of each is made of."""
+    golden = Archive.open(GOLDENS / name)
+    layers = zip(golden.manifest.layers, histograms(golden), strict=True)
+    return [(layer.name, None if one is None else one.tables) for layer, one in layers]
+
+
+def test_every_layer_of_symbols_has_a_histogram_of_all_its_tables() -> None:
+    assert told("v1-classes.riqz") == [
+        ("rows", 3), ("constant class", 3), ("all constant", 4), ("pairs", 4), ("no classes", 1)
+    ]  # fmt: skip
+    assert told("v1-scales.riqz")[3:5] == [("far", 1), ("one symbol", None)]
+
+
+def test_several_tables_are_one_histogram() -> None:
+    entry, (first, _) = layer("w", np.repeat([-1, 0], [100, 400]))
+    _, (second, _) = layer("w", np.repeat([0, 3], [225, 25]))
+    found = histogram(entry, first + second)
+    assert (found.tables, found.first, found.zero) == (2, -1, 625 / 750)
+    assert found.shares == (100 / 750, 625 / 750, 0.0, 0.0, 25 / 750)
+
+
+def test_pictures_are_of_the_largest_layers() -> None:
+    text = page(archive(*(f"w{number}" for number in range(9))), "model.riqz")
+    assert re.findall(r'<figcaption><span class="name" title="(w\d)"', text) == ["w8", "w7", "w6", "w5", "w4", "w3"]
+
+
+def test_codes_are_a_column() -> None:
+    found = []
+    for name in ("v1-scales.riqz", "v1-classes.riqz"):
+        text = page(Archive.open(GOLDENS / name), name).replace("\N{NO-BREAK SPACE}", " ")
+        found += re.findall(r'<td class="number slices" data-value="(\d+)"(?: title="([^"]*)")?>([^<]*)<', text)
+    assert found[0] == ("57", "12 bin widths along axis 0; 45 bin widths along axes 1, 2, 3", "12+45")
+    assert found[6] == ("40", "40 slices along axis 0 share 3 tables", "40 in 3 tables")
+    both = "50 bin widths along axis 1; 24 slices along axes 0, 2 share 4 tables"
+    assert found[9:] == [("74", both, "50, 24 in 4 tables"), ("0", "", "–")]
+
+
+def test_a_long_name_is_shortened_in_the_middle_and_whole_in_its_title() -> None:
+    name = "encoder/layers.11/" + "self_attention/" * 4 + "query.weight"
+    text = page(archive(name), "model.riqz")
+    assert f'<td class="name" title="{name}">encoder/<wbr>layers.<wbr>11/<wbr>self_<wbr>att' in text
+    assert Tree(text).rows == [("encoder/layers.11/self_atte…self_attention/query.weight", True)]
+    assert '<td class="name">short</td>' in page(archive("short"), "model.riqz")
 
 
 def test_a_table_is_read_as_the_coder_reads_it() -> None:
@@ -204,6 +243,11 @@ def test_a_table_is_read_as_the_coder_reads_it() -> None:
 def test_a_damaged_table_is_an_error(damaged: bytes) -> None:
     with pytest.raises(CorruptArchive):
         read_table(damaged)
+
+
+def test_ticks_are_written_as_people_write_them() -> None:
+    values = (0, 0.002, -500, 99999, 200_000, -1e6, 2e-5, 1e-5, 0.0001)
+    assert " ".join(map(tick, values)) == "0 0.002 −500 99999 2·10⁵ −10⁶ 2·10⁻⁵ 10⁻⁵ 0.0001"
 
 
 def test_ticks_are_round_numbers() -> None:
@@ -257,7 +301,7 @@ def test_the_page_opens_without_a_word_on_the_console(saved: Path) -> None:
     tree, said = dumped(saved)
     assert said == []
     assert [shown for _, shown in tree.rows] == [True] * 5
-    assert tree.headers == ["ascending", *["none"] * 10]
+    assert tree.headers == ["ascending", *["none"] * 11]
     assert re.search(r"5 of 5 layers, [\d,]+ bytes", tree.text)
     saved.with_name("bad.html").write_text("<script>nothing()</script>")
     assert "nothing is not defined" in dumped(saved.with_name("bad.html"))[1][0]  # errors would have been seen
@@ -269,7 +313,7 @@ def test_the_address_sorts_and_filters(saved: Path) -> None:
     assert said == []
     assert [name for name, _ in tree.rows][1:] == ["dense", "conv9", "conv10", "stem"]
     assert [name for name, shown in tree.rows if shown] == ["conv10"]
-    assert tree.headers == ["none"] * 9 + ["descending", "none"]
+    assert tree.headers == ["none"] * 10 + ["descending", "none"]
 
 
 @in_browser
@@ -282,7 +326,7 @@ def test_clicks_on_a_header_sort_up_and_down(saved: Path) -> None:
     assert [name for name, _ in tree.rows][:4] == ["stem", "dense", "conv10", "conv9"]
     tree = clicked(saved, click.format("bytes") + click.format("bytes"))
     assert [name for name, _ in tree.rows][:4] == ["stem", "conv10", "conv9", "dense"]
-    assert tree.headers == ["none"] * 9 + ["ascending", "none"]
+    assert tree.headers == ["none"] * 10 + ["ascending", "none"]
 
 
 @in_browser
@@ -295,6 +339,27 @@ def test_typing_filters_and_the_address_keeps_it(saved: Path) -> None:
     assert [name for name, shown in tree.rows if shown] == ["dense"]
     assert "1 of 5 layers" in tree.text
     assert "#filter=GEMM" in tree.text
+
+
+@in_browser
+@pytest.mark.parametrize(("width", "scrolling"), [(1200, 0), (400, 1)])
+def test_nothing_scrolls_sideways_but_the_table_in_its_box(width: int, scrolling: int, tmp_path: Path) -> None:
+    """`scrolling` boxes do, of a page in a frame of this width, scroll bar included."""
+    script = (
+        "setTimeout(() => parent.document.body.append(JSON.stringify(["
+        "document.documentElement.scrollWidth - document.documentElement.clientWidth,"
+        "[...document.querySelectorAll('.scroll')].filter((box) => box.scrollWidth > box.clientWidth).length])), 500)"
+    )
+    names = ("encoder.layers.11.self_attention.query_projection.weight", "dense", "W" * 300)
+    for number, made in enumerate((archive(*names), Archive.open(GOLDENS / "v1-scales.riqz"))):
+        text = re.sub(r"<meta http-equiv[^>]*>", "", page(made, "m" * 200 + ".riqz"))
+        text = text.replace("</body>", f"<script>{script}</script></body>")
+        frame = f'<iframe style="width: {width}px; height: 900px" srcdoc="{escape(text, quote=True)}"></iframe>'
+        path = tmp_path / f"{number}.html"
+        path.write_text(f"<body>{frame}</body>")
+        tree, said = dumped(path)
+        assert said == []
+        assert tree.text.strip() == f"[0,{scrolling}]"
 
 
 @in_browser

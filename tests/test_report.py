@@ -168,13 +168,23 @@ def test_archives_that_cannot_be_compared(folder: Path) -> None:
     refused("one archive to report on, or two to compare; 3 were given", "old.riqz", "new.riqz", "old.riqz")
     refused("only one of two archives can come from stdin", "-", "-")
     refused("--html shows one archive; leave one of the two away", "old.riqz", "new.riqz", "--html", "x.html")
-    refused("--json, --markdown and --html - all want stdout; give one of them", "old.riqz", "--json", "--markdown")
+    refused("--json and --markdown both want stdout; give one of them", "old.riqz", "--json", "--markdown")
+    every = ("old.riqz", "--json", "--markdown", "--html", "-")
+    refused("--json, --markdown and --html - all want stdout; give one of them", *every)
     assert riq(folder, "report").returncode == 2
     (folder / "bad.riqz").write_bytes(b"x")
     for pair in (("old.riqz", "bad.riqz"), ("bad.riqz", "old.riqz")):
         assert riq(folder, "report", *pair).stderr == "riq: error: bad.riqz: not a riq archive\n"
     piped = riq(folder, "report", "-", "new.riqz", data=(folder / "old.riqz").read_bytes())
     assert piped.stdout.splitlines()[2:] == riq(folder, "report", "old.riqz", "new.riqz").stdout.splitlines()[2:]
+
+
+def test_the_parts_of_an_archive_add_up() -> None:
+    assert [name for name, _ in totals(OLD).parts] == ["streams", "tables", "skeleton", "manifest"]
+    with_codes = totals(Archive.open(ROOT / "tests" / "goldens" / "v1-scales.riqz"))
+    assert [name for name, _ in with_codes.parts] == ["streams", "tables", "codes", "skeleton", "manifest"]
+    for sums in (totals(OLD), with_codes):
+        assert sum(size for _, size in sums.parts) == sums.archive_bytes
 
 
 # ---- markdown ----
@@ -354,18 +364,30 @@ def test_where_the_shell_knows_better_it_completes_itself(models: Path) -> None:
     assert completed(models, "riq decompress m.riqz -o ") == ["file,"]
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
-def test_the_script_for_bash_completes_in_bash(models: Path) -> None:
-    program = models / "bin" / "riq"
+def with_riq(folder: Path) -> dict[str, str]:
+    """An environment in which a shell finds the program, in the folder's bin."""
+    program = folder / "bin" / "riq"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m riq_cli "$@"\n')
     program.chmod(0o755)
+    return os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_the_script_for_bash_completes_in_bash(models: Path) -> None:
     script = (
         'eval "$(riq completion bash)"; COMP_WORDS=(riq compress ""); COMP_CWORD=2; '
         '_riq_completion riq "" compress; printf "%s\\n" "${COMPREPLY[@]}"'
     )
-    environment = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", script], cwd=models, capture_output=True, env=environment, text=True)
+    done = subprocess.run(["bash", "-c", script], cwd=models, capture_output=True, env=with_riq(models), text=True)
+    assert (done.stdout.split(), done.stderr) == (["a.onnx", "b.onnx", "bin/", "zoo/"], "")
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish")
+def test_the_script_for_fish_completes_in_fish(models: Path) -> None:
+    script = 'riq completion fish | source; complete --do-complete "riq compress "'
+    done = subprocess.run(["fish", "--no-config", "-c", script], cwd=models, capture_output=True, env=with_riq(models),
+                          text=True)  # fmt: skip
     assert (done.stdout.split(), done.stderr) == (["a.onnx", "b.onnx", "bin/", "zoo/"], "")
 
 

@@ -97,6 +97,16 @@ def test_points_are_about_what_compress_finds(swept: Path) -> None:
         assert outcome.archive.manifest.result["deviation"] == outcome.deviation <= (goal.deviation or 0)
 
 
+def test_a_sweep_is_a_function_too(swept: Path) -> None:
+    model, data = riq_library.Model.load(swept / "model.onnx"), riq_library.Calibration.load(swept / "calibration.npz")
+    goals = [riq_library.Settings(deviation=target, allocation="norm") for target in (0.05, 0.02)]
+    outcomes = list(riq_library.sweep(model, data, goals))
+    assert [outcome.settings for outcome in outcomes] == goals
+    assert [outcome.archive.size if outcome.archive else None for outcome in outcomes] == [
+        int(row["bytes"]) for row in table(swept / "curve.csv") if row["preset"] == "fast"
+    ]
+
+
 def test_goals_that_keep_nothing_are_what_compress_finds(swept: Path) -> None:
     from riq_cli.codec import Settings, sweep
 
@@ -141,6 +151,7 @@ def test_a_target_out_of_reach_is_a_row_with_the_best_deviation(tmp_path: Path, 
 def test_k_takes_the_place_of_targets(folder: Path) -> None:
     done = riq("sweep", "model.onnx", "--calibration", "calibration.npz", "--presets", "paper,uniform", "--k", "20,40",
                "--json", folder=folder)  # fmt: skip
+    assert re.match(r"paper, k = 20: [\d.]+ k?B, ×", done.stderr.decode())
     points = json.loads(done.stdout)["points"]
     assert [(p["preset"], p["k"], p["target"], p["reached"], p["evaluations"]) for p in points] == [
         (preset, k, None, None, 1) for preset in ("paper", "uniform") for k in (20, 40)
@@ -217,23 +228,29 @@ def test_force_begins_anew(folder: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
-def test_an_interrupted_sweep_says_how_to_go_on_and_does(folder: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_sweep_says_how_to_go_on_and_does(sent: signal.Signals, folder: Path) -> None:
     targets = ",".join(f"{0.001 * number:g}" for number in range(20, 60))
-    arguments = [*SWEEP[:4], "--presets", "fast", "--deviations", targets, "-o", "long.csv"]
+    arguments = [*SWEEP[:4], "--presets", "fast", "--deviations", targets, "-o", "long.csv", "--log",
+                 "log.jsonl", "-f"]  # fmt: skip
     running = subprocess.Popen([sys.executable, "-m", "riq_cli", *arguments], cwd=folder, stderr=subprocess.PIPE,
-                               env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)})  # fmt: skip
+                               env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+                               preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL))  # fmt: skip
     ends = time.monotonic() + 60
     while time.monotonic() < ends and not (
         (file := folder / "long.csv").exists() and file.read_bytes().count(b"\n") > 1
     ):
         time.sleep(0.005)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(sent)
     _, stderr = running.communicate(timeout=60)
-    assert running.returncode == 130, stderr
+    assert running.returncode == 128 + sent, stderr
     last = stderr.decode().splitlines()[-1]
-    assert re.fullmatch(r"riq: error: interrupted after \d+ points; the same command goes on with long\.csv", last)
+    assert re.fullmatch(
+        r"riq: error: interrupted after \d+ points?; the same command without --force goes on with long\.csv", last
+    )
+    assert json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["error"] == "interrupted"
     whole = (folder / "long.csv").read_bytes()
-    assert riq(*arguments, "-q", folder=folder).returncode == 0
+    assert riq(*arguments[:-3], "-q", folder=folder).returncode == 0
     assert (folder / "long.csv").read_bytes().startswith(whole)
     assert len({row["target"] for row in table(folder / "long.csv")}) == len(table(folder / "long.csv")) == 40
 
@@ -256,6 +273,11 @@ def test_a_file_that_is_no_sweep_is_refused(text: str, folder: Path) -> None:
     assert (folder / "notes.csv").read_text() == text
 
 
+def test_a_target_named_twice_is_one_point(folder: Path) -> None:
+    done = riq(*SWEEP[:4], "--presets", "fast,fast", "--deviations", "0.05,0.050", "-q", folder=folder)
+    assert len(done.stdout.splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     ("code", "message", "arguments"),
     [
@@ -267,10 +289,14 @@ def test_a_file_that_is_no_sweep_is_refused(text: str, folder: Path) -> None:
         (2, r"'curve\.pdf' ends neither in \.png nor in \.svg", ("--plot", "curve.pdf")),
         (1, r"calibration\.npz: is read by this command", ("-o", "calibration.npz")),
         (1, r"old\.png: exists already", ("--plot", "old.png")),
+        (2, r"x\.svg: two outputs have this name; give one of them another", ("-o", "x.svg", "--plot", "x.svg")),
+        (1, r"other\.npz: the calibration data has y; the model's inputs are x", ("--validation", "other.npz")),
+        (1, r"no/c\.csv: cannot be written: No such file or directory", ("-o", "no/c.csv")),
     ],
 )
 def test_what_is_refused(code: int, message: str, arguments: tuple[str, ...], folder: Path) -> None:
     (folder / "old.png").touch()
+    np.savez(folder / "other.npz", y=np.zeros((2, 16), np.float32))
     fails(code, message, *SWEEP[:4], *arguments, folder=folder)
 
 
@@ -334,7 +360,7 @@ def test_a_sweep_draws_its_curve(suffix: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
-@pytest.mark.parametrize("kind", [("curve",), ("curve", "--rate"), ("coder",), ("k",), ("prediction",)])
+@pytest.mark.parametrize("kind", [("curve",), ("curve", "--rate"), ("coder",), ("k",), ("epsilon",), ("prediction",)])
 def test_every_kind_of_picture_is_drawn(kind: tuple[str, ...], suffix: str, folder: Path) -> None:
     pytest.importorskip("matplotlib", reason="pictures need matplotlib")
     shutil.copy(folder / "curve.csv", folder / "second.csv")
@@ -359,10 +385,55 @@ def test_the_same_points_give_the_same_picture(swept: Path) -> None:
 
     points, _ = read_points((swept / "curve.csv").read_text())
     for suffix in (".png", ".svg"):
-        assert plots.curve({"model": points}, suffix) == plots.curve({"model": points}, suffix)
+        assert plots.picture("curve", {"model": points}, suffix) == plots.picture("curve", {"model": points}, suffix)
+
+
+def point(**fields: object) -> Point:
+    about = {"preset": "paper", "target": 0.01, "reached": True, "deviation": 0.009, "ratio": 8.0, "k": 300.0,
+             "epsilon": 0.0, "evaluations": 9, "probes": 0, "seconds": 1.0, "model": "a", "calibration": "npz 1",
+             "validated": "", "settings": ""}  # fmt: skip
+    return Point(**dict.fromkeys(COLUMNS) | about | fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("sweeps", "labels"),
+    [
+        ({"m": [point()]}, ["paper"]),
+        ({"m": [point(), point(preset="small")]}, ["paper", "small"]),
+        ({"m": [point()], "n": [point(model="b", calibration="npz 2")]}, ["m", "n"]),  # of course with other samples
+        ({"m": [point(), point(calibration="random 2")]}, ["real samples", "random samples"]),
+        ({"m": [point(), point(calibration="npz 2")]}, ["npz 1", "npz 2"]),
+        ({"m": [point(settings="epsilon=0.1; k=9"), point(settings="epsilon=0.0; k=9")]}, ["ε₀ = 0.1", "ε₀ = 0"]),
+    ],
+)
+def test_curves_are_named_by_what_tells_them_apart(sweeps: dict[str, list[Point]], labels: list[str]) -> None:
+    from riq_cli.plots.curves import _series
+
+    assert [series.label for series in _series(sweeps)] == labels
+
+
+def test_epsilons_are_one_picture_of_two_parts(folder: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+    for epsilon in ("0", "0.1"):
+        arguments = (*SWEEP[:4], "--epsilon", epsilon, "--k", "10,100", "-o", "k.csv")
+        assert riq(*arguments, folder=folder).returncode == 0
+    assert riq("plot", "epsilon", "k.csv", "-o", "e.svg", "--title", "a model", folder=folder).returncode == 0
+    comments = re.findall(r"<!-- (.*?) -->", (folder / "e.svg").read_text())  # the texts, which are drawn as paths
+    assert comments.count("deviation (cosine distance)") == comments.count("compression ratio (×, real bytes)") == 1
+    assert comments.count("k (larger is finer)") == 1
+    assert comments.count("a model: what ε₀ does") == 1
+    assert [text for text in comments if text.startswith("ε₀ =")] == ["ε₀ = 0", "ε₀ = 0.1"]
 
 
 def test_plot_says_what_is_wrong(folder: Path) -> None:
+    missed = point(reached=False, k=None, ratio=None)
+    (folder / "unreached.csv").write_text(HEADER + missed.line())
+    fails(1, r"no point can be drawn: none has a k and a deviation; riq sweep --k measures such$", "plot", "k",
+          "unreached.csv", "-o", "x.svg", folder=folder)  # fmt: skip
+    fails(1, r"no point can be drawn: none has a deviation on validation samples; riq sweep --validation measures",
+          "plot", "prediction", "unreached.csv", "-o", "x.svg", folder=folder)  # fmt: skip
+    fails(1, r"no point can be drawn: each target is out of reach$", "plot", "curve", "unreached.csv", "-o", "x.svg",
+          folder=folder)  # fmt: skip
     (folder / "notes.csv").write_text("a,b\n1,2\n")
     (folder / "empty.csv").write_text(HEADER)
     fails(1, r"notes\.csv: is not the CSV of a sweep: does not begin with", "plot", "curve", "notes.csv", "-o", "x.svg",

@@ -5,14 +5,17 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
+from riq_cli.cli.help import Command
+
 
 @click.command(
-    epilog="""\b
-Examples:
-  riq completion bash > ~/.local/share/bash-completion/completions/riq
-  riq completion zsh > ~/.zfunc/_riq        # a folder of $fpath
-  riq completion fish > ~/.config/fish/completions/riq.fish
-  eval "$(riq completion bash)"             # in this shell only
+    cls=Command,
+    synopsis="bash|zsh|fish",
+    examples="""
+riq completion bash > ~/.local/share/bash-completion/completions/riq
+riq completion zsh > ~/.zfunc/_riq        # a folder of $fpath
+riq completion fish > ~/.config/fish/completions/riq.fish
+eval "$(riq completion bash)"             # in this shell only
 """,
     short_help="Script that completes commands, options and files.",
 )

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from riq_cli.cli import options
+from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.log import search_log, step_record
 from riq_cli.cli.memory import give_back_memory
+from riq_cli.cli.paths import check_outputs, check_stdout, refuse_sources
 from riq_cli.cli.terminal import ProgressBar, warn_line
-from riq_cli.files import check_output, refuse_source
 from riq_cli.report import totals
-from riq_cli.text import finite, human_size, shortened
+from riq_cli.text import counted, finite, human_size, shortened
 
 if TYPE_CHECKING:
     from riq_cli.archive import Archive
@@ -25,101 +26,88 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    epilog="""\b
-Examples:
-  riq compress model.onnx --deviation 0.01 --calibration samples.npz
-  riq compress model.onnx --calibration images/ --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
-  riq compress model.onnx --calibration mydata:samples --exclude '*embedding*' -o small.riqz
-  riq compress model.onnx --calibration samples.npz --size 500kB --log search.jsonl --json
+    cls=Command,
+    synopsis="MODEL [--calibration DATA] [--deviation D] [-o FILE] [OPTIONS]",
+    examples=r"""
+riq compress model.onnx --calibration samples.npz --deviation 0.01
+riq compress model.onnx --calibration images/ \
+    --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+riq compress model.onnx --calibration mydata:samples --exclude '*embedding*'
+riq compress model.onnx --calibration samples.npz --size 500kB --json
+riq compress model.onnx --calibration samples.npz -o small.riqz --log s.jsonl
 """,
+    target="no archive keeps the target",
     short_help="Model to archive: the smallest that keeps the deviation.",
 )
 @click.argument("model", type=options.model_type)
-@click.option("--deviation", type=float, metavar="D", help="How far outputs may move: cosine distance [default: 0.01]")
-@options.calibration_option
-@click.option("-o", "archive_path", type=options.output_type, metavar="FILE",
-              help="Archive to write, - for stdout. [default: MODEL.riqz]")  # fmt: skip
-@click.option("--ratio", type=float, metavar="X", help="Instead: the least deviation in 1/X of the model's bytes.")
-@click.option("--size", type=options.parse_size, metavar="SIZE", help="Instead: the least deviation in 500kB, 5MB …")
-@click.option("--rate", type=float, metavar="R", help="Instead: the least deviation at R bits/weight.")
-@click.option("--k", type=float, metavar="K", help="Instead: this k of the norm allocation, without a search.")
-@click.option("--preset", type=click.Choice(options.PRESETS), default="small", show_default=True,
-              help="paper: norm, algorithm1, epsilon 0.01. fast: norm. uniform: the paper's baseline. "
-              "small: measured, compensated.")  # fmt: skip
-@click.option("--allocation", type=click.Choice(["norm", "measured", "uniform"]),
-              help="Bin widths shared out among layers by norm, as in the paper, by measured effect, "
-              "or by range.")  # fmt: skip
-@click.option("--rounding", type=click.Choice(["nearest", "compensated"]),
-              help="compensated: later columns of a layer make up for errors of earlier ones.")  # fmt: skip
-@click.option("--search", type=click.Choice(["secant", "algorithm1"]),
-              help="How k is found: algorithm1 is the paper's, to the letter.")  # fmt: skip
-@click.option("--epsilon", type=float, metavar="E", help="ε0 of eq. (7). [default: 0.01, less if that cannot reach]")
+@grouped(
+    "Goal",
+    click.option("--deviation", type=options.parse_number, metavar="D",
+                 help="How far outputs may move: cosine distance [default: 0.01]"),
+    click.option("--ratio", type=options.parse_number, metavar="X",
+                 help="Instead: the least deviation in 1/X of the model's bytes."),
+    click.option("--size", type=options.parse_size, metavar="SIZE",
+                 help="Instead: the least deviation in 500kB, 5MB …"),
+    click.option("--rate", type=options.parse_number, metavar="R",
+                 help="Instead: the least deviation at R bits/weight."),
+    click.option("--k", type=options.parse_number, metavar="K",
+                 help="Instead: this k of the norm allocation, without a search."),
+)  # fmt: skip
+@grouped("Samples", options.calibration_option, options.holdout_option)
+@grouped(
+    "Method",
+    click.option("--preset", type=click.Choice(options.PRESETS), default="small", show_default=True,
+                 help="paper: norm, algorithm1, epsilon 0.01. fast: norm. uniform: the paper's baseline. "
+                 "small: measured, compensated."),
+    click.option("--allocation", type=click.Choice(["norm", "measured", "uniform"]),
+                 help="Bin widths shared out among layers by norm, as in the paper, by measured effect, or by range."),
+    click.option("--rounding", type=click.Choice(["nearest", "compensated"]),
+                 help="compensated: later columns of a layer make up for errors of earlier ones."),
+    click.option("--search", type=click.Choice(["secant", "algorithm1"]),
+                 help="How k is found: algorithm1 is the paper's, to the letter."),
+    click.option("--epsilon", type=options.parse_number, metavar="E",
+                 help="ε0 of eq. (7). [default: 0.01, less if that cannot reach]"),
+)  # fmt: skip
 @options.layer_options
-@options.log_option
 @options.running_options
 @options.image_options
-@options.force_option
-@options.json_option
-@options.verbosity_options
+@grouped(
+    "Output",
+    click.option("-o", "archive_path", type=options.output_type, metavar="FILE",
+                 help="Archive to write, - for stdout. [default: MODEL.riqz]"),
+    options.force_option,
+    options.json_option,
+    options.log_option,
+    options.quiet_option,
+    options.verbose_option,
+)  # fmt: skip
 def compress(
     model: str,
-    deviation: float | None,
     calibration: str | None,
     archive_path: str | None,
     preset: str,
-    allocation: str | None,
-    rounding: str | None,
-    search: str | None,
-    epsilon: float | None,
-    holdout: float | None,
-    min_size: int | None,
-    dims: tuple[tuple[str, int], ...],
     log_path: str | None,
     force: bool,
     as_json: bool,
     quiet: bool,
     verbose: int,
-    mean: Any,
-    std: Any,
-    scale: Any,
-    layout: Any,
-    channel_order: Any,
+    images: dict[str, Any],
     **settings: Any,
 ) -> None:
     """Compress MODEL into the smallest archive whose outputs, once restored, move no further than D."""
     began = time.monotonic()
     path = archive_path or str(Path(model).with_suffix(".riqz"))
-    if path == "-" and as_json:
-        raise click.UsageError("--json and -o - both want stdout; leave one of them away")
-    if path != "-":
-        refuse_source(path, model, *([calibration] if calibration else []))
-        check_output(path, force)
-    if log_path is not None:
-        if Path(log_path).resolve() == Path(path).resolve():
-            raise click.UsageError(f"{path}: is the archive; give --log another file")
-        refuse_source(log_path, model, *([calibration] if calibration else []))
-        check_output(log_path, force)
+    check_stdout({"--json": as_json, "-o -": path == "-"})
+    check_outputs((path, log_path), (model, calibration), force)
 
     give_back_memory()
     from riq_cli.codec import PRESETS, Settings
     from riq_cli.codec import compress as compress_model
     from riq_cli.model import Model
 
-    given = {
-        "allocation": allocation,
-        "rounding": rounding,
-        "search": search,
-        "epsilon": epsilon,
-        "holdout": holdout,
-        "min_size": min_size,
-    }
-    chosen: dict[str, Any] = PRESETS[preset] | {name: value for name, value in given.items() if value is not None}
-    wanted = Settings(deviation=deviation, dims=dict(dims), **chosen, **settings)
+    wanted = Settings(**PRESETS[preset] | options.given(settings))
     source = Model.load(model)
-    for written in (path, log_path):
-        if written not in (None, "-"):
-            refuse_source(written, *source.external_files)
-    images = {"mean": mean, "std": std, "scale": scale, "layout": layout, "channel_order": channel_order}
+    refuse_sources((path, log_path), source.external_files)
     data = None if calibration is None else options.load_calibration(calibration, images)
     bar = ProgressBar(quiet)
 
@@ -201,13 +189,9 @@ def _summary(facts: dict[str, Any], verbose: int) -> str:
         lines.append(
             f"  search     {facts['allocation']} allocation, {facts['rounding']} rounding, "
             f"k = {facts['k']:.5g}, epsilon = {facts['epsilon']:g}; "
-            f"{_counted(facts['evaluations'], 'evaluation')}, {_counted(facts['probes'], 'probe')}, "
+            f"{counted(facts['evaluations'], 'evaluation')}, {counted(facts['probes'], 'probe')}, "
             f"{facts['seconds']:.1f} s"
         )
     if verbose:
         lines += [f"    k {k:<10g} deviation {value:.4g}" for k, value in facts["trace"]]
     return "\n".join(lines)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

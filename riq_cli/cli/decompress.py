@@ -8,26 +8,32 @@ from pathlib import Path
 import click
 
 from riq_cli.cli import options
+from riq_cli.cli.help import Command, grouped
+from riq_cli.cli.paths import check_outputs, refuse_sources
 from riq_cli.cli.terminal import ProgressBar
-from riq_cli.files import check_output, refuse_source
 from riq_cli.text import human_size
 
 
 @click.command(
-    epilog="""\b
-Examples:
-  riq decompress model.riqz
-  riq decompress model.riqz -o restored.onnx
-  cat model.riqz | riq decompress - -o restored.onnx
+    cls=Command,
+    synopsis="ARCHIVE [-o FILE] [OPTIONS]",
+    examples="""
+riq decompress model.riqz
+riq decompress model.riqz -o restored.onnx
+cat model.riqz | riq decompress - -o restored.onnx
 """,
     short_help="Archive to a runnable ONNX file.",
 )
 @click.argument("archive", type=options.archive_type)
-@click.option("-o", "model_path", type=options.output_type, metavar="FILE",
-              help="ONNX file to write, - for stdout. [default: ARCHIVE.onnx]")  # fmt: skip
-@options.max_size_option
-@options.force_option
-@options.verbosity_options
+@grouped(
+    "Output",
+    click.option("-o", "model_path", type=options.output_type, metavar="FILE",
+                 help="ONNX file to write, - for stdout. [default: ARCHIVE.onnx]"),
+    options.force_option,
+    options.max_size_option,
+    options.quiet_option,
+    options.verbose_option,
+)  # fmt: skip
 def decompress(archive: str, model_path: str | None, max_size: int, force: bool, quiet: bool, verbose: int) -> None:
     """Restore the ONNX model in ARCHIVE (- for stdin).
 
@@ -38,9 +44,8 @@ def decompress(archive: str, model_path: str | None, max_size: int, force: bool,
             raise click.UsageError("an archive from stdin has no name to derive the output's from; give -o FILE")
         model_path = str(Path(archive).with_suffix(".onnx"))
     if model_path != "-":
-        refuse_source(model_path, archive)
-        refuse_source(model_path + ".data", archive)
-        check_output(model_path, force)
+        check_outputs([model_path], [archive], force)
+        refuse_sources([model_path + ".data"], [archive])
 
     from riq_cli.codec import decompress as restore
 

@@ -5,7 +5,6 @@ from riq_cli.errors import SettingsError, TargetError
 FAILED = 1
 USAGE = 2
 TARGET = 3  # a target was not reached, a verification failed, or a gate was missed
-INTERRUPTED = 130
 
 
 def of(error: BaseException) -> int:

@@ -8,14 +8,23 @@ from typing import Any
 import click
 
 from riq_cli.cli import options
+from riq_cli.cli.help import grouped
 from riq_cli.errors import TargetError
 from riq_cli.report import Totals
 from riq_cli.text import human_size
 
-gate_options = options.together(
+gate_options = grouped(
+    "Bounds",
     click.option("--max-size", type=options.parse_size, metavar="SIZE", help="Exit with 3 if the archive is larger."),
-    click.option("--min-ratio", type=float, metavar="X", help="Exit with 3 if the archive is above 1/X of the source."),
-    click.option("--max-rate", type=float, metavar="R", help="Exit with 3 if layers take more than R bits/weight."),
+    click.option(
+        "--min-ratio",
+        type=options.parse_number,
+        metavar="X",
+        help="Exit with 3 if the archive is above 1/X of the source.",
+    ),
+    click.option(
+        "--max-rate", type=options.parse_number, metavar="R", help="Exit with 3 if layers take more than R bits/weight."
+    ),
 )
 
 

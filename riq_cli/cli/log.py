@@ -22,7 +22,7 @@ Write = Callable[[dict[str, Any]], None]
 def search_log(path: str | None, overwrite: bool) -> Iterator[Write]:
     """What writes an object as a line of the log, with the seconds since it was opened; of nothing without a path.
 
-    An error that ends the block is the last line.
+    An error or an interruption that ends the block is the last line.
 
     Raises:
         OutputError: the file exists and `overwrite` is false, or it cannot be written.
@@ -39,8 +39,8 @@ def search_log(path: str | None, overwrite: bool) -> Iterator[Write]:
 
         try:
             yield write
-        except RiqError as error:
-            write({"phase": "failed", "error": str(error)})
+        except (RiqError, KeyboardInterrupt) as error:
+            write({"phase": "failed", "error": str(error) or "interrupted"})
             raise
 
 

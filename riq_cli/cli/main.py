@@ -7,12 +7,14 @@ import os
 import re
 import sys
 import traceback
+from dataclasses import fields
 
 import click
 
-from riq_cli.cli import exit_codes
+from riq_cli.cli import exit_codes, interruption
+from riq_cli.cli.help import WIDTH
 from riq_cli.cli.terminal import error_line
-from riq_cli.errors import RiqError
+from riq_cli.errors import RiqError, SettingsError
 from riq_cli.version import VERSION
 
 _COMMANDS = ("compress", "decompress", "report", "verify", "sweep", "plot", "completion")
@@ -31,6 +33,9 @@ class _Lazy(click.Group):
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:  # completion parses too
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(exit_codes.USAGE)
         if args[:1] == ["help"]:  # `riq help compress`, as other tools have it
             args = [*args[1:2], "--help"]
         return super().parse_args(ctx, args)
@@ -44,7 +49,7 @@ class _Lazy(click.Group):
             raise click.UsageError(f"{error.message} There are {', '.join(_COMMANDS)}.", ctx) from None
 
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH})
 @click.version_option(VERSION, "-V", "--version", prog_name="riq")
 def riq() -> None:
     """Make ONNX models small: say how far the outputs may move, get the smallest file that keeps the promise.
@@ -64,6 +69,7 @@ def main() -> None:
     for library in ("OPENBLAS", "MKL"):  # riq's own threads work on a layer each; more of them only wait for each other
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     debug = sum(word.count("v") for word in sys.argv[1:] if re.fullmatch("-[fqv]+", word)) > 1
+    interruption.catch()
     try:
         code = riq.main(prog_name="riq", standalone_mode=False)
     except click.ClickException as error:
@@ -71,9 +77,9 @@ def main() -> None:
         if isinstance(error, click.UsageError) and error.ctx is not None:
             click.echo(f"Try '{error.ctx.command_path} --help'.", err=True)
         code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        error_line("interrupted; nothing was written")
-        code = exit_codes.INTERRUPTED
+    except (click.Abort, KeyboardInterrupt) as error:  # click makes the one of the other
+        error_line("interrupted; no output was written")
+        code = interruption.exit_code(error.__cause__ or error)
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stdout = open(os.devnull, "w")
         code = exit_codes.FAILED
@@ -93,6 +99,21 @@ def main() -> None:
 def _message(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "not enough memory"
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
+    if isinstance(error, OSError) and error.strerror is not None:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return _with_flags(str(error)) if isinstance(error, SettingsError) else str(error)
+
+
+def _with_flags(message: str) -> str:
+    """A message about settings with the names that they have on the command line: `--max-bits 1` for `max_bits = 1`.
+
+    Names that are words of English too are settings where a value follows; names in quotes are the user's own.
+    """
+    from riq_cli.codec import Settings
+    from riq_cli.report import flag
+
+    for name in (field.name for field in fields(Settings)):
+        message = re.sub(rf"(?<!['\w-]){name} = ", f"{flag(name)} ", message)
+        if "_" in name:
+            message = re.sub(rf"(?<!['\w-]){name}\b", flag(name), message)
+    return message

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from riq_cli import limits
+from riq_cli.cli.help import grouped
 from riq_cli.cli.paths import FileOf
-from riq_cli.errors import ArchiveError
+from riq_cli.errors import ArchiveError, RiqError
 
 if TYPE_CHECKING:
     from riq_cli.archive import Archive
-    from riq_cli.calibration import Calibration, ImageOptions
+    from riq_cli.calibration import Calibration
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -36,9 +39,12 @@ def parse_size(text: str | int) -> int:
     number = text.strip().rstrip("bBkKmMgGiI ")
     unit = text.strip()[len(number) :].strip().lower().removesuffix("b")
     try:
-        return int(float(number) * _UNITS[unit])
+        size = int(float(number) * _UNITS[unit])
     except (ValueError, KeyError, OverflowError):
-        raise click.BadParameter(f"{text!r} is not a size; write 500kB, 5MB or 2GiB") from None
+        size = -1
+    if size < 0:
+        raise click.BadParameter(f"{text!r} is not a size; write 500kB, 5MB or 2GiB")
+    return size
 
 
 def parse_dimension(text: str) -> tuple[str, int]:
@@ -49,12 +55,23 @@ def parse_dimension(text: str) -> tuple[str, int]:
     return name, int(number)
 
 
-def parse_numbers(text: str) -> tuple[float, ...]:
-    """One number, or one for each channel, from a text such as 0.485,0.456,0.406."""
+def parse_number(text: str | float) -> float:
+    """The number that a text is; infinity and what is not a number mean nothing to any option."""
     try:
-        return tuple(float(part) for part in text.split(","))
+        number = float(text)
     except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of numbers; write 0.485,0.456,0.406") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise click.BadParameter(f"{text!r} is not a finite number")
+    return number
+
+
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """The numbers in a text such as 0.5,0.25."""
+    try:
+        return tuple(parse_number(part) for part in text.split(","))
+    except click.BadParameter:
+        raise click.BadParameter(f"{text!r} is not a list of numbers; write 0.5,0.25") from None
 
 
 def parse_presets(text: str) -> tuple[str, ...]:
@@ -66,117 +83,94 @@ def parse_presets(text: str) -> tuple[str, ...]:
     return names
 
 
-def together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
-    """One decorator that adds several options, in the order given."""
-
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
 model_type = FileOf(".onnx")
 archive_type = FileOf(".riqz", allow_dash=True)
 calibration_type = FileOf(".npz", ".npy", must_be_file=False)  # or a folder, or module:callable
 output_type = click.Path(allow_dash=True)
 
 calibration_option = click.option(
-    "--calibration",
-    type=calibration_type,
-    metavar="DATA",
+    "--calibration", type=calibration_type, metavar="DATA",
     help="Samples to measure on: .npz, .npy, a folder of images or ONNX test data, or module:callable. "
-    "[default: random, which predicts poorly]",
-)
-layer_options = together(
-    click.option("--max-bits", type=click.IntRange(2, 16), metavar="R", help="At most 2^R levels in any layer."),
-    click.option(
-        "--holdout",
-        type=float,
-        metavar="SHARE",
-        help="Share of the samples kept out of the search, to check it. [default: 0.25; paper: 0]",
-    ),
-    click.option(
-        "--min-size",
-        type=click.IntRange(1),
-        metavar="N",
-        help="Keep tensors with fewer weights exact. [default: by norm 256; else where it pays]",
-    ),
-    click.option("--include", multiple=True, metavar="PATTERN", help="Code only layers of such names; repeatable."),
-    click.option("--exclude", multiple=True, metavar="PATTERN", help="Keep layers of such names exact; repeatable."),
-)
+    "[default: random ones, which predict poorly]",
+)  # fmt: skip
+holdout_option = click.option(
+    "--holdout", type=parse_number, metavar="SHARE",
+    help="Share of the samples kept out of the search, to check it. [default: 0.25; paper and uniform: 0]",
+)  # fmt: skip
 log_option = click.option(
-    "--log",
-    "log_path",
-    type=click.Path(),
-    metavar="FILE",
+    "--log", "log_path", type=click.Path(), metavar="FILE",
     help="Write the search as JSON lines, one for each evaluation and probe, as it goes.",
-)
+)  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 force_option = click.option("-f", "--force", is_flag=True, help="Replace an existing output file.")
 max_size_option = click.option(
-    "--max-size",
-    type=parse_size,
-    metavar="SIZE",
-    default=limits.RESTORED,
-    show_default="8GiB",
+    "--max-size", type=parse_size, metavar="SIZE", default=limits.RESTORED, show_default="8GiB",
     help="Largest restored model to accept.",
-)
-verbosity_options = together(
-    click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
-    click.option("-v", "--verbose", count=True, help="Print more; -vv also tracebacks."),
-)
+)  # fmt: skip
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+verbose_option = click.option("-v", "--verbose", count=True, help="Print more; -vv also tracebacks.")
 
-running_options = together(
-    click.option(
-        "--output",
-        "outputs",
-        multiple=True,
-        metavar="NAME",
-        help="Measure the deviation on this tensor, inner ones allowed; repeatable. "
-        "[default: every float output, and what enters a final Softmax, Sigmoid, ArgMax …]",
-    ),
-    click.option(
-        "--dim",
-        "dims",
-        multiple=True,
-        type=parse_dimension,
-        metavar="NAME=N",
-        help="Size of a free dimension, for random data and images; repeatable.",
-    ),
-    click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Samples in one run."),
-    click.option(
-        "--threads", type=click.IntRange(0), default=0, show_default="all", help="Threads that onnxruntime uses."
-    ),
-    click.option(
-        "--provider", default="CPUExecutionProvider", show_default=True, help="onnxruntime's execution provider."
-    ),
-)
+layer_options = grouped(
+    "Layers",
+    click.option("--min-size", type=click.IntRange(1), metavar="N",
+                 help="Keep tensors with fewer weights exact. [default: by norm 256; else where it pays]"),
+    click.option("--include", multiple=True, metavar="PATTERN", help="Code only layers of such names; repeatable."),
+    click.option("--exclude", multiple=True, metavar="PATTERN", help="Keep layers of such names exact; repeatable."),
+    click.option("--max-bits", type=click.IntRange(2, 16), metavar="R", help="At most 2^R levels in any layer."),
+)  # fmt: skip
 
-image_options = together(
-    click.option(
-        "--mean",
-        type=parse_numbers,
-        metavar="X[,Y,Z]",
-        help="Images: subtracted after scaling, per channel. [default: 0]",
-    ),
-    click.option(
-        "--std", type=parse_numbers, metavar="X[,Y,Z]", help="Images: divided by after that, per channel. [default: 1]"
-    ),
-    click.option("--scale", type=float, help="Images: factor on pixels of 0…255. [default: 1/255]"),
-    click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Images: order of axes. [default: nchw]"),
-    click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), help="Images: [default: rgb]"),
-)
+running_options = grouped(
+    "Measuring",
+    click.option("--output", "outputs", multiple=True, metavar="NAME",
+                 help="Measure the deviation on this tensor, inner ones allowed; repeatable. "
+                 "[default: every float output, and what enters a final Softmax, Sigmoid, ArgMax …]"),
+    click.option("--dim", "dims", multiple=True, type=parse_dimension, metavar="NAME=N",
+                 callback=lambda ctx, param, value: dict(value),
+                 help="Size of a free dimension, for random data and images; repeatable."),
+    click.option("--batch-size", type=click.IntRange(1), metavar="N", default=1, show_default=True,
+                 help="Samples in one run."),
+    click.option("--threads", type=click.IntRange(0), metavar="N", default=0, show_default="all",
+                 help="Threads that onnxruntime uses."),
+    click.option("--provider", metavar="NAME", default="CPUExecutionProvider", show_default=True,
+                 help="onnxruntime's execution provider."),
+)  # fmt: skip
+
+_image_options = grouped(
+    "Images",
+    click.option("--mean", type=parse_numbers, metavar="X[,Y,Z]",
+                 help="Subtracted from pixels after scaling, per channel. [default: 0]"),
+    click.option("--std", type=parse_numbers, metavar="X[,Y,Z]",
+                 help="What pixels are divided by after that, per channel. [default: 1]"),
+    click.option("--scale", type=parse_number, metavar="X", help="Factor on pixels of 0…255. [default: 1/255]"),
+    click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Order of axes. [default: nchw]"),
+    click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), help="[default: rgb]"),
+)  # fmt: skip
+
+
+def image_options(command: Command) -> Command:
+    """Add the options of images; the command gets those that are given as one mapping, `images`."""
+
+    @functools.wraps(command)
+    def bundled(
+        *, mean: object, std: object, scale: object, layout: object, channel_order: object, **others: Any
+    ) -> None:
+        images = {"mean": mean, "std": std, "scale": scale, "layout": layout, "channel_order": channel_order}
+        command(images=given(images), **others)
+
+    decorated: Command = _image_options(bundled)  # type: ignore[assignment]
+    return decorated
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that have a value; those left away are None."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def load_calibration(source: str, images: dict[str, Any]) -> Calibration:
     """The calibration data that the options describe."""
     from riq_cli.calibration import Calibration, ImageOptions
 
-    given: dict[str, Any] = {name: value for name, value in images.items() if value is not None}
-    options: ImageOptions = ImageOptions(**given)
-    return Calibration.load(source, options)
+    return Calibration.load(source, ImageOptions(**images))
 
 
 @contextlib.contextmanager
@@ -185,16 +179,16 @@ def open_archive(path: str, max_size: int) -> Iterator[Archive]:
     from riq_cli.archive import Archive
 
     source: Any = sys.stdin.buffer if path == "-" else path
-    with naming(path), Archive.open(source, max_size) as archive:
+    with naming(path, ArchiveError), Archive.open(source, max_size) as archive:
         yield archive
 
 
 @contextlib.contextmanager
-def naming(path: str) -> Iterator[None]:
-    """A block whose errors about an archive name its file."""
+def naming(path: str, kind: type[RiqError]) -> Iterator[None]:
+    """A block whose errors of a kind name the file that they are about."""
     try:
         yield
-    except ArchiveError as error:
+    except kind as error:
         raise type(error)(f"{path}: {error}") from error
 
 

@@ -4,12 +4,66 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import click
 from click.shell_completion import CompletionItem
 
+from riq_cli.files import check_output, refuse_source
+
 _BARE = re.compile(r"[\w./~+,@%=:-]*")  # what a shell takes as one word without quotes
+
+
+def check_outputs(
+    outputs: Iterable[str | None], sources: Iterable[str | None], force: bool, goes_on: str | None = None
+) -> None:
+    """Return nothing if all outputs can be written; meant to be asked before long work.
+
+    Args:
+        outputs: files to write; None and - are none.
+        sources: what is read, which is never overwritten; None is nothing.
+        force: whether outputs may exist.
+        goes_on: the output that may exist in any case.
+
+    Raises:
+        OutputError: one cannot be written, or is a source.
+        UsageError: two outputs are the same file.
+    """
+    files = _files(outputs)
+    refuse_sources(files, [source for source in sources if source is not None])
+    seen: set[Path] = set()
+    for path in files:
+        check_output(path, force or path == goes_on)
+        if (place := Path(path).resolve()) in seen:
+            raise click.UsageError(f"{path}: two outputs have this name; give one of them another")
+        seen.add(place)
+
+
+def refuse_sources(outputs: Iterable[str | None], sources: Iterable[str | os.PathLike[str]]) -> None:
+    """Return nothing if no output is a file that is read.
+
+    Raises:
+        OutputError: one is.
+    """
+    for path in _files(outputs):
+        refuse_source(path, *sources)
+
+
+def check_stdout(wanted: Mapping[str, bool]) -> None:
+    """Return nothing if at most one of the options wants stdout.
+
+    Raises:
+        UsageError: several do.
+    """
+    *others, last = [option for option, wants in wanted.items() if wants] or [""]
+    if others:
+        both = "both" if len(others) == 1 else "all"
+        raise click.UsageError(f"{', '.join(others)} and {last} {both} want stdout; give one of them")
+
+
+def _files(outputs: Iterable[str | None]) -> list[str]:
+    return [path for path in outputs if path is not None and path != "-"]
 
 
 class FileOf(click.Path):

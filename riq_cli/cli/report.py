@@ -13,41 +13,47 @@ from riq_cli.archive import Archive
 from riq_cli.cli import difference as compared
 from riq_cli.cli import markdown, options
 from riq_cli.cli.gates import check, gate_options, gates
+from riq_cli.cli.help import Command, grouped
+from riq_cli.cli.paths import check_outputs, check_stdout
 from riq_cli.cli.pictures import picture_type, write_picture
 from riq_cli.cli.terminal import table
-from riq_cli.files import atomic_write, check_output, refuse_source
-from riq_cli.report import Difference, SortKey, Totals, command, difference, page, rows, totals
+from riq_cli.errors import ArchiveError
+from riq_cli.files import atomic_write
+from riq_cli.report import Difference, SortKey, Totals, codes, command, difference, page, rows, totals
 from riq_cli.text import finite, human_size, printable, shortened
 
 _ANY_SIZE = 1 << 100  # nothing is restored here, so that nothing needs a limit
 
 
 @click.command(
-    epilog="""\b
-Examples:
-  riq report model.riqz
-  riq report model.riqz --sort size | head
-  riq report model.riqz --html report.html
-  riq report model.riqz --plot rates.svg
-  riq report model.riqz --json | jq .totals.ratio
-  riq report model.riqz --max-size 2MB --min-ratio 8
-  riq report old.riqz new.riqz --markdown
+    cls=Command,
+    synopsis="ARCHIVE [NEW] [OPTIONS]",
+    examples="""
+riq report model.riqz
+riq report model.riqz --sort size | head
+riq report model.riqz --html report.html
+riq report model.riqz --plot rates.svg
+riq report model.riqz --json | jq .totals.ratio
+riq report model.riqz --max-size 2MB --min-ratio 8
+riq report old.riqz new.riqz --markdown
 """,
+    target="the archive misses a bound",
     short_help="Rates, bytes and settings, layer by layer; or what changed.",
 )
 @click.argument("archives", nargs=-1, required=True, metavar="ARCHIVE [NEW]", type=options.archive_type)
-@click.option(
-    "--sort",
-    type=click.Choice(["model", "size", "rate", "name"]),
-    help="Order of the layers. [default: model; of two archives and in markdown: size]",
-)
-@click.option("--html", "page_path", type=options.output_type, metavar="FILE",
-              help="Write one self-contained page instead, - for stdout.")  # fmt: skip
-@click.option("--plot", "picture", type=picture_type, metavar="FILE", help="Draw the layers' rates: .png or .svg.")
-@click.option("--markdown", "as_markdown", is_flag=True, help="Print markdown, for a pull request or a job's summary.")
+@grouped(
+    "Output",
+    click.option("--sort", type=click.Choice(["model", "size", "rate", "name"]),
+                 help="Order of the layers. [default: model; of two archives and in markdown: size]"),
+    click.option("--html", "page_path", type=options.output_type, metavar="FILE",
+                 help="Write one self-contained page instead, - for stdout."),
+    click.option("--plot", "picture", type=picture_type, metavar="FILE", help="Draw the layers' rates: .png or .svg."),
+    click.option("--markdown", "as_markdown", is_flag=True,
+                 help="Print markdown, for a pull request or a job's summary."),
+    options.json_option,
+    options.force_option,
+)  # fmt: skip
 @gate_options
-@options.force_option
-@options.json_option
 def report(
     archives: tuple[str, ...],
     sort: SortKey | None,
@@ -75,11 +81,8 @@ def report(
     for option, written in (("--html", page_path), ("--plot", picture)):
         if written is not None and len(archives) > 1:
             raise click.UsageError(f"{option} shows one archive; leave one of the two away")
-        if written not in (None, "-"):
-            refuse_source(written, *archives)
-            check_output(written, force)
-    if as_json + as_markdown + (page_path == "-") > 1:
-        raise click.UsageError("--json, --markdown and --html - all want stdout; give one of them")
+    check_stdout({"--json": as_json, "--markdown": as_markdown, "--html -": page_path == "-"})
+    check_outputs((page_path, picture), archives, force)
     opened = [_opened(path) for path in archives]
     checked = gates(totals(opened[-1]), max_size, min_ratio, max_rate)
     if len(opened) == 2:
@@ -88,7 +91,7 @@ def report(
     else:
         name = "model.riqz" if archives[0] == "-" else Path(archives[0]).name
         if page_path is not None:
-            with options.naming(archives[0]):
+            with options.naming(archives[0], ArchiveError):
                 _write_page(page(opened[0], name), page_path, force)
         if picture is not None:
             _draw(opened[0], name, sort or "model", picture, force)
@@ -170,7 +173,8 @@ def _text(archive: Archive, sort: SortKey) -> str:
     ]
     if any(row["scales"] or row["classes"] for row in layers):
         header = (*header[:_CODES], "codes", *header[_CODES:])
-        lines = [(*line[:_CODES], _codes(row), *line[_CODES:]) for line, row in zip(lines, layers, strict=True)]
+        told = [codes.brief(row) or "-" for row in layers]
+        lines = [(*line[:_CODES], word, *line[_CODES:]) for line, word in zip(lines, told, strict=True)]
     if lines:
         blocks.append(table(header, lines, left=4))
     else:
@@ -181,23 +185,8 @@ def _text(archive: Archive, sort: SortKey) -> str:
     return "\n\n".join(blocks)
 
 
-def _codes(row: dict[str, Any]) -> str:
-    """How many codes say more of a layer: "64+576, 64 classed" are two scales, and classes of 64 slices."""
-    parts = ["+".join(str(scale["codes"]) for scale in row["scales"])] if row["scales"] else []
-    if row["classes"]:
-        parts.append(f"{row['classes']['codes']} classed")
-    return ", ".join(parts) or "-"
-
-
 def _totals(sums: Totals) -> str:
-    parts = (
-        ("streams", sums.stream_bytes),
-        ("tables", sums.table_bytes),
-        *([("codes", sums.code_bytes)] if sums.code_bytes else []),
-        ("skeleton", sums.skeleton_bytes),
-        ("manifest", sums.manifest_bytes + sums.header_bytes),
-    )
-    breakdown = ", ".join(f"{name} {human_size(size)} ({size / sums.archive_bytes:.1%})" for name, size in parts)
+    breakdown = ", ".join(f"{name} {human_size(size)} ({size / sums.archive_bytes:.1%})" for name, size in sums.parts)
     lines = [
         f"{sums.layers} layers, {sums.weights:,} weights at {sums.rate:.3g} bits/weight; "
         f"×{sums.ratio_eq2:.2f} by eq. (2)",

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from riq_cli.cli import exit_codes, options
+from riq_cli.cli import interruption, options
 from riq_cli.cli import points as points_file
+from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.log import search_log, step_record
 from riq_cli.cli.memory import give_back_memory
+from riq_cli.cli.paths import check_outputs, check_stdout, refuse_sources
 from riq_cli.cli.pictures import picture_type, write_picture
-from riq_cli.cli.terminal import ProgressBar, warn_line
-from riq_cli.files import check_output, refuse_source
+from riq_cli.cli.terminal import ProgressBar, error_line, warn_line
+from riq_cli.errors import CalibrationError
 from riq_cli.points import Point
 from riq_cli.report import fixed_rate, totals
-from riq_cli.text import human_size
+from riq_cli.text import counted, human_size
 
 if TYPE_CHECKING:
     from riq_cli.calibration import Calibration
@@ -33,36 +35,50 @@ _DIGITS = 16  # of a SHA-256 that are kept, as `riq report` shows them
 
 
 @click.command(
-    epilog="""\b
-Examples:
-  riq sweep model.onnx --calibration samples.npz
-  riq sweep model.onnx --calibration samples.npz --validation heldout.npz -o curve.csv --plot curve.svg
-  riq sweep model.onnx --calibration samples.npz --presets paper,uniform --deviations 0.01,0.001 --json
-  riq sweep model.onnx --calibration samples.npz --epsilon 0 --k 30,100,300,1000,3000 -o k.csv
+    cls=Command,
+    synopsis="MODEL [--calibration DATA] [-o FILE] [--plot FILE] [OPTIONS]",
+    examples=r"""
+riq sweep model.onnx --calibration samples.npz
+riq sweep model.onnx --calibration samples.npz --validation heldout.npz \
+    -o curve.csv --plot curve.svg
+riq sweep model.onnx --calibration samples.npz --presets paper,uniform --json
+riq sweep model.onnx --calibration samples.npz --deviations 0.01,0.001
+riq sweep model.onnx --calibration samples.npz --epsilon 0 --k 30,100,300,1000
 """,
     short_help="The rate–distortion curve: size over deviation, for each preset.",
 )
 @click.argument("model", type=options.model_type)
-@options.calibration_option
-@click.option("--deviations", type=options.parse_numbers, default=_DEVIATIONS, show_default=True, metavar="D,…",
-              help="Targets, one point each.")  # fmt: skip
-@click.option("--k", "ks", type=options.parse_numbers, metavar="K,…",
-              help="Instead: these k of the norm allocation, without a search; not for preset small.")  # fmt: skip
-@click.option("--presets", type=options.parse_presets, metavar="NAME,…",
-              help="Curves: paper, fast, uniform, small. [default: paper,small; with --k: paper]")  # fmt: skip
-@click.option("--validation", type=options.calibration_type, metavar="DATA",
-              help="Further samples that every archive is measured on.")  # fmt: skip
-@click.option("-o", "csv_path", type=options.output_type, metavar="FILE",
-              help="CSV to write, line by line; a sweep that is there is gone on with. [default: stdout]")  # fmt: skip
-@click.option("--plot", "picture", type=picture_type, metavar="FILE", help="Draw the curve: .png or .svg.")
-@click.option("--epsilon", type=float, metavar="E", help="ε0 of eq. (7), in place of the presets'.")
+@grouped(
+    "Points",
+    click.option("--deviations", type=options.parse_numbers, default=_DEVIATIONS, show_default=True, metavar="D,…",
+                 help="Targets, one point each."),
+    click.option("--k", "ks", type=options.parse_numbers, metavar="K,…",
+                 help="Instead: these k of the norm allocation, without a search; not for preset small."),
+    click.option("--presets", type=options.parse_presets, metavar="NAME,…",
+                 help="Curves: paper, fast, uniform, small. [default: paper,small; with --k: paper]"),
+    click.option("--epsilon", type=options.parse_number, metavar="E", help="ε0 of eq. (7), in place of the presets'."),
+)  # fmt: skip
+@grouped(
+    "Samples",
+    options.calibration_option,
+    click.option("--validation", type=options.calibration_type, metavar="DATA",
+                 help="Further samples that every archive is measured on."),
+    options.holdout_option,
+)  # fmt: skip
 @options.layer_options
-@options.log_option
 @options.running_options
 @options.image_options
-@options.force_option
-@options.json_option
-@options.verbosity_options
+@grouped(
+    "Output",
+    click.option("-o", "csv_path", type=options.output_type, metavar="FILE",
+                 help="CSV to write, line by line; a sweep that is there is gone on with. [default: stdout]"),
+    click.option("--plot", "picture", type=picture_type, metavar="FILE", help="Draw the curve: .png or .svg."),
+    options.force_option,
+    options.json_option,
+    options.log_option,
+    options.quiet_option,
+    options.verbose_option,
+)  # fmt: skip
 def sweep(
     model: str,
     calibration: str | None,
@@ -72,20 +88,12 @@ def sweep(
     validation: str | None,
     csv_path: str | None,
     picture: str | None,
-    epsilon: float | None,
-    holdout: float | None,
-    min_size: int | None,
-    dims: tuple[tuple[str, int], ...],
     log_path: str | None,
     force: bool,
     as_json: bool,
     quiet: bool,
     verbose: int,
-    mean: Any,
-    std: Any,
-    scale: Any,
-    layout: Any,
-    channel_order: Any,
+    images: dict[str, Any],
     **settings: Any,
 ) -> None:
     """Compress MODEL for one target after the other and say what each costs; the archives are not kept.
@@ -96,13 +104,9 @@ def sweep(
     """
     path = None if csv_path in (None, "-") else csv_path
     presets = presets or (_PRESETS if ks is None else ("paper",))
-    if csv_path == "-" and as_json:
-        raise click.UsageError("--json and -o - both want stdout; leave one of them away")
-    sources = [model, *(data for data in (calibration, validation) if data)]
-    for written in (path, picture, log_path):
-        if written is not None:
-            refuse_source(written, *sources)
-            check_output(written, force or written == path)
+    check_stdout({"--json": as_json, "-o -": csv_path == "-"})
+    outputs = (path, picture, log_path)
+    check_outputs(outputs, (model, calibration, validation), force, goes_on=path)
     if picture is not None:
         from riq_cli import plots
 
@@ -112,14 +116,10 @@ def sweep(
     from riq_cli.calibration import Calibration, digest
     from riq_cli.model import Model
 
-    given = {"epsilon": epsilon, "holdout": holdout, "min_size": min_size, "dims": dict(dims), **settings}
-    given = {name: value for name, value in given.items() if value is not None}
-    curves = [(preset, _goals(preset, ks, deviations, given)) for preset in presets]
+    ks, deviations = ks and tuple(dict.fromkeys(ks)), tuple(dict.fromkeys(deviations))  # each is one point
+    curves = [(preset, _goals(preset, ks, deviations, options.given(settings))) for preset in presets]
     source = Model.load(model)
-    for written in (path, picture, log_path):
-        if written is not None:
-            refuse_source(written, *source.external_files)
-    images = {"mean": mean, "std": std, "scale": scale, "layout": layout, "channel_order": channel_order}
+    refuse_sources(outputs, source.external_files)
     data = Calibration.random() if calibration is None else options.load_calibration(calibration, images)
     judge = None if validation is None else options.load_calibration(validation, images)
     bar = ProgressBar(quiet)
@@ -129,29 +129,31 @@ def sweep(
             bar.close()
             warn_line(message)
 
-    def named(samples: Calibration) -> str:
-        fitted = samples.samples(source.inputs, dict(dims), settings["batch_size"])
+    def named(samples: Calibration, path: str) -> str:
+        with options.naming(path, CalibrationError):
+            fitted = samples.samples(source.inputs, settings["dims"], settings["batch_size"])
         return f"{samples.kind} {digest(fitted)[:_DIGITS]}"
 
     assert source.source is not None, "it was loaded from a file"
-    identity = source.source.sha256[:_DIGITS], named(data), "" if judge is None else named(judge)
+    validated = "" if judge is None else named(judge, str(validation))
+    identity = source.source.sha256[:_DIGITS], named(data, calibration or "random samples"), validated
     points_file.check_model(path, kept, identity[0])
     if calibration is None:
         warn("no --calibration: measured on random samples, which predict real data poorly (the paper's Fig. 1a)")
     points = list(kept)
-    with (
-        search_log(log_path, force) as log,
-        points_file.lines(path, size, as_json) as write,
-        options.coding_executor(sum(layer.size for layer in source.layers)) as executor,
-        contextlib.closing(bar),
-    ):
+    try:
+        with (
+            search_log(log_path, force) as log,
+            points_file.lines(path, size, as_json) as write,
+            options.coding_executor(sum(layer.size for layer in source.layers)) as executor,
+            contextlib.closing(bar),
+        ):
 
-        def tell(step: Progress) -> None:
-            bar(step)
-            if record := step_record(step):
-                log(record)
+            def tell(step: Progress) -> None:
+                bar(step)
+                if record := step_record(step):
+                    log(record)
 
-        try:
             for preset, goals in curves:
                 for point in _computed(preset, goals, identity, points, source, data, judge,
                                        progress=tell, warn=warn, executor=executor):  # fmt: skip
@@ -160,17 +162,19 @@ def sweep(
                     bar.close()
                     if not quiet:
                         click.echo(_summary(point), err=True)
-        except KeyboardInterrupt:
-            bar.close()
-            hint = "" if path is None else f"; the same command goes on with {path}"
-            click.echo(f"riq: error: interrupted after {len(points)} points{hint}", err=True)
-            raise click.exceptions.Exit(exit_codes.INTERRUPTED) from None
+    except KeyboardInterrupt as error:
+        again = "the same command" + (" without --force" if force else "")
+        hint = "" if path is None else f"; {again} goes on with {path}"
+        error_line(f"interrupted after {counted(len(points), 'point')}{hint}")
+        raise click.exceptions.Exit(interruption.exit_code(error)) from None
     if as_json:
         click.echo(json.dumps({"model": model, "points": [point.document() for point in points]}, indent=2))
     if picture is not None:
         from riq_cli import plots
 
-        write_picture(picture, plots.curve({Path(model).name: points}, Path(picture).suffix.lower()), force, quiet)
+        write_picture(
+            picture, plots.picture("curve", {Path(model).name: points}, Path(picture).suffix.lower()), force, quiet
+        )
 
 
 def _goals(
@@ -251,7 +255,11 @@ def _filled(point: Point, outcome: Outcome) -> Point:
 
 
 def _summary(point: Point) -> str:
-    goal = point.preset if point.target is None else f"{point.preset} {point.target:g}"
+    goal = point.preset
+    if point.target is not None:
+        goal += f" {point.target:g}"
+    elif point.k is not None:
+        goal += f", k = {point.k:g}"
     if point.reached is False:
         best = "" if point.deviation is None else f": the best deviation is {point.deviation:.4g}"
         return f"{goal}: out of reach{best}; {point.seconds:.1f} s"

@@ -9,43 +9,45 @@ from typing import Any
 import click
 
 from riq_cli.cli import exit_codes, options
+from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.terminal import warn_line
-from riq_cli.text import finite, shortened
+from riq_cli.text import finite, real, shortened
 
 
 @click.command(
-    epilog="""\b
-Examples:
-  riq verify model.riqz --against model.onnx --calibration heldout.npz
-  riq verify model.riqz --against model.onnx --calibration heldout.npz --deviation 0.012 --json
+    cls=Command,
+    synopsis="ARCHIVE --against MODEL --calibration DATA [OPTIONS]",
+    examples=r"""
+riq verify model.riqz --against model.onnx --calibration heldout.npz
+riq verify model.riqz --against model.onnx --calibration heldout.npz \
+    --deviation 0.012 --json
 """,
+    target="the deviation is above the bound",
     short_help="Measure the deviation on other data; exit 3 if above the bound.",
 )
 @click.argument("archive", type=options.archive_type)
-@click.option("--against", required=True, type=options.model_type, help="The original model.")
-@click.option("--calibration", required=True, type=options.calibration_type, metavar="DATA",
-              help="Samples to measure on, as for riq compress.")  # fmt: skip
-@click.option("--deviation", type=float, metavar="D", help="Bound. [default: the target the archive was made for]")
+@grouped(
+    "What to measure",
+    click.option("--against", required=True, type=options.model_type, metavar="MODEL", help="The original model."),
+    click.option("--calibration", required=True, type=options.calibration_type, metavar="DATA",
+                 help="Samples to measure on, as for riq compress."),
+    click.option("--deviation", type=options.parse_number, metavar="D",
+                 help="Bound. [default: the target the archive was made for]"),
+)  # fmt: skip
 @options.running_options
 @options.image_options
-@options.max_size_option
-@options.json_option
-@options.verbosity_options
+@grouped("Output", options.json_option, options.max_size_option, options.quiet_option, options.verbose_option)
 def verify(
     archive: str,
     against: str,
     calibration: str,
     deviation: float | None,
-    outputs: tuple[str, ...],
-    dims: tuple[tuple[str, int], ...],
-    batch_size: int,
-    threads: int,
-    provider: str,
     max_size: int,
     as_json: bool,
     quiet: bool,
     verbose: int,
-    **images: Any,
+    images: dict[str, Any],
+    **running: Any,
 ) -> None:
     """Restore ARCHIVE in memory and measure how far its outputs are from the original's on given samples.
 
@@ -61,18 +63,8 @@ def verify(
         if not quiet and original.source and manifest.source.get("sha256") not in (None, original.source.sha256):
             warn_line(f"{against}: is not the file that {archive} was made from (their SHA-256 differ)")
         with options.coding_executor(sum(layer.size for layer in manifest.layers)) as executor:
-            found = measure(
-                opened,
-                original,
-                data,
-                outputs=outputs or None,
-                dims=dict(dims),
-                batch_size=batch_size,
-                threads=threads,
-                provider=provider,
-                executor=executor,
-            )
-    bound = manifest.settings.get("deviation") if deviation is None else deviation
+            found = measure(opened, original, data, executor=executor, **running)
+    bound = real(manifest.settings.get("deviation")) if deviation is None else deviation
     holds = bound is None or found.mean <= bound
     if as_json:
         document = {

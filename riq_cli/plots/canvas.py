@@ -1,4 +1,4 @@
-"""A picture with one pair of axes: the only file that knows matplotlib."""
+"""A picture of one pair of axes, or of several above each other: the only file that knows matplotlib."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from riq_cli.errors import OutputError
+from riq_cli.text import tick
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,7 +86,9 @@ class Canvas:
             [y for _, y in points],
             color=colour,
             linestyle=("--" if dashed else "-") if line else "none",
-            marker=MARKERS[style % len(MARKERS)] if marker else "",
+            marker=MARKERS[(style + style // len(COLOURS)) % len(MARKERS)]
+            if marker
+            else "",  # no pair comes twice soon
             markerfacecolor="white" if hollow else colour,
             clip_on=True,
         )
@@ -135,7 +138,7 @@ class Canvas:
         self._axes.set_title(self._axes.get_title(loc="left"), pad=20)
 
     def finish(self, corner: str) -> None:
-        """Put ticks on the axes, and the legend into a corner, such as `upper left`, or beside them."""
+        """Put ticks on the axes, and the legend, if any, into a corner, such as `upper left`, or beside them."""
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
         for name, axis in (("x", self._axes.xaxis), ("y", self._axes.yaxis)):
@@ -143,7 +146,7 @@ class Canvas:
                 low, high = sorted(axis.get_view_interval())
                 fine = (1.0, 2.0, 5.0) if high < 3000 * low else (1.0,)
                 axis.set_major_locator(LogLocator(subs=fine, numticks=20))
-                axis.set_major_formatter(FuncFormatter(_tick))
+                axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
                 axis.set_minor_formatter(NullFormatter())
         place: Any = {"loc": corner} if corner else {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
         if self._legend:
@@ -151,32 +154,24 @@ class Canvas:
             self._axes.legend(drawn, labels, handlelength=3, **place)
 
 
-def _tick(value: float, _: int) -> str:
-    """The text of a tick of a logarithmic axis: 0.002, 500, 2·10⁻⁵."""
-    if value <= 0 or 9e-5 < value < 99999.5:
-        return f"{value:g}"
-    mantissa, exponent = f"{value:e}".split("e")
-    power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return power if float(mantissa) == 1 else f"{float(mantissa):g}·{power}"
-
-
 @contextmanager
 def canvas(
     title: str,
     x: str,
-    y: str,
+    ys: Sequence[str],
     out: io.BytesIO,
     suffix: str,
     *,
     log: str = "",
     corner: str = "",
     size: tuple[float, float] | None = None,
-) -> Iterator[Canvas]:
-    """Axes that become a picture in `out` when the block ends.
+) -> Iterator[list[Canvas]]:
+    """Axes from top to bottom that become a picture in `out` when the block ends.
 
     Args:
         title: what one sees.
-        x, y: what the axes show, with units.
+        x: what all horizontal axes show, with units.
+        ys: what each vertical axis shows, with units.
         out: written to.
         suffix: `.png` or `.svg`.
         log: the logarithmic axes: `x`, `y`, `xy` or none.
@@ -191,18 +186,21 @@ def canvas(
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size or (7.0 if corner else 8.6, 4.6), layout="constrained")
-        axes = figure.add_subplot()
-        axes.set_title(title)
+        wide, high = 7.0 if corner else 8.6, 4.6 if len(ys) == 1 else 1.0 + 2.8 * len(ys)
+        figure = Figure(figsize=size or (wide, high), layout="constrained")
+        drawings = []
+        for axes, y in zip(figure.subplots(len(ys), sharex=True, squeeze=False)[:, 0], ys, strict=True):
+            axes.set_ylabel(y)
+            if "x" in log:
+                axes.set_xscale("log")
+            if "y" in log:
+                axes.set_yscale("log")
+            drawings.append(Canvas(axes, log))
+        figure.axes[0].set_title(title)
         axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        if "x" in log:
-            axes.set_xscale("log")
-        if "y" in log:
-            axes.set_yscale("log")
-        drawing = Canvas(axes, log)
-        yield drawing
-        drawing.finish(corner)
+        yield drawings
+        for drawing in drawings:
+            drawing.finish(corner)
         kind = suffix.removeprefix(".")
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         figure.savefig(out, format=kind, metadata=metadata)

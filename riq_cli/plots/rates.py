@@ -11,6 +11,7 @@ from riq_cli.text import shortened
 
 _BARS = 60  # at most: more cannot be read
 _BAR, _REST = 0.21, 1.1  # inches for each bar, and for the title and the axis
+_WIDE, _LETTER = 6.2, 0.066  # inches beside the names, and for each of their letters
 _NAME = 40
 _SMALL = 0.01  # share of the archive below which a layer's rate hardly matters
 
@@ -32,11 +33,12 @@ def layer_rates(layers: Sequence[dict[str, Any]], mean: float, name: str, suffix
     kept = {id(layer) for layer in largest}
     drawn = [layer for layer in layers if id(layer) in kept]
     some = f", {len(drawn)} largest of {len(layers)} layers" if len(drawn) < len(layers) else ""
-    size = 7.0, _REST + _BAR * max(len(drawn), 4)
-    with canvas(f"{name}: rate of each layer{some}", "rate (bits/weight, tables included)", "", out, suffix,
-                size=size) as axes:  # fmt: skip
+    names = [shortened(layer["name"], _NAME) for layer in drawn]
+    size = _WIDE + _LETTER * max(map(len, names)), _REST + _BAR * max(len(drawn), 4)
+    with canvas(f"{name}: rate of each layer{some}", "rate (bits/weight, tables included)", [""], out, suffix,
+                size=size) as [axes]:  # fmt: skip
         axes.bars(
-            [shortened(layer["name"], _NAME) for layer in drawn],
+            names,
             [layer["rate"] for layer in drawn],
             [layer["share"] < _SMALL for layer in drawn],
         )

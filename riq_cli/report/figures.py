@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 from riq_cli.report.histogram import Histogram
-from riq_cli.text import printable
+from riq_cli.text import printable, tick
 
 _MANTISSAS = ((1,), (1, 2, 5), tuple(range(1, 10)))  # of logarithmic ticks, from coarse to fine
 _FEW = 3  # with fewer ticks an axis cannot be read
@@ -60,22 +60,19 @@ def trace(points: Sequence[tuple[float, float]], target: float | None, chosen: t
         target: the deviation that had to be met, if one was given.
         chosen: k and deviation of the solution.
     """
-    width, height, left, right, top, bottom = 690, 340, 84, 96, 12, 46
+    width, height, left, right, top, bottom = 520, 320, 74, 12, 12, 46
     drawn = [*points, *([chosen] if chosen else [])]
     ks = [k for k, _ in drawn]
     values = [value for _, value in drawn] + ([target] if target else [])
     x = Axis(*_widened(min(ks), max(ks)), left, width - right, log=True)
     y = Axis(*_widened(min(values), max(values)), height - bottom, top, log=True)
-    parts = [_frame(x, y, x.ticks(9), y.ticks(7), "k (larger is finer)", "deviation")]
+    parts = [_frame(x, y, x.ticks(6), y.ticks(7), "k (larger is finer)", "deviation")]
     if chosen:
         line = [(k, chosen[1] * (chosen[0] / k) ** 2) for k in _clipped(x, y, chosen)]
         (x1, y1), (x2, y2) = ((x(k), y(value)) for k, value in line)
         parts.append(f'<line class="theory" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
     if target:
-        parts.append(
-            f'<line class="target" x1="{x.start}" x2="{x.end}" y1="{y(target):.1f}" y2="{y(target):.1f}"/>'
-            f'<text class="target-label" x="{x.end + 6}" y="{y(target) + 4:.1f}">target {target:g}</text>'
-        )
+        parts.append(f'<line class="target" x1="{x.start}" x2="{x.end}" y1="{y(target):.1f}" y2="{y(target):.1f}"/>')
     for number, (k, value) in enumerate(points, 1):
         title = f"<title>{number}: k = {k:.5g}, deviation {value:.4g}</title>"
         if target is not None and value > target:
@@ -94,9 +91,9 @@ def histogram(one: Histogram) -> str:
     last = one.first + len(one.shares) * one.step
     x = Axis(one.first - 0.5, last - 0.5, left, width - right)
     y = Axis(0.0, max(one.shares) * 1.05, height - bottom, top)
-    ticks = [tick for tick in x.ticks(6) if tick == round(tick)]
+    whole = [at for at in x.ticks(6) if at == round(at)]
     label = "symbol" if one.step == 1 else f"symbol, {one.step} in each bar"
-    parts = [_frame(x, y, ticks, y.ticks(5), label, "", percent=True)]
+    parts = [_frame(x, y, whole, y.ticks(5), label, "", percent=True)]
     for number, share in enumerate(one.shares):
         begin = x(one.first + number * one.step - 0.5)
         end = x(one.first + (number + 1) * one.step - 0.5)
@@ -133,15 +130,13 @@ def _frame(
 ) -> str:
     """Grid lines, ticks and labels of the axes."""
     parts = []
-    for tick in ys:
-        at = y(tick)
-        text = f"{100 * tick:.4g} %" if percent else f"{tick:.4g}"
-        parts.append(f'<line class="grid" x1="{x.start}" x2="{x.end}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(f'<text class="y" x="{x.start - 6}" y="{at + 4:.1f}">{text}</text>')
-    for tick in xs:
-        at = x(tick)
-        parts.append(f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{y.start}" y2="{y.start + 4}"/>')
-        parts.append(f'<text class="x" x="{at:.1f}" y="{y.start + 17}">{f"{tick:.5g}".replace("-", "−")}</text>')
+    for at in ys:
+        text = f"{100 * at:.4g} %" if percent else tick(at)
+        parts.append(f'<line class="grid" x1="{x.start}" x2="{x.end}" y1="{y(at):.1f}" y2="{y(at):.1f}"/>')
+        parts.append(f'<text class="y" x="{x.start - 6}" y="{y(at) + 4:.1f}">{text}</text>')
+    for at in xs:
+        parts.append(f'<line class="axis" x1="{x(at):.1f}" x2="{x(at):.1f}" y1="{y.start}" y2="{y.start + 4}"/>')
+        parts.append(f'<text class="x" x="{x(at):.1f}" y="{y.start + 17}">{tick(at)}</text>')
     middle = (x.start + x.end) / 2
     parts.append(f'<line class="axis" x1="{x.start}" x2="{x.end}" y1="{y.start}" y2="{y.start}"/>')
     parts.append(f'<text class="x" x="{middle:.1f}" y="{y.start + 34}">{x_label}</text>')

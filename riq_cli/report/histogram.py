@@ -1,11 +1,12 @@
-"""How often each symbol of a layer occurs, read from its table alone."""
+"""How often each symbol of a layer occurs, read from its tables alone."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from riq_cli.archive import Archive, LayerEntry
-from riq_cli.table import read_table
+from riq_cli.table import read_tables
 
 _BARS = 75  # at most: more would be thinner than a pixel or two
 _BEYOND = 0.0005  # share of the weights at either end that may be left out, so that outliers do not squeeze the rest
@@ -16,10 +17,12 @@ class Histogram:
     """Shares of a layer's weights by symbol.
 
     `shares[i]` is that of the `step` symbols from `first + i * step` on, in [0, 1]; `zero` that of symbol 0; `beyond`
-    that of all symbols outside of them. They are squares of rounded roots: good to a few per cent of themselves.
+    that of all symbols outside of them. They are squares of rounded roots: good to a few per cent of themselves. Of a
+    layer with several `tables`, they are those of all together.
     """
 
     layer: LayerEntry
+    tables: int
     first: int
     step: int
     shares: tuple[float, ...]
@@ -27,27 +30,27 @@ class Histogram:
     beyond: float
 
 
-def histograms(archive: Archive, count: int) -> list[Histogram]:
-    """The histograms of the layers that take most bytes, largest first; at most `count` of them.
+def histograms(archive: Archive) -> list[Histogram | None]:
+    """The histogram of each layer, in the order of the manifest; None for those that are not coded as symbols.
 
     Raises:
         CorruptArchive: a table is damaged.
     """
-    layers = [layer for layer in archive.manifest.layers if _has_one_table(layer)]
-    largest = {id(layer) for layer in sorted(layers, key=lambda layer: -layer.stored)[:count]}
-    found = [
-        histogram(layer, sections[len(layer.codes)])  # the table is behind the codes
+    return [
+        histogram(layer, sections[len(layer.codes)]) if layer.coding == "ans" else None  # tables are behind the codes
         for layer, sections in archive.layer_sections()
-        if id(layer) in largest
     ]
-    return sorted(found, key=lambda one: -one.layer.stored)
 
 
-def histogram(layer: LayerEntry, table: bytes) -> Histogram:
-    """The histogram of a layer with this table."""
-    symbols, roots, _ = read_table(table)
-    total = sum(root * root for root in roots)
-    shares = {symbol: root * root / total for symbol, root in zip(symbols, roots, strict=True)}
+def histogram(layer: LayerEntry, section: bytes) -> Histogram:
+    """The histogram of a layer with these tables, one behind the other."""
+    tables = read_tables(section)
+    counts: Counter[int] = Counter()
+    for used, roots in tables:
+        counts.update(dict(zip(used, (root * root for root in roots), strict=True)))
+    total = counts.total()
+    symbols = sorted(counts)
+    shares = {symbol: counts[symbol] / total for symbol in symbols}
     low, high = _end(symbols, shares), _end(symbols[::-1], shares)
     step = -(-(high - low + 1) // _BARS)
     first = low - low % step  # bars begin at multiples of their width, so that 0 begins one
@@ -56,7 +59,7 @@ def histogram(layer: LayerEntry, table: bytes) -> Histogram:
         if low <= symbol <= high:
             bars[(symbol - first) // step] += share
     beyond = sum(share for symbol, share in shares.items() if not low <= symbol <= high)
-    return Histogram(layer, first, step, tuple(bars), shares.get(0, 0.0), beyond)
+    return Histogram(layer, len(tables), first, step, tuple(bars), shares.get(0, 0.0), beyond)
 
 
 def _end(symbols: list[int], shares: dict[int, float]) -> int:
@@ -69,8 +72,3 @@ def _end(symbols: list[int], shares: dict[int, float]) -> int:
         if left_out > _BEYOND:
             return symbol
     return symbols[-1]
-
-
-def _has_one_table(layer: LayerEntry) -> bool:
-    """Whether the layer's table section is one table: with classes of bin widths it holds several."""
-    return layer.coding == "ans" and layer.classes is None

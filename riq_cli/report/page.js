@@ -10,7 +10,7 @@
 
   const value = (row, column) => {
     const cell = row.cells[column];
-    return "value" in cell.dataset ? Number(cell.dataset.value) : cell.textContent;
+    return "value" in cell.dataset ? Number(cell.dataset.value) : cell.title || cell.textContent;
   };
   const compare = (a, b) =>
     typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });

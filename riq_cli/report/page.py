@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any, TypeGuard
 
 from riq_cli.archive import Archive
-from riq_cli.report import figures
+from riq_cli.report import codes, figures
 from riq_cli.report.histogram import Histogram, histograms
 from riq_cli.report.reproduction import command
 from riq_cli.report.totals import Totals, rows, totals
 from riq_cli.text import human_size, printable, real, shortened, shown
 
 _HISTOGRAMS = 6
+_NAME = 56  # characters of a layer's name, two lines of the table
 _FOUND = ("allocation", "rounding", "k", "epsilon", "evaluations", "probes")  # of the result
+_CODES = "576+64, 64 in 5 tables: slices with bin widths of their own, 576 and 64 of them, and 64 that share 5 tables"
 # Key, header, whether numbers (their first click sorts them descending, that of text ascending).
 _COLUMNS = (
     ("number", "#", False),
@@ -31,6 +34,7 @@ _COLUMNS = (
     ("coding", "coding", False),
     ("symbols", "symbols", True),
     ("bin_width", "bin width", True),
+    ("codes", "codes", True),
     ("entropy", "entropy", True),
     ("rate", "bits/weight", True),
     ("bytes", "bytes", True),
@@ -50,11 +54,12 @@ def page(archive: Archive, name: str) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
     sums = totals(archive)
+    symbols = histograms(archive)
     sections = (
         _totals(archive, sums),
         _parts(sums),
-        _layers(archive),
-        _histograms(histograms(archive, _HISTOGRAMS)),
+        _layers(archive, symbols),
+        _histograms(sorted(filter(None, symbols), key=lambda one: -one.layer.stored)[:_HISTOGRAMS]),
         _trace(archive),
         _made(archive, name),
     )
@@ -119,17 +124,10 @@ def _totals(archive: Archive, sums: Totals) -> str:
 
 
 def _parts(sums: Totals) -> str:
-    parts = (
-        ("streams", sums.stream_bytes),
-        ("tables", sums.table_bytes),
-        *([("codes", sums.code_bytes)] if sums.code_bytes else []),
-        ("skeleton", sums.skeleton_bytes),
-        ("manifest", sums.manifest_bytes + sums.header_bytes),
-    )
-    bar = "".join(f'<span class="{name}" style="flex: {max(size, 1)} 0 0"></span>' for name, size in parts)
+    bar = "".join(f'<span class="{name}" style="flex: {max(size, 1)} 0 0"></span>' for name, size in sums.parts)
     key = "".join(
         f'<li><i class="{name}"></i>{name} {human_size(size)} ({size / sums.archive_bytes:.1%})</li>'
-        for name, size in parts
+        for name, size in sums.parts
     )
     return (
         f'<h2>Where the bytes are</h2>\n<div class="parts" aria-hidden="true">{bar}</div><ul class="key">{key}</ul>\n'
@@ -139,7 +137,7 @@ def _parts(sums: Totals) -> str:
 # ---- layers ----
 
 
-def _layers(archive: Archive) -> str:
+def _layers(archive: Archive, symbols: Sequence[Histogram | None]) -> str:
     layers = rows(archive)
     if not layers:
         return "<h2>Layers</h2>\n<p>Nothing was coded: all of the model is in the skeleton.</p>\n"
@@ -147,14 +145,18 @@ def _layers(archive: Archive) -> str:
     head = "".join(
         f'<th scope="col" aria-sort="{"ascending" if key == "number" else "none"}" data-key="{key}" '
         f'data-first="{"descending" if numbers else "ascending"}"{_right(numbers or key == "number")}>'
-        f'<button type="button">{header}</button></th>'
+        f'<button type="button"{_title(_CODES) if key == "codes" else ""}>{header}</button></th>'
         for key, header, numbers in _COLUMNS
     )
-    body = "\n".join(_row(number, row, largest) for number, row in enumerate(layers, 1))
+    body = "\n".join(
+        _row(number, row, 1 if one is None else one.tables, largest)
+        for number, (row, one) in enumerate(zip(layers, symbols, strict=True), 1)
+    )
     return (
         "<h2>Layers</h2>\n"
         '<div class="controls" hidden><label>Filter by name, operator, shape or coding'
-        '<input type="search" id="filter" autocomplete="off"></label><span id="shown" role="status"></span></div>\n'
+        '<input type="search" id="filter" autocomplete="off"></label><span id="shown" role="status"></span>'
+        '<span class="soft">A click on a header sorts.</span></div>\n'
         '<div class="scroll"><table class="layers">\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n"
     )
@@ -164,7 +166,7 @@ def _right(numbers: bool) -> str:
     return ' class="number"' if numbers else ""
 
 
-def _row(number: int, row: Mapping[str, Any], largest: Mapping[str, float]) -> str:
+def _row(number: int, row: Mapping[str, Any], tables: int, largest: Mapping[str, float]) -> str:
     shape = "×".join(map(str, row["shape"])) or "scalar"
     shape += "" if row["dtype"] == "float32" else f" {row['dtype']}"
     width = row["bin_width"]
@@ -173,20 +175,39 @@ def _row(number: int, row: Mapping[str, Any], largest: Mapping[str, float]) -> s
     for length in row["shape"]:
         size *= length
     words = _text(" ".join((row["name"], row["op"], shape, row["coding"])))
+    name = shortened(row["name"], _NAME)
+    every = sum(scale["codes"] for scale in row["scales"]) + (row["classes"]["codes"] if row["classes"] else 0)
     return (
         f'<tr data-text="{words}" data-bytes="{row["bytes"]}">'
         f'<td class="number" data-value="{number}">{number}</td>'
-        f'<td class="name">{_text(row["name"])}</td>'
+        f'<td class="name"{_title(row["name"]) if name != row["name"] else ""}>{_breakable(name)}</td>'
         f"<td>{_text(row['op'])}</td>"
         f'<td class="number" data-value="{size}">{_text(shape)}</td>'
         f"<td>{row['coding']}</td>"
         f'<td class="number" data-value="{row["symbols"]}">{row["symbols"] or "–"}</td>'
         f'<td class="number" data-value="{width or 0!r}">{shown(width)}</td>'
+        f'<td class="number slices" data-value="{every}"{_title(codes.sentence(row, tables))}>'
+        f"{_unbroken(codes.brief(row, tables)) or '–'}</td>"
         f'<td class="number" data-value="{row["entropy"]!r}">{entropy}</td>'
         + _barred("rate", row["rate"], f"{row['rate']:.2f}", largest)
         + _barred("bytes", row["bytes"], f"{row['bytes']:,}", largest)
         + f'<td class="number" data-value="{row["share"]!r}">{row["share"]:.1%}</td></tr>'
     )
+
+
+def _breakable(name: str) -> str:
+    """A name that takes a new line between its parts where it has to."""
+    return re.sub(r"([./:_]+)", r"\1<wbr>", _text(name))  # none of these is part of what escapes a letter
+
+
+def _unbroken(text: str) -> str:
+    """A text that takes a new line after commas only."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}").replace(",\N{NO-BREAK SPACE}", ", ")
+
+
+def _title(text: str) -> str:
+    """The attribute that shows a text where the pointer rests."""
+    return f' title="{_text(text)}"' if text else ""
 
 
 def _barred(key: str, value: float, text: str, largest: Mapping[str, float]) -> str:
@@ -202,9 +223,10 @@ def _histograms(found: Sequence[Histogram]) -> str:
     if not found:
         return ""
     pictures = "".join(
-        f'<figure><figcaption><span class="name" title="{_text(one.layer.name)}">'
-        f"{_text(shortened(one.layer.name, 40))}</span><br>"
+        f'<figure><figcaption><span class="name"{_title(one.layer.name)}>'
+        f"{_text(shortened(one.layer.name, _NAME))}</span><br>"
         f"{one.layer.size:,} weights, {one.layer.symbols} symbols in use, {one.zero:.0%} zero"
+        + (f", {one.tables} tables" if one.tables > 1 else "")
         + (f", {one.beyond:.2%} beyond the picture" if one.beyond else "")
         + f"</figcaption>{figures.histogram(one)}</figure>"
         for one in found
@@ -212,7 +234,8 @@ def _histograms(found: Sequence[Histogram]) -> str:
     return (
         "<h2>Symbols of the largest layers</h2>\n"
         '<p class="soft">Share of the weights at each symbol, from the tables in the archive, which keep it to a few '
-        "per cent. A symbol times its bin width is the weight.</p>\n"
+        "per cent. A symbol times its bin width is the weight; with codes, slices of a layer have bin widths of their "
+        "own.</p>\n"
         f'<div class="histograms">{pictures}</div>\n'
     )
 
@@ -238,6 +261,7 @@ def _trace(archive: Archive) -> str:
         circle.format('<line class="theory" x1="0" x2="22" y1="8" y2="8"/>') + "1/k², what theory expects",
     ]
     if target:
+        key.append(circle.format('<line class="target" x1="0" x2="22" y1="8" y2="8"/>') + f"target {target:g}")
         key.insert(1, circle.format('<path class="misses" d="M7 4L15 12M7 12L15 4"/>') + "misses it")
     return (
         "<h2>The search</h2>\n"

@@ -10,7 +10,7 @@ from typing import Any
 from riq_cli.archive import Manifest
 from riq_cli.text import printable
 
-_FLAGS = {"outputs": "output", "dims": "dim"}  # settings whose option has another name
+_FLAGS = {"outputs": "--output", "dims": "--dim"}  # settings whose option has another name
 _CALIBRATION = {
     "npz": "calibration.npz",
     "npy": "calibration.npy",
@@ -33,8 +33,13 @@ def command(manifest: Manifest, name: str) -> str:
         words += ["--calibration", _CALIBRATION[kind]]
     for key, value in sorted(manifest.settings.items()):
         for text in _values(value):
-            words += [f"--{_FLAGS.get(key, key).replace('_', '-')}", *text]
+            words += [flag(key), *text]
     return " ".join(shlex.quote(printable(word)) for word in words)
+
+
+def flag(setting: str) -> str:
+    """The option of the command line that sets a setting: `--max-bits` for `max_bits`."""
+    return _FLAGS.get(setting, f"--{setting.replace('_', '-')}")
 
 
 def _values(value: Any) -> Iterator[list[str]]:

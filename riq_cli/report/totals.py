@@ -34,6 +34,17 @@ class Totals:
     stream_bytes: int
     code_bytes: int
 
+    @property
+    def parts(self) -> tuple[tuple[str, int], ...]:
+        """What the archive's bytes are, by name, for people to read: they add up, the header goes with the manifest."""
+        return (
+            ("streams", self.stream_bytes),
+            ("tables", self.table_bytes),
+            *([("codes", self.code_bytes)] if self.code_bytes else []),
+            ("skeleton", self.skeleton_bytes),
+            ("manifest", self.manifest_bytes + self.header_bytes),
+        )
+
 
 def totals(archive: Archive) -> Totals:
     """The sums over all layers and sections of an archive."""

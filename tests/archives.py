@@ -1,0 +1,164 @@
+"""Archives by hand, one that is right to begin with, and what tests do to them: damage, edit, restore."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import struct
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+
+from riq_cli import limits
+from riq_cli.archive import Archive
+from riq_cli.codec.layers import decode_layer
+from riq_cli.errors import ArchiveError
+from riq_cli.model import Layer
+
+MAGIC = b"\x89RIQZ\r\n\x1a"
+SKELETON = b"the model without its weights"
+BOUND = 1 << 16  # bytes restored at most, in the tests that mutate
+
+# One layer of six weights 1.5 = 3 · 0.5, by hand: order 0000, one symbol 10000, symbol 3 10110, root 2 100000001, 0.
+TABLE = bytes([0b00001000, 0b01011010, 0b00000010])
+MANIFEST: dict[str, Any] = {
+    "calibration": {},
+    "creator": "",
+    "layers": [
+        {
+            "bin_width": 0.5,
+            "coding": "constant",
+            "crc32": zlib.crc32(struct.pack("<6f", *[1.5] * 6)),
+            "dtype": "float32",
+            "entropy": 0.0,
+            "name": "w",
+            "op": "MatMul",
+            "shape": [2, 3],
+            "streams": [],
+            "symbols": 1,
+            "table": 3,
+            "tensors": ["graph.initializer[0]"],
+        }
+    ],
+    "requires": [],
+    "result": {},
+    "settings": {},
+    "skeleton": {"bytes": len(zlib.compress(SKELETON, 9)), "crc32": zlib.crc32(SKELETON), "size": len(SKELETON)},
+    "source": {},
+}
+SECTIONS = zlib.compress(SKELETON, 9) + TABLE
+
+
+def packed(manifest: Any, sections: bytes = SECTIONS, **header: int) -> bytes:
+    """An archive around a manifest (an object, or the JSON's bytes), its checksum and length as they should be."""
+    text = manifest if isinstance(manifest, bytes) else json.dumps(manifest).encode()
+    stored = zlib.compress(text)
+    fields = {"version": 1, "reserved": 0, "checksum": zlib.crc32(stored), "length": len(stored)} | header
+    return MAGIC + struct.pack("<HHIQ", *fields.values()) + stored + sections
+
+
+def opened(data: bytes, max_size: int = limits.RESTORED) -> Archive:
+    return Archive.open(io.BytesIO(data), max_size)
+
+
+def restored(data: bytes, max_size: int = limits.RESTORED) -> tuple[bytes, list[Layer]]:
+    with opened(data, max_size) as archive:
+        return archive.skeleton(), [decode_layer(*sections, None) for sections in archive.layer_sections()]
+
+
+def refused(data: bytes, error: type[ArchiveError], message: str) -> None:
+    with pytest.raises(ArchiveError) as caught:
+        restored(data)
+    assert (type(caught.value), str(caught.value)) == (error, message)
+
+
+def written(archive: Archive) -> bytes:
+    file = io.BytesIO()
+    archive.write(file)
+    return file.getvalue()
+
+
+def refused_or_restored(data: bytes, weights: Sequence[bytes]) -> None:
+    """An ArchiveError with a message, or the skeleton and the layers of these bytes."""
+    try:
+        skeleton, layers = restored(data, BOUND)
+    except ArchiveError as error:
+        assert str(error)
+    else:
+        assert skeleton == SKELETON
+        assert [item.values.tobytes() for item in layers] == list(weights)
+
+
+def traced(action: Callable[[], object]) -> int:
+    """Bytes that Python and numpy hold at most while something runs."""
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@st.composite
+def mutations(draw: st.DrawFn, data: bytes) -> bytes:
+    """Bytes flipped, inserted, deleted, doubled or swapped, once to four times."""
+    mutated = bytearray(data)
+    for _ in range(draw(st.integers(1, 4))):
+        begin = draw(st.integers(0, len(mutated)))
+        end = min(len(mutated), begin + draw(st.sampled_from([1, 1, 2, 4, 100])))
+        match draw(st.sampled_from(["flip", "set", "insert", "delete", "double"])):
+            case "flip":
+                mutated[begin:end] = bytes(byte ^ 1 << draw(st.integers(0, 7)) for byte in mutated[begin:end])
+            case "set":
+                mutated[begin:end] = bytes([draw(st.sampled_from([0, 1, 127, 128, 255]))]) * (end - begin)
+            case "insert":
+                mutated[begin:begin] = draw(st.binary(min_size=1, max_size=9))
+            case "delete":
+                del mutated[begin:end]
+            case "double":
+                mutated[begin:begin] = mutated[begin:end]
+    return bytes(mutated)
+
+
+def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where there are values in a JSON document."""
+    if path:
+        yield path
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from paths(value[key], (*path, key))
+
+
+VALUES: list[Any] = [
+    *(None, True, False, 0, 1, 2, -1, 3, 8, 72, 80, 255, 65_536, 1 << 20, 1 << 31, 1 << 32, (1 << 63) - 1, 1 << 64),
+    *(0.0, -0.0, 0.5, -1.5, 5e-324, 1e-310, 1e38, 1.7976931348623157e308, 10**30, 10**400),
+    *("", "x", "\0", "\ud800", "ans", "constant", "raw", "float16", "bfloat16", "float32", "float64"),
+    *("graph.initializer[0]", "graph.initializer[9]", [], [0], [1], [1, 1, 80], [-1], ["x"], [[]], {}, {"x": 1}),
+]
+
+
+Edit = tuple[tuple[Any, ...], Any]  # where in a document, and the value that is put there, "delete" or "double"
+
+
+def edited(document: Any, edits: Sequence[Edit]) -> Any:
+    """A copy of a JSON document with other values; an edit at a place that an earlier one took away changes nothing."""
+    document = copy.deepcopy(document)
+    for (*parents, key), value in edits:
+        place = document
+        try:
+            for parent in parents:
+                place = place[parent]
+            if value == "delete":
+                del place[key]
+            elif value == "double" and isinstance(place, list):
+                place.insert(key, place[key])
+            else:
+                place[key] = copy.deepcopy(value)
+        except (KeyError, IndexError, TypeError):
+            continue
+    return document
