@@ -26,6 +26,8 @@ _BISECTIONS = 20
 _FAR = 0.85  # share of the paper's bits below which a solution is not compared with others, or with its own search
 _LOOSE = 0.5  # share of the target below which a solution says that the deviation falls in leaps
 _ABOUT = ("secant", 0.1, 5)  # search for a solution that others start from: tolerance, evaluations
+# How much wider a layer's bins get where errors are compensated: it is fitted and probed near the solution.
+_WIDER = 2.0
 _CLOSE = 1.001  # between a k within a budget and one beyond it
 _USUAL = 0.01  # a deviation as it is often asked for
 _LOWEST = 1e-3  # k where Proposition 2 says nothing: it bounds that of nearest rounding by norm
@@ -142,7 +144,7 @@ class Solver:
         """
         self._remembers = True
         with contextlib.suppress(TargetError):  # then each target starts from a solution of its own
-            return means if means == Means() else means.kept(self._about(target))
+            return means if means == Means() else means.kept(self._wider(self._about(target), means.plans is not None))
         return means
 
     def for_bits(self, budget: float, means: Means) -> Solution:
@@ -247,7 +249,7 @@ class Solver:
 
     def _plans(self, about: Solution, means: Means) -> Plans:
         self.rest()
-        return {} if means.plans is None else means.plans(about.widths)
+        return {} if means.plans is None else means.plans(self._wider(about, True).widths)
 
     def _schemes(self, plans: Plans, paper: Solution, means: Means) -> list[Scheme]:
         """Schemes that may be better than the paper's, with errors compensated by these plans, if there are any."""
@@ -259,7 +261,7 @@ class Solver:
         """The measured allocation, and its blend half-way with the norm's."""
         self.rest()
         try:
-            probed = probes(paper, plans)
+            probed = probes(self._wider(paper, bool(plans)), plans)
             measured, plans = probed.allocation(paper), probed.plans
         except ModelError as error:
             self._warn(f"layers cannot be probed, so the norm allocation is used: {error}")
@@ -271,6 +273,10 @@ class Solver:
             for number, shape in measured.shapes.items()
         }
         return [Scheme(measured, plans), Scheme(replace(measured, name="blend", shapes=blend), plans)]
+
+    def _wider(self, solution: Solution, compensated: bool) -> Solution:
+        """Where to look for a compensated solution, given one with nearest rounding."""
+        return self.refined(solution, 1 / _WIDER) if compensated else solution
 
     # ---- k ----
 
