@@ -20,7 +20,7 @@ from riq_cli.version import VERSION
 if TYPE_CHECKING:
     from riq_cli.archive import Archive
     from riq_cli.calibration import Calibration
-    from riq_cli.codec import Settings, compress, decompress, verify
+    from riq_cli.codec import Settings, check, compress, decompress, verify
     from riq_cli.errors import RiqError
     from riq_cli.evaluator import Deviation
     from riq_cli.model import Model
@@ -32,6 +32,7 @@ __all__ = [
     "Model",
     "RiqError",
     "Settings",
+    "check",
     "compress",
     "decompress",
     "verify",

@@ -211,3 +211,62 @@ def reachable_epsilon(measure: Measure, limit: float, epsilon: float, value: flo
             return epsilon / float(2**halvings)
         halvings += 1
     return 0.0
+
+
+_RUNG = 2 ** (1 / 16)  # between neighbouring k of `scan`: less than 0.07 bits/weight
+_LEAP = 8  # rungs that it goes at a time until it has seen a k that holds, and one that fails
+
+
+def scan(
+    measure: Measure,
+    limit: float,
+    start: float,
+    lowest: float,
+    highest: float,
+    together: int = 2,
+    budget: int = 48,
+) -> Found:
+    """The first k that holds, upward from the coarse end, for a value that need not fall as k grows.
+
+    The coarse end is found by leaps from `start`; from there every rung is measured, 4 % finer than the one before.
+    A single k that holds among others that fail owes it to luck, and will fail on other data: `together` rungs have to
+    hold one after the other, and the first of them is the solution.
+
+    Args:
+        measure: k → value.
+        limit: what the value must not exceed.
+        start: first k to try.
+        lowest, highest: the smallest and largest k to try.
+        together: neighbouring rungs that have to hold.
+        budget: evaluations; once they are spent, the smallest k that was measured to hold is the solution.
+
+    Raises:
+        TargetError: no leap up to `highest` met the limit.
+    """
+    start = min(max(start, lowest), highest)
+    found: dict[int, Found] = {}
+
+    def at(rung: int) -> float:
+        return min(max(start * _RUNG**rung, lowest), highest)
+
+    def holds(rung: int) -> bool:
+        if rung not in found:
+            found[rung] = Found(at(rung), measure(at(rung)))
+        return found[rung].value <= limit
+
+    rung = 0
+    if holds(rung):
+        while at(rung) > lowest and holds(rung - _LEAP):
+            rung -= _LEAP
+    else:
+        while not holds(rung):
+            if at(rung) >= highest:
+                raise TargetError("not reached", min(point.value for point in found.values()))
+            rung += _LEAP
+    rung -= _LEAP - 1
+    while len(found) < budget and at(rung) < highest:
+        failed = [other for other in range(rung, rung + together) if not holds(other)]
+        if not failed:
+            return found[rung]
+        rung = failed[-1] + 1
+    return min((point for point in found.values() if point.value <= limit), key=lambda point: point.k)

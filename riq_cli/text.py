@@ -18,6 +18,11 @@ def shortened(text: str, width: int = 60) -> str:
     return text if len(text) <= width else f"{text[:half]}…{text[-half:]}"
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another package says, for a message."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def human_size(size: float) -> str:
     """A size in bytes as people read it: `712 B`, `34.6 kB`, `4.75 MB`."""
     for unit in ("B", "kB", "MB", "GB"):

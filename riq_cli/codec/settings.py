@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from riq_cli.constraint import Constraint
 from riq_cli.errors import SettingsError
 from riq_cli.evaluator import DEFAULT_PROVIDER
 
@@ -59,6 +60,7 @@ class Settings:
         batch_size: samples in one run, where the batch axis is free.
         threads: of onnxruntime; 0: all that this process may use.
         provider: onnxruntime's execution provider.
+        constraint: what is kept in place of a deviation, such as a loss on labels; `deviation` is a bound beside it.
     """
 
     deviation: float | None = None
@@ -80,6 +82,7 @@ class Settings:
     batch_size: int = 1
     threads: int = 0
     provider: str = DEFAULT_PROVIDER
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         """Set the default target, and refuse values that mean nothing.
@@ -89,7 +92,9 @@ class Settings:
         """
         goals = {name: getattr(self, name) for name in ("ratio", "size", "rate", "k")}
         given = [name for name, value in goals.items() if value is not None]
-        if not given and self.deviation is None:
+        if given and self.constraint is not None:
+            raise SettingsError(f"{given[0]} and a constraint are two goals; give one of them")
+        if not given and self.deviation is None and self.constraint is None:
             object.__setattr__(self, "deviation", DEFAULT_DEVIATION)
         if len(given) > 1:
             raise SettingsError(f"{' and '.join(given)} are two goals; give one of them")
@@ -126,15 +131,18 @@ class Settings:
 
     def recorded(self) -> dict[str, Any]:
         """What the manifest keeps: settings that differ from the default and say something; the target always."""
-        settings = self
+        settings = replace(self, constraint=None)
         if self.rounding == "nearest" and not self.may_compensate:
-            settings = replace(self, rounding=None)
+            settings = replace(settings, rounding=None)
         default = asdict(Settings())
-        return {
+        result = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(settings).items()
             if value != default[name] or name == "deviation"
         }
+        if self.constraint is not None:
+            result |= {"deviation": self.deviation, **self.constraint.recorded()}
+        return result
 
 
 @dataclass(frozen=True)
@@ -157,6 +165,7 @@ class Progress:
     allocation: str = ""
     rounding: str = ""
     layer: str = ""
+    measure: Literal["deviation", "constraint"] = "deviation"
 
 
 Report = Callable[[Progress], None]

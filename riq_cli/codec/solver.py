@@ -106,15 +106,19 @@ class Solver:
             self._note(scheme, k, self._memory[key])
             return self._memory[key]
         widths = self._weights.widths(scheme.allocation, k) if widths is None else widths
-        if self._buffers is None:
-            self._buffers = self._weights.buffers()
-        values = self._weights.requantize(widths, scheme.plans, self._buffers, self._pool)
-        self._release()
-        value = self._evaluator.deviation(self._form, values, among).mean
+        value = self._evaluator.deviation(self._form, self._values(scheme, widths), among).mean
         self._note(scheme, k, value)
         if self._remembers and self._is_base(scheme):
             self._memory[key] = value
         return value
+
+    def _values(self, scheme: Scheme, widths: Widths) -> list[Array]:
+        """The restored weights of every layer at these bin widths, good until the next ones."""
+        if self._buffers is None:
+            self._buffers = self._weights.buffers()
+        values = self._weights.requantize(widths, scheme.plans, self._buffers, self._pool)
+        self._release()
+        return values
 
     def rest(self) -> None:
         """Give back the memory that measuring takes; it is taken again when it is needed."""
