@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from riq_cli.cli import options
+from riq_cli.cli import constraints, options
 from riq_cli.cli.log import search_log, step_record
 from riq_cli.cli.terminal import ProgressBar, warn_line
 from riq_cli.files import check_output, refuse_source
-from riq_cli.report import totals
+from riq_cli.report import judgement, totals
 from riq_cli.text import finite, human_size, shortened
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ Examples:
   riq compress model.onnx --calibration images/ --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
   riq compress model.onnx --calibration mydata:samples --exclude '*embedding*' -o small.riqz
   riq compress model.onnx --calibration samples.npz --size 500kB --log search.jsonl --json
+  riq compress model.onnx --calibration samples.npz --labels labels.npy --max-loss-increase 1%
+  riq compress model.onnx --calibration samples.npz --metric evaluation:accuracy --max-drop 0.004
 """,
     short_help="Model to archive: the smallest that keeps the deviation.",
 )
@@ -53,6 +55,7 @@ Examples:
 @click.option("--search", type=click.Choice(["secant", "algorithm1"]),
               help="How k is found: algorithm1 is the paper's, to the letter.")  # fmt: skip
 @click.option("--epsilon", type=float, metavar="E", help="ε0 of eq. (7). [default: 0.01, less if that cannot reach]")
+@constraints.constraint_options
 @options.layer_options
 @options.log_option
 @options.running_options
@@ -112,13 +115,13 @@ def compress(
         "min_size": min_size,
     }
     chosen: dict[str, Any] = PRESETS[preset] | {name: value for name, value in given.items() if value is not None}
-    wanted = Settings(deviation=deviation, dims=dict(dims), **chosen, **settings)
+    images = {"mean": mean, "std": std, "scale": scale, "layout": layout, "channel_order": channel_order}
+    constraint, data = constraints.load(constraints.taken(settings), calibration, images)
+    wanted = Settings(deviation=deviation, dims=dict(dims), constraint=constraint, **chosen, **settings)
     source = Model.load(model)
     for written in (path, log_path):
         if written not in (None, "-"):
             refuse_source(written, *source.external_files)
-    images = {"mean": mean, "std": std, "scale": scale, "layout": layout, "channel_order": channel_order}
-    data = None if calibration is None else options.load_calibration(calibration, images)
     bar = ProgressBar(quiet)
 
     def warn(message: str) -> None:
@@ -148,7 +151,7 @@ def compress(
         else:
             archive.save(path, force)
         facts = _facts(archive, model, path, time.monotonic() - began)
-        log({"phase": "result"} | {key: value for key, value in facts.items() if key != "trace"})
+        log({"phase": "result"} | {key: value for key, value in facts.items() if not key.endswith("trace")})
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     elif not quiet:
@@ -159,7 +162,7 @@ def _facts(archive: Archive, model: str, path: str, seconds: float) -> dict[str,
     """What compress tells, as --json prints it."""
     manifest = archive.manifest
     result = dict(manifest.result)
-    trace = result.pop("trace", [])
+    trace, constraint_trace = result.pop("trace", []), result.pop("constraint_trace", None)
     return {
         "model": model,
         "archive": path,
@@ -170,12 +173,17 @@ def _facts(archive: Archive, model: str, path: str, seconds: float) -> dict[str,
         **asdict(totals(archive)),
         "seconds": round(seconds, 3),
         "trace": trace,
+        **({} if constraint_trace is None else {"constraint_trace": constraint_trace}),
     }
 
 
 def _summary(facts: dict[str, Any], verbose: int) -> str:
     ratio = f", ×{facts['ratio']:.2f} smaller than {facts['model']}" if facts["ratio"] else ""
     lines = [f"{facts['archive']}: {human_size(facts['archive_bytes'])}{ratio} ({human_size(facts['source_bytes'])})"]
+    if "constraint" in facts:
+        lines.append(f"  constraint {judgement(facts['constraint'])}")
+    if "constraint_holdout" in facts:
+        lines.append(f"    held out of the search: {judgement(facts['constraint_holdout'])}")
     if "k" in facts:
         bound = f" ≤ {facts['target']:g}" if facts["target"] is not None else ""
         samples, kind = facts["calibration"]["samples"], facts["calibration"]["kind"]
@@ -204,6 +212,7 @@ def _summary(facts: dict[str, Any], verbose: int) -> str:
         )
     if verbose:
         lines += [f"    k {k:<10g} deviation {value:.4g}" for k, value in facts["trace"]]
+        lines += [f"    k {k:<10g} constraint {value:.4g}" for k, value in facts.get("constraint_trace", ())]
     return "\n".join(lines)
 
 

@@ -170,13 +170,13 @@ image_options = together(
 )
 
 
-def load_calibration(source: str, images: dict[str, Any]) -> Calibration:
-    """The calibration data that the options describe."""
+def load_calibration(source: str, images: dict[str, Any], without: str | None = None) -> Calibration:
+    """The calibration data that the options describe, without one of an .npz file's arrays."""
     from riq_cli.calibration import Calibration, ImageOptions
 
     given: dict[str, Any] = {name: value for name, value in images.items() if value is not None}
     options: ImageOptions = ImageOptions(**given)
-    return Calibration.load(source, options)
+    return Calibration.load(source, options, without)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from riq_cli.cli.gates import check, gate_options, gates
 from riq_cli.cli.pictures import picture_type, write_picture
 from riq_cli.cli.terminal import table
 from riq_cli.files import atomic_write, check_output, refuse_source
-from riq_cli.report import Difference, SortKey, Totals, command, difference, page, rows, totals
+from riq_cli.report import Difference, SortKey, Totals, command, difference, judgement, page, rows, totals
 from riq_cli.text import finite, human_size, printable, shortened
 
 _ANY_SIZE = 1 << 100  # nothing is restored here, so that nothing needs a limit
@@ -212,6 +212,10 @@ def _made(archive: Archive) -> str:
     manifest = archive.manifest
     result, calibration = manifest.result, manifest.calibration
     lines = []
+    if "constraint" in result:
+        lines.append(f"constraint: {judgement(result['constraint'])}")
+    if "constraint_holdout" in result:
+        lines.append(f"  held out of the search: {judgement(result['constraint_holdout'])}")
     for tensor in result.get("measured", ()):
         lines.append(
             f"deviation {tensor['mean']:.4g}, worst sample {tensor['worst']:.4g} at {shortened(str(tensor['name']))}"

@@ -71,7 +71,8 @@ class ConstrainedSolver(Solver):
             archive, deviation = measured(solution)
             result = archive.manifest.result
             judgements = [result[name] for name in ("constraint", "constraint_holdout") if name in result]
-            found = max((Judgement(one["value"], one["limit"]) for one in judgements), key=lambda one: one.value)
+            values = [Judgement(math.inf if one["value"] is None else one["value"], one["limit"]) for one in judgements]
+            found = max(values, key=lambda one: one.value)
             if self._excess(found, max(deviation, result.get("holdout", 0.0))) <= 0:
                 return archive
             solution = self.refined(solution, _CLOSER)  # hoisting may change the last digits of an output

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from riq_cli.text import finite
+
 Array = NDArray[Any]
 
 
@@ -29,8 +31,9 @@ class Judgement:
         return self.value <= self.limit
 
     def recorded(self) -> dict[str, Any]:
-        """The judgement as manifests keep it."""
-        return {"value": self.value, "limit": self.limit, "holds": self.holds, **self.facts}
+        """The judgement as manifests keep it: None for what is not finite."""
+        found = {"value": self.value, "limit": self.limit, "holds": self.holds, **self.facts}
+        return {name: finite(fact) if isinstance(fact, float) else fact for name, fact in found.items()}
 
 
 class Candidate(Protocol):
