@@ -108,6 +108,8 @@ def load(
     if told is not None and told.get("objective") == objective:
         given = {name: told[name] for name in _OF if name in told and name != "metric"} | given
     if objective == "metric":
+        if ":" not in given["metric"]:
+            raise click.UsageError(f"--metric {given['metric']}: write module:function")
         from riq_cli.callables import imported
         from riq_cli.constraint import MetricConstraint
         from riq_cli.errors import ConstraintError

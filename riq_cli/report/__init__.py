@@ -6,5 +6,5 @@ from riq_cli.report.page import page
 from riq_cli.report.reproduction import command
 from riq_cli.report.totals import SortKey, Totals, fixed_rate, rows, totals
 
-__all__ = ["Change", "Difference", "SortKey", "Status", "Totals", "command", "difference", "fixed_rate", "judgement", "page",
-           "rows", "totals"]  # fmt: skip
+__all__ = ["Change", "Difference", "SortKey", "Status", "Totals", "command", "difference", "fixed_rate", "judgement",
+           "page", "rows", "totals"]  # fmt: skip

@@ -114,10 +114,8 @@ def _totals(archive: Archive, sums: Totals) -> str:
         )
     if "constraint" in result:
         held = result.get("constraint_holdout")
-        note = _text(judgement(result["constraint"])) + (
-            "" if held is None else f"; held out: {_text(judgement(held))}"
-        )
-        cards.append(("constraint", _text(archive.manifest.settings.get("objective")), note))
+        note = judgement(result["constraint"]) + ("" if held is None else f"; held out: {judgement(held)}")
+        cards.append(("constraint", _text(archive.manifest.settings.get("objective")), _text(note)))
     return (
         '<dl class="totals">'
         + "".join(f"<div><dt>{term}</dt><dd>{value} <small>{note}</small></dd></div>" for term, value, note in cards)
