@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from riq_cli.cli import constraints, options
+from riq_cli.cli import constraints, layout, options
 from riq_cli.cli.log import search_log, step_record
 from riq_cli.cli.terminal import ProgressBar, warn_line
 from riq_cli.files import check_output, refuse_source
-from riq_cli.report import judgement, totals
+from riq_cli.report import judgement, layers_at, totals
 from riq_cli.text import finite, human_size, shortened
 
 if TYPE_CHECKING:
@@ -50,16 +50,18 @@ Examples:
 @click.option("--allocation", type=click.Choice(["norm", "measured", "uniform"]),
               help="Bin widths shared out among layers by norm, as in the paper, by measured effect, "
               "or by range.")  # fmt: skip
-@click.option("--rounding", type=click.Choice(["nearest", "compensated"]),
-              help="compensated: later columns of a layer make up for errors of earlier ones.")  # fmt: skip
+@click.option("--rounding", type=click.Choice(["nearest", "compensated", "directed"]),
+              help="compensated: later columns of a layer make up for errors of earlier ones. "
+              "directed: in a fixed layout, all weights of a layer up or down, as the loss falls.")  # fmt: skip
 @click.option("--search", type=click.Choice(["secant", "algorithm1"]),
               help="How k is found: algorithm1 is the paper's, to the letter.")  # fmt: skip
 @click.option("--epsilon", type=float, metavar="E", help="ε0 of eq. (7). [default: 0.01, less if that cannot reach]")
 @constraints.constraint_options
+@layout.layout_options
 @options.layer_options
 @options.log_option
 @options.running_options
-@options.image_options
+@options.pixel_options
 @options.force_option
 @options.json_option
 @options.verbosity_options
@@ -84,7 +86,6 @@ def compress(
     mean: Any,
     std: Any,
     scale: Any,
-    layout: Any,
     channel_order: Any,
     **settings: Any,
 ) -> None:
@@ -115,9 +116,10 @@ def compress(
         "min_size": min_size,
     }
     chosen: dict[str, Any] = PRESETS[preset] | {name: value for name, value in given.items() if value is not None}
-    images = {"mean": mean, "std": std, "scale": scale, "layout": layout, "channel_order": channel_order}
+    fixed, axes = layout.load(settings)
+    images = {"mean": mean, "std": std, "scale": scale, "layout": axes, "channel_order": channel_order}
     constraint, data = constraints.load(constraints.taken(settings), calibration, images)
-    wanted = Settings(deviation=deviation, dims=dict(dims), constraint=constraint, **chosen, **settings)
+    wanted = Settings(deviation=deviation, dims=dict(dims), layout=fixed, constraint=constraint, **chosen, **settings)
     source = Model.load(model)
     for written in (path, log_path):
         if written not in (None, "-"):
@@ -210,6 +212,8 @@ def _summary(facts: dict[str, Any], verbose: int) -> str:
             f"{_counted(facts['evaluations'], 'evaluation')}, {_counted(facts['probes'], 'probe')}, "
             f"{facts['seconds']:.1f} s"
         )
+    if "layout" in facts:
+        lines.append(f"  layout     {layers_at(facts['layout'])}")
     if verbose:
         lines += [f"    k {k:<10g} deviation {value:.4g}" for k, value in facts["trace"]]
         lines += [f"    k {k:<10g} constraint {value:.4g}" for k, value in facts.get("constraint_trace", ())]

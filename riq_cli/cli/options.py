@@ -154,7 +154,7 @@ running_options = together(
     ),
 )
 
-image_options = together(
+pixel_options = together(
     click.option(
         "--mean",
         type=parse_numbers,
@@ -165,8 +165,11 @@ image_options = together(
         "--std", type=parse_numbers, metavar="X[,Y,Z]", help="Images: divided by after that, per channel. [default: 1]"
     ),
     click.option("--scale", type=float, help="Images: factor on pixels of 0…255. [default: 1/255]"),
-    click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Images: order of axes. [default: nchw]"),
     click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), help="Images: [default: rgb]"),
+)
+image_options = together(
+    pixel_options,
+    click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Images: order of axes. [default: nchw]"),
 )
 
 

@@ -16,7 +16,7 @@ from riq_cli.cli.gates import check, gate_options, gates
 from riq_cli.cli.pictures import picture_type, write_picture
 from riq_cli.cli.terminal import table
 from riq_cli.files import atomic_write, check_output, refuse_source
-from riq_cli.report import Difference, SortKey, Totals, command, difference, judgement, page, rows, totals
+from riq_cli.report import Difference, SortKey, Totals, command, difference, judgement, layers_at, page, rows, totals
 from riq_cli.text import finite, human_size, printable, shortened
 
 _ANY_SIZE = 1 << 100  # nothing is restored here, so that nothing needs a limit
@@ -232,6 +232,8 @@ def _made(archive: Archive) -> str:
         f"epsilon = {result.get('epsilon', 0):g}; {result.get('evaluations')} evaluations, "
         f"{result.get('probes')} probes"
     )
+    if "layout" in result:
+        lines.append(f"layout: {layers_at(result['layout'])}")
     settings = ", ".join(f"{key} = {value}" for key, value in sorted(manifest.settings.items()) if value is not None)
     lines.append(f"settings: {printable(settings)}; {printable(manifest.creator)}")
     return "\n".join(lines)

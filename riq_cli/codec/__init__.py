@@ -2,7 +2,18 @@
 
 from riq_cli.codec.compression import compress
 from riq_cli.codec.restoration import check, decompress, verify
-from riq_cli.codec.settings import PRESETS, Progress, Settings
+from riq_cli.codec.settings import PRESETS, FixedLayout, Progress, Settings
 from riq_cli.codec.sweep import Outcome, sweep
 
-__all__ = ["PRESETS", "Outcome", "Progress", "Settings", "check", "compress", "decompress", "sweep", "verify"]
+__all__ = [
+    "PRESETS",
+    "FixedLayout",
+    "Outcome",
+    "Progress",
+    "Settings",
+    "check",
+    "compress",
+    "decompress",
+    "sweep",
+    "verify",
+]

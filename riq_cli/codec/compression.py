@@ -14,9 +14,10 @@ from typing import Any
 from riq_cli.archive import Archive, Manifest, SkeletonEntry, deflate
 from riq_cli.calibration import Calibration, Sample, digest
 from riq_cli.codec.candidates import candidates
-from riq_cli.codec.constrained import ConstrainedSolver, solver_class
+from riq_cli.codec.constrained import ConstrainedSolver
 from riq_cli.codec.fitting import fitted_plans
 from riq_cli.codec.layers import encode_layer
+from riq_cli.codec.layout import solver_class
 from riq_cli.codec.probing import Probes, probed
 from riq_cli.codec.restoration import decompress, measure_restored
 from riq_cli.codec.settings import Progress, Report, Settings, Warn

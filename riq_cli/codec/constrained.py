@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 from riq_cli import search
 from riq_cli.archive import Archive
 from riq_cli.codec.restoration import judge_restored
-from riq_cli.codec.settings import DEFAULT_DEVIATION, Progress, Report, Settings
+from riq_cli.codec.settings import DEFAULT_DEVIATION, Progress, Report
 from riq_cli.codec.solution import Scheme, Solution
 from riq_cli.codec.solver import Means, Solver
 from riq_cli.constraint import Constraint, Judge, Judgement
 from riq_cli.errors import TargetError
 from riq_cli.evaluator import Array, Evaluator
-from riq_cli.model import Layer, Model
+from riq_cli.model import Model
 
 _LESS = 0.99  # share of the best solution's bits at which another scheme has to hold to be searched
 _CLEARLY = 0.85  # share of the norm allocation's bits below which compensation is not compared with nearest rounding
@@ -87,7 +86,7 @@ class ConstrainedSolver(Solver):
             judgement = judge_restored(self.judge, evaluator, restored, outputs, held)
             found["constraint_holdout"] = judgement.recorded()
         found["constraint_trace"] = [
-            [float(f"{k:.5g}"), float(f"{one.value:.4g}")]
+            [float(f"{k:.4g}"), float(f"{one.value:.3g}")]
             for scheme, k, one in self._trace
             if scheme.name == solution.scheme.name and math.isfinite(one.value)
         ]
@@ -182,16 +181,3 @@ class ConstrainedSolver(Solver):
         every = tuple(sorted((*self._parts.others, *self._parts.held)))
         sets = [tuple(self._searched(scheme)), self._parts.held, every] if self._constraint.on_samples else [every]
         yield from dict.fromkeys(filter(None, sets))
-
-
-def solver_class(settings: Settings, layers: Sequence[Layer], progress: Report) -> Callable[..., Solver]:
-    """What makes a solver of what Solver takes; under a constraint it is a constrained one.
-
-    Args:
-        settings: may hold a constraint.
-        layers: of the original model.
-        progress: called with every candidate for a constraint.
-    """
-    if settings.constraint is None:
-        return Solver
-    return partial(ConstrainedSolver, settings.constraint, [layer.values for layer in layers], progress)

@@ -1,10 +1,10 @@
 """What archives hold and how two of them differ, without decoding a layer. Standard library only."""
 
 from riq_cli.report.difference import Change, Difference, Status, difference
-from riq_cli.report.judgement import judgement
+from riq_cli.report.judgement import judgement, layers_at
 from riq_cli.report.page import page
 from riq_cli.report.reproduction import command
 from riq_cli.report.totals import SortKey, Totals, fixed_rate, rows, totals
 
 __all__ = ["Change", "Difference", "SortKey", "Status", "Totals", "command", "difference", "fixed_rate", "judgement",
-           "page", "rows", "totals"]  # fmt: skip
+           "layers_at", "page", "rows", "totals"]  # fmt: skip

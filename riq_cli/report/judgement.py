@@ -1,4 +1,4 @@
-"""What a constraint's judge said, in one line."""
+"""What a constraint's judge said, and what layout it led to, each in one line."""
 
 from __future__ import annotations
 
@@ -27,6 +27,15 @@ def judgement(found: Any) -> str:
         return f"score {shown(found['score_before'])} → {shown(found.get('score_after'))} (drop {bound})"
     facts = [f"{printable(str(key))} {_fact(fact)}" for key, fact in found.items() if key not in _VALUES]
     return ", ".join([bound, *facts])
+
+
+def layers_at(layout: Any) -> str:
+    """How many layers a fixed layout has at which width, as manifests keep it, in words."""
+    if not isinstance(layout, Mapping):
+        return "–"
+    parts = [(shown(count, "g"), printable(str(width))) for width, count in layout.items()]
+    return ", ".join(f"{count} layers in float" if width == "float" else f"{count} at {width} bits"
+                     for count, width in parts)  # fmt: skip
 
 
 def _fact(fact: Any) -> str:
