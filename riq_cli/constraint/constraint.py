@@ -63,9 +63,14 @@ Judge = Callable[[Candidate], Judgement]
 
 
 class Constraint(abc.ABC):
-    """What compress is to keep: write `begin` for one of your own, and pass it as `compress(…, constraint=…)`."""
+    """What compress is to keep: write `begin` for one of your own, and pass it as `compress(…, constraint=…)`.
 
-    on_samples = True  # whether it judges by outputs on the calibration samples; otherwise it brings its own data
+    Candidates come with a part of the samples, the searched or the held-out ones, and with all of them: they are to be
+    held against the original on the same. With `on_samples = False` they come with all alone; so it is for constraints
+    that bring data of their own.
+    """
+
+    on_samples = True
     remedy = "allow more, or give more samples"  # what a message tells the user to do where nothing holds
 
     @abc.abstractmethod
