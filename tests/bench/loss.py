@@ -61,10 +61,8 @@ def loss() -> None:
     """Train what is missing, and print both tables."""
     trained(FOLDER)
     data = Data.of(FOLDER)
-    print(
-        f"{SAMPLES} labelled images for the search, {len(data.test_labels):,} for loss and accuracy; ± is one standard"
-    )
-    print("error: of accuracy the binomial one, of changes that of the paired differences.\n")
+    print(f"{SAMPLES} labelled images for the search, {len(data.test_labels):,} for loss and accuracy.")
+    print("± is one standard error: of accuracy the binomial one, of changes that of the paired differences.\n")
     print(header(COLUMNS), flush=True)
     for network in NETWORKS:
         for seed in SEEDS:
