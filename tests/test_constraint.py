@@ -1,5 +1,6 @@
 """Constraints: losses against values worked out by hand, scores, a user's own; and compress under them."""
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -201,6 +202,14 @@ def test_the_same_outputs_change_nothing_whatever_they_are(count: int, classes: 
     found = judged(random.integers(0, classes, count), Given(outputs), Given(outputs), margin=0.0)
     assert (found.value, found.holds, found.facts["standard_error"]) == (0.0, True, 0.0)
     assert found.facts["loss_before"] == found.facts["loss_after"] >= 0
+
+
+def test_what_numpy_computed_is_recorded_as_plain_numbers() -> None:
+    found = Judgement(np.float32(0.5), np.float64(1), {"share": np.float16(0.25), "text": "x", "count": 3})  # type: ignore[arg-type]
+    assert json.dumps(found.recorded()) == (
+        '{"value": 0.5, "limit": 1.0, "share": 0.25, "text": "x", "count": 3, "holds": true}'
+    )
+    assert found.holds is True
 
 
 # ---- metrics ----

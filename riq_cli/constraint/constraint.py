@@ -28,12 +28,13 @@ class Judgement:
     @property
     def holds(self) -> bool:
         """Whether the candidate keeps the constraint."""
-        return self.value <= self.limit
+        return bool(self.value <= self.limit)
 
     def recorded(self) -> dict[str, Any]:
         """The judgement as manifests keep it: None for what is not finite."""
-        found = {"value": self.value, "limit": self.limit, "holds": self.holds, **self.facts}
-        return {name: finite(fact) if isinstance(fact, float) else fact for name, fact in found.items()}
+        facts = {"value": self.value, "limit": self.limit, **self.facts}
+        plain = {name: fact if isinstance(fact, (str, int)) else finite(float(fact)) for name, fact in facts.items()}
+        return {**plain, "holds": self.holds}
 
 
 class Candidate(Protocol):
