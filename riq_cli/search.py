@@ -221,9 +221,9 @@ def scan(measure: Measure, limit: float, start: float, lowest: float, highest: f
     """The first k that holds, upward from the coarse end, for a value that need not fall as k grows.
 
     The coarse end is found by leaps from `start`, down to one that fails, or up to one that holds. From there every
-    rung is measured, each 4 % finer than the one before, and the first that holds is the solution. (Asking for two or
-    three neighbours that hold was tried: archives grew by 2 to 12 % and more, and what had been a lucky k on few
-    samples mostly still was one on others. A margin in standard errors is what helps.)
+    rung is measured, each 4 % finer than the one before, and the first that holds is the solution. (Tried: that one or
+    two finer neighbours have to hold as well. Under a loss, archives grew by 2 to 12 % in the mean, and what held for
+    luck on few samples mostly held for luck beside its neighbours; a margin in standard errors is what helps.)
 
     Args:
         measure: k → value.

@@ -369,6 +369,13 @@ def test_a_constraint_of_the_users_own(dense: riq.Model) -> None:
     assert constraint.asked >= len(archive.manifest.result["constraint_trace"])
 
 
+class Nan(Constraint):
+    """A value that is no number holds for nothing."""
+
+    def begin(self, original: Candidate) -> Judge:
+        return lambda candidate: Judgement(math.nan, 1.0)
+
+
 class Never(Constraint):
     """Holds for nothing."""
 
@@ -383,6 +390,11 @@ def test_nothing_ships_where_nothing_holds(dense: riq.Model) -> None:
         riq.compress(dense, riq.Calibration.random(), constraint=Never(), **FAST)
     assert str(error.value) == "the constraint is not kept: the best value is 2, above 1; ask for less"
     assert error.value.best == 2.0
+
+
+def test_a_value_that_is_no_number_does_not_hold(dense: riq.Model) -> None:
+    with pytest.raises(TargetError, match="the constraint is not kept"):
+        riq.compress(dense, riq.Calibration.random(), constraint=Nan(), **FAST)
 
 
 def test_a_metric_is_called_with_a_session_of_the_models_own_outputs_or_with_predict(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from riq_cli.cli import options
+from riq_cli.cli.paths import FileOf
 
 if TYPE_CHECKING:
     from riq_cli.calibration import Calibration
@@ -48,6 +49,7 @@ constraint_options = options.together(
     ),
     click.option(
         "--labels",
+        type=FileOf(".npy", ".npz", must_be_file=False),  # or a file's array, or one of the calibration data
         metavar="FILE",
         help="Loss: labels of the samples, .npy, .npz:KEY, or a key of the calibration .npz. Integers: cross-entropy; "
         "floats: mean squared error. Where: first float output, or --output.",

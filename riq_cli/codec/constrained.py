@@ -125,7 +125,8 @@ class ConstrainedSolver(Solver):
     def _excess(self, found: Judgement, deviation: float) -> float:
         """By how much a candidate exceeds what it has to keep: 0 or less if it holds."""
         bound = self._settings.deviation
-        return max(found.value - found.limit, -math.inf if bound is None else deviation - bound)
+        over = max(found.value - found.limit, -math.inf if bound is None else deviation - bound)
+        return math.inf if math.isnan(over) else over
 
     def _better(self, best: Solution | None, scheme: Scheme, start: float) -> Solution | None:
         """The smallest solution of a scheme that holds, or `best` where that is smaller."""
