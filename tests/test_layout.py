@@ -132,7 +132,14 @@ def test_directed_rounding_moves_each_layer_one_way(cnn: riq.Model, data: riq.Ca
             difference = restored[layer.name] - layer.values
             tiny = 1e-6 * np.abs(layer.values).max()
             assert (difference >= -tiny).all() or (difference <= tiny).all()
-    assert archive.manifest.settings["rounding"] == "directed"
+    assert archive.manifest.settings["rounding"] == archive.manifest.result["rounding"] == "directed"
+
+
+def test_a_deviation_beside_a_layout_is_a_bound(cnn: riq.Model, data: riq.Calibration) -> None:
+    result = compressed(cnn, data, ANY, FixedLayout(), deviation=1e-4).manifest.result
+    assert result["deviation"] <= 1e-4
+    with pytest.raises(TargetError, match=r"the constraint is kept, but not the deviation of 0\.0001; give a larger"):
+        compressed(cnn, data, ANY, FixedLayout((4,)), deviation=1e-4)
 
 
 def test_a_metric_chooses_a_layout_too(cnn: riq.Model, data: riq.Calibration) -> None:

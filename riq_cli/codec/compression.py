@@ -47,7 +47,7 @@ def compress(
     executor: Executor | None = None,
     **options: Any,
 ) -> Archive:
-    """The smallest archive of a model whose outputs, once it is restored, move no further than the target.
+    """The smallest archive of a model that, once it is restored, keeps the target, or the settings' constraint.
 
     Args:
         model: what to compress; not changed.

@@ -116,6 +116,11 @@ class ConstrainedSolver(Solver):
 
     def _failure(self, found: Judgement) -> TargetError:
         """The error that nothing holds, and what to do about it."""
+        if found.holds:
+            return TargetError(
+                f"the constraint is kept, but not the deviation of {self._settings.deviation:g}; give a larger one",
+                found.value,
+            )
         return TargetError(
             f"the constraint is not kept: the best value is {found.value:.4g}, above {found.limit:g}; "
             f"{self._constraint.remedy}",

@@ -82,7 +82,7 @@ class FixedLayout:
 
 @dataclass(frozen=True)
 class Settings:
-    """What compress is asked for. Exactly one of `deviation`, `ratio`, `size`, `rate` and `k` is the goal.
+    """What compress is asked for; one of `deviation`, `ratio`, `size`, `rate`, `k` and `constraint` is the goal.
 
     Beside one of the others, `deviation` is a bound that must hold as well.
 
