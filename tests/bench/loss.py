@@ -86,6 +86,10 @@ def methods(data: Data) -> Iterator[tuple[str, Options]]:
     none, some = (LossConstraint(data.labels, *bound) for bound in ((0.0, 0.0), (0.01, 1.0)))
     yield "8 bits", {"constraint": LossConstraint(data.labels, ANY), "layout": FixedLayout((8,))}
     yield "4 bits", {"constraint": LossConstraint(data.labels, ANY), "layout": FixedLayout((4,))}
+    yield (
+        "8 bits, directed",
+        {"constraint": LossConstraint(data.labels, ANY), "layout": FixedLayout((8,)), "rounding": "directed"},
+    )
     yield "fixed, R", {"constraint": none, "layout": FixedLayout(variant="R")}
     yield "fixed, B", {"constraint": none, "layout": FixedLayout(variant="B")}
     yield "fixed, B, per channel", {"constraint": none, "layout": FixedLayout(variant="B", per_channel=True)}
