@@ -6,7 +6,7 @@ SAMPLE := sample_models
 BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test zoo bench bench-allocation clean
+.PHONY: help demo test zoo bench bench-allocation bench-loss clean
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ bench: $(VENV)/test  ## measure speeds, and compress the real models; asserts no
 bench-allocation: $(VENV)/test  ## compare the presets on real models, at the same targets; BENCH='--model cnn' takes options
 	$(BIN)/python -m tests.bench presets $(BENCH)
 
+bench-loss: $(VENV)/train  ## train small networks, and hold fixed layouts against riq under a loss
+	$(BIN)/python -m tests.bench loss
+
 clean:  ## remove the environment and what the demo wrote
 	rm -rf $(VENV) demo
 
@@ -44,4 +47,8 @@ $(VENV)/riq: pyproject.toml
 
 $(VENV)/test: $(VENV)/riq
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+$(VENV)/train: $(VENV)/test
+	$(BIN)/python -m pip install --quiet torch==2.13.0 onnxscript==0.7.2
 	@touch $@

@@ -20,7 +20,7 @@ from riq_cli.version import VERSION
 if TYPE_CHECKING:
     from riq_cli.archive import Archive
     from riq_cli.calibration import Calibration
-    from riq_cli.codec import Settings, compress, decompress, verify
+    from riq_cli.codec import Settings, check, compress, decompress, verify
     from riq_cli.codec.sweep import sweep
     from riq_cli.errors import RiqError
     from riq_cli.evaluator import Deviation
@@ -33,6 +33,7 @@ __all__ = [
     "Model",
     "RiqError",
     "Settings",
+    "check",
     "compress",
     "decompress",
     "sweep",

@@ -28,8 +28,12 @@ class PointsError(RiqError):
     """A file does not hold the points of a sweep, or those of another model."""
 
 
+class ConstraintError(RiqError):
+    """Labels or a metric that do not fit the model, or that nothing can be told from."""
+
+
 class TargetError(RiqError):
-    """The target deviation was not reached; `best` is the smallest deviation that was measured."""
+    """The target was not reached; `best` is the smallest deviation, or value of a constraint, that was measured."""
 
     def __init__(self, message: str, best: float) -> None:
         super().__init__(message)

@@ -14,7 +14,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from riq_cli.errors import ModelError, SettingsError
-from riq_cli.model import SessionForm, observed_form
+from riq_cli.model import SessionForm, observed_form, own_form
+from riq_cli.text import first_line
 
 Array = NDArray[Any]
 DEFAULT_PROVIDER = "CPUExecutionProvider"
@@ -105,6 +106,11 @@ class Evaluator:
         rows = [self._samples[number][1] for number in numbers]
         return _compared(self.measured, references, self._run(form, weights, self.measured, numbers), rows)
 
+    def loaded(self, form: SessionForm, weights: Sequence[Array], among: Sequence[int] | None = None) -> LoadedModel:
+        """The model with other weights, on all samples or on those of some numbers."""
+        numbers = range(len(self._samples)) if among is None else among
+        return LoadedModel(form, weights, self.measured, self._samples, numbers, self._threads, self._provider)
+
     def likeness(self) -> NDArray[np.float64]:
         """How alike the original outputs of every two samples are, f64[samples, samples], 1 for equal ones.
 
@@ -128,6 +134,62 @@ class Evaluator:
             session = _session(form, weights, self._threads, self._provider)
             for number in numbers:
                 yield session.run(list(names), dict(self._samples[number][0]))
+
+
+class LoadedModel:
+    """A model with certain weights, and samples to run it on."""
+
+    def __init__(
+        self,
+        form: SessionForm,
+        weights: Sequence[Array],
+        tensors: Sequence[str],
+        feeds: Sequence[tuple[Mapping[str, Array], int]],
+        samples: Sequence[int],
+        threads: int = 0,
+        provider: str = DEFAULT_PROVIDER,
+    ) -> None:
+        """Keep what is run; nothing runs yet.
+
+        Args:
+            form: the model with its layers as initializers from outside.
+            weights: data of each layer, in storage type.
+            tensors: names that `outputs` may be asked for, among those that the form measures.
+            feeds: all samples, and the number of rows in each.
+            samples: numbers of those to run.
+            threads: of onnxruntime; 0 for all that this process may use.
+            provider: onnxruntime's execution provider.
+        """
+        self._form, self._weights, self._feeds = form, weights, feeds
+        self._threads, self._provider = threads, provider
+        self.tensors, self.samples = tuple(tensors), tuple(samples)
+
+    @property
+    def rows(self) -> list[int]:
+        """Rows of the batch in each of `samples`."""
+        return [self._feeds[number][1] for number in self.samples]
+
+    def outputs(self, tensor: str) -> Iterator[Array]:
+        """The value of a tensor in each of `samples`, one run after the other.
+
+        Raises:
+            ModelError: onnxruntime cannot run the model.
+        """
+        with _explained():
+            session = _session(self._form, self._weights, self._threads, self._provider)
+        for number in self.samples:
+            with _explained():
+                value: Array = session.run([tensor], dict(self._feeds[number][0]))[0]
+            yield value
+
+    def session(self) -> onnxruntime.InferenceSession:
+        """A session with the model's own inputs and outputs.
+
+        Raises:
+            ModelError: onnxruntime cannot run the model.
+        """
+        with _explained():
+            return _session(own_form(self._form), self._weights, self._threads, self._provider)
 
 
 class Prober:
@@ -283,7 +345,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # onnxruntime's exceptions share no other base
-        raise ModelError(f"onnxruntime cannot run the model: {_first_line(error)}") from error
+        raise ModelError(f"onnxruntime cannot run the model: {first_line(error)}") from error
 
 
 def available_threads() -> int:
@@ -355,7 +417,3 @@ def _ortvalue(weights: Array) -> onnxruntime.OrtValue:
     if weights.dtype == np.uint16:
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(weights, _BFLOAT16)
     return onnxruntime.OrtValue.ortvalue_from_numpy(weights)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

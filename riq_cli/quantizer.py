@@ -172,6 +172,18 @@ def nearest(
     return Quantized(_quantize(weights, dtype, steps), width, scales, classes)
 
 
+def directed(weights: Array, dtype: str, width: float, up: bool, scales: tuple[Codes, ...] = ()) -> Quantized:
+    """The weights quantized, each to the symbol above it if `up`, else to the one below.
+
+    Raises:
+        ValueError: a bin width that `scaled_widths` refuses.
+    """
+    steps: Iterable[Width] = itertools.repeat(width)
+    if scales:
+        steps = _scaled_blocks(width, scales, weights.shape, 0, weights.size)
+    return Quantized(_quantize(weights, dtype, steps, np.ceil if up else np.floor), width, scales)
+
+
 def quantize(weights: Array, dtype: str, width: Width) -> Symbols:
     """Symbols round(w/Δ), shape [n], nearest and ties to even, eq. (4).
 
@@ -184,12 +196,12 @@ def quantize(weights: Array, dtype: str, width: Width) -> Symbols:
     return _quantize(weights, dtype, _width_blocks(width, weights.shape))
 
 
-def _quantize(weights: Array, dtype: str, steps: Iterable[Width]) -> Symbols:
+def _quantize(weights: Array, dtype: str, steps: Iterable[Width], to_integer: np.ufunc = np.rint) -> Symbols:
     symbols = np.empty(weights.size, np.int32)
     position = 0
     for block, step in zip(_blocks(weights, dtype), steps, strict=False):
         np.divide(block, step, out=block)
-        np.rint(block, out=block)
+        to_integer(block, out=block)
         symbols[position : position + block.size] = block
         position += block.size
     return symbols

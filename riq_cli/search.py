@@ -211,3 +211,49 @@ def reachable_epsilon(measure: Measure, limit: float, epsilon: float, value: flo
             return epsilon / float(2**halvings)
         halvings += 1
     return 0.0
+
+
+_RUNG = 2 ** (1 / 16)  # between neighbouring k of `scan`: less than 0.07 bits/weight
+_LEAP = math.sqrt(2)  # eight rungs: how far it goes at a time until it has seen a k that holds, and one that fails
+
+
+def scan(measure: Measure, limit: float, start: float, lowest: float, highest: float) -> Found:
+    """The first k that holds, upward from the coarse end, for a value that need not fall as k grows.
+
+    The coarse end is found by leaps from `start`, down to one that fails, or up to one that holds. From there every
+    rung is measured, each 4 % finer than the one before, and the first that holds is the solution. (Tried: that one or
+    two finer neighbours have to hold as well. Under a loss, archives grew by 2 to 12 % in the mean, and what held for
+    luck on few samples mostly held for luck beside its neighbours; a margin in standard errors is what helps.)
+
+    Args:
+        measure: k → value.
+        limit: what the value must not exceed.
+        start: first k to try.
+        lowest, highest: the smallest and largest k to try.
+
+    Raises:
+        TargetError: no leap up to `highest` met the limit.
+    """
+    k = min(max(start, lowest), highest)
+    value = best = measure(k)
+    failed = None
+    while value > limit:
+        if k >= highest:
+            raise TargetError("not reached", best)
+        failed, k = k, min(k * _LEAP, highest)
+        value = measure(k)
+        best = min(best, value)
+    while failed is None and k > lowest:
+        coarser = max(k / _LEAP, lowest)
+        found = measure(coarser)
+        if found <= limit:
+            k, value = coarser, found
+        else:
+            failed = coarser
+    rung = math.inf if failed is None else failed * _RUNG
+    while rung * math.sqrt(_RUNG) < k:
+        found = measure(rung)
+        if found <= limit:
+            return Found(rung, found)
+        rung *= _RUNG
+    return Found(k, value)

@@ -23,6 +23,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another package says, for a message."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def human_size(size: float) -> str:
     """A size in bytes as people read it: `712 B`, `34.6 kB`, `4.75 MB`."""
     for unit in ("B", "kB", "MB", "GB"):

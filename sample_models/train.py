@@ -310,13 +310,31 @@ def train(name: str, images: np.ndarray, labels: np.ndarray) -> nn.Module:
         The trained network, in evaluation mode.
     """
     torch.manual_seed(SEED)
-    model = MODELS[name]().to(memory_format=torch.channels_last)  # faster convolutions
+    return fit(MODELS[name](), name, EPOCHS[name], PEAK_RATE[name], images, labels)
+
+
+def fit(
+    model: nn.Module, name: str, epochs: int, peak_rate: float, images: np.ndarray, labels: np.ndarray
+) -> nn.Module:
+    """Train a network with freshly drawn weights.
+
+    Args:
+        model: changed in place.
+        name: for the progress lines.
+        epochs: passes over the images.
+        peak_rate: the one-cycle schedule's learning rate.
+        images: float32 [n, 1, 28, 28].
+        labels: int64 [n].
+
+    Returns:
+        The network, in evaluation mode.
+    """
+    model = model.to(memory_format=torch.channels_last)  # faster convolutions
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
     steps = len(x) // BATCH
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
-    updates = EPOCHS[name] * steps
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE[name], total_steps=updates)
-    for epoch in range(EPOCHS[name]):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_rate, total_steps=epochs * steps)
+    for epoch in range(epochs):
         start, total = time.monotonic(), 0.0
         for batch in torch.randperm(len(x))[: steps * BATCH].split(BATCH):
             loss = functional.cross_entropy(model(mirror(x[batch])), y[batch])
@@ -327,7 +345,7 @@ def train(name: str, images: np.ndarray, labels: np.ndarray) -> nn.Module:
             schedule.step()
             total += loss.item()
         seconds = time.monotonic() - start
-        print(f"{name}: epoch {epoch + 1}/{EPOCHS[name]}, training loss {total / steps:.4f}, {seconds:.0f} s")
+        print(f"{name}: epoch {epoch + 1}/{epochs}, training loss {total / steps:.4f}, {seconds:.0f} s")
     return model.eval()
 
 

@@ -306,7 +306,7 @@ def test_settings_that_contradict_compensation_are_refused() -> None:
         assert str(error.value) == message
     with pytest.raises(SettingsError) as error:
         riq.Settings(rounding="best")
-    assert str(error.value) == "no rounding is named 'best'; there are nearest and compensated"
+    assert str(error.value) == "no rounding is named 'best'; there are nearest, compensated and directed"
 
 
 def test_the_command_line_says_so_and_exits_with_2(tmp_path: Path) -> None:

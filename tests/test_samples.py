@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,15 @@ def test_a_sample_model_keeps_its_accuracy(name: str, full: float, least_ratio: 
     assert accuracy(tmp_path / "restored.onnx") > full - 0.05
 
 
+EVALUATION = """
+import numpy as np
+
+with np.load("heldout.npz") as loaded:
+    images = loaded["image"]
+labels = np.load("heldout_labels.npy")
+"""
+
+
 def readme_commands() -> list[str]:
     text = (ROOT / "README.md").read_text()
     blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
@@ -60,6 +70,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(SAMPLES / "cnn.onnx", folder / "model.onnx")
     shutil.copy(SAMPLES / "calibration.npz", folder / "samples.npz")
     shutil.copy(SAMPLES / "heldout.npz", folder / "heldout.npz")
+    shutil.copy(SAMPLES / "calibration_labels.npy", folder / "labels.npy")
+    shutil.copy(SAMPLES / "heldout_labels.npy", folder / "heldout_labels.npy")
+    (metric,) = re.findall(r"  ```py\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (folder / "evaluation.py").write_text(EVALUATION + textwrap.dedent(metric))
     (folder / "bin").mkdir()
     (folder / "bin" / "riq").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m riq_cli "$@"\n')
     (folder / "bin" / "riq").chmod(0o755)
@@ -104,6 +118,6 @@ def test_the_python_of_the_readme_works(prepared: Path, tmp_path: Path, monkeypa
     shutil.copy(folder / "samples.npz", folder / "calibration.npz")
     (folder / "model.riqz").unlink()
     monkeypatch.chdir(folder)
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    exec(compile(code, "README.md", "exec"), {})
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(compile("\n".join(code), "README.md", "exec"), {})
     assert (folder / "restored.onnx").exists()

@@ -12,6 +12,7 @@ from riq_cli.search import (
     algorithm1,
     lower_bound,
     reachable_epsilon,
+    scan,
     secant,
     upper_bound,
 )
@@ -127,3 +128,49 @@ def test_reachable_epsilon_is_the_largest_halving_that_reaches() -> None:
     assert reachable_epsilon(measure, 0.01, 0.01, measure(0.01)) == 0.0025
     assert tried == [0.01, 0.005, 0.0025]
     assert reachable_epsilon(lambda e: 1.0, 0.01, 0.01, 1.0) == 0.0
+
+
+# ---- scan ----
+
+
+def test_scan_measures_every_rung_from_the_last_leap_that_failed() -> None:
+    curve = Curve(a=1.0)
+    found = scan(curve, 1e-4, 30, 1, 1e6)
+    leaps = [30 * 2 ** (step / 2) for step in range(5)]  # the last, 120, holds
+    rungs = [leaps[3] * 2 ** (step / 16) for step in range(1, 5)]
+    assert list(curve.measured) == pytest.approx(leaps + rungs)
+    assert found.k == pytest.approx(rungs[-1])
+    assert found.value == curve.measured[found.k] <= 1e-4
+
+
+def test_scan_goes_down_as_long_as_it_holds_and_no_further_than_the_lowest() -> None:
+    curve = Curve(a=1.0)
+    assert scan(curve, 1e-4, 800, 150, 1e6).k == 150
+    assert list(curve.measured) == pytest.approx([800, 566, 400, 283, 200, 150], rel=1e-3)
+
+
+def test_scan_finds_the_first_that_holds_where_the_value_is_not_monotone() -> None:
+    holds = {100.0: True, 100 / 2**0.5: False}
+    measured: list[float] = []
+
+    def measure(k: float) -> float:
+        measured.append(k)
+        rung = round(16 * math.log2(k / 100 * 2**0.5))
+        return 0.0 if holds.get(k, rung in (3, 6)) else 1.0
+
+    assert scan(measure, 0.5, 100, 1, 1000).k == pytest.approx(100 / 2**0.5 * 2 ** (3 / 16))
+    assert measured[-1] == pytest.approx(100 / 2**0.5 * 2 ** (3 / 16))
+
+
+def test_scan_reports_the_best_where_nothing_holds() -> None:
+    with pytest.raises(TargetError) as error:
+        scan(lambda k: 1 / k, 1e-3, 1, 1, 10)
+    assert error.value.best == 0.1
+
+
+@settings(max_examples=100)
+@given(st.floats(1, 1e4), st.floats(1e-8, 1e-2))
+def test_scan_returns_what_was_measured_and_holds(start: float, limit: float) -> None:
+    noise = Curve(a=1.0, ripple=0.9)
+    found = scan(noise, limit, start, 0.5, 1e9)
+    assert noise.measured[found.k] == found.value <= limit

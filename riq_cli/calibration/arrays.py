@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.calibration.inputs import Sample, check_dtype, check_names, first_line, fits, listed, shape_error
+from riq_cli.calibration.inputs import Sample, check_dtype, check_names, fits, listed, shape_error
 from riq_cli.errors import CalibrationError
 from riq_cli.model import ModelInput
+from riq_cli.text import first_line
 
 
 def read_numpy(path: Path) -> Mapping[str, NDArray[Any]] | NDArray[Any]:

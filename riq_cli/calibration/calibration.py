@@ -34,13 +34,16 @@ class Calibration:
     fit: Callable[[Sequence[ModelInput], Mapping[str, int], int], list[Sample]] = field(repr=False)
 
     @classmethod
-    def load(cls, source: str | os.PathLike[str], images: ImageOptions | None = None) -> Calibration:
+    def load(
+        cls, source: str | os.PathLike[str], images: ImageOptions | None = None, without: str | None = None
+    ) -> Calibration:
         """The calibration data in a file or folder, or from `module:callable`.
 
         Args:
             source: `.npz` (input name → array), `.npy` (for a model with one input), a folder of ONNX test data
                 (`test_data_set_*/input_*.pb`), a folder of images, or `module:callable`.
             images: how images become inputs.
+            without: an array of an `.npz` that is no input, such as labels.
 
         Raises:
             CalibrationError: it cannot be read or is none of these.
@@ -49,7 +52,10 @@ class Calibration:
         if path.is_dir():
             return _from_folder(path, images or ImageOptions())
         if path.suffix in (".npz", ".npy"):
-            return cls.from_arrays(read_numpy(path), "npz" if path.suffix == ".npz" else "npy")
+            arrays = read_numpy(path)
+            if isinstance(arrays, Mapping):
+                arrays = {name: array for name, array in arrays.items() if name != without}
+            return cls.from_arrays(arrays, "npz" if path.suffix == ".npz" else "npy")
         module, colon, name = text.partition(":")
         if colon and not path.exists():
             return cls("python", lambda inputs, dims, batch: whole_feeds(call(module, name), inputs))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.calibration.inputs import Sample, check_dtype, check_names, first_line, fits, shape_error
+from riq_cli.calibration.inputs import Sample, check_dtype, check_names, fits, shape_error
+from riq_cli.callables import imported
 from riq_cli.errors import CalibrationError
 from riq_cli.model import ModelInput
+from riq_cli.text import first_line
 
 
 def whole_feeds(feeds: Iterable[Mapping[str, NDArray[Any]]], inputs: Sequence[ModelInput]) -> list[Sample]:
@@ -36,18 +35,8 @@ def call(module: str, name: str) -> Iterable[Mapping[str, NDArray[Any]]]:
     Raises:
         CalibrationError: whatever goes wrong in the module, which is the user's own.
     """
-    sys.path.insert(0, os.getcwd())
+    source = imported(f"{module}:{name}", CalibrationError)
     try:
-        loaded = importlib.import_module(module)
-    except (Exception, SystemExit) as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise CalibrationError(f"{module}:{name}: the module cannot be imported: {reason}") from error
-    finally:
-        sys.path.pop(0)
-    if not hasattr(loaded, name):
-        raise CalibrationError(f"{module}:{name}: the module has no {name!r}")
-    try:
-        source = getattr(loaded, name)
         result = source() if callable(source) else source
         reader = getattr(result, "get_next", None)
         feeds = list(iter(reader, None)) if reader is not None else list(result)

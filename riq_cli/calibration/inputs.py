@@ -62,11 +62,6 @@ def describe(item: ModelInput) -> str:
     return f"{item.name} {item.dtype}[{', '.join('?' if d is None else str(d) for d in item.shape)}]"
 
 
-def first_line(error: BaseException) -> str:
-    """What an error of another package says, for a message."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
 def listed(names: Iterable[str]) -> str:
     """Names, sorted, for a message."""
     return ", ".join(sorted(names)) or "no arrays"

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from riq_cli.cli import options
+from riq_cli.cli import constraints, layout, options
 from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.log import search_log, step_record
 from riq_cli.cli.memory import give_back_memory
 from riq_cli.cli.paths import check_outputs, check_stdout, refuse_sources
 from riq_cli.cli.terminal import ProgressBar, warn_line
-from riq_cli.report import totals
+from riq_cli.report import judgement, layers_at, totals
 from riq_cli.text import counted, finite, human_size, shortened
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ riq compress model.onnx --calibration images/ \
 riq compress model.onnx --calibration mydata:samples --exclude '*embedding*'
 riq compress model.onnx --calibration samples.npz --size 500kB --json
 riq compress model.onnx --calibration samples.npz -o small.riqz --log s.jsonl
+riq compress model.onnx --calibration samples.npz --labels labels.npy \
+    --max-loss-increase 1% --margin 1
+riq compress model.onnx --calibration samples.npz \
+    --metric evaluation:accuracy --max-drop 0.004
 """,
     target="no archive keeps the target",
     short_help="Model to archive: the smallest that keeps the deviation.",
@@ -61,16 +65,19 @@ riq compress model.onnx --calibration samples.npz -o small.riqz --log s.jsonl
                  "small: measured, compensated."),
     click.option("--allocation", type=click.Choice(["norm", "measured", "uniform"]),
                  help="Bin widths shared out among layers by norm, as in the paper, by measured effect, or by range."),
-    click.option("--rounding", type=click.Choice(["nearest", "compensated"]),
-                 help="compensated: later columns of a layer make up for errors of earlier ones."),
+    click.option("--rounding", type=click.Choice(["nearest", "compensated", "directed"]),
+                 help="compensated: later columns of a layer make up for errors of earlier ones. directed: in a fixed "
+                 "layout, all weights of a layer up or down, as the loss falls."),
     click.option("--search", type=click.Choice(["secant", "algorithm1"]),
                  help="How k is found: algorithm1 is the paper's, to the letter."),
     click.option("--epsilon", type=options.parse_number, metavar="E",
                  help="ε0 of eq. (7). [default: 0.01, less if that cannot reach]"),
 )  # fmt: skip
+@constraints.constraint_options
+@layout.layout_options
 @options.layer_options
 @options.running_options
-@options.image_options
+@options.pixel_options
 @grouped(
     "Output",
     click.option("-o", "archive_path", type=options.output_type, metavar="FILE",
@@ -105,10 +112,11 @@ def compress(
     from riq_cli.codec import compress as compress_model
     from riq_cli.model import Model
 
-    wanted = Settings(**PRESETS[preset] | options.given(settings))
+    fixed, axes = layout.load(settings)
+    constraint, data = constraints.load(constraints.taken(settings), calibration, images | axes)
+    wanted = Settings(layout=fixed, constraint=constraint, **PRESETS[preset] | options.given(settings))
     source = Model.load(model)
     refuse_sources((path, log_path), source.external_files)
-    data = None if calibration is None else options.load_calibration(calibration, images)
     bar = ProgressBar(quiet)
 
     def warn(message: str) -> None:
@@ -138,7 +146,7 @@ def compress(
         else:
             archive.save(path, force)
         facts = _facts(archive, model, path, time.monotonic() - began)
-        log({"phase": "result"} | {key: value for key, value in facts.items() if key != "trace"})
+        log({"phase": "result"} | {key: value for key, value in facts.items() if not key.endswith("trace")})
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     elif not quiet:
@@ -149,7 +157,7 @@ def _facts(archive: Archive, model: str, path: str, seconds: float) -> dict[str,
     """What compress tells, as --json prints it."""
     manifest = archive.manifest
     result = dict(manifest.result)
-    trace = result.pop("trace", [])
+    trace, constraint_trace = result.pop("trace", []), result.pop("constraint_trace", None)
     return {
         "model": model,
         "archive": path,
@@ -160,12 +168,17 @@ def _facts(archive: Archive, model: str, path: str, seconds: float) -> dict[str,
         **asdict(totals(archive)),
         "seconds": round(seconds, 3),
         "trace": trace,
+        **({} if constraint_trace is None else {"constraint_trace": constraint_trace}),
     }
 
 
 def _summary(facts: dict[str, Any], verbose: int) -> str:
     ratio = f", ×{facts['ratio']:.2f} smaller than {facts['model']}" if facts["ratio"] else ""
     lines = [f"{facts['archive']}: {human_size(facts['archive_bytes'])}{ratio} ({human_size(facts['source_bytes'])})"]
+    if "constraint" in facts:
+        lines.append(f"  constraint {judgement(facts['constraint'])}")
+    if "constraint_holdout" in facts:
+        lines.append(f"    held out of the search: {judgement(facts['constraint_holdout'])}")
     if "k" in facts:
         bound = f" ≤ {facts['target']:g}" if facts["target"] is not None else ""
         samples, kind = facts["calibration"]["samples"], facts["calibration"]["kind"]
@@ -192,6 +205,9 @@ def _summary(facts: dict[str, Any], verbose: int) -> str:
             f"{counted(facts['evaluations'], 'evaluation')}, {counted(facts['probes'], 'probe')}, "
             f"{facts['seconds']:.1f} s"
         )
+    if "layout" in facts:
+        lines.append(f"  layout     {layers_at(facts['layout'])}")
     if verbose:
         lines += [f"    k {k:<10g} deviation {value:.4g}" for k, value in facts["trace"]]
+        lines += [f"    k {k:<10g} constraint {value:.4g}" for k, value in facts.get("constraint_trace", ())]
     return "\n".join(lines)

@@ -53,7 +53,7 @@ def step_record(step: Progress) -> dict[str, Any] | None:
             "allocation": step.allocation,
             "rounding": step.rounding,
             "k": step.k,
-            "deviation": finite(step.value),
+            step.measure: finite(step.value),
             "failed_below": step.low or None,
             "held_from": finite(step.high),
         }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from riq_cli.archive import Archive
-from riq_cli.report import SortKey, rows, totals
+from riq_cli.report import SortKey, judgement, rows, totals
 from riq_cli.text import human_size, printable, real, shown
 
 ROWS = 100  # of a table: a comment on GitHub holds 65,536 characters
@@ -46,6 +46,8 @@ def report(archive: Archive, name: str, sort: SortKey) -> str:
         ("ratio", f"×{shown(sums.ratio, '.2f')}"),
         ("bits/weight", f"{sums.rate:.3g}"),
     ]
+    if "constraint" in result:
+        facts.append(("constraint", judgement(result["constraint"])))
     if real(result.get("deviation")) is not None:
         facts.append(("deviation", shown(result["deviation"]) + (f" (target {target:g})" if target else "")))
         facts.append(("worst sample", shown(result.get("worst"))))

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -135,29 +135,34 @@ running_options = grouped(
                  help="onnxruntime's execution provider."),
 )  # fmt: skip
 
-_image_options = grouped(
-    "Images",
+_PIXELS = (
     click.option("--mean", type=parse_numbers, metavar="X[,Y,Z]",
                  help="Subtracted from pixels after scaling, per channel. [default: 0]"),
     click.option("--std", type=parse_numbers, metavar="X[,Y,Z]",
                  help="What pixels are divided by after that, per channel. [default: 1]"),
     click.option("--scale", type=parse_number, metavar="X", help="Factor on pixels of 0…255. [default: 1/255]"),
-    click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Order of axes. [default: nchw]"),
     click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), help="[default: rgb]"),
 )  # fmt: skip
+_AXES = click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Order of axes. [default: nchw]")
+_IMAGES = ("mean", "std", "scale", "channel_order", "layout")
+
+
+def pixel_options(command: Command) -> Command:
+    """Add the options of images but for their layout; the command gets those given as one mapping, `images`."""
+    return _bundled(command, _IMAGES[:-1], *_PIXELS)
 
 
 def image_options(command: Command) -> Command:
     """Add the options of images; the command gets those that are given as one mapping, `images`."""
+    return _bundled(command, _IMAGES, *_PIXELS, _AXES)
 
+
+def _bundled(command: Command, names: Sequence[str], *images: Callable[[Any], Any]) -> Command:
     @functools.wraps(command)
-    def bundled(
-        *, mean: object, std: object, scale: object, layout: object, channel_order: object, **others: Any
-    ) -> None:
-        images = {"mean": mean, "std": std, "scale": scale, "layout": layout, "channel_order": channel_order}
-        command(images=given(images), **others)
+    def bundled(**others: Any) -> None:
+        command(images=given({name: others.pop(name) for name in names}), **others)
 
-    decorated: Command = _image_options(bundled)  # type: ignore[assignment]
+    decorated: Command = grouped("Images", *images)(bundled)  # type: ignore[assignment]
     return decorated
 
 
@@ -166,11 +171,11 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def load_calibration(source: str, images: dict[str, Any]) -> Calibration:
-    """The calibration data that the options describe."""
+def load_calibration(source: str, images: dict[str, Any], without: str | None = None) -> Calibration:
+    """The calibration data that the options describe, without one of an .npz file's arrays."""
     from riq_cli.calibration import Calibration, ImageOptions
 
-    return Calibration.load(source, ImageOptions(**images))
+    return Calibration.load(source, ImageOptions(**images), without)
 
 
 @contextlib.contextmanager

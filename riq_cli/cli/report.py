@@ -19,7 +19,19 @@ from riq_cli.cli.pictures import picture_type, write_picture
 from riq_cli.cli.terminal import table
 from riq_cli.errors import ArchiveError
 from riq_cli.files import atomic_write
-from riq_cli.report import Difference, SortKey, Totals, codes, command, difference, page, rows, totals
+from riq_cli.report import (
+    Difference,
+    SortKey,
+    Totals,
+    codes,
+    command,
+    difference,
+    judgement,
+    layers_at,
+    page,
+    rows,
+    totals,
+)  # fmt: skip
 from riq_cli.text import finite, human_size, printable, shortened
 
 _ANY_SIZE = 1 << 100  # nothing is restored here, so that nothing needs a limit
@@ -201,6 +213,10 @@ def _made(archive: Archive) -> str:
     manifest = archive.manifest
     result, calibration = manifest.result, manifest.calibration
     lines = []
+    if "constraint" in result:
+        lines.append(f"constraint: {judgement(result['constraint'])}")
+    if "constraint_holdout" in result:
+        lines.append(f"  held out of the search: {judgement(result['constraint_holdout'])}")
     for tensor in result.get("measured", ()):
         lines.append(
             f"deviation {tensor['mean']:.4g}, worst sample {tensor['worst']:.4g} at {shortened(str(tensor['name']))}"
@@ -217,6 +233,8 @@ def _made(archive: Archive) -> str:
         f"epsilon = {result.get('epsilon', 0):g}; {result.get('evaluations')} evaluations, "
         f"{result.get('probes')} probes"
     )
+    if "layout" in result:
+        lines.append(f"layout: {layers_at(result['layout'])}")
     settings = ", ".join(f"{key} = {value}" for key, value in sorted(manifest.settings.items()) if value is not None)
     lines.append(f"settings: {printable(settings)}; {printable(manifest.creator)}")
     return "\n".join(lines)

@@ -56,7 +56,8 @@ class ProgressBar:
         self._bar.update(step.done - self._bar.n)
         if step.phase == "search":
             upper = "…" if math.isinf(step.high) else f"{step.high:.5g}"
-            self._bar.set_postfix_str(f"k {step.k:.5g}, deviation {step.value:.3g}, k in [{step.low:.5g}, {upper}]")
+            value = f"{step.measure} {step.value:.3g}"
+            self._bar.set_postfix_str(f"k {step.k:.5g}, {value}, k in [{step.low:.5g}, {upper}]")
 
     def _open(self, step: Progress) -> None:
         from tqdm import tqdm

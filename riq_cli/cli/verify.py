@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from riq_cli.cli import exit_codes, options
+from riq_cli.cli import constraints, exit_codes, options
 from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.terminal import warn_line
+from riq_cli.report import judgement
 from riq_cli.text import finite, real, shortened
 
 
@@ -21,6 +22,8 @@ from riq_cli.text import finite, real, shortened
 riq verify model.riqz --against model.onnx --calibration heldout.npz
 riq verify model.riqz --against model.onnx --calibration heldout.npz \
     --deviation 0.012 --json
+riq verify model.riqz --against model.onnx --calibration heldout.npz \
+    --labels heldout_labels.npy
 """,
     target="the deviation is above the bound",
     short_help="Measure the deviation on other data; exit 3 if above the bound.",
@@ -34,6 +37,7 @@ riq verify model.riqz --against model.onnx --calibration heldout.npz \
     click.option("--deviation", type=options.parse_number, metavar="D",
                  help="Bound. [default: the target the archive was made for]"),
 )  # fmt: skip
+@constraints.constraint_options
 @options.running_options
 @options.image_options
 @grouped("Output", options.json_option, options.max_size_option, options.quiet_option, options.verbose_option)
@@ -51,23 +55,31 @@ def verify(
 ) -> None:
     """Restore ARCHIVE in memory and measure how far its outputs are from the original's on given samples.
 
-    Exits with 3 when the deviation is above the bound: a gate for continuous integration.
+    With --labels or --metric, also judge it as riq compress does, by default with the tolerance that ARCHIVE was made
+    for. Exits with 3 when the deviation is above the bound or the constraint is not kept: a gate for continuous
+    integration.
     """
+    from riq_cli.codec import check
     from riq_cli.codec import verify as measure
     from riq_cli.model import Model
 
-    data = options.load_calibration(calibration, images)
+    asked = constraints.taken(running)
     with options.open_archive(archive, max_size) as opened:
         manifest = opened.manifest
+        constraint, data = constraints.load(asked, calibration, images, manifest.settings)
+        assert data is not None
         original = Model.load(against)
         if not quiet and original.source and manifest.source.get("sha256") not in (None, original.source.sha256):
             warn_line(f"{against}: is not the file that {archive} was made from (their SHA-256 differ)")
         with options.coding_executor(sum(layer.size for layer in manifest.layers)) as executor:
-            found = measure(opened, original, data, executor=executor, **running)
+            running = {**running, "outputs": running["outputs"] or None, "executor": executor}
+            found = measure(opened, original, data, **running)
+            judged = None if constraint is None else check(opened, original, data, constraint, **running)
     bound = real(manifest.settings.get("deviation")) if deviation is None else deviation
-    holds = bound is None or found.mean <= bound
+    within = bound is None or found.mean <= bound
+    holds = within and (judged is None or judged.holds)
     if as_json:
-        document = {
+        document: dict[str, Any] = {
             "archive": archive,
             "against": against,
             "deviation": finite(found.mean),
@@ -79,14 +91,18 @@ def verify(
             "bound": bound,
             "holds": holds,
         }
+        if judged is not None:
+            document["constraint"] = judged.recorded()
         click.echo(json.dumps(document, indent=2))
     elif not quiet:
-        verdict = "" if bound is None else f", {'within' if holds else 'ABOVE'} the bound of {bound:g}"
+        verdict = "" if bound is None else f", {'within' if within else 'ABOVE'} the bound of {bound:g}"
         click.echo(
             f"{archive}: deviation {found.mean:.4g}{verdict}; worst sample {found.worst:.4g}, "
             f"{found.tensors[0].samples} samples"
         )
         for tensor in found.tensors:
             click.echo(f"  at {shortened(tensor.name)}: {tensor.mean:.4g}, worst {tensor.worst:.4g}")
+        if judged is not None:
+            click.echo(f"  constraint: {judgement(judged.recorded())}")
     if not holds:
         raise click.exceptions.Exit(exit_codes.TARGET)

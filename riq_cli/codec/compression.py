@@ -14,8 +14,10 @@ from typing import Any
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
 from riq_cli.calibration import Calibration, Sample, digest
 from riq_cli.codec.candidates import candidates
+from riq_cli.codec.constrained import ConstrainedSolver
 from riq_cli.codec.fitting import fitted_plans
 from riq_cli.codec.layers import encode_layer
+from riq_cli.codec.layout import solver_class
 from riq_cli.codec.means import Means, PlansStart, ProbesStart
 from riq_cli.codec.probing import Probes, probed
 from riq_cli.codec.restoration import decompress, measure_restored
@@ -46,7 +48,7 @@ def compress(
     executor: Executor | None = None,
     **options: Any,
 ) -> Archive:
-    """The smallest archive of a model whose outputs, once it is restored, move no further than the target.
+    """The smallest archive of a model that, once it is restored, keeps the target, or the settings' constraint.
 
     Args:
         model: what to compress; not changed.
@@ -63,6 +65,8 @@ def compress(
         TargetError: the target cannot be reached.
         ModelError, CalibrationError, SettingsError: see there.
     """
+    if settings is not None and "constraint" in options:
+        raise SettingsError("give the constraint with the settings: without it they have a deviation for their goal")
     settings = replace(settings, **options) if settings is not None else Settings(**options)
     ignore: Callable[[Any], None] = lambda _: None  # noqa: E731
     job = Compression(model, calibration or Calibration.random(), settings, progress or ignore, warn or ignore)
@@ -132,6 +136,8 @@ class Compression:
             return self._as_it_is()
         if self._settings.ratio or self._settings.size or self._settings.rate:
             return self._within_budget(bench, executor)
+        if isinstance(bench.solver, ConstrainedSolver):
+            return bench.solver.archive(bench.means, lambda solution: self._measured(solution, bench, executor))
         return self._within_deviation(bench, executor)
 
     @contextlib.contextmanager
@@ -152,8 +158,9 @@ class Compression:
             evaluator.likeness() if rounding == "compensated" else None,
         )
         with ThreadPoolExecutor(settings.threads or available_threads()) as pool:
-            solver = Solver(settings, self._weights, evaluator, form, parts, pool,
-                            self._note, self._warn, self._model.release)  # fmt: skip
+            make = solver_class(settings, self._model.layers, self._progress)
+            solver = make(settings, self._weights, evaluator, form, parts, pool,
+                          self._note, self._warn, self._model.release)  # fmt: skip
             probes = plans = None
             if settings.allocation == "measured" and settings.k is None:
                 probes = self._probed(form, evaluator, [samples[number] for number in parts.probed], pool)
@@ -161,11 +168,8 @@ class Compression:
                 plans = self._plans(form, samples, parts.fit, pool)
             if form.hoisted:
                 evaluator = self._evaluator(self._model.session_form(settings.outputs, hoist=False), samples)
-            calibration = {
-                "kind": self._calibration.kind,
-                "samples": sum(sample.rows for sample in samples),
-                "sha256": digest(samples),
-            }
+            rows = sum(sample.rows for sample in samples)
+            calibration = {"kind": self._calibration.kind, "samples": rows, "sha256": digest(samples)}
             yield Bench(solver, Means(probes, plans), evaluator, parts.held, calibration, pool)
 
     def _as_it_is(self) -> Archive:
@@ -282,6 +286,9 @@ class Compression:
                 if kind == scheme.kind and math.isfinite(value)
             ],
         }
+        if isinstance(bench.solver, ConstrainedSolver):
+            result["evaluations"] += bench.solver.judged
+            result |= bench.solver.facts(solution, bench.evaluator, restored, self._settings.outputs, bench.held)
         if bench.held and scheme.guarded:
             result["holdout"] = measure_restored(bench.evaluator, restored, self._settings.outputs, bench.held).mean
             result["holdout_samples"] = len(bench.held)

@@ -25,9 +25,10 @@ _EXERCISED = 1e-3  # a column with a smaller share of the mean second moment is 
 class Plan:
     """How one layer is rounded: with what error compensation, and at what relative bin widths of columns and rows.
 
-    Without `factors` to the nearest. `columns` i32[groups, columns] and `rows` i32[groups, rows] are codes, in quarters
-    of an octave; `scales` say the same of the layer's tensor. Where the layer has a `bias` (the number of that layer),
-    what rounding adds to the outputs on average, (Ŵ − W) E[x], is taken off it; `mean` f64[groups, columns] is E[x].
+    Without `factors` to the nearest, or, if `up` is not None, all weights up or all down. `columns` i32[groups,
+    columns] and `rows` i32[groups, rows] are codes, in quarters of an octave; `scales` say the same of the layer's
+    tensor. Where the layer has a `bias` (the number of that layer), what rounding adds to the outputs on average,
+    (Ŵ − W) E[x], is taken off it; `mean` f64[groups, columns] is E[x].
     """
 
     matrix: Matrix
@@ -37,6 +38,7 @@ class Plan:
     scales: tuple[Codes, ...] = ()
     bias: int | None = None
     mean: Float64 | None = None
+    up: bool | None = None
 
     @classmethod
     def nearest(cls, layer: Layer) -> Plan:
@@ -58,6 +60,10 @@ class Plan:
         codes = np.clip(codes, -rounding.CODES_MAX, rounding.CODES_MAX).astype(np.int32)
         if not codes.any():
             return None
+        return self.with_row_codes(layer, codes)
+
+    def with_row_codes(self, layer: Layer, codes: rounding.Integers) -> Plan:
+        """The same with relative bin widths of rows, i32[groups, rows] in quarters of an octave."""
         return replace(self, rows=codes, scales=(*self.scales, _along(self.matrix, layer, codes[:, :, None], True)))
 
     def rounded(self, layer: Layer, width: float) -> tuple[Quantized, float]:
@@ -66,7 +72,11 @@ class Plan:
         Without compensation the error is ‖Ŵ − W‖² / max |W|².
         """
         if not self.factors:
-            quantized = quantizer.nearest(layer.values, layer.dtype, width, self.scales)
+            quantized = (
+                quantizer.nearest(layer.values, layer.dtype, width, self.scales)
+                if self.up is None
+                else quantizer.directed(layer.values, layer.dtype, width, self.up, self.scales)
+            )
             restored = quantized.restored(layer.dtype, layer.shape)
             return quantized, quantizer.squared_error(layer.values, restored, layer.dtype)
         weights = self.matrix.view(quantizer.widened(layer.values, layer.dtype))

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 
 from riq_cli.archive import Archive
-from riq_cli.calibration import Calibration
+from riq_cli.calibration import Calibration, Sample
 from riq_cli.codec.layers import decode_layer
 from riq_cli.codec.settings import Progress, Report
-from riq_cli.evaluator import DEFAULT_PROVIDER, Deviation, Evaluator
-from riq_cli.model import Model
+from riq_cli.constraint import Constraint, Judge, Judgement
+from riq_cli.evaluator import DEFAULT_PROVIDER, Array, Deviation, Evaluator
+from riq_cli.model import Model, SessionForm
 
 
 def decompress(archive: Archive, *, progress: Report | None = None, executor: Executor | None = None) -> Model:
@@ -59,20 +60,56 @@ def verify(
     Raises:
         ArchiveError, ModelError, CalibrationError, SettingsError: see there.
     """
+    outputs = _outputs(archive, outputs)
     samples = calibration.samples(model.inputs, dims, batch_size)
-    if outputs is None:
-        outputs = archive.manifest.settings.get("outputs", ())
+    _, _, evaluator = _original(archive, model, samples, outputs, threads, provider)
+    return measure_restored(evaluator, decompress(archive, executor=executor), outputs)
+
+
+def check(
+    archive: Archive,
+    model: Model,
+    calibration: Calibration,
+    constraint: Constraint,
+    *,
+    outputs: Sequence[str] | None = None,
+    dims: Mapping[str, int] | None = None,
+    batch_size: int = 1,
+    threads: int = 0,
+    provider: str = DEFAULT_PROVIDER,
+    executor: Executor | None = None,
+) -> Judgement:
+    """What a constraint says of the restored model, on given samples.
+
+    Args:
+        archive, model, calibration: as in `verify`.
+        constraint: labels are those of the given samples.
+        outputs, dims, batch_size, threads, provider, executor: as in `verify`.
+
+    Raises:
+        ArchiveError, ModelError, CalibrationError, SettingsError, ConstraintError: see there.
+    """
+    outputs = _outputs(archive, outputs)
+    samples = calibration.samples(model.inputs, dims, batch_size)
+    form, values, evaluator = _original(archive, model, samples, outputs, threads, provider)
+    judge = constraint.begin(evaluator.loaded(form, values))
+    return judge_restored(judge, evaluator, decompress(archive, executor=executor), outputs)
+
+
+def _outputs(archive: Archive, outputs: Sequence[str] | None) -> Sequence[str]:
+    """The tensors that were asked for, else those that compress was told."""
+    told: Sequence[str] = archive.manifest.settings.get("outputs", ())
+    return told if outputs is None else outputs
+
+
+def _original(
+    archive: Archive, model: Model, samples: Sequence[Sample], outputs: Sequence[str], threads: int, provider: str
+) -> tuple[SessionForm, list[Array], Evaluator]:
+    """The original with the archive's layers from outside, and what compares others with it."""
     names = {place for entry in archive.manifest.layers for place in entry.tensors}
     original = model.select(lambda layer: names.issuperset(layer.places))
-    evaluator = Evaluator(
-        original.session_form(outputs, hoist=False),
-        [layer.values for layer in original.layers],
-        samples,
-        threads=threads,
-        provider=provider,
-        strict=bool(outputs),
-    )
-    return measure_restored(evaluator, decompress(archive, executor=executor), outputs)
+    form, values = original.session_form(outputs, hoist=False), [layer.values for layer in original.layers]
+    return form, values, Evaluator(form, values, samples, threads=threads, provider=provider, strict=bool(outputs))
 
 
 def measure_restored(
@@ -81,3 +118,11 @@ def measure_restored(
     """Deviation of a model in the form that ships: no layer is hoisted, each is where it will be in the file."""
     form = restored.session_form(outputs, hoist=False)
     return evaluator.deviation(form, [layer.values for layer in restored.layers], among)
+
+
+def judge_restored(
+    judge: Judge, evaluator: Evaluator, restored: Model, outputs: Sequence[str], among: Sequence[int] | None = None
+) -> Judgement:
+    """What a constraint's judge says of a model in the form that ships."""
+    form = restored.session_form(outputs, hoist=False)
+    return judge(evaluator.loaded(form, [layer.values for layer in restored.layers], among))

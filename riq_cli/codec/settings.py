@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from riq_cli.constraint import Constraint, LossConstraint
 from riq_cli.errors import SettingsError
 from riq_cli.evaluator import DEFAULT_PROVIDER
 
@@ -31,8 +32,57 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
+class FixedLayout:
+    """Every layer at one of a few widths, with bins uniform over its range, chosen under the settings' constraint.
+
+    Attributes:
+        bits: widths to choose from: at b bits a layer has at most 2^b levels; `float`: it may stay exact.
+        per_channel: every output channel has bins over its own range, of widths in steps of a quarter octave.
+        variant: `R` tries the least bits of a layer first, and more where these are refused; `B` brings layers to the
+            most bits below float first, and from there to less.
+        mu: layers stay exact where the loss's slope in their inputs is smaller in magnitude; 0: none does for it.
+    """
+
+    bits: tuple[int | Literal["float"], ...] = (4, 8, "float")
+    per_channel: bool = False
+    variant: Literal["R", "B"] = "R"
+    mu: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing.
+
+        Raises:
+            SettingsError: one of them is out of range.
+        """
+        if not self.widths or any(not 2 <= width <= 16 for width in self.widths):
+            raise SettingsError("bits are widths in 2 … 16, and `float` for layers that may stay exact: 4,8,float")
+        if self.variant not in ("R", "B"):
+            raise SettingsError(f"no variant is named {self.variant!r}; there are R and B")
+        if not 0 <= self.mu < math.inf:
+            raise SettingsError(f"mu = {self.mu:g} is negative or not finite")
+        if self.mu and not self.may_stay:
+            raise SettingsError("mu keeps layers in float, which bits do not allow")
+
+    @property
+    def widths(self) -> list[int]:
+        """The widths in bits, ascending."""
+        return sorted({width for width in self.bits if width != "float"})
+
+    @property
+    def may_stay(self) -> bool:
+        """Whether layers may stay exact."""
+        return "float" in self.bits
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings that manifests keep."""
+        bits = ",".join(map(str, self.bits))
+        found = {"layout": "fixed", "bits": bits, "per_channel": self.per_channel, "variant": self.variant}
+        return found | ({"mu": self.mu} if self.mu else {})
+
+
+@dataclass(frozen=True)
 class Settings:
-    """What compress is asked for. Exactly one of `deviation`, `ratio`, `size`, `rate` and `k` is the goal.
+    """What compress is asked for; one of `deviation`, `ratio`, `size`, `rate`, `k` and `constraint` is the goal.
 
     Beside one of the others, `deviation` is a bound that must hold as well.
 
@@ -45,7 +95,8 @@ class Settings:
         allocation: `measured` (of the least rate for the deviation that layers cause), the paper's `norm`, or the
             baseline of its Fig. 4a, `uniform`: k bins over each layer's own range.
         rounding: `nearest`, or `compensated` (errors of a layer's columns are made up for by later ones; needs real
-            samples); None: compensated with the measured allocation, where there are samples for it.
+            samples), or, in a fixed layout, `directed` (all weights of a layer up or down, as the loss falls); None:
+            compensated with the measured allocation, where there are samples for it.
         search: `secant`, or the paper's `algorithm1`.
         epsilon: ε0 of the norm allocation; None: 0.01, or a smaller one that reaches the target. Uniform: always 0.
         max_bits: R: no layer has more than 2^R levels; None: no such bound.
@@ -59,6 +110,8 @@ class Settings:
         batch_size: samples in one run, where the batch axis is free.
         threads: of onnxruntime; 0: all that this process may use.
         provider: onnxruntime's execution provider.
+        layout: a fixed one, chosen greedily under the constraint; None: bin widths of any size, under one k.
+        constraint: what is kept in place of a deviation, such as a loss on labels; `deviation` is a bound beside it.
     """
 
     deviation: float | None = None
@@ -67,7 +120,7 @@ class Settings:
     rate: float | None = None
     k: float | None = None
     allocation: Literal["norm", "measured", "uniform"] = "measured"
-    rounding: Literal["nearest", "compensated"] | None = None
+    rounding: Literal["nearest", "compensated", "directed"] | None = None
     search: Literal["secant", "algorithm1"] = "secant"
     epsilon: float | None = None
     max_bits: int | None = None
@@ -80,6 +133,8 @@ class Settings:
     batch_size: int = 1
     threads: int = 0
     provider: str = DEFAULT_PROVIDER
+    layout: FixedLayout | None = None
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         """Set the default target, and refuse values that mean nothing.
@@ -89,7 +144,9 @@ class Settings:
         """
         goals = {name: getattr(self, name) for name in ("ratio", "size", "rate", "k")}
         given = [name for name, value in goals.items() if value is not None]
-        if not given and self.deviation is None:
+        if given and self.constraint is not None:
+            raise SettingsError(f"{given[0]} and a constraint are two goals; give one of them")
+        if not given and self.deviation is None and self.constraint is None:
             object.__setattr__(self, "deviation", DEFAULT_DEVIATION)
         if len(given) > 1:
             raise SettingsError(f"{' and '.join(given)} are two goals; give one of them")
@@ -108,33 +165,52 @@ class Settings:
             raise SettingsError(f"no search is named {self.search!r}; there are secant and algorithm1")
         if self.allocation not in ("norm", "measured", "uniform"):
             raise SettingsError(f"no allocation is named {self.allocation!r}; there are norm, measured and uniform")
-        if self.rounding not in (None, "nearest", "compensated"):
-            raise SettingsError(f"no rounding is named {self.rounding!r}; there are nearest and compensated")
+        if self.rounding not in (None, "nearest", "compensated", "directed"):
+            raise SettingsError(f"no rounding is named {self.rounding!r}; there are nearest, compensated and directed")
         if self.rounding == "compensated" and (self.k is not None or self.max_bits is not None):
             other = "k" if self.k is not None else "max_bits"
             raise SettingsError(f"compensated rounding does not go with {other}; leave one of them away")
+        if self.layout is not None:
+            self._check_layout()
+        elif self.rounding == "directed":
+            raise SettingsError("directed rounding belongs to the fixed layout")
         if self.allocation == "uniform":
             if self.rounding == "compensated" or self.epsilon:
                 other = "epsilon" if self.epsilon else "compensated rounding"
                 raise SettingsError(f"the uniform allocation does not go with {other}; leave one of them away")
             object.__setattr__(self, "epsilon", 0.0)
 
+    def _check_layout(self) -> None:
+        assert self.layout is not None
+        if self.constraint is None:
+            raise SettingsError("a fixed layout is chosen by a loss or a metric; give --labels or --metric")
+        if self.rounding == "compensated":
+            raise SettingsError("compensated rounding does not go with a fixed layout; leave one of them away")
+        by_slope = "mu" if self.layout.mu else "directed rounding" if self.rounding == "directed" else None
+        if by_slope is not None and not isinstance(self.constraint, LossConstraint):
+            raise SettingsError(f"{by_slope} goes by the slope of a loss; give --labels")
+
     @property
     def may_compensate(self) -> bool:
         """Whether rounding is compensated without being asked for, where there are real samples enough."""
-        return self.allocation == "measured" and self.k is None and self.max_bits is None
+        return self.allocation == "measured" and self.k is None and self.max_bits is None and self.layout is None
 
     def recorded(self) -> dict[str, Any]:
         """What the manifest keeps: settings that differ from the default and say something; the target always."""
-        settings = self
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        layout, constraint = plain.pop("layout"), plain.pop("constraint")
         if self.rounding == "nearest" and not self.may_compensate:
-            settings = replace(self, rounding=None)
-        default = asdict(Settings())
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(settings).items()
-            if value != default[name] or name == "deviation"
+            plain["rounding"] = None
+        default = Settings()
+        result = {
+            name: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
+            for name, value in plain.items()
+            if value != getattr(default, name)
         }
+        result["deviation"] = self.deviation
+        for part in (constraint, layout):
+            result |= {} if part is None else part.recorded()
+        return result
 
 
 @dataclass(frozen=True)
@@ -157,6 +233,7 @@ class Progress:
     allocation: str = ""
     rounding: str = ""
     layer: str = ""
+    measure: Literal["deviation", "constraint"] = "deviation"
 
 
 Report = Callable[[Progress], None]

@@ -22,7 +22,9 @@ class Scheme:
 
     @property
     def rounding(self) -> str:
-        """How weights become symbols: `nearest` or `compensated`."""
+        """How weights become symbols: `nearest`, `compensated` or `directed`."""
+        if any(plan.up is not None for plan in self.plans.values()):
+            return "directed"
         return "compensated" if any(plan.factors for plan in self.plans.values()) else "nearest"
 
     @property

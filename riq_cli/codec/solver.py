@@ -77,7 +77,7 @@ class Solver:
             self._note(scheme, k, self._memory[key])
             return self._memory[key]
         widths = self._weights.widths(scheme.allocation, k) if widths is None else widths
-        value = self._evaluator.deviation(self._form, self._requantized(widths, scheme.plans), among).mean
+        value = self._evaluator.deviation(self._form, self._values(scheme, widths), among).mean
         self._note(scheme, k, value)
         if self._remembers and self._is_base(scheme):
             self._memory[key] = value
@@ -87,9 +87,9 @@ class Solver:
         """Give back the memory that measuring takes; it is taken again when it is needed."""
         self._buffers = self._newest = None
 
-    def _requantized(self, widths: Widths, plans: Plans) -> list[Array]:
-        """The restored weights at these bin widths; those measured last are still there."""
-        newest = self._newest
+    def _values(self, scheme: Scheme, widths: Widths) -> list[Array]:
+        """The restored weights at these bin widths, good until the next ones; the newest are still there."""
+        plans, newest = scheme.plans, self._newest
         if newest is None or newest[0] is not plans or newest[1] != widths:
             self._newest = None
             if self._buffers is None:

@@ -100,7 +100,7 @@ class Weights:
         result = list(widths)
         for number in self.vectors:
             width = widths[number]
-            if width is not None and self.coded_bits(number, width) >= self._exact_bits(number):
+            if width is not None and self.coded_bits(number, width) >= self.exact_bits(number):
                 result[number] = None
         return result
 
@@ -108,7 +108,7 @@ class Weights:
         """About the bits of the archive that depend on bin widths: of coded layers, and of those that stay exact."""
 
         def of(number: int, width: float | None) -> float:
-            return self._exact_bits(number) if width is None else self.coded_bits(number, width, plans.get(number))
+            return self.exact_bits(number) if width is None else self.coded_bits(number, width, plans.get(number))
 
         return sum(pool.map(of, range(len(widths)), widths))
 
@@ -117,11 +117,12 @@ class Weights:
         layer, quantized = self.layers[number], self.quantized(number, width, plan)
         histogram = Histogram.of(quantized.symbols)
         if histogram.symbols.size > TABLE_SYMBOLS:
-            return self._exact_bits(number) + _ENTRY_BITS
+            return self.exact_bits(number) + _ENTRY_BITS
         codes = sum(_CODE_BITS * scale.values.size for scale in quantized.scales)
         return layer.size * quantizer.entropy(histogram.counts) + table_bits(histogram) + codes + _ENTRY_BITS
 
-    def _exact_bits(self, number: int) -> float:
+    def exact_bits(self, number: int) -> float:
+        """About the bits of one layer that stays exact in the skeleton."""
         return _DEFLATED * 8 * self.layers[number].values.nbytes
 
     def buffers(self) -> list[quantizer.Array]:

@@ -6,8 +6,9 @@ from riq_cli.model.linear import Linear, linear_layers
 from riq_cli.model.linear_inputs import LinearInput
 from riq_cli.model.matrix import Matrix
 from riq_cli.model.model import Model, Source
+from riq_cli.model.offset_form import offset_form
 from riq_cli.model.probe_form import probe_form
-from riq_cli.model.session_form import SessionForm, observed_form
+from riq_cli.model.session_form import SessionForm, observed_form, own_form
 from riq_cli.model.tensors import read_tensor_file
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "Source",
     "linear_layers",
     "observed_form",
+    "offset_form",
+    "own_form",
     "probe_form",
     "read_tensor_file",
 ]

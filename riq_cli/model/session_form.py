@@ -8,7 +8,7 @@ an Identity where the tensor was. For the last measurement nothing is hoisted: t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 
@@ -26,13 +26,14 @@ class SessionForm:
     """A serialized model, the layers that it takes from outside, and the outputs to measure.
 
     `weights` holds for each such initializer its name and the number of the layer; `hoisted` tells whether any layer
-    is elsewhere than in the model itself.
+    is elsewhere than in the model itself. The first `own` outputs of the model are those of the file.
     """
 
     model: bytes
     weights: tuple[tuple[str, int], ...]
     measured: tuple[str, ...]
     hoisted: bool
+    own: int
 
 
 def session_form(
@@ -48,6 +49,7 @@ def session_form(
     """
     model = onnx.ModelProto()
     model.CopyFrom(skeleton)
+    own = len(model.graph.output)
     measured = measured_tensors(model, outputs)  # first, so that it is the same however layers are given
     weights: list[tuple[str, int]] = []
     inside: list[tuple[str, int]] = []
@@ -64,7 +66,17 @@ def session_form(
     if inside:
         weights += _hoist(model, layers, inside)
     weights = _without_unused(model.graph, weights)
-    return SessionForm(model.SerializeToString(), tuple(weights), tuple(measured), bool(inside))
+    return SessionForm(model.SerializeToString(), tuple(weights), tuple(measured), bool(inside), own)
+
+
+def own_form(form: SessionForm) -> SessionForm:
+    """The form with the outputs of the file alone, without inner tensors that are measured besides."""
+    if not form.own:
+        return form
+    model = onnx.ModelProto.FromString(form.model)
+    del model.graph.output[form.own :]
+    weights = _without_unused(model.graph, form.weights)
+    return replace(form, model=model.SerializeToString(), weights=tuple(weights))
 
 
 def observed_form(form: SessionForm, tensors: Sequence[str]) -> SessionForm:
@@ -81,7 +93,7 @@ def observed_form(form: SessionForm, tensors: Sequence[str]) -> SessionForm:
     del graph.node[:], graph.output[:]
     graph.node.extend(fresh)
     give_out(model, tensors)
-    return SessionForm(model.SerializeToString(), tuple(_without_unused(graph, form.weights)), tuple(tensors), True)
+    return SessionForm(model.SerializeToString(), tuple(_without_unused(graph, form.weights)), tuple(tensors), True, 0)
 
 
 def _hoist(model: onnx.ModelProto, layers: Sequence[Layer], inside: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:

@@ -17,6 +17,7 @@ from typing import Any, TypeGuard
 from riq_cli.archive import Archive
 from riq_cli.report import codes, figures
 from riq_cli.report.histogram import Histogram, histograms
+from riq_cli.report.judgement import judgement
 from riq_cli.report.reproduction import command
 from riq_cli.report.totals import Totals, rows, totals
 from riq_cli.text import human_size, printable, real, shortened, shown
@@ -116,6 +117,10 @@ def _totals(archive: Archive, sums: Totals) -> str:
                 + ("" if held is None else f"; held out {held:.3g}"),
             )
         )
+    if "constraint" in result:
+        held = result.get("constraint_holdout")
+        note = judgement(result["constraint"]) + ("" if held is None else f"; held out: {judgement(held)}")
+        cards.append(("constraint", _text(archive.manifest.settings.get("objective")), _text(note)))
     return (
         '<dl class="totals">'
         + "".join(f"<div><dt>{term}</dt><dd>{value} <small>{note}</small></dd></div>" for term, value, note in cards)

@@ -23,7 +23,8 @@ _CALIBRATION = {
 def command(manifest: Manifest, name: str) -> str:
     """The `riq compress` command line that makes the archive `name` again from the same model and samples.
 
-    A manifest holds no paths: the model is called after the archive, the samples after their kind. Image options are
+    A manifest holds no paths: the model is called after the archive, the samples after their kind, labels
+    after themselves. Image options are
     not recorded either.
     """
     stem = "model" if name == "-" else PurePath(name).stem
@@ -31,6 +32,8 @@ def command(manifest: Manifest, name: str) -> str:
     kind = str(manifest.calibration.get("kind", "random"))
     if kind in _CALIBRATION:
         words += ["--calibration", _CALIBRATION[kind]]
+    if manifest.settings.get("objective") == "loss":
+        words += ["--labels", "labels.npy"]
     for key, value in sorted(manifest.settings.items()):
         for text in _values(value):
             words += [flag(key), *text]

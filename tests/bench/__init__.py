@@ -1,1 +1,1 @@
-"""Measures and prints, asserts nothing: `python -m tests.bench` with `speed`, `models` or `presets`."""
+"""Measures and prints, asserts nothing: `python -m tests.bench` with `speed`, `models`, `presets` or `loss`."""

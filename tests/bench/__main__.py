@@ -1,7 +1,8 @@
-"""Measures, prints, asserts nothing: `python -m tests.bench [speed] [models] [presets]`; speed and models by default.
+"""Measures, prints, asserts nothing: `python -m tests.bench [speed] [models] [presets] [loss]`; first two by default.
 
 `models` compresses real models with the default preset, and prints the table of the README; `presets` compresses them
-with several presets at the same targets, and compares with the paper's; `speed` prints how fast riq's own parts are.
+with several presets at the same targets, and compares with the paper's; `speed` prints how fast riq's own parts are;
+`loss` trains small networks and holds fixed layouts against riq, under a loss and under a deviation.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from riq_cli.codec import PRESETS
 from tests import zoo
 
+from .loss import loss
 from .models import models
 from .presets import Plan, presets
 from .speed import speed
@@ -23,7 +25,7 @@ SOME = 32  # samples that `presets` takes where nothing is said; `models` takes 
 def main() -> None:
     """Do what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("what", nargs="*", choices=["speed", "models", "presets"], default=["speed", "models"])
+    parser.add_argument("what", nargs="*", choices=["speed", "models", "presets", "loss"], default=["speed", "models"])
     parser.add_argument(
         "--model", action="append", choices=(*SAMPLES, *zoo.NAMES), help="only this one; repeatable", metavar="NAME"
     )
@@ -47,6 +49,8 @@ def main() -> None:
         speed()
     if "models" in arguments.what:
         models(names, unique(arguments.deviation or (0.01, 0.001)), arguments.samples, arguments.heldout)
+    if "loss" in arguments.what:
+        loss()
     if "presets" in arguments.what:
         plan = Plan(
             models=names,

@@ -1,0 +1,139 @@
+"""Options that ask for a constraint: labels and a loss, or a metric."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from riq_cli.cli import options
+from riq_cli.cli.help import grouped
+from riq_cli.cli.paths import FileOf
+
+if TYPE_CHECKING:
+    from riq_cli.calibration import Calibration
+    from riq_cli.constraint import Constraint
+
+_OF = {
+    "labels": "loss",
+    "max_loss_increase": "loss",
+    "margin": "loss",
+    "metric": "metric",
+    "max_drop": "metric",
+    "direction": "metric",
+}
+_OPTIONS = ("objective", *_OF)
+_NEEDS = {"loss": "labels", "metric": "metric"}
+
+
+def parse_share(text: str | float) -> float:
+    """A number, or a share from a text such as 1%."""
+    return parse_drop(text)[0]
+
+
+def parse_drop(text: str | float) -> tuple[float, bool]:
+    """A number, and whether it is a share: 0.4% is, 0.004 is not."""
+    words = str(text).strip()
+    share = words.endswith("%")
+    try:
+        return float(words.removesuffix("%")) / (100 if share else 1), share
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a number; write 0.004 or 0.4%") from None
+
+
+constraint_options = grouped(
+    "Constraint",
+    click.option(
+        "--objective",
+        type=click.Choice(["deviation", "loss", "metric"]),
+        help="What is kept. [default: loss with --labels, metric with --metric, else deviation]",
+    ),
+    click.option(
+        "--labels",
+        type=FileOf(".npy", ".npz", must_be_file=False),  # or a file's array, or one of the calibration data
+        metavar="FILE",
+        help="Loss: labels of the samples, .npy, .npz:KEY, or a key of the calibration .npz. Integers: cross-entropy; "
+        "floats: mean squared error. Where: first float output, or --output.",
+    ),
+    click.option(
+        "--max-loss-increase",
+        type=parse_share,
+        metavar="X",
+        help="Loss: how much it may rise, relative: 0.01 or 1%. [default: 0]",
+    ),
+    click.option(
+        "--margin",
+        type=options.parse_number,
+        metavar="Z",
+        help="Loss: standard errors of the increase to add to it. [default: 0]",
+    ),
+    click.option(
+        "--metric",
+        metavar="MODULE:FUNCTION",
+        help="Metric: called with an onnxruntime session (or, by the parameter's name, `predict`), returns a score.",
+    ),
+    click.option(
+        "--max-drop",
+        type=parse_drop,
+        metavar="X",
+        help="Metric: how much worse the score may get: 0.004, or relative 0.4%. [default: 0]",
+    ),
+    click.option(
+        "--direction", type=click.Choice(["higher", "lower"]), help="Metric: which scores are better. [default: higher]"
+    ),
+)
+
+
+def taken(given: dict[str, Any]) -> dict[str, Any]:
+    """The values of `constraint_options`, taken out of all that a command was given."""
+    return {name: given.pop(name) for name in _OPTIONS}
+
+
+def load(
+    asked: dict[str, Any], calibration: str | None, images: dict[str, Any], told: Mapping[str, Any] | None = None
+) -> tuple[Constraint | None, Calibration | None]:
+    """The constraint that the options ask for, and the calibration data without the labels that may lie in it.
+
+    Args:
+        asked: what `taken` gave.
+        calibration: where the data is; None: there is none.
+        images: options for images.
+        told: settings that an archive was made with, which stand in for options that are not given.
+    """
+    given = {name: value for name, value in asked.items() if value is not None}
+    objectives = {_OF[name]: name for name in given if name in _OF}
+    objective = given.pop("objective", None) or next(iter(objectives), "deviation")
+    for other, name in objectives.items():
+        if other != objective:
+            raise click.UsageError(f"--{name.replace('_', '-')} belongs to --objective {other}, not to {objective}")
+    if objective == "deviation":
+        return None, None if calibration is None else options.load_calibration(calibration, images)
+    needed = _NEEDS[objective]
+    if needed not in given:
+        raise click.UsageError(f"--objective {objective} needs --{needed}")
+    if told is not None and told.get("objective") == objective:
+        given = {name: told[name] for name in _OF if name in told and name != "metric"} | given
+    if objective == "metric":
+        if ":" not in given["metric"]:
+            raise click.UsageError(f"--metric {given['metric']}: write module:function")
+        from riq_cli.callables import imported
+        from riq_cli.constraint import MetricConstraint
+        from riq_cli.errors import ConstraintError
+
+        drop, relative = _drop(given.get("max_drop", 0.0))
+        function = imported(given["metric"], ConstraintError)
+        data = None if calibration is None else options.load_calibration(calibration, images)
+        return MetricConstraint(function, drop, relative, given.get("direction", "higher")), data
+    if calibration is None:
+        raise click.UsageError("--labels are those of real samples; give these with --calibration")
+    from riq_cli.calibration import load_labels
+    from riq_cli.constraint import LossConstraint
+
+    labels, key = load_labels(given["labels"], calibration)
+    data = options.load_calibration(calibration, images, key)
+    return LossConstraint(labels, given.get("max_loss_increase", 0.0), given.get("margin", 0.0)), data
+
+
+def _drop(value: Any) -> tuple[float, bool]:
+    return value if isinstance(value, tuple) else parse_drop(value)
