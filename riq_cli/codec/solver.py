@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 
@@ -23,7 +23,11 @@ _STEP_MAX = 1.5
 _STEPS = 20
 _HALVINGS = 3
 _BISECTIONS = 20
-_FAR = 0.85  # share of the paper's bits below which a solution is not compared with others, or with its own search
+_FAR = (
+    0.85  # share of a rough solution's bits below which a compensated one is not compared with measured, nearest ones
+)
+_SURE = 0.7  # share of them below which it is smaller than the paper's own, which may happen upon a small k
+_PATIENCE = 200  # steps that the paper's own search may take
 _LOOSE = 0.5  # share of the target below which a solution says that the deviation falls in leaps
 _ABOUT = ("secant", 0.1, 5)  # search for a solution that others start from: tolerance, evaluations
 # How much wider a layer's bins get where errors are compensated: it is fitted and probed near the solution.
@@ -116,18 +120,18 @@ class Solver:
                 about = paper or self._about(target)
                 best = self._best(self._schemes(self._plans(about, means), about, means), target, about.k)
                 if best is not None and best.bits < _FAR * about.bits and best.deviation > _LOOSE * target:
-                    return best  # compensation has won by more than it can lose
+                    return best if best.bits < _SURE * about.bits else _smaller(self._own(target), best)
         paper = paper or self._paper(target)
         best = self._best(self._schemes({}, paper, means), target, paper.k, best)
         failure: TargetError | None = None
-        for solution in self._papers(paper, target, means):
-            if best is None or solution.bits < best.bits:
-                try:
-                    best = _smaller(best, self.confirmed(solution, target))
-                except TargetError as error:  # ε0 > 0 and --max-bits leave a floor that samples may not get below
-                    failure = error
-            if best is not None and best.bits < _FAR * paper.bits:
-                break
+        if best is None or paper.bits < best.bits:
+            try:
+                best = _smaller(best, self.confirmed(paper, target))
+            except TargetError as error:  # ε0 > 0 and --max-bits leave a floor that samples may not get below
+                failure = error
+        if means != Means() and (best is None or best.bits > _SURE * paper.bits):
+            own = self._own(target)
+            best = best if own is None else _smaller(best, own)
         if best is None and self._settings.epsilon is None:
             finest = self._solved(self._base(0.0), target, paper.k)
             return self.confirmed(finest, target)
@@ -226,15 +230,21 @@ class Solver:
     def _expected_k(self, target: float) -> float:
         return self._weights.expected_k(self._base(0.0).allocation, target)
 
-    def _papers(self, paper: Solution, target: float, means: Means) -> Iterator[Solution]:
-        """The paper's solution, and the one of `--preset paper`, to the letter: nothing may be larger than that.
+    def _own(self, target: float) -> Solution | None:
+        """The solution of `--preset paper`, to the letter: nothing may be larger. None where there is none.
 
-        Where the deviation is rough, that one may happen upon a smaller k, and its k is searched on all samples.
+        Where the deviation is rough, its search may happen upon a smaller k than others. It takes so many steps up to
+        the first k that holds that it is not worth waiting for where that is far up; such solutions are large.
         """
-        yield paper
-        if means != Means() and paper.scheme.allocation.epsilon == DEFAULT_EPSILON:
+        base = self._base(DEFAULT_EPSILON)
+        if self._settings.epsilon in (None, DEFAULT_EPSILON):
             with contextlib.suppress(TargetError):
-                yield self._solved(replace(paper.scheme, guarded=False), target, paper.k, "algorithm1")
+                about = self._solved(base, target, self._expected_k(target), *_ABOUT)
+                lowest = search.lower_bound(self._weights.largest, DEFAULT_EPSILON)
+                step = math.sqrt(search.upper_bound(self._weights.largest, DEFAULT_EPSILON) - lowest)
+                if about.k - lowest < _PATIENCE * step:
+                    return self._solved(replace(base, guarded=False), target, about.k, "algorithm1")
+        return None
 
     # ---- beyond ----
 
