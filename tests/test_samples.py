@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 
 import riq_cli as riq
+from riq_cli.codec import PRESETS
 from tests.test_cli import riq as run
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +37,9 @@ def test_a_sample_model_keeps_its_accuracy(name: str, full: float, least_ratio: 
     assert path.stat().st_size < 500_000
     assert accuracy(path) == pytest.approx(full, abs=0.004)
     model = riq.Model.load(path)
-    archive = riq.compress(model, riq.Calibration.load(SAMPLES / "calibration.npz"), deviation=0.01)
+    data = riq.Calibration.load(SAMPLES / "calibration.npz")
+    archive = riq.compress(model, data, deviation=0.01)
+    assert archive.size < riq.compress(model, data, deviation=0.01, **PRESETS["paper"]).size
     riq.decompress(archive).save(tmp_path / "restored.onnx")
     onnx.checker.check_model(str(tmp_path / "restored.onnx"))
     heldout = riq.verify(archive, model, riq.Calibration.load(SAMPLES / "heldout.npz"))

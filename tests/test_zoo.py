@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 
 import riq_cli as riq
+from riq_cli.codec import PRESETS
 from tests import zoo
 
 pytestmark = pytest.mark.zoo
@@ -64,6 +65,14 @@ def test_the_promise_holds_on_a_real_model(name: str, tmp_path: Path) -> None:
     assert heldout.mean < (0.15 if name == "ppocr4-cls" else 0.03)  # its calibration photos are unlike the others
     assert archive.size == (tmp_path / "model.riqz").stat().st_size < entry.path.stat().st_size / 3
     assert "constant" not in {layer.coding for layer in archive.manifest.layers}  # nothing is crushed to zero
+
+
+@pytest.mark.parametrize("name", ["magika", "ppocr4-cls"])  # where the deviation is rough
+def test_nothing_is_larger_than_the_papers_own_solution(name: str) -> None:
+    entry = fetched(name)
+    model, data = riq.Model.load(entry.path), some(entry.calibration, SAMPLES.get(name, 8))
+    paper = riq.compress(model, data, deviation=0.01, **PRESETS["paper"])
+    assert riq.compress(model, data, deviation=0.01).size <= paper.size
 
 
 def test_magika_is_measured_on_its_logits_too() -> None:
