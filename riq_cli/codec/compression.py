@@ -33,7 +33,8 @@ from riq_cli.version import VERSION
 
 _CLOSER_TRIES = 20
 _CLOSER, _CLOSER_MOST = 1.01, 1.2  # factors on k, when the restored model misses a target that the search met
-_PROBE_SAMPLES = 4
+_PROBE_SAMPLES = 8, 4  # of small models, of large ones
+_SMALL = 1 << 22  # weights
 _BUDGET_TRIES = 10
 _FULL = 0.998  # share of a budget that counts as all of it
 
@@ -311,7 +312,7 @@ class Compression:
         self, form: SessionForm, evaluator: Evaluator, samples: Sequence[Sample], pool: Executor
     ) -> ProbesStart:
         """What probes layers on a few of the samples, in a session of its own, and tells of its progress."""
-        step = -(-len(samples) // _PROBE_SAMPLES)
+        step = -(-len(samples) // _PROBE_SAMPLES[self._weights.total > _SMALL])
 
         def tell(done: int, total: int, number: int | None, deviation: float) -> None:
             self._probes += number is not None

@@ -30,8 +30,7 @@ _SURE = 0.7  # share of them below which it is smaller than the paper's own, whi
 _PATIENCE = 200  # steps that the paper's own search may take
 _LOOSE = 0.5  # share of the target below which a solution says that the deviation falls in leaps
 _ABOUT = ("secant", 0.1, 5)  # search for a solution that others start from: tolerance, evaluations
-# How much wider a layer's bins get where errors are compensated: it is fitted and probed near the solution.
-_WIDER = 2.0
+_WIDER = math.sqrt(2)  # bins where errors are compensated are about as much wider: it is fitted and probed there
 _CLOSE = 1.001  # between a k within a budget and one beyond it
 _USUAL = 0.01  # a deviation as it is often asked for
 _LOWEST = 1e-3  # k where Proposition 2 says nothing: it bounds that of nearest rounding by norm
