@@ -10,8 +10,11 @@ from riq_cli.text import printable, real, shown
 _VALUES = ("value", "limit", "holds")
 
 
-def judgement(found: Any) -> str:
-    """A judgement as manifests keep it, in words: of a loss, a score, or whatever facts a user's own holds."""
+def judgement(found: Any, brief: bool = False) -> str:
+    """A judgement as manifests keep it, in words: of a loss, a score, or whatever facts a user's own holds.
+
+    A `brief` one of a loss leaves out on what it was measured.
+    """
     if not isinstance(found, Mapping):
         return "–"
     value, limit = real(found.get("value")), real(found.get("limit"))
@@ -21,6 +24,8 @@ def judgement(found: Any) -> str:
         text = f"loss {shown(found['loss_before'])} → {shown(found.get('loss_after'))} ({change})"
         if "accuracy_before" in found:
             text += f", accuracy {shown(found['accuracy_before'])} → {shown(found.get('accuracy_after'))}"
+        if brief:
+            return text
         return f"{text}, {shown(found.get('samples'), 'g')} samples; {printable(str(found.get('measure', '')))}"
     bound = f"{shown(value)} {sign} {shown(limit, 'g')}"
     if "score_before" in found:

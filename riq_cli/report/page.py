@@ -119,7 +119,8 @@ def _totals(archive: Archive, sums: Totals) -> str:
         )
     if "constraint" in result:
         held = result.get("constraint_holdout")
-        note = judgement(result["constraint"]) + ("" if held is None else f"; held out: {judgement(held)}")
+        note = judgement(result["constraint"], brief=True)
+        note += "" if held is None else f"; held out: {judgement(held, brief=True)}"
         cards.append(("constraint", _text(archive.manifest.settings.get("objective")), _text(note)))
     return (
         '<dl class="totals">'
