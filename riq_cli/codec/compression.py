@@ -22,7 +22,7 @@ from riq_cli.codec.means import Means, PlansStart, ProbesStart
 from riq_cli.codec.probing import Probes, probed
 from riq_cli.codec.restoration import decompress, measure_restored
 from riq_cli.codec.settings import Progress, Report, Settings, Warn
-from riq_cli.codec.solution import Scheme, Solution
+from riq_cli.codec.solution import CLOSER, CLOSER_TRIES, Scheme, Solution
 from riq_cli.codec.solver import Solver
 from riq_cli.codec.split import FIT_SAMPLES, held_count, roles
 from riq_cli.codec.weights import Plans, Shift, Weights, Widths
@@ -31,8 +31,7 @@ from riq_cli.evaluator import Deviation, Evaluator, Observer, Prober, available_
 from riq_cli.model import Linear, Model, SessionForm, linear_layers, probe_form
 from riq_cli.version import VERSION
 
-_CLOSER_TRIES = 20
-_CLOSER, _CLOSER_MOST = 1.01, 1.2  # factors on k, when the restored model misses a target that the search met
+_CLOSER_MOST = 1.2  # factor on k at most, when the restored model misses a target that the search met
 _PROBE_SAMPLES = 8, 4  # of small models, of large ones
 _SMALL = 1 << 22  # weights
 _BUDGET_TRIES = 10
@@ -188,7 +187,7 @@ class Compression:
         """The smallest archive that keeps the target, or the one at the given k."""
         k, target = self._settings.k, self._settings.deviation
         solution = bench.solver.at(k) if k is not None else bench.solver.for_deviation(target or 0.0, bench.means)
-        for _ in range(_CLOSER_TRIES):
+        for _ in range(CLOSER_TRIES):
             archive, deviation = self._measured(solution, bench, executor)
             held = archive.manifest.result.get("holdout", 0.0)
             if target is None or max(deviation, held) <= target:
@@ -201,7 +200,7 @@ class Compression:
                 )
             # Hoisting may change the last digits of an output, and not all samples took part in the search.
             excess = max(deviation, held) / target
-            solution = bench.solver.refined(solution, min(max(_CLOSER, math.sqrt(excess)), _CLOSER_MOST))
+            solution = bench.solver.refined(solution, min(max(CLOSER, math.sqrt(excess)), _CLOSER_MOST))
         raise TargetError(
             f"the restored model's deviation is {deviation:.3g}, above {target:g}, though the search found less; "
             "give a larger --deviation",

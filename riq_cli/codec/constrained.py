@@ -12,7 +12,7 @@ from riq_cli.archive import Archive
 from riq_cli.codec.means import Means
 from riq_cli.codec.restoration import judge_restored
 from riq_cli.codec.settings import DEFAULT_DEVIATION, Progress, Report
-from riq_cli.codec.solution import Scheme, Solution
+from riq_cli.codec.solution import CLOSER, CLOSER_TRIES, Scheme, Solution
 from riq_cli.codec.solver import Solver
 from riq_cli.constraint import Constraint, Judge, Judgement
 from riq_cli.errors import TargetError
@@ -23,9 +23,6 @@ _LESS = 0.99  # share of the best solution's bits at which another scheme has to
 _CLEARLY = 0.85  # share of the norm allocation's bits below which compensation is not compared with nearest rounding
 _LOWEST = 0.05  # k: coarser than any solution
 _NEWTON = 3
-
-_CLOSER = 1.01  # factor on k where the restored model misses what the search met
-_CLOSER_TRIES = 20
 
 Measured = Callable[[Solution], tuple[Archive, float]]  # the archive of a solution, and the deviation of what it holds
 
@@ -67,7 +64,7 @@ class ConstrainedSolver(Solver):
             TargetError: none does.
         """
         solution = self.for_constraint(means)
-        for _ in range(_CLOSER_TRIES):
+        for _ in range(CLOSER_TRIES):
             archive, deviation = measured(solution)
             result = archive.manifest.result
             judgements = [result[name] for name in ("constraint", "constraint_holdout") if name in result]
@@ -75,7 +72,7 @@ class ConstrainedSolver(Solver):
             found = max(values, key=lambda one: one.value)
             if self._excess(found, max(deviation, result.get("holdout", 0.0))) <= 0:
                 return archive
-            solution = self.refined(solution, _CLOSER)  # hoisting may change the last digits of an output
+            solution = self.refined(solution, CLOSER)  # hoisting may change the last digits of an output
         raise self._failure(found)
 
     def facts(

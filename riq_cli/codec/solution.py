@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from riq_cli.allocation import Allocation
 from riq_cli.codec.weights import Plans, Widths
 
+CLOSER = 1.01  # factor on k where the restored model misses what its form in the search met
+CLOSER_TRIES = 20
+
 
 @dataclass(frozen=True)
 class Scheme:
