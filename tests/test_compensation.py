@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from onnx import numpy_helper
 
 import riq_cli as riq
 from riq_cli.codec import Progress
+from riq_cli.codec.probing import Probes
+from riq_cli.codec.solution import Solution
 from riq_cli.errors import SettingsError
 from tests import builders
 from tests.test_cli import fails
@@ -215,6 +218,25 @@ def test_rounding_does_not_depend_on_the_allocation(tmp_path: Path) -> None:
     # It is only tried unasked beside the measured allocation.
     result = riq.compress(model, data, deviation=TARGET, allocation="norm").manifest.result
     assert (result["allocation"], result["rounding"]) == ("norm", "nearest")
+
+
+def test_layers_are_probed_again_at_bin_widths_that_mean_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of least rate for the deviation that was measured; a NaN for it gave widths of nothing in particular."""
+    found: list[dict[int, float]] = []
+    filled = Probes.filled
+
+    def noted(self: Probes, about: Solution) -> dict[int, float]:
+        assert 0 < about.deviation < 1
+        found.append(filled(self, about))
+        return found[-1]
+
+    monkeypatch.setattr(Probes, "filled", noted)
+    riq.compress(*loaded("mlp", tmp_path), deviation=TARGET)
+    assert len(found) >= 2
+    for widths in found:
+        assert widths and all(0 < width < math.inf for width in widths.values())
 
 
 def test_a_budget_can_be_compensated_too(tmp_path: Path) -> None:

@@ -284,11 +284,11 @@ class Solver:
         return [Scheme(measured, plans), Scheme(replace(measured, name="blend", shapes=blend), plans)]
 
     def _wider(self, solution: Solution, compensated: bool) -> Solution:
-        """Where to look for a compensated solution, given one with nearest rounding; its bits are not counted."""
+        """Where to look for a compensated solution of a nearest one's deviation; its bits are not counted."""
         if not compensated:
             return solution
         k = solution.k / _WIDER
-        return Solution(solution.scheme, k, self._coded(solution.scheme, k), math.nan, math.nan)
+        return replace(solution, k=k, widths=self._coded(solution.scheme, k), bits=math.nan)
 
     # ---- k ----
 
