@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from riq_cli import trellis
 from riq_cli.limits import CLASSES, CODE_MAX
 
 Array = NDArray[Any]  # weights in storage type: float16, float32, float64, or uint16 for bfloat16
@@ -76,21 +77,27 @@ class Codes:
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A layer's symbols with everything that is needed to restore and to store them.
+    """A layer's levels with everything that is needed to restore and to store them.
 
-    `symbols` i32[n], row-major. A weight is restored at the bin width of the sum of its codes in all `scales`, which
-    for code 0 is `width` itself; without scales, at `width`. Slices of the same one of the `classes` share a table;
-    None: all do.
+    `levels` i32[n], row-major: symbols, or, of a layer with a `trellis`, the levels of it. A weight is restored at the
+    bin width of the sum of its codes in all `scales`, which for code 0 is `width` itself; without scales, at `width`.
+    Slices of the same one of the `classes` share a table; None: all do. The axes of a `trellis` tell its lanes.
     """
 
-    symbols: Symbols
+    levels: Symbols
     width: float
     scales: tuple[Codes, ...] = ()
     classes: Codes | None = None
+    trellis: tuple[int, ...] | None = None
+
+    @property
+    def symbols(self) -> Symbols:
+        """What is coded, i32[n]."""
+        return self.levels if self.trellis is None else trellis.symbols(self.levels)
 
     def simplified(self) -> Quantized:
         """The same weights without what says nothing: scales of zeros, classes that do not differ."""
-        low, high = int(self.symbols.min()), int(self.symbols.max())
+        low, high = int(self.levels.min()), int(self.levels.max())
         return replace(
             self,
             scales=tuple(scale for scale in self.scales if scale.values.any()) if low or high else (),
@@ -103,10 +110,11 @@ class Quantized:
         Raises:
             ValueError: a bin width that `scaled_widths` refuses.
         """
-        symbols = self.symbols[begin:end]
+        levels = self.levels[begin:end]
+        width = self.width if self.trellis is None else self.width / trellis.PARTS
         if not self.scales:
-            return dequantize(symbols, dtype, self.width)
-        return _dequantize(symbols, dtype, _scaled_blocks(self.width, self.scales, shape, begin, begin + symbols.size))
+            return dequantize(levels, dtype, width)
+        return _dequantize(levels, dtype, _scaled_blocks(width, self.scales, shape, begin, begin + levels.size))
 
 
 def norm(weights: Array, dtype: str) -> float:

@@ -16,12 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from riq_cli.trellis import Ways
+
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.int32]
 
 CODES_MAX = 16  # of a column: 2⁴ times wider or narrower than the layer's bin width
 _LEAF = 8  # columns that are rounded one by one; wider blocks go by halves, so that most of the work is matrix products
 _SMALL = 64  # columns up to which many groups go side by side
+_WAYS_LEAF = 64  # columns that ways through a trellis go on by, where errors of one spread to the others
+_WAYS_ALONE = 128  # … where they do not
+_WAYS_LANES = 1024  # lanes whose ways are followed side by side: so many stay in the processor's cache
 _TINY = 1e-30  # of second moments that are all zero
 
 
@@ -104,15 +109,53 @@ def compensated(
     return np.ascontiguousarray(symbols.transpose(0, 2, 1)), total
 
 
-def _round(left: Floats, bins: Floats, upper: Floats, symbols: Integers, errors: Floats) -> None:
-    """Round the columns f32[groups, K, rows] of `left`, which is used up, and write symbols and scaled errors."""
+def trellised(matrix: Floats, factors: Sequence[Factor], widths: NDArray[np.float64]) -> tuple[Integers, float]:
+    """Levels i32[groups, rows, K] of a trellis whose lanes are the rows, and the error as `compensated` gives it.
+
+    Args:
+        matrix: W [groups, rows, K].
+        factors: of all columns, in order; none: errors do not spread.
+        widths: bin widths > 0, broadcastable to W.
+    """
+    groups, rows, size = matrix.shape
+    peak = float(np.max(np.abs(matrix))) or 1.0
+    every = np.broadcast_to(widths, (widths.shape[0], rows, size))
+    levels = np.empty((groups, rows, size), np.int32)
+    total, step = 0.0, max(_WAYS_LANES // groups, 1)
+    for begin in range(0, rows, step):
+        lanes = slice(begin, begin + step)
+        left = np.ascontiguousarray((matrix[:, lanes] / peak).transpose(0, 2, 1), np.float32)
+        bins = np.broadcast_to((every[:, lanes] / peak).transpose(0, 2, 1), left.shape).astype(np.float32)
+        found, errors = np.empty(left.shape, np.int32), np.empty_like(left)
+        ways = Ways(groups, left.shape[2])
+        for factor in factors:
+            part = slice(factor.begin, factor.end)
+            _round(left[:, part], bins[:, part], factor.upper, found[:, part], errors[:, part], ways)
+        for first in () if factors else range(0, size, _WAYS_ALONE):
+            part = slice(first, first + _WAYS_ALONE)
+            ways.extend(left[:, part], bins[:, part], None, found[:, part], errors[:, part])
+        levels[:, lanes] = found.transpose(0, 2, 1)
+        total += float(np.einsum("gkn,gkn->", errors, errors, dtype=np.float64))
+    return levels, total
+
+
+def _round(
+    left: Floats, bins: Floats, upper: Floats, symbols: Integers, errors: Floats, ways: Ways | None = None
+) -> None:
+    """Round the columns f32[groups, K, rows] of `left`, which is used up, and write symbols and scaled errors.
+
+    With ways through a trellis, these go on, and levels are written for symbols.
+    """
     groups, size, _ = left.shape
-    if size > _LEAF and not (groups > 1 and size <= _SMALL):
+    if size > (_LEAF if ways is None else _WAYS_LEAF) and not (groups > 1 and size <= _SMALL):
         middle = size // 2
         first, second = slice(0, middle), slice(middle, size)
-        _round(left[:, first], bins[:, first], upper[:, first, first], symbols[:, first], errors[:, first])
+        _round(left[:, first], bins[:, first], upper[:, first, first], symbols[:, first], errors[:, first], ways)
         left[:, second] -= np.matmul(upper[:, first, second].transpose(0, 2, 1), errors[:, first])
-        _round(left[:, second], bins[:, second], upper[:, second, second], symbols[:, second], errors[:, second])
+        _round(left[:, second], bins[:, second], upper[:, second, second], symbols[:, second], errors[:, second], ways)
+        return
+    if ways is not None:
+        ways.extend(left, bins, upper, symbols, errors)
         return
     for column in range(size):
         weights, width = left[:, column], bins[:, column]

@@ -21,9 +21,9 @@ DIMENSIONS = 32
 LAYER_SYMBOLS, STREAM_SYMBOLS, TABLE_SYMBOLS = 1 << 40, 1 << 20, 1 << 16
 SCALES, CODE_MAX, CODES, CLASSES = 4, 256, 1 << 24, 64
 FACTORS = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)
-FEATURES = {"scales", "classes"}
+FEATURES = {"scales", "classes", "trellis"}
 ROOT_MAX = 1 << 24
-SYMBOL_BOUND = 1 << 31
+SYMBOL_BOUND, LEVEL_BOUND = 1 << 31, 1 << 29
 TOTAL = 1 << 24  # sum of all frequencies
 WIDTHS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 LARGEST = {
@@ -145,7 +145,7 @@ def codes_of(layer: dict[str, Any]) -> list[dict[str, Any]]:
     entries = [*scales, layer["classes"]] if "classes" in layer else list(scales)
     check(len(scales) <= SCALES and len({tuple(entry["axes"]) for entry in scales}) == len(scales), "scales")
     for axes in (entry["axes"] for entry in entries):
-        check(axes and axes == sorted(set(axes)) and axes[0] >= 0 and axes[-1] < len(shape), "axes of codes")
+        check(ascending(axes, shape), "axes of codes")
         check(math.prod(shape[axis] for axis in axes) <= CODES, "too many codes")
     return entries
 
@@ -180,8 +180,10 @@ def restore(layer: dict[str, Any], codes: list[bytes], table: bytes, streams: li
     check(position == len(table), "bytes behind the table")
     check(next(rest, None) is None, "a stream too many")
     check(in_use == layer["symbols"] and (in_use == 1) == (coding == "constant"), "symbols in use")
-    totals = [sum(parts) for parts in zip(*spread, strict=True)] or [0] * size
     width = float(layer["bin_width"])
+    if "trellis" in layer:
+        symbols, width = levels_of(symbols, layer["shape"], layer["trellis"]), width / 4
+    totals = [sum(parts) for parts in zip(*spread, strict=True)] or [0] * size
     widths = {code: scaled(width, code) for code in set(totals)} if spread else {0: width}
     pairs = list(zip(symbols, totals, strict=True))
     weights = {pair: cast(pair[0] * widths[pair[1]], layer["dtype"]) for pair in set(pairs)}
@@ -191,17 +193,39 @@ def restore(layer: dict[str, Any], codes: list[bytes], table: bytes, streams: li
 def spread_codes(shape: list[int], entry: dict[str, Any], section: bytes) -> list[int]:
     """The code of every weight."""
     axes = entry["axes"]
-    own = [shape[axis] for axis in axes]
     symbols, roots, position = read_table(section, 0)
-    codes = [symbols[0]] * math.prod(own)
+    codes = [symbols[0]] * math.prod(shape[axis] for axis in axes)
     if len(symbols) > 1:
         codes = [symbols[index] for index in read_stream(section[position:], frequencies_of(roots), len(codes))]
     check(len(symbols) > 1 or position == len(section), "a stream of codes that are all the same")
+    return [codes[number] for number in slices(shape, axes)]
+
+
+def slices(shape: list[int], axes: list[int]) -> list[int]:
+    """For every weight the number of its slice along these axes."""
+    own = [shape[axis] for axis in axes]
     strides = [math.prod(own[axes.index(axis) + 1 :]) if axis in axes else 0 for axis in range(len(shape))]
     numbers = [0]
     for length, stride in zip(shape, strides, strict=True):
         numbers = [number + stride * index for number in numbers for index in range(length)]
-    return [codes[number] for number in numbers]
+    return numbers
+
+
+def levels_of(symbols: list[int], shape: list[int], axes: list[int]) -> list[int]:
+    """The levels of a trellis: each symbol's sign follows from those before it in its lane."""
+    check(ascending(axes, shape), "axes of a trellis")
+    check(all(abs(symbol) < LEVEL_BOUND for symbol in symbols), "an impossible level")
+    levels = []
+    signs: dict[int, tuple[int, int]] = {}  # of each lane, its next one and the one before
+    for symbol, lane in zip(symbols, slices(shape, axes), strict=True):
+        sign, before = signs.get(lane, (1, 1))
+        levels.append(sign * (4 * symbol + 1))
+        signs[lane] = (-before if symbol % 2 else before), sign
+    return levels
+
+
+def ascending(axes: list[int], shape: list[int]) -> bool:
+    return bool(axes) and axes == sorted(set(axes)) and axes[0] >= 0 and axes[-1] < len(shape)
 
 
 def scaled(width: float, code: int) -> float:

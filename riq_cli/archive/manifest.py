@@ -17,7 +17,7 @@ from riq_cli.errors import CorruptArchive, LimitExceeded, UnsupportedArchive
 
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 CODINGS = ("ans", "constant", "raw")
-FEATURES = frozenset({"scales", "classes"})  # what `requires` may name
+FEATURES = frozenset({"scales", "classes", "trellis"})  # what `requires` may name
 _INDEX = r"\[(0|[1-9][0-9]{0,8})\]"  # one spelling for each number
 PLACE = re.compile(
     rf"(graph|functions{_INDEX})"
@@ -56,6 +56,7 @@ class LayerEntry:
     bin_width: float | None = None
     scales: tuple[CodesEntry, ...] = ()
     classes: CodesEntry | None = None
+    trellis: tuple[int, ...] | None = None
 
     @property
     def size(self) -> int:
@@ -75,7 +76,7 @@ class LayerEntry:
     @property
     def requires(self) -> frozenset[str]:
         """What a decoder must understand to decode the layer."""
-        return frozenset({"scales"} if self.scales else ()) | ({"classes"} if self.classes else set())
+        return frozenset(feature for feature in FEATURES if getattr(self, feature))
 
     @property
     def stored(self) -> int:
@@ -134,7 +135,7 @@ class Manifest:
         for layer in document["layers"]:
             if layer["bin_width"] is None:
                 del layer["bin_width"]
-            for key in ("scales", "classes"):
+            for key in FEATURES:
                 if not layer[key]:
                     del layer[key]
         text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -195,6 +196,7 @@ def _layer(entry: Checked) -> LayerEntry:
         bin_width=None if coding == "raw" else entry.number("bin_width"),
         scales=tuple(map(_codes, entry.objects("scales"))) if "scales" in entry else (),
         classes=_codes(entry.object("classes")) if "classes" in entry else None,
+        trellis=tuple(entry.integers("trellis")) if "trellis" in entry else None,
     )
     entry.require(layer.dtype in DTYPE_BYTES, f"unknown dtype {layer.dtype!r}")
     entry.require(coding in CODINGS, f"unknown coding {coding!r}")
@@ -218,13 +220,19 @@ def _check_codes(entry: Checked, layer: LayerEntry) -> None:
     entry.require(len(layer.scales) <= limits.SCALES, f"{len(layer.scales)} scales; at most {limits.SCALES} are read")
     entry.require(layer.coding != "raw" or not layer.scales, "scales with coding 'raw'")
     entry.require(layer.coding == "ans" or not layer.classes, f"classes with coding {layer.coding!r}")
+    entry.require(layer.coding != "raw" or not layer.trellis, "a trellis with coding 'raw'")
+    if layer.trellis is not None:
+        entry.require(_ascending(layer.trellis, layer), "a trellis along what are not ascending axes of its shape")
     for codes in layer.codes:
-        ascending = all(axis < other for axis, other in pairwise((*codes.axes, len(layer.shape))))
-        entry.require(bool(codes.axes) and ascending, "codes along what are not ascending axes of its shape")
+        entry.require(_ascending(codes.axes, layer), "codes along what are not ascending axes of its shape")
         count = math.prod(codes.shape(layer.shape))
         entry.require(count <= limits.CODES, f"{count} codes along some axes; at most {limits.CODES} are read")
     axes = {scale.axes for scale in layer.scales}
     entry.require(len(axes) == len(layer.scales), "two scales along the same axes")
+
+
+def _ascending(axes: Sequence[int], layer: LayerEntry) -> bool:
+    return bool(axes) and all(axis < other for axis, other in pairwise((*axes, len(layer.shape))))
 
 
 def _check_streams(entry: Checked, layer: LayerEntry) -> None:

@@ -65,7 +65,7 @@ riq compress model.onnx --calibration samples.npz \
                  "small: measured, compensated."),
     click.option("--allocation", type=click.Choice(["norm", "measured", "uniform"]),
                  help="Bin widths shared out among layers by norm, as in the paper, by measured effect, or by range."),
-    click.option("--rounding", type=click.Choice(["nearest", "compensated", "directed"]),
+    click.option("--rounding", type=click.Choice(["nearest", "compensated", "trellis", "directed"]),
                  help="compensated: later columns of a layer make up for errors of earlier ones. directed: in a fixed "
                  "layout, all weights of a layer up or down, as the loss falls."),
     click.option("--search", type=click.Choice(["secant", "algorithm1"]),

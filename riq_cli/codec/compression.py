@@ -148,14 +148,14 @@ class Compression:
             yield None
             return
         samples = self._calibration.samples(self._model.inputs, settings.dims, settings.batch_size)
-        rounding = self._rounding(len(samples))
+        fits = self._fits(len(samples))
         # With k given there is no search, and nothing is worth hoisting.
         form = self._model.session_form(settings.outputs, hoist=settings.k is None)
         evaluator = self._evaluator(form, samples)
         parts = roles(
             len(samples),
             settings.holdout if settings.k is None else 0.0,
-            evaluator.likeness() if rounding == "compensated" else None,
+            evaluator.likeness() if fits else None,
         )
         with ThreadPoolExecutor(settings.threads or available_threads()) as pool:
             make = solver_class(settings, self._model.layers, self._progress)
@@ -164,7 +164,7 @@ class Compression:
             probes = plans = None
             if settings.allocation == "measured" and settings.k is None:
                 probes = self._probed(form, evaluator, [samples[number] for number in parts.probed], pool)
-            if rounding == "compensated":
+            if fits:
                 plans = self._plans(form, samples, parts.fit, pool)
             if form.hoisted:
                 evaluator = self._evaluator(self._model.session_form(settings.outputs, hoist=False), samples)
@@ -328,8 +328,8 @@ class Compression:
 
         return start
 
-    def _rounding(self, samples: int) -> str:
-        """How errors are to be rounded: as asked for, else compensated where the calibration data can carry it."""
+    def _fits(self, samples: int) -> bool:
+        """Whether errors are to be compensated: if asked for, or if not, where the calibration data can carry it."""
         settings = self._settings
         held = held_count(samples, settings.holdout)
         random, few = self._calibration.kind == "random", samples - held < FIT_SAMPLES
@@ -340,9 +340,7 @@ class Compression:
                 else f"compensated rounding needs at least {FIT_SAMPLES} samples"
                 f"{' that are not held out' if held else ''}; there are {samples - held}"
             )
-        if settings.rounding is not None:
-            return settings.rounding
-        return "compensated" if settings.may_compensate and not random and not few else "nearest"
+        return settings.rounding == "compensated" or (settings.may_use_trellis and not random and not few)
 
     def _plans(
         self, form: SessionForm, samples: Sequence[Sample], halves: tuple[Sequence[int], Sequence[int]], pool: Executor

@@ -104,13 +104,13 @@ class ConstrainedSolver(Solver):
             for scheme in self._schemes(plans, about, means):
                 best = self._better(best, scheme, about.k)
         base = self._base(self._settings.epsilon or 0.0)
-        if best is not None and not self._reaches(base, about.k, best.bits / _CLEARLY):
-            return best
-        for scheme in (*self._schemes({}, about, means), base):
-            best = self._better(best, scheme, about.k)
+        if best is None or self._reaches(base, about.k, best.bits / _CLEARLY):
+            for scheme in (*self._schemes({}, about, means), base):
+                best = self._better(best, scheme, about.k)
         if best is None:
             raise self._failure(min((one for _, _, one in self._trace), key=lambda one: one.value))
-        return best
+        trellised = self._with_trellis(best)
+        return best if trellised is None else self._better(best, trellised, best.k) or best
 
     def _failure(self, found: Judgement) -> TargetError:
         """The error that nothing holds, and what to do about it."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from riq_cli import coder, quantizer
+from riq_cli import coder, quantizer, trellis
 from riq_cli.archive import CodesEntry, LayerEntry, deflate, inflate
 from riq_cli.codec.classes import grouped, scattered
 from riq_cli.codec.clustering import best_classes, candidate_axes
@@ -83,27 +83,30 @@ def encode_layer(
         bin_width=quantized.width,
         scales=tuple(entries[: len(scales)]),
         classes=None if classes is None else entries[-1],
+        trellis=quantized.trellis,
     )
     return entry, sections
 
 
 def _with_classes(quantized: Quantized, shape: Sequence[int]) -> Quantized:
     """The same weights in the classes that take least room, if they have none yet and any pay."""
-    if quantized.classes is not None or quantized.symbols.size < _CLASSED:
+    if quantized.classes is not None or quantized.levels.size < _CLASSED:
         return quantized
     return replace(quantized, classes=best_classes(quantized.symbols, shape, candidate_axes(shape)))
 
 
 def _check(quantized: Quantized, layer: Layer) -> None:
     """Nothing, or a ValueError for what an archive of this layer could not hold."""
-    if quantized.symbols.shape != (layer.size,):
+    if quantized.levels.shape != (layer.size,):
         raise ValueError("not one symbol for each weight")
     if len(quantized.scales) > SCALES or len({scale.axes for scale in quantized.scales}) < len(quantized.scales):
         raise ValueError(f"more than {SCALES} scales, or two along the same axes")
-    for codes in (*quantized.scales, *(() if quantized.classes is None else (quantized.classes,))):
-        axes = codes.axes
+    several = (*quantized.scales, *(() if quantized.classes is None else (quantized.classes,)))
+    for axes in (*(codes.axes for codes in several), *(() if quantized.trellis is None else (quantized.trellis,))):
         if not axes or list(axes) != sorted({*axes}) or axes[0] < 0 or axes[-1] >= len(layer.shape):
             raise ValueError(f"{axes} are not ascending axes of a shape of {len(layer.shape)}")
+    for codes in several:
+        axes = codes.axes
         if codes.values.shape != tuple(layer.shape[axis] for axis in axes) or codes.values.size > CODES:
             raise ValueError(f"codes along {axes} have the wrong shape, or are more than {CODES}")
 
@@ -149,7 +152,7 @@ def decode_layer(entry: LayerEntry, sections: Sequence[bytes], executor: Executo
 def _restored(entry: LayerEntry, sections: Sequence[bytes], executor: Executor | None) -> quantizer.Array:
     try:
         quantized = _quantized(entry, sections, executor)
-        if entry.coding == "constant" and not quantized.scales:
+        if entry.coding == "constant" and not quantized.scales and quantized.trellis is None:
             return np.full(entry.size, quantized.restored(entry.dtype, entry.shape, 0, 1)[0])
         return quantized.restored(entry.dtype, entry.shape)
     except CorruptArchive as error:
@@ -159,7 +162,7 @@ def _restored(entry: LayerEntry, sections: Sequence[bytes], executor: Executor |
 
 
 def _quantized(entry: LayerEntry, sections: Sequence[bytes], executor: Executor | None) -> Quantized:
-    """The symbols and codes of a layer; symbols that are all the same take the memory of one."""
+    """The levels and codes of a layer; symbols that are all the same take the memory of one."""
     assert entry.bin_width is not None
     count = len(entry.codes)
     decoded = [
@@ -174,7 +177,8 @@ def _quantized(entry: LayerEntry, sections: Sequence[bytes], executor: Executor 
         raise CorruptArchive("the table does not have the symbols that were announced; the archive is damaged")
     groups = coder.decode_groups(sections[count + 1 :], tables, sizes, executor)
     symbols = groups[0] if classes is None else scattered(groups, classes, entry.shape)
-    return Quantized(symbols, entry.bin_width, tuple(decoded), classes)
+    levels = symbols if entry.trellis is None else trellis.levels(symbols, entry.shape, entry.trellis)
+    return Quantized(levels, entry.bin_width, tuple(decoded), classes, entry.trellis)
 
 
 def _tables(stored: bytes, count: int) -> list[coder.Table]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from riq_cli import coder, quantizer, rounding
+from riq_cli import coder, quantizer, rounding, trellis
 from riq_cli.model import Layer, Linear, Matrix
 from riq_cli.moments import Float64, Moments
 from riq_cli.quantizer import Codes, Quantized
@@ -17,6 +17,7 @@ _DAMPINGS = (0.01, 0.1, 1.0, 10.0)
 _FIRST = 1  # the damping that is tried first, and then its neighbours as long as they are better
 _ROWS = 256  # of a matrix that stand for all of them where variants are compared
 _CODE_BITS = 4.0  # of a column, to be safe
+_LANE = 8  # columns from which on a trellis is tried: at the beginning of a lane there is little choice
 _PARTS = 8  # rows or columns at least, for bin widths of their own
 _EXERCISED = 1e-3  # a column with a smaller share of the mean second moment is one that the samples do not exercise
 
@@ -25,7 +26,8 @@ _EXERCISED = 1e-3  # a column with a smaller share of the mean second moment is 
 class Plan:
     """How one layer is rounded: with what error compensation, and at what relative bin widths of columns and rows.
 
-    Without `factors` to the nearest, or, if `up` is not None, all weights up or all down. `columns` i32[groups,
+    Without `factors` to the nearest, or, if `up` is not None, all weights up or all down. With `trellis`, along the
+    best way through one whose lanes are the rows. `columns` i32[groups,
     columns] and `rows` i32[groups, rows] are codes, in quarters of an octave; `scales` say the same of the layer's
     tensor. Where the layer has a `bias` (the number of that layer), what rounding adds to the outputs on average,
     (Ŵ − W) E[x], is taken off it; `mean` f64[groups, columns] is E[x].
@@ -39,6 +41,7 @@ class Plan:
     bias: int | None = None
     mean: Float64 | None = None
     up: bool | None = None
+    trellis: bool = False
 
     @classmethod
     def nearest(cls, layer: Layer) -> Plan:
@@ -66,11 +69,23 @@ class Plan:
         """The same with relative bin widths of rows, i32[groups, rows] in quarters of an octave."""
         return replace(self, rows=codes, scales=(*self.scales, _along(self.matrix, layer, codes[:, :, None], True)))
 
+    def with_trellis(self, layer: Layer, width: float) -> Plan | None:
+        """The same along the best way through a trellis, if that saves bits at about this bin width; else None."""
+        if self.matrix.lanes is None or self.matrix.shape[2] < _LANE:
+            return None
+        trellised = replace(self, trellis=True)
+        (bits, error), (fewer, less) = self.sampled(layer, width), trellised.sampled(layer, width)
+        return trellised if error > 0 and bits - fewer > layer.size / 2 * math.log2(max(less / error, 1e-9)) else None
+
     def rounded(self, layer: Layer, width: float) -> tuple[Quantized, float]:
         """The layer's symbols at a bin width, and the error that they leave, in the units of `rounding.compensated`.
 
         Without compensation the error is ‖Ŵ − W‖² / max |W|².
         """
+        widths = self._widths(width)
+        if self.trellis and quantizer.peak(layer.values, layer.dtype) < trellis.SYMBOL_MAX * widths.min():
+            levels, error = rounding.trellised(self._weights(layer), self.factors, widths)
+            return self._quantized(layer, levels, width, self.matrix.lanes), error
         if not self.factors:
             quantized = (
                 quantizer.nearest(layer.values, layer.dtype, width, self.scales)
@@ -79,10 +94,8 @@ class Plan:
             )
             restored = quantized.restored(layer.dtype, layer.shape)
             return quantized, quantizer.squared_error(layer.values, restored, layer.dtype)
-        weights = self.matrix.view(quantizer.widened(layer.values, layer.dtype))
-        symbols, error = rounding.compensated(weights, self.factors, self._widths(width))
-        flat = np.ascontiguousarray(self.matrix.restore(symbols, layer.shape)).reshape(-1)
-        return Quantized(flat, width, self.scales), error
+        symbols, error = rounding.compensated(self._weights(layer), self.factors, widths)
+        return self._quantized(layer, symbols, width), error
 
     def sampled(self, layer: Layer, width: float) -> tuple[float, float]:
         """About the bits and the error of `rounded`, from some of the rows."""
@@ -99,7 +112,19 @@ class Plan:
         result: Float64 = np.einsum("gnk,gk->gn", self.matrix.view(difference), self.mean).reshape(-1)
         return result
 
+    def _weights(self, layer: Layer) -> Float64:
+        return self.matrix.view(quantizer.widened(layer.values, layer.dtype))
+
+    def _quantized(
+        self, layer: Layer, levels: rounding.Integers, width: float, lanes: tuple[int, ...] | None = None
+    ) -> Quantized:
+        flat = np.ascontiguousarray(self.matrix.restore(levels, layer.shape)).reshape(-1)
+        return Quantized(flat, width, self.scales, trellis=lanes)
+
     def _symbols(self, weights: Float64, widths: Float64) -> tuple[rounding.Integers, float]:
+        if self.trellis:
+            levels, error = rounding.trellised(weights, self.factors, widths)
+            return trellis.symbols(levels), error
         if self.factors:
             return rounding.compensated(weights, self.factors, widths)
         rounded = np.rint(weights / widths)

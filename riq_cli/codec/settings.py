@@ -95,8 +95,9 @@ class Settings:
         allocation: `measured` (of the least rate for the deviation that layers cause), the paper's `norm`, or the
             baseline of its Fig. 4a, `uniform`: k bins over each layer's own range.
         rounding: `nearest`, or `compensated` (errors of a layer's columns are made up for by later ones; needs real
-            samples), or, in a fixed layout, `directed` (all weights of a layer up or down, as the loss falls); None:
-            compensated with the measured allocation, where there are samples for it.
+            samples), or `trellis` (the same, where there are samples for it, and along the best ways through a
+            trellis), or, in a fixed layout, `directed` (all weights of a layer up or down, as the loss falls); None:
+            `trellis` with the measured allocation, else `nearest`.
         search: `secant`, or the paper's `algorithm1`.
         epsilon: ε0 of the norm allocation; None: 0.01, or a smaller one that reaches the target. Uniform: always 0.
         max_bits: R: no layer has more than 2^R levels; None: no such bound.
@@ -120,7 +121,7 @@ class Settings:
     rate: float | None = None
     k: float | None = None
     allocation: Literal["norm", "measured", "uniform"] = "measured"
-    rounding: Literal["nearest", "compensated", "directed"] | None = None
+    rounding: Literal["nearest", "compensated", "trellis", "directed"] | None = None
     search: Literal["secant", "algorithm1"] = "secant"
     epsilon: float | None = None
     max_bits: int | None = None
@@ -165,18 +166,20 @@ class Settings:
             raise SettingsError(f"no search is named {self.search!r}; there are secant and algorithm1")
         if self.allocation not in ("norm", "measured", "uniform"):
             raise SettingsError(f"no allocation is named {self.allocation!r}; there are norm, measured and uniform")
-        if self.rounding not in (None, "nearest", "compensated", "directed"):
-            raise SettingsError(f"no rounding is named {self.rounding!r}; there are nearest, compensated and directed")
-        if self.rounding == "compensated" and (self.k is not None or self.max_bits is not None):
+        if self.rounding not in (None, "nearest", "compensated", "trellis", "directed"):
+            raise SettingsError(
+                f"no rounding is named {self.rounding!r}; there are nearest, compensated, trellis and directed"
+            )
+        if self._looks_ahead and (self.k is not None or self.max_bits is not None):
             other = "k" if self.k is not None else "max_bits"
-            raise SettingsError(f"compensated rounding does not go with {other}; leave one of them away")
+            raise SettingsError(f"{self.rounding} rounding does not go with {other}; leave one of them away")
         if self.layout is not None:
             self._check_layout()
         elif self.rounding == "directed":
             raise SettingsError("directed rounding belongs to the fixed layout")
         if self.allocation == "uniform":
-            if self.rounding == "compensated" or self.epsilon:
-                other = "epsilon" if self.epsilon else "compensated rounding"
+            if self._looks_ahead or self.epsilon:
+                other = "epsilon" if self.epsilon else f"{self.rounding} rounding"
                 raise SettingsError(f"the uniform allocation does not go with {other}; leave one of them away")
             object.__setattr__(self, "epsilon", 0.0)
 
@@ -184,22 +187,32 @@ class Settings:
         assert self.layout is not None
         if self.constraint is None:
             raise SettingsError("a fixed layout is chosen by a loss or a metric; give --labels or --metric")
-        if self.rounding == "compensated":
-            raise SettingsError("compensated rounding does not go with a fixed layout; leave one of them away")
+        if self._looks_ahead:
+            raise SettingsError(f"{self.rounding} rounding does not go with a fixed layout; leave one of them away")
         by_slope = "mu" if self.layout.mu else "directed rounding" if self.rounding == "directed" else None
         if by_slope is not None and not isinstance(self.constraint, LossConstraint):
             raise SettingsError(f"{by_slope} goes by the slope of a loss; give --labels")
 
     @property
-    def may_compensate(self) -> bool:
-        """Whether rounding is compensated without being asked for, where there are real samples enough."""
+    def may_use_trellis(self) -> bool:
+        """Whether layers may be rounded along a trellis, and compensated where there are real samples enough."""
+        return self.rounding == "trellis" or (self.rounding is None and self._is_free)
+
+    @property
+    def _is_free(self) -> bool:
+        """Whether rounding is not to the nearest unless that is asked for."""
         return self.allocation == "measured" and self.k is None and self.max_bits is None and self.layout is None
+
+    @property
+    def _looks_ahead(self) -> bool:
+        """Whether it was asked for a rounding that is not one of each weight on its own."""
+        return self.rounding in ("compensated", "trellis")
 
     def recorded(self) -> dict[str, Any]:
         """What the manifest keeps: settings that differ from the default and say something; the target always."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         layout, constraint = plain.pop("layout"), plain.pop("constraint")
-        if self.rounding == "nearest" and not self.may_compensate:
+        if self.rounding == "nearest" and not self._is_free:
             plain["rounding"] = None
         default = Settings()
         result = {

@@ -25,10 +25,17 @@ class Scheme:
 
     @property
     def rounding(self) -> str:
-        """How weights become symbols: `nearest`, `compensated` or `directed`."""
+        """How weights become symbols: `nearest`, `compensated`, `trellis` or `directed`."""
         if any(plan.up is not None for plan in self.plans.values()):
             return "directed"
-        return "compensated" if any(plan.factors for plan in self.plans.values()) else "nearest"
+        if any(plan.trellis for plan in self.plans.values()):
+            return "trellis"
+        return "compensated" if self.is_fitted else "nearest"
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether how weights are rounded depends on samples."""
+        return any(plan.factors for plan in self.plans.values())
 
     @property
     def name(self) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from riq_cli import search
 from riq_cli.codec.means import Means, ProbesStart
+from riq_cli.codec.plans import Plan
 from riq_cli.codec.settings import DEFAULT_EPSILON, Settings, Warn
 from riq_cli.codec.solution import Scheme, Solution
 from riq_cli.codec.split import Roles
@@ -112,6 +113,12 @@ class Solver:
         Raises:
             TargetError: none holds.
         """
+        found = self._for_deviation(target, means)
+        trellised = self._with_trellis(found)
+        best = None if trellised is None else self._best([trellised], target, found.k, found)
+        return best or found
+
+    def _for_deviation(self, target: float, means: Means) -> Solution:
         best: Solution | None = None
         paper = None if self._settings.epsilon is None else self._paper(target)  # what was asked for has to be reached
         if means.plans is not None:
@@ -159,7 +166,11 @@ class Solver:
                 candidates.append(self.within(scheme, budget, paper.k))
             if min(solution.deviation for solution in candidates) < _FAR * paper.deviation:
                 break
-        return min(candidates, key=lambda solution: solution.deviation)
+        best = min(candidates, key=lambda solution: solution.deviation)
+        trellised = self._with_trellis(best)
+        if trellised is not None:
+            best = min(best, self.within(trellised, budget, best.k), key=lambda solution: solution.deviation)
+        return best
 
     def at(self, k: float) -> Solution:
         """The norm allocation, or the uniform one, at a given k, with nearest rounding."""
@@ -283,6 +294,21 @@ class Solver:
         }
         return [Scheme(measured, plans), Scheme(replace(measured, name="blend", shapes=blend), plans)]
 
+    def _with_trellis(self, solution: Solution) -> Scheme | None:
+        """The solution's scheme with those layers along a trellis that it saves bits of; None if it does of none."""
+        if not self._settings.may_use_trellis:
+            return None
+        self.rest()
+        plans, widths = solution.scheme.plans, solution.widths
+
+        def tried(number: int) -> Plan | None:
+            layer, width = self._weights.layers[number], widths[number]
+            return None if width is None else (plans.get(number) or Plan.nearest(layer)).with_trellis(layer, width)
+
+        numbers = self._weights.matrices
+        found = {n: plan for n, plan in zip(numbers, self._pool.map(tried, numbers), strict=True) if plan is not None}
+        return replace(solution.scheme, plans={**plans, **found}) if found else None
+
     def _wider(self, solution: Solution, compensated: bool) -> Solution:
         """Where to look for a compensated solution of a nearest one's deviation; its bits are not counted."""
         if not compensated:
@@ -349,7 +375,7 @@ class Solver:
         """The samples that the search measures a scheme on."""
         if not scheme.guarded:
             return sorted((*self._parts.others, *self._parts.held))
-        return self._parts.searched if scheme.rounding == "compensated" else self._parts.others
+        return self._parts.searched if scheme.is_fitted else self._parts.others
 
     def _unseen_deviation(self, solution: Solution) -> float:
         """The mean deviation on the samples held out, or on all samples if that is larger; 0 if the search saw all."""

@@ -25,6 +25,14 @@ class Matrix:
     column_axes: tuple[int, ...] | None
     row_axes: tuple[int, ...] | None
 
+    @property
+    def lanes(self) -> tuple[int, ...] | None:
+        """`row_axes`, if what lies at one index of each is a row in the order of its columns; else None."""
+        columns = list(self.order)
+        while math.prod(self.split[factor] for factor in columns) > self.shape[2]:
+            del columns[0]
+        return self.row_axes or None if columns == sorted(columns) else None
+
     def view(self, values: Array) -> Array:
         """The matrices of a tensor, [groups, rows, columns]; shares its memory where it can."""
         return values.reshape(self.split).transpose(self.order).reshape(self.shape)

@@ -1,0 +1,133 @@
+"""Trellis-coded quantization: symbols that also tell on which of two sets of points the weights after them lie.
+
+Along a lane of weights, symbol q stands for +(q + ¼) or −(q + ¼) bin widths. The sign is not stored: that of a lane's
+first weight is plus, and the sign after a weight is the one before it, turned if the weight's symbol is odd. The points
+for plus and for minus are each other's mirror images, half a bin width apart.
+
+Symbols cost as many bits as those of a uniform quantizer of the same bin width, but there are many ways through a lane:
+a symbol that is not the nearest turns a sign, which may bring later weights closer to their points. The best way has
+0.8 times the squared error, which is worth 0.15 of the 0.25 bits/weight that no scalar quantizer can reach (Marcellin
+and Fischer 1990; theirs is the trellis of four states, here the signs of the next weight and of the one before it).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Integers = NDArray[np.int32]
+Float32 = NDArray[np.float32]
+
+PARTS = 4  # of a bin width: a level is a whole number of them
+SYMBOL_MAX = 1 << 18  # |symbol| at most that `Ways` finds points for: float32 tells quarters of bins apart so far
+_SYMBOL_BOUND = 1 << 29  # |symbol| in any archive is below (FORMAT.md, "Codings")
+_NEVER = np.float32(1e30)  # cost of a state that cannot be
+
+
+def levels(symbols: Integers, shape: Sequence[int], axes: Sequence[int]) -> Integers:
+    """Levels i32[n], odd numbers of quarters of a bin width, of a layer's symbols i32[n], both row-major.
+
+    Args:
+        symbols: of the layer.
+        shape: of the layer.
+        axes: at one index of each of these lies a lane, row-major along the others.
+
+    Raises:
+        ValueError: a symbol so large that no level is.
+    """
+    if max(-int(symbols.min()), int(symbols.max())) >= _SYMBOL_BOUND:
+        raise ValueError("a symbol whose level is not below 2^31")
+    order = (*axes, *(axis for axis in range(len(shape)) if axis not in axes))
+    turned = symbols.reshape(tuple(shape)).transpose(order)
+    odd = (turned.reshape(math.prod(shape[axis] for axis in axes), -1) & 1).astype(bool)
+    minus = np.zeros(odd.shape, bool)
+    for first in (0, 1):
+        after = minus[:, first + 1 :: 2]
+        np.logical_xor.accumulate(odd[:, first::2][:, : after.shape[1]], axis=1, out=after)
+    back = minus.reshape(turned.shape).transpose(np.argsort(order))
+    result: Integers = 4 * symbols + 1
+    np.negative(result, out=result, where=back.reshape(-1))
+    return result
+
+
+def symbols(levels: Integers) -> Integers:
+    """The symbols of levels, in the same shape: q of 4q + 1 and of −(4q + 1)."""
+    result: Integers = np.where(levels & 2, -levels, levels) >> 2
+    return result
+
+
+class Ways:
+    """The best ways so far through many lanes, one to each state: f32[2, 2, groups, rows] costs.
+
+    A state is the sign of the next weight (first axis) and that of the one before it; 0 is plus.
+    """
+
+    def __init__(self, groups: int, rows: int) -> None:
+        """At the beginning of all lanes."""
+        self._costs = np.full((2, 2, groups, rows), _NEVER)
+        self._costs[0, 0] = 0
+
+    def extend(self, left: Float32, bins: Float32, upper: Float32 | None, levels: Integers, errors: Float32) -> None:
+        """Go on through some columns, and settle on the ways of least Σ errors² that lead there.
+
+        Args:
+            left: the weights f32[groups, K, rows], as errors of earlier columns left them.
+            bins: bin widths f32[groups, K, rows].
+            upper: how errors spread, as in `rounding.Factor`, f32[groups, K, K]; None: they do not.
+            levels: written, i32[groups, K, rows].
+            errors: written, what is missing from the weights over U_jj.
+        """
+        groups, size, rows = left.shape
+        shape = (2, 2, groups, rows)
+        sign = np.array([1, -1], np.float32)[:, None, None, None]
+        spread = np.empty((2, 2, groups, size if upper is not None else 0, rows), np.float32)  # errors on each way
+        other = np.empty_like(spread)
+        level, error = np.empty((size, *shape), np.float32), np.empty((size, *shape), np.float32)
+        second = np.empty((size, *shape), bool)
+        points, missing = np.empty((2, *shape), np.float32), np.empty((2, *shape), np.float32)  # by parity of symbols
+        for column in range(size):
+            weights = left[:, column]
+            if upper is not None and column:
+                weights = weights - np.matmul(upper[:, None, :column, column], spread[:, :, :, :column])[:, :, :, 0]
+            scaled = (weights / bins[:, column]) * sign
+            scaled -= np.float32(0.25)
+            scaled *= np.float32(0.5)
+            for parity in (0, 1):
+                np.rint(scaled, out=points[parity])
+                np.subtract(scaled, points[parity], out=missing[parity])
+                scaled -= np.float32(0.5)
+            unit = 2 * bins[:, column]
+            missing *= unit if upper is None else unit / upper[:, column, column, None]
+            costs = np.square(missing)
+            costs += self._costs
+            # A state (sign, before) comes from one whose sign is `before`: from (before, plus) by a symbol whose parity
+            # is `sign`, or from (before, minus) by one of the other parity.
+            choice = np.less(costs[::-1, :, 1], costs[:, :, 0], out=second[column])
+            self._costs = np.where(choice, costs[::-1, :, 1], costs[:, :, 0])
+            points *= 2 * PARTS
+            points += np.array([1, PARTS + 1], np.float32)[:, None, None, None, None]
+            for values, chosen in ((points, level[column]), (missing, error[column])):
+                values *= sign
+                np.copyto(chosen, values[:, :, 0])
+                np.copyto(chosen, values[::-1, :, 1], where=choice)
+            if upper is not None and column + 1 < size:
+                np.copyto(other[:, :, :, :column], spread[None, :, 0, :, :column])
+                np.copyto(other[:, :, :, :column], spread[None, :, 1, :, :column], where=choice[:, :, :, None])
+                other[:, :, :, column] = error[column]
+                spread, other = other, spread
+        self._settle(level, error, second, levels, errors)
+
+    def _settle(
+        self, level: Float32, error: Float32, second: NDArray[np.bool_], levels: Integers, errors: Float32
+    ) -> None:
+        """Keep the best way alone, and write what it goes through."""
+        state = self._costs.reshape(4, *self._costs.shape[2:]).argmin(axis=0)[None]
+        self._costs[:] = _NEVER
+        np.put_along_axis(self._costs.reshape(4, *self._costs.shape[2:]), state, 0, axis=0)
+        for column in range(len(level) - 1, -1, -1):
+            at = [part[column].reshape(4, *part.shape[3:]) for part in (level, error, second)]
+            levels[:, column], errors[:, column], back = (np.take_along_axis(part, state, 0)[0] for part in at)
+            state = 2 * (state & 1) + back
