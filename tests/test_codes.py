@@ -527,8 +527,8 @@ def test_a_class_with_too_many_symbols_leaves_a_layer_raw() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"symbols": np.zeros(7, np.int32)}, "not one symbol for each weight"),
-        ({"symbols": np.zeros((2, 3), np.int32)}, "not one symbol for each weight"),
+        ({"levels": np.zeros(7, np.int32)}, "not one symbol for each weight"),
+        ({"levels": np.zeros((2, 3), np.int32)}, "not one symbol for each weight"),
         ({"scales": (Codes((0,), int32(1, 2)),) * 2}, "more than 4 scales, or two along the same axes"),
         ({"scales": tuple(Codes((axis,), int32(1, 2)) for axis in range(5))}, "more than 4 scales, or two"),
         ({"scales": (Codes((), np.int32(1).reshape(())),)}, r"\(\) are not ascending axes of a shape of 2"),
@@ -545,7 +545,7 @@ def test_a_class_with_too_many_symbols_leaves_a_layer_raw() -> None:
 )  # fmt: skip
 def test_what_no_archive_can_hold_is_not_encoded(keys: dict[str, Any], message: str) -> None:
     layer = layer_of(np.zeros((2, 3)))
-    quantized = Quantized(**{"symbols": np.arange(6, dtype=np.int32), "width": 1.0} | keys)
+    quantized = Quantized(**{"levels": np.arange(6, dtype=np.int32), "width": 1.0} | keys)
     with patch.object(layers, "_POOR", math.inf), pytest.raises(ValueError, match=message):
         encode_layer(layer, quantized, None)
 

@@ -62,12 +62,13 @@ riq compress model.onnx --calibration samples.npz \
     "Method",
     click.option("--preset", type=click.Choice(options.PRESETS), default="small", show_default=True,
                  help="paper: norm, algorithm1, epsilon 0.01. fast: norm. uniform: the paper's baseline. "
-                 "small: measured, compensated."),
+                 "small: measured, trellis."),
     click.option("--allocation", type=click.Choice(["norm", "measured", "uniform"]),
                  help="Bin widths shared out among layers by norm, as in the paper, by measured effect, or by range."),
     click.option("--rounding", type=click.Choice(["nearest", "compensated", "trellis", "directed"]),
-                 help="compensated: later columns of a layer make up for errors of earlier ones. directed: in a fixed "
-                 "layout, all weights of a layer up or down, as the loss falls."),
+                 help="compensated: later columns of a layer make up for errors of earlier ones. trellis: so do they, "
+                 "and a weight's symbol moves the bins of those after it. directed: in a fixed layout, all weights of "
+                 "a layer up or down, as the loss falls."),
     click.option("--search", type=click.Choice(["secant", "algorithm1"]),
                  help="How k is found: algorithm1 is the paper's, to the letter."),
     click.option("--epsilon", type=options.parse_number, metavar="E",

@@ -16,9 +16,9 @@ _BEYOND = 0.0005  # share of the weights at either end that may be left out, so 
 class Histogram:
     """Shares of a layer's weights by symbol.
 
-    `shares[i]` is that of the `step` symbols from `first + i * step` on, in [0, 1]; `zero` that of symbol 0; `beyond`
-    that of all symbols outside of them. They are squares of rounded roots: good to a few per cent of themselves. Of a
-    layer with several `tables`, they are those of all together.
+    `shares[i]` is that of the `step` symbols from `first + i * step` on, in [0, 1]; `zero` that of
+    weights that are restored as 0; `beyond` that of all symbols outside of them. They are squares of rounded roots:
+    good to a few per cent of themselves. Of a layer with several `tables`, they are those of all together.
     """
 
     layer: LayerEntry
@@ -59,7 +59,8 @@ def histogram(layer: LayerEntry, section: bytes) -> Histogram:
         if low <= symbol <= high:
             bars[(symbol - first) // step] += share
     beyond = sum(share for symbol, share in shares.items() if not low <= symbol <= high)
-    return Histogram(layer, len(tables), first, step, tuple(bars), shares.get(0, 0.0), beyond)
+    zero = shares.get(0, 0.0) if layer.trellis is None else 0.0
+    return Histogram(layer, len(tables), first, step, tuple(bars), zero, beyond)
 
 
 def _end(symbols: list[int], shares: dict[int, float]) -> int:

@@ -240,8 +240,8 @@ def _histograms(found: Sequence[Histogram]) -> str:
     return (
         "<h2>Symbols of the largest layers</h2>\n"
         '<p class="soft">Share of the weights at each symbol, from the tables in the archive, which keep it to a few '
-        "per cent. A symbol times its bin width is the weight; with codes, slices of a layer have bin widths of their "
-        "own.</p>\n"
+        "per cent. A symbol times its bin width is the weight (with a trellis a quarter more or less); with codes, "
+        "slices of a layer have bin widths of their own.</p>\n"
         f'<div class="histograms">{pictures}</div>\n'
     )
 

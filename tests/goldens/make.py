@@ -25,7 +25,7 @@ from onnx import TensorProto, helper
 from riq_cli.archive import Archive, Manifest, SkeletonEntry, deflate
 from riq_cli.codec.layers import encode_layer
 from riq_cli.model import Layer
-from riq_cli.quantizer import Codes, nearest
+from riq_cli.quantizer import Codes, Quantized, nearest
 
 FOLDER = Path(__file__).parent
 RECORD = FOLDER / "goldens.json"
@@ -47,7 +47,7 @@ GOLDENS: dict[str, Callable[[], Golden]] = {}
 
 @dataclass(frozen=True)
 class Weights:
-    """A tensor to be coded: its values, its bin width (None: raw), its places (none: the next initializer), codes."""
+    """A tensor to be coded: its values, bin width (None: raw), places (none: the next initializer), codes, trellis."""
 
     name: str
     dtype: str
@@ -56,6 +56,7 @@ class Weights:
     places: tuple[str, ...] = ()
     scales: tuple[Codes, ...] = ()
     classes: Codes | None = None
+    trellis: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -209,6 +210,20 @@ def classes() -> Golden:
 
 
 @golden
+def trellis() -> Golden:
+    """Lanes along one axis and along two, with scales and classes, of one symbol, in every dtype."""
+    scale, spread = codes(40, -9, 9, 7, axes=(1,)), Codes((0,), np.arange(5, dtype=np.int32) % 2)
+    return Golden(
+        (
+            Weights("rows", "float32", normal(42, 12, 30), 0.2, trellis=(0,)),
+            Weights("columns", "float16", normal(43, 30, 7), 0.2, scales=(scale,), trellis=(1,)),
+            Weights("taps", "bfloat16", normal(44, 5, 7, 3, 3), 0.3, (), (scale,), spread, (0, 2)),
+            Weights("one symbol", "float64", np.full((3, 9), 2.0), 2.0, trellis=(0,)),
+        )
+    )
+
+
+@golden
 def no_layers() -> Golden:
     return Golden(())
 
@@ -278,6 +293,18 @@ def skeleton_for(weights: tuple[Weights, ...]) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="golden")
 
 
+def levels_of(symbols: NDArray[Any], axes: tuple[int, ...]) -> NDArray[Any]:
+    """What symbols stand for in quarters of a bin: each odd one turns the sign after next of its lane."""
+    levels = np.empty_like(symbols)
+    signs: dict[tuple[int, ...], tuple[int, int]] = {}
+    for index in np.ndindex(symbols.shape):
+        lane = tuple(index[axis] for axis in axes)
+        sign, before = signs.get(lane, (1, 1))
+        levels[index] = sign * (4 * symbols[index] + 1)
+        signs[lane] = (-before if symbols[index] % 2 else before), sign
+    return levels
+
+
 def make(item: Golden) -> tuple[bytes, dict[str, Any]]:
     """The archive's bytes, and what must come out of it."""
     skeleton = (item.skeleton or skeleton_for(item.weights)).SerializeToString(deterministic=True)
@@ -295,8 +322,12 @@ def make(item: Golden) -> tuple[bytes, dict[str, Any]]:
                     tuple(np.indices(stored.shape, sparse=True)[axis] for axis in item_codes.axes)
                 ]
             widths = np.ldexp(weights.width * (2.0 ** (np.arange(4) / 4))[code % 4], code // 4)
+            symbols = np.rint(stored.astype(np.float64) / widths)
             with np.errstate(over="ignore"):
-                product = np.rint(stored.astype(np.float64) / widths) * widths + 0.0
+                product = symbols * widths + 0.0
+            if weights.trellis is not None:
+                levels = levels_of(symbols.astype(int), weights.trellis)
+                product = levels * (widths / 4)
             product = np.clip(product, -top, top)
             restored = product.astype("f4" if weights.dtype == "bfloat16" else "f8").astype(NUMPY_TYPES[weights.dtype])
         storage = stored.view(np.uint16) if weights.dtype == "bfloat16" else stored
@@ -305,6 +336,9 @@ def make(item: Golden) -> tuple[bytes, dict[str, Any]]:
         quantized = None
         if weights.width is not None:
             quantized = nearest(storage, weights.dtype, weights.width, weights.scales, weights.classes)
+            if weights.trellis is not None:
+                flat = levels.reshape(-1).astype(np.int32)
+                quantized = Quantized(flat, weights.width, weights.scales, weights.classes, weights.trellis)
         entry, parts = encode_layer(layer, quantized, None)
         entries.append(entry)
         sections += parts

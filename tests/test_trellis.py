@@ -1,0 +1,296 @@
+"""Trellis-coded quantization: its signs, the best way through it, what it saves, and its way through an archive."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import struct
+import zlib
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from riq_cli import quantizer, trellis
+from riq_cli.archive import Archive, Manifest, SkeletonEntry, deflate
+from riq_cli.codec.layers import encode_layer
+from riq_cli.codec.plans import Plan
+from riq_cli.errors import CorruptArchive
+from riq_cli.model import Layer
+from riq_cli.model.matrix import Arrangement
+from riq_cli.quantizer import Codes, Quantized
+from riq_cli.report import codes, rows
+from riq_cli.report.histogram import histograms
+from riq_cli.rounding import Factor, compensated, factorized, trellised
+from tests.archives import MANIFEST, SKELETON, TABLE, packed, refused
+from tests.test_codes import by_both_decoders, layer_of, written
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int32]
+
+DEFLATED = zlib.compress(SKELETON, 9)
+
+
+def by_definition(lane: list[int]) -> list[int]:
+    """The levels of one lane, as FORMAT.md defines them."""
+    levels, sign, before = [], 1, 1
+    for symbol in lane:
+        levels.append(sign * (4 * symbol + 1))
+        sign, before = (-before if symbol % 2 else before), sign
+    return levels
+
+
+def lanes_of(values: Integers, axes: tuple[int, ...]) -> list[list[int]]:
+    """What lies at one index of each of the axes, row-major along the others."""
+    indices = itertools.product(*(range(values.shape[axis]) for axis in axes))
+    return [
+        values[tuple(at[axes.index(axis)] if axis in axes else slice(None) for axis in range(values.ndim))]
+        .reshape(-1)
+        .tolist()
+        for at in indices
+    ]
+
+
+# ---- signs ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.data())
+def test_levels_are_those_of_the_definition_and_give_the_symbols_back(data: st.DataObject) -> None:
+    shape = tuple(data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=4)))
+    axes = tuple(sorted(data.draw(st.sets(st.integers(0, len(shape) - 1), min_size=1))))
+    bound = data.draw(st.sampled_from([1, 3, 100, (1 << 29) - 1]))
+    symbols = np.random.default_rng(math.prod(shape)).integers(-bound, bound + 1, shape, np.int32)
+    levels = trellis.levels(symbols.reshape(-1), shape, axes)
+    assert levels.dtype == np.int32
+    found = lanes_of(levels.reshape(shape), axes)
+    assert found == [by_definition(lane) for lane in lanes_of(symbols, axes)]
+    assert trellis.symbols(levels).tolist() == symbols.reshape(-1).tolist()
+
+
+@pytest.mark.parametrize("symbol", [1 << 29, -(1 << 29), (1 << 31) - 1])
+def test_symbols_without_a_level_are_refused(symbol: int) -> None:
+    with pytest.raises(ValueError, match=r"a symbol whose level is not below 2\^31"):
+        trellis.levels(np.array([0, symbol, 0], np.int32), (3,), (0,))
+
+
+# ---- the best way ---------------------------------------------------------------------------------------------------
+
+
+def least_error(lane: Floats, width: float) -> float:
+    """The least Σ (w − ŵ)² of all ways through a short lane, by trying the parities of all symbols."""
+    found = math.inf
+    for parities in itertools.product((0, 1), repeat=len(lane)):
+        sign, before, total = 1, 1, 0.0
+        for weight, parity in zip(lane / width, parities, strict=True):
+            point = sign * weight - 0.25
+            total += (2 * round((point - parity) / 2) + parity - point) ** 2
+            sign, before = (-before if parity else before), sign
+        found = min(found, total * width**2)
+    return found
+
+
+@pytest.mark.parametrize("width", [0.3, 1.0, 2.5])
+def test_the_way_is_the_best_of_all(width: float) -> None:
+    matrix = np.random.default_rng(1).normal(size=(2, 9, 8))
+    levels, error = trellised(matrix, (), np.full((1, 1, 1), width))
+    assert levels.tolist() == [[by_definition(lane) for lane in trellis.symbols(group).tolist()] for group in levels]
+    best = [[least_error(lane, width) for lane in group] for group in matrix]
+    np.testing.assert_allclose(np.square(levels * width / 4 - matrix).sum(axis=2), best, rtol=1e-4)
+    assert error == pytest.approx(np.sum(best) / np.max(np.abs(matrix)) ** 2, rel=1e-4)
+
+
+def entropy(symbols: Integers) -> float:
+    return quantizer.entropy(np.unique(symbols, return_counts=True)[1])
+
+
+@pytest.mark.parametrize("width", [0.1, 0.5, 1.0, 2.0])
+def test_a_trellis_saves_what_theory_says_of_independent_weights(width: float) -> None:
+    """Four states have 0.99 dB of the 1.53 dB of space-filling; that is 0.16 of 0.25 bits at equal error."""
+    matrix = np.random.default_rng(2).normal(size=(1, 300, 400))
+    levels, _ = trellised(matrix, (), np.full((1, 1, 1), width))
+    rounded = np.rint(matrix / width)
+    ours, theirs = (np.mean(np.square(found - matrix)) for found in (levels * width / 4, rounded * width))
+    saved = entropy(rounded.astype(np.int32)) - entropy(trellis.symbols(levels)) + math.log2(theirs / ours) / 2
+    assert 0.145 < saved < 0.2
+
+
+def moment(size: int, rows: int = 200, groups: int = 1) -> Floats:
+    generator = np.random.default_rng(size)
+    x = generator.normal(size=(groups, rows, size)) @ (np.eye(size) + generator.normal(size=(size, size)) / 10)
+    return np.asarray(x.swapaxes(1, 2) @ x / rows)
+
+
+@pytest.mark.parametrize(("groups", "rows_", "size"), [(1, 300, 150), (1, 1500, 40), (3, 50, 20), (2, 40, 130)])
+def test_errors_are_compensated_on_the_way(groups: int, rows_: int, size: int) -> None:
+    second = moment(size, groups=groups)
+    factors = [Factor(0, size, factorized(second, 0.01))]
+    matrix = np.random.default_rng(3).normal(size=(groups, rows_, size))
+    widths = np.full((1, 1, size), 0.8)
+    levels, error = trellised(matrix, factors, widths)
+    symbols, scalar = compensated(matrix, factors, widths)
+    damped = second + 0.01 * np.trace(second, axis1=1, axis2=2)[:, None, None] / size * np.eye(size)
+    left = levels * 0.2 - matrix
+    expected = np.einsum("gnk,gkl,gnl->", left, damped, left) / np.max(np.abs(matrix)) ** 2
+    assert error == pytest.approx(expected, rel=1e-3)  # what it says is what it leaves
+    assert error < (0.91 if size == 20 else 0.87) * scalar
+    assert entropy(trellis.symbols(levels)) < entropy(symbols) + 0.03
+
+
+def test_lanes_go_on_from_one_factor_to_the_next() -> None:
+    second = moment(60)
+    cut = [Factor(b, b + 20, factorized(second[:, b : b + 20, b : b + 20], 0.1)) for b in (0, 20, 40)]
+    levels, _ = trellised(np.random.default_rng(4).normal(size=(1, 20, 60)), cut, np.full((1, 1, 60), 0.5))
+    assert levels[0].tolist() == [by_definition(lane) for lane in trellis.symbols(levels[0]).tolist()]
+
+
+# ---- layers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows_", "columns", "lanes"),
+    [
+        ((5, 9), [0], [1], (0,)),
+        ((9, 5), [1], [0], (1,)),
+        ((4, 3, 2, 2), [0], [1, 2, 3], (0,)),
+        ((4, 3, 2, 2), [1], [0, 2, 3], (1,)),
+        ((4, 3, 2, 2), [0], [2, 1, 3], None),  # columns in another order than lanes have them
+        ((4, 1, 3, 3), [0], [1, 2, 3], (0,)),
+        ((1, 9), [0], [1], None),  # of one row there is nothing to tell
+    ],
+)
+def test_rows_are_lanes_where_their_columns_are_in_order(
+    shape: tuple[int, ...], rows_: list[int], columns: list[int], lanes: tuple[int, ...] | None
+) -> None:
+    matrix = Arrangement.of(shape).matrix([], rows_, columns)
+    assert matrix.lanes == lanes
+    if lanes is not None:
+        values = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
+        assert matrix.view(values).reshape(-1, matrix.shape[2]).tolist() == lanes_of(values, lanes)
+
+
+def test_a_plan_takes_a_trellis_where_it_saves_bits() -> None:
+    layer = layer_of(np.random.default_rng(5).normal(size=(64, 50)))
+    plan = Plan.nearest(layer)
+    found = plan.with_trellis(layer, 0.5)
+    assert found is not None
+    quantized, error = found.rounded(layer, 0.5)
+    assert quantized.trellis == (0,)
+    back = quantized.restored("float32", layer.shape).reshape(layer.shape)
+    assert error == pytest.approx(quantizer.squared_error(layer.values, back, "float32"), rel=1e-4)
+    assert error < 0.87 * plan.rounded(layer, 0.5)[1]
+    assert plan.with_trellis(layer, 6.0) is None  # all but a few would be 0
+    assert Plan.nearest(layer_of(np.ones((64, 7)))).with_trellis(layer_of(np.ones((64, 7))), 0.5) is None  # too short
+
+
+def test_bins_too_narrow_for_a_trellis_are_rounded_without() -> None:
+    layer = layer_of(np.random.default_rng(6).normal(size=(30, 20)))
+    found = Plan.nearest(layer).with_trellis(layer, 0.1)
+    assert found is not None
+    width = quantizer.peak(layer.values, "float32") / trellis.SYMBOL_MAX
+    assert found.rounded(layer, 1.01 * width)[0].trellis == (0,)
+    assert found.rounded(layer, 0.99 * width)[0].trellis is None
+
+
+def archive_of(layer: Layer, quantized: Quantized) -> Archive:
+    entry, sections = encode_layer(layer, quantized, None)
+    assert entry.trellis == quantized.trellis
+    skeleton = deflate(SKELETON)
+    document = Manifest(SkeletonEntry(len(skeleton), len(SKELETON), zlib.crc32(SKELETON)), (entry,))
+    return Archive.build(document, [skeleton, *sections])
+
+
+def numbers(dtype: str, data: bytes) -> Floats:
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else quantizer.STORAGE[dtype]
+    return np.frombuffer(data, kind).astype(np.float64)
+
+
+@pytest.mark.parametrize("dtype", quantizer.STORAGE)
+@pytest.mark.parametrize("shape", [(12, 40), (3, 4, 5, 6), (50,)])
+def test_a_layer_goes_through_an_archive(dtype: str, shape: tuple[int, ...]) -> None:
+    generator = np.random.default_rng(7)
+    layer = layer_of(generator.normal(size=shape), dtype)
+    symbols = np.rint(generator.normal(size=layer.size) * 3).astype(np.int32)
+    axes = (0,) if len(shape) < 4 else (0, 2)
+    scales = (Codes((0,), generator.integers(-9, 9, shape[:1], np.int32)),)
+    classes = Codes((0,), (np.arange(shape[0]) % 2).astype(np.int32))
+    levels = trellis.levels(symbols, shape, axes)
+    for given_scales, given_classes in (((), None), (scales, None), (scales, classes)):
+        quantized = Quantized(levels, 0.3, given_scales, given_classes, axes)
+        archive = archive_of(layer, quantized)
+        assert archive.manifest.requires == (
+            *(("classes",) if given_classes else ()), *(("scales",) if given_scales else ()), "trellis",
+        )  # fmt: skip
+        data = by_both_decoders(written(archive))
+        widths = 0.3 * 2.0 ** (scales[0].aligned(len(shape)) / 4.0) if given_scales else 0.3
+        expected = (levels.reshape(shape) * (widths / 4)).reshape(-1)
+        precision = {"float16": 1e-3, "bfloat16": 1e-2, "float32": 1e-6, "float64": 1e-14}[dtype]
+        np.testing.assert_allclose(numbers(dtype, data), expected, rtol=precision)
+
+
+def test_symbols_that_are_all_the_same_differ_in_their_signs() -> None:
+    layer = layer_of(np.zeros((8, 300)))
+    for symbol, signs in ((1, [1, -1, -1, 1]), (2, [1, 1, 1, 1])):
+        levels = trellis.levels(np.full(layer.size, symbol, np.int32), layer.shape, (0,))
+        archive = archive_of(layer, Quantized(levels, 1.0, trellis=(0,)))
+        assert [entry.coding for entry in archive.manifest.layers] == ["constant"]
+        data = numbers("float32", by_both_decoders(written(archive)))
+        assert data[:4].tolist() == [sign * (symbol + 0.25) for sign in signs]
+
+
+# ---- manifests ------------------------------------------------------------------------------------------------------
+
+
+def with_trellis(value: Any, requires: tuple[str, ...] = ("trellis",), **keys: Any) -> bytes:
+    """A layer of six symbols 3 in two rows, each a lane: +3¼ −3¼ −3¼ bins of 0.5."""
+    document = copy.deepcopy(MANIFEST) | {"requires": list(requires)}
+    crc32 = zlib.crc32(struct.pack("<6f", *[1.625, -1.625, -1.625] * 2))
+    document["layers"][0] |= {"trellis": value, "crc32": crc32} | keys
+    return packed(document, DEFLATED + TABLE)
+
+
+def test_a_trellis_by_hand_is_read() -> None:
+    assert numbers("float32", by_both_decoders(with_trellis([0]))).tolist() == [1.625, -1.625, -1.625] * 2
+
+
+@pytest.mark.parametrize("axes", [[], [2], [0, 2], [1, 0], [0, 0], [0] * 40])
+def test_axes_that_a_layer_does_not_have(axes: list[int]) -> None:
+    message = "layer 'w': a trellis along what are not ascending axes of its shape; the archive is damaged"
+    refused(with_trellis(axes), CorruptArchive, message)
+
+
+@pytest.mark.parametrize("value", [None, 0, "0", {}, [-1], [0.5], [True], [[0]]])
+def test_axes_that_are_none(value: object) -> None:
+    message = "layer 'w': 'trellis' is not a list of non-negative integers; the archive is damaged"
+    refused(with_trellis(value), CorruptArchive, message)
+
+
+def test_a_trellis_has_to_be_required() -> None:
+    refused(
+        with_trellis([0], requires=()), CorruptArchive,
+        "layer 'w': trellis are not required; the archive is damaged",
+    )  # fmt: skip
+
+
+def test_other_signs_do_not_pass_the_checksum() -> None:
+    refused(with_trellis([1]), CorruptArchive, "layer 'w': checksum differs; the archive is damaged")
+
+
+# ---- reports --------------------------------------------------------------------------------------------------------
+
+
+def test_reports_tell_of_a_trellis() -> None:
+    generator = np.random.default_rng(8)
+    layer = layer_of(generator.normal(size=(40, 100)))
+    symbols = np.rint(generator.normal(size=layer.size)).astype(np.int32)
+    archive = archive_of(layer, Quantized(trellis.levels(symbols, layer.shape, (0,)), 1.0, trellis=(0,)))
+    [row], [histogram] = rows(archive), histograms(archive)
+    assert row["trellis"] == {"axes": [0]}
+    assert codes.brief(row) == "trellis"
+    assert codes.sentence(row, 1) == "a trellis with lanes along all but axis 0"
+    assert histogram is not None
+    assert histogram.zero == 0.0  # symbol 0 is a quarter of a bin
