@@ -207,7 +207,7 @@ def test_report_json_and_sorting(ready: Path) -> None:
     assert [row["name"] for row in document["layers"]] == ["first.weight", "second.weight"]
     assert set(document["layers"][0]) == {
         "name", "op", "shape", "dtype", "coding", "symbols", "bin_width", "entropy", "rate", "bytes", "share",
-        "scales", "classes",
+        "scales", "classes", "trellis",
     }  # fmt: skip
     assert document["totals"]["archive_bytes"] == (ready / "model.riqz").stat().st_size
     for key, name in (("size", "bytes"), ("rate", "rate")):

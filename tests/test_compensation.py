@@ -265,7 +265,7 @@ def test_other_types_are_compensated_like_float32(dtype: type[np.floating], tmp_
     assert {each.dtype for each in tensors(riq.decompress(archive)).values()} == {np.dtype(dtype)}
 
 
-def test_inputs_that_are_white_are_rounded_to_nearest_unasked(tmp_path: Path) -> None:
+def test_inputs_that_are_white_are_not_compensated(tmp_path: Path) -> None:
     """Of one layer alone: behind a ReLU nothing is white."""
 
     def build() -> onnx.ModelProto:
@@ -279,9 +279,9 @@ def test_inputs_that_are_white_are_rounded_to_nearest_unasked(tmp_path: Path) ->
     generator = np.random.default_rng(0)
     feeds = [{"x": generator.standard_normal((400, 32), np.float32)} for _ in range(4)]
     model = riq.Model.load(builders.save(build(), tmp_path))
-    for rounding in (None, "compensated"):
+    for rounding, found in ((None, "trellis"), ("trellis", "trellis"), ("compensated", "nearest")):
         archive = riq.compress(model, riq.Calibration.from_feeds(feeds), deviation=TARGET, rounding=rounding)
-        assert archive.manifest.result["rounding"] == "nearest"
+        assert archive.manifest.result["rounding"] == found
 
 
 # ---- where it does not go -------------------------------------------------------------------------------------------
@@ -292,7 +292,11 @@ def test_random_samples_cannot_be_fitted_to(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as error:
         riq.compress(model, deviation=TARGET, rounding="compensated")
     assert str(error.value) == RANDOM
-    assert riq.compress(model, deviation=TARGET).manifest.result["rounding"] == "nearest"
+    for rounding in (None, "trellis"):
+        steps: list[Progress] = []
+        archive = riq.compress(model, deviation=TARGET, rounding=rounding, progress=steps.append)
+        assert archive.manifest.result["rounding"] in ("nearest", "trellis")
+        assert not any(step.phase == "fit" for step in steps)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +312,7 @@ def test_a_few_samples_cannot_be_fitted_to(count: int, options: dict[str, float]
         riq.compress(model, data, deviation=TARGET, rounding="compensated", **options)
     assert str(error.value) == message
     result = riq.compress(model, data, deviation=0.05, **{"holdout": 0.0} if options else {}).manifest.result
-    assert result["rounding"] == ("compensated" if options else "nearest")
+    assert result["rounding"] == ("compensated trellis" if options else "trellis")
 
 
 def test_four_samples_are_enough(tmp_path: Path) -> None:
@@ -319,16 +323,18 @@ def test_four_samples_are_enough(tmp_path: Path) -> None:
 
 
 def test_settings_that_contradict_compensation_are_refused() -> None:
-    for options, message in (
-        ({"k": 100.0}, "compensated rounding does not go with k; leave one of them away"),
-        ({"max_bits": 4}, "compensated rounding does not go with max_bits; leave one of them away"),
-    ):
-        with pytest.raises(SettingsError) as error:
-            riq.Settings(rounding="compensated", **options)
-        assert str(error.value) == message
+    for rounding in ("compensated", "trellis"):
+        for options, message in (
+            ({"k": 100.0}, f"{rounding} rounding does not go with k"),
+            ({"max_bits": 4}, f"{rounding} rounding does not go with max_bits"),
+            ({"allocation": "uniform"}, f"the uniform allocation does not go with {rounding} rounding"),
+        ):
+            with pytest.raises(SettingsError) as error:
+                riq.Settings(rounding=rounding, **options)
+            assert str(error.value) == f"{message}; leave one of them away"
     with pytest.raises(SettingsError) as error:
         riq.Settings(rounding="best")
-    assert str(error.value) == "no rounding is named 'best'; there are nearest, compensated and directed"
+    assert str(error.value) == "no rounding is named 'best'; there are nearest, compensated, trellis and directed"
 
 
 def test_the_command_line_says_so_and_exits_with_2(tmp_path: Path) -> None:

@@ -25,11 +25,11 @@ class Scheme:
 
     @property
     def rounding(self) -> str:
-        """How weights become symbols: `nearest`, `compensated`, `trellis` or `directed`."""
+        """How weights become symbols: `nearest`, `compensated`, `trellis`, `compensated trellis` or `directed`."""
         if any(plan.up is not None for plan in self.plans.values()):
             return "directed"
         if any(plan.trellis for plan in self.plans.values()):
-            return "trellis"
+            return "compensated trellis" if self.is_fitted else "trellis"
         return "compensated" if self.is_fitted else "nearest"
 
     @property
