@@ -105,17 +105,16 @@ class Ways:
             costs += self._costs
             # A state (sign, before) comes from one whose sign is `before`: from (before, plus) by a symbol whose parity
             # is `sign`, or from (before, minus) by one of the other parity.
-            choice = np.less(costs[::-1, :, 1], costs[:, :, 0], out=second[column])
-            self._costs = np.where(choice, costs[::-1, :, 1], costs[:, :, 0])
+            choice = np.negative(np.less(costs[::-1, :, 1], costs[:, :, 0], out=second[column]), dtype=np.int32)
+            _select(costs[:, :, 0], costs[::-1, :, 1], choice, self._costs)
             points *= 2 * PARTS
             points += np.array([1, PARTS + 1], np.float32)[:, None, None, None, None]
             for values, chosen in ((points, level[column]), (missing, error[column])):
                 values *= sign
-                np.copyto(chosen, values[:, :, 0])
-                np.copyto(chosen, values[::-1, :, 1], where=choice)
+                _select(values[:, :, 0], values[::-1, :, 1], choice, chosen)
             if upper is not None and column + 1 < size:
-                np.copyto(other[:, :, :, :column], spread[None, :, 0, :, :column])
-                np.copyto(other[:, :, :, :column], spread[None, :, 1, :, :column], where=choice[:, :, :, None])
+                before = spread[None, :, :, :, :column]
+                _select(before[:, :, 0], before[:, :, 1], choice[:, :, :, None], other[:, :, :, :column])
                 other[:, :, :, column] = error[column]
                 spread, other = other, spread
         self._settle(level, error, second, levels, errors)
@@ -131,3 +130,11 @@ class Ways:
             at = [part[column].reshape(4, *part.shape[3:]) for part in (level, error, second)]
             levels[:, column], errors[:, column], back = (np.take_along_axis(part, state, 0)[0] for part in at)
             state = 2 * (state & 1) + back
+
+
+def _select(first: Float32, second: Float32, choice: Integers, out: Float32) -> None:
+    """Write `second` where the choice is −1 and `first` where it is 0, bit by bit: faster than a masked copy."""
+    one, found = first.view(np.int32), out.view(np.int32)
+    np.bitwise_xor(one, second.view(np.int32), out=found)
+    found &= choice
+    found ^= one
