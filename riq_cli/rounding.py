@@ -9,8 +9,7 @@ widths proportional to U_jj make all columns contribute alike, which costs the l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,13 +24,40 @@ _SMALL = 64  # columns up to which many groups go side by side
 _TINY = 1e-30  # of second moments that are all zero
 
 
-@dataclass(frozen=True)
 class Factor:
-    """How errors spread among the columns `begin … end` of every group: U f32[groups, columns, columns]."""
+    """How errors spread among the columns `begin … end` of every group: U, upper triangular.
 
-    begin: int
-    end: int
-    upper: NDArray[np.float32]
+    Only the triangle is kept: the factors of all layers are held as long as the search goes on.
+    """
+
+    def __init__(self, begin: int, end: int, upper: NDArray[np.float32]) -> None:
+        """Pack `upper`, f32[groups, columns, columns]."""
+        self.begin, self.end = begin, end
+        groups, size, _ = upper.shape
+        self._packed = np.empty((groups, size * (size + 1) // 2), np.float32)
+        for row, place in enumerate(self._rows()):
+            self._packed[:, place] = upper[:, row, row:]
+
+    @property
+    def upper(self) -> NDArray[np.float32]:
+        """U, f32[groups, columns, columns], in memory of its own."""
+        size = self.end - self.begin
+        result = np.zeros((len(self._packed), size, size), np.float32)
+        for row, place in enumerate(self._rows()):
+            result[:, row, row:] = self._packed[:, place]
+        return result
+
+    @property
+    def diagonal(self) -> NDArray[np.float32]:
+        """U_jj, f32[groups, columns]."""
+        return self._packed[:, [place.start for place in self._rows()]]
+
+    def _rows(self) -> Iterator[slice]:
+        """Where each row of the triangle is among the packed numbers."""
+        end = 0
+        for length in range(self.end - self.begin, 0, -1):
+            begin, end = end, end + length
+            yield slice(begin, end)
 
 
 def factorized(moments: NDArray[np.float64], damping: float) -> NDArray[np.float32]:
@@ -70,7 +96,7 @@ def column_codes(factors: Sequence[Factor], exercised: NDArray[np.bool_]) -> Int
         factors: of all columns.
         exercised: bool[groups, K]: columns that the samples do not exercise get no wider bins than the mean.
     """
-    diagonal = np.concatenate([np.einsum("gii->gi", factor.upper) for factor in factors], axis=1)
+    diagonal = np.concatenate([factor.diagonal for factor in factors], axis=1)
     steps = np.log2(diagonal.astype(np.float64))
     codes = np.rint(4 * (steps - steps.mean()))
     result: Integers = np.clip(codes, -CODES_MAX, np.where(exercised, CODES_MAX, 0)).astype(np.int32)
