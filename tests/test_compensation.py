@@ -184,6 +184,23 @@ def test_biases_take_over_what_rounding_adds_on_average(tmp_path: Path) -> None:
     assert np.all(before["b2"] != after["b2"])
 
 
+def test_a_bias_that_is_coded_no_smaller_than_raw_takes_over_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bias of equal numbers deflates to next to nothing; what it has to take over does not."""
+    monkeypatch.setattr("riq_cli.codec.layers._POOR", 0.0)  # raw is tried whatever the coded one takes
+    proto = mlp()
+    for initializer in proto.graph.initializer:
+        if initializer.name == "b0":
+            initializer.CopyFrom(builders.tensor("b0", np.full(96, 0.3, np.float32)))
+    model, data = riq.Model.load(builders.save(proto, tmp_path)), riq.Calibration.from_feeds(smooth(16, 48))
+    steps: list[Progress] = []
+    archive = riq.compress(model, data, deviation=TARGET, rounding="compensated", progress=steps.append)
+    assert len(set(tensors(riq.decompress(archive))["b0"].tolist())) > 1
+    coded = [number for number, step in enumerate(steps) if step.phase == "coding" and step.done == step.total]
+    assert len(coded) == 1  # what was found held when it was restored
+
+
 def test_biases_that_must_stay_exact_do(tmp_path: Path) -> None:
     model, data = loaded("mlp", tmp_path)
     archive = riq.compress(model, data, deviation=TARGET, rounding="compensated", exclude=("b*",))

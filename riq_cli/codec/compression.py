@@ -391,9 +391,10 @@ class Compression:
         shifts: dict[int, Shift] = {}
         encoded: dict[int, tuple[LayerEntry, list[bytes]]] = {}
         for number in sorted(coded, key=lambda number: number not in plans):  # biases come after what they make up for
-            layer, width, plan, shift = layers[number], widths[number], plans.get(number), shifts.get(number)
+            width, plan, shift = widths[number], plans.get(number), shifts.get(number)
+            layer = replace(layers[number], values=weights.shifted(number, shift))  # so it is stored if it stays raw
             if width is None:
-                encoded[number] = encode_layer(replace(layer, values=weights.shifted(number, shift)), None, executor)
+                encoded[number] = encode_layer(layer, None, executor)
             else:
                 quantized = weights.quantized(number, width, plan, shift)
                 if plan is not None and plan.bias is not None:
