@@ -103,13 +103,11 @@ def column_codes(factors: Sequence[Factor], exercised: NDArray[np.bool_]) -> Int
     return result
 
 
-def compensated(
-    matrix: NDArray[np.float64], factors: Sequence[Factor], widths: NDArray[np.float64]
-) -> tuple[Integers, float]:
+def compensated(matrix: Floats, factors: Sequence[Factor], widths: NDArray[np.float64]) -> tuple[Integers, float]:
     """Symbols i32[groups, rows, K] of error-compensated rounding, and the error of the outputs that they leave.
 
     Args:
-        matrix: W f64[groups, rows, K].
+        matrix: W [groups, rows, K], in any float type.
         factors: of all columns, in order; errors stay within a factor's columns.
         widths: bin widths > 0, broadcastable to W.
 
@@ -117,8 +115,9 @@ def compensated(
         The symbols, and Σ tr((Ŵ − W)(H + λI)(Ŵ − W)ᵀ) / max |W|² in the units of H.
     """
     groups, rows, size = matrix.shape
-    peak = float(np.max(np.abs(matrix))) or 1.0  # float32 holds the quotients, whatever the scale of the weights
-    left = np.ascontiguousarray((matrix / peak).transpose(0, 2, 1), np.float32)
+    peak = float(max(matrix.max(), -matrix.min())) or 1.0  # float32 holds quotients, whatever the scale of the weights
+    left = np.empty((groups, size, rows), np.float32)
+    np.divide(matrix.transpose(0, 2, 1), peak, out=left, dtype=np.float64, casting="same_kind")
     bins = np.broadcast_to(widths / peak, (groups, widths.shape[1], size)).transpose(0, 2, 1).astype(np.float32)
     symbols = np.empty((groups, size, rows), np.int32)
     total = 0.0
