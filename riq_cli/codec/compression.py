@@ -99,8 +99,9 @@ class Compression:
         self._settings, self._progress, self._warn = settings, progress, warn
         self._calibration = calibration
         self._model = candidates(model, settings)
-        self._weights = Weights(self._model.layers, settings.max_bits, settings.min_size)
-        self._model.release()
+        release = self._model.release
+        self._weights = Weights(self._model.layers, settings.max_bits, settings.min_size, release)
+        release()
         for pattern in (*settings.include, *settings.exclude):
             if not any(fnmatch.fnmatchcase(layer.name, pattern) for layer in model.layers):
                 warn(f"no layer is named {pattern!r}")
@@ -324,7 +325,9 @@ class Compression:
             prober = Prober(
                 probe_form(form), values, evaluator.measured, samples[::step], settings.threads, settings.provider
             )
-            return probed(self._weights, plans, prober, about, pool, tell)
+            found = probed(self._weights, plans, prober, about, pool, tell)
+            self._model.release()
+            return found
 
         return start
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
@@ -36,15 +36,22 @@ class Weights:
     or tiny. Both are finite and not all zero; layers of zeros are in `zeros`.
     """
 
-    def __init__(self, layers: Sequence[Layer], max_bits: int | None = None, min_size: int | None = None) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        max_bits: int | None = None,
+        min_size: int | None = None,
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
         """Measure norm and peak of every layer.
 
         Args:
             layers: candidates, in the order of the model.
             max_bits: R: bin widths are kept so large that no layer has more than 2^R levels; None: no such bound.
             min_size: weights that a matrix has at least, 256 by default; smaller ones count as vectors.
+            release: called when a layer was passed over: its memory may be mapped from a file.
         """
-        self.layers = layers
+        self.layers, self.release = layers, release
         self.sizes = [layer.size for layer in layers]
         self.norms = [quantizer.norm(layer.values, layer.dtype) for layer in layers]
         active = [number for number, norm in enumerate(self.norms) if 0 < norm < math.inf]
@@ -108,7 +115,9 @@ class Weights:
         """About the bits of the archive that depend on bin widths: of coded layers, and of those that stay exact."""
 
         def of(number: int, width: float | None) -> float:
-            return self.exact_bits(number) if width is None else self.coded_bits(number, width, plans.get(number))
+            found = self.exact_bits(number) if width is None else self.coded_bits(number, width, plans.get(number))
+            self.release()
+            return found
 
         return sum(pool.map(of, range(len(widths)), widths))
 
@@ -194,6 +203,7 @@ class Weights:
         def piece(number: int, width: float, begin: int) -> None:
             layer, part = self.layers[number], slice(begin, begin + _PIECE)
             quantizer.requantize(layer.values.reshape(-1)[part], layer.dtype, width, out[number].reshape(-1)[part])
+            self.release()
 
         shifts = self._compensate(widths, plans, out, pool)
         jobs = [
@@ -225,7 +235,9 @@ class Weights:
                 return None
             restored = self.quantized(number, width, plan).restored(layer.dtype, layer.shape).reshape(layer.shape)
             out[number][...] = restored
-            return None if plan.bias is None else (plan.bias, plan.shift(layer, restored))
+            found = None if plan.bias is None else (plan.bias, plan.shift(layer, restored))
+            self.release()
+            return found
 
         return dict(found for found in pool.map(job, plans) if found is not None)
 
