@@ -119,6 +119,13 @@ class Plan:
         return quantizer.scaled_widths(width, self.columns[:, None, :] + self.rows[:, ::step, None])
 
 
+def nearest_widths(plan: Plan | None, layer: Layer, width: float) -> quantizer.Width | None:
+    """The bin widths of a layer where its weights are just rounded to the nearest; None if they are not."""
+    if plan is None:
+        return width
+    return None if plan.factors or plan.up is not None else quantizer.bin_widths(width, plan.scales, len(layer.shape))
+
+
 def fitted(layer: Layer, linear: Linear, halves: tuple[Moments, Moments], width: float) -> Plan | None:
     """The plan for a layer whose damping does best on the half of the samples that it was not fitted to.
 

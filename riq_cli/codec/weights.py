@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from riq_cli import quantizer
 from riq_cli.allocation import Allocation, Curve, curve, expected_k, table_bits
-from riq_cli.codec.plans import Plan
+from riq_cli.codec.plans import Plan, nearest_widths
 from riq_cli.codec.settings import DEFAULT_MIN_SIZE
 from riq_cli.coder import Histogram
 from riq_cli.limits import TABLE_SYMBOLS
@@ -164,10 +164,12 @@ class Weights:
         """
         layer = self.layers[number]
         width = max(width, self._finest[number])
-        if plan is None:
+        steps = nearest_widths(plan, layer, width)
+        if steps is not None:  # without the symbols, which are as large as the layer
             out = np.empty(layer.shape, layer.values.dtype)
-            quantizer.requantize(layer.values, layer.dtype, width, out)
+            quantizer.requantize(layer.values, layer.dtype, steps, out)
             return {number: out}, quantizer.squared_error(layer.values, out, layer.dtype)
+        assert plan is not None
         quantized, error = plan.rounded(layer, width)
         changed = {number: quantized.restored(layer.dtype, layer.shape).reshape(layer.shape)}
         if plan.bias is not None:
@@ -233,9 +235,14 @@ class Weights:
             width, plan, layer = widths[number], plans[number], self.layers[number]
             if width is None:
                 return None
-            restored = self.quantized(number, width, plan).restored(layer.dtype, layer.shape).reshape(layer.shape)
-            out[number][...] = restored
-            found = None if plan.bias is None else (plan.bias, plan.shift(layer, restored))
+            steps = nearest_widths(plan, layer, width)
+            if steps is None:
+                restored = self.quantized(number, width, plan).restored(layer.dtype, layer.shape)
+                out[number][...] = restored.reshape(layer.shape)
+                del restored
+            else:
+                quantizer.requantize(layer.values, layer.dtype, steps, out[number])
+            found = None if plan.bias is None else (plan.bias, plan.shift(layer, out[number]))
             self.release()
             return found
 
