@@ -247,9 +247,7 @@ class Model:
             undo.enter_context(_put_back(beside))
 
 
-def _take_layers(
-    proto: onnx.ModelProto, external: ExternalData, own: OwnData
-) -> tuple[list[Layer], dict[str, bytes]]:
+def _take_layers(proto: onnx.ModelProto, external: ExternalData, own: OwnData) -> tuple[list[Layer], dict[str, bytes]]:
     """The float tensors of a model as layers, equal ones as one, and the messages of those with typed data.
 
     Their data is removed from `proto`.
