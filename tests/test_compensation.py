@@ -145,6 +145,22 @@ def test_what_was_measured_is_what_ships(name: str, tmp_path: Path) -> None:
     assert _streams(archive) < 0.9 * _streams(nearest)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_large_models_are_measured_as_they_ship(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in ("evaluator", "sessions"):
+        monkeypatch.setattr(f"riq_cli.evaluator.{file}.LARGE", 0)
+    model, data = loaded(name, tmp_path)
+    archive = riq.compress(model, data, deviation=TARGET, rounding="compensated")
+    result = archive.manifest.result
+    assert max(result["deviation"], result["holdout"]) <= TARGET
+    assert riq.verify(archive, model, data).mean == result["deviation"]
+    again = riq.compress(*loaded(name, tmp_path), deviation=TARGET, rounding="compensated")
+    assert stored(again) == stored(archive)
+    monkeypatch.undo()
+    usual = riq.compress(model, data, deviation=TARGET, rounding="compensated")
+    assert archive.size == pytest.approx(usual.size, rel=0.03)
+
+
 def _streams(archive: riq.Archive) -> int:
     """What the weights take, codes of scales included: tiny models are mostly manifest and tables."""
     return sum(sum(entry.streams) + sum(codes.bytes for codes in entry.codes) for entry in archive.manifest.layers)
