@@ -51,6 +51,15 @@ class Histogram:
         used = np.flatnonzero(counts)
         return cls(used + low, counts[used])
 
+    @classmethod
+    def joined(cls, parts: Iterable[Histogram]) -> Histogram:
+        """The histogram of the symbols of all parts, of which there is one at least."""
+        parts = list(parts)
+        symbols, places = np.unique(np.concatenate([part.symbols for part in parts]), return_inverse=True)
+        counts = np.zeros(symbols.size, np.int64)
+        np.add.at(counts, places, np.concatenate([part.counts for part in parts]))
+        return cls(symbols, counts)
+
 
 @dataclass(frozen=True)
 class Table:

@@ -61,13 +61,18 @@ class Moments:
         self._pending.append(rows if weight == 1 else rows * rows.dtype.type(math.sqrt(weight)))
         count, size = (sum(part.shape[1] for part in self._pending), sum(part.nbytes for part in self._pending))
         if count >= _CHUNK or size >= self._pending_max:
-            self._flush()
+            self.flush()
 
     @property
     def second(self) -> list[Float64]:
         """E[x xᵀ], [groups, columns, columns] of each block; zeros if nothing was added."""
-        self._flush()
-        return [total / (self._weight or 1.0) for total in self._sums]
+        return [self.block(number) for number in range(len(self.bounds))]
+
+    def block(self, number: int) -> Float64:
+        """E[x xᵀ] of one of the blocks, in memory of its own."""
+        self.flush()
+        result: Float64 = self._sums[number] / (self._weight or 1.0)
+        return result
 
     @property
     def mean(self) -> Float64:
@@ -78,7 +83,7 @@ class Moments:
         """The moments over the rows of both, which have the same groups, columns and blocks."""
         result = Moments(*self._sum.shape, max(end - begin for begin, end in self.bounds))
         for part in (self, other):
-            part._flush()
+            part.flush()
             result.count += part.count
             result._weight += part._weight
             result._sum += part._sum
@@ -86,7 +91,7 @@ class Moments:
                 total += added
         return result
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         """Multiply what was added: many rows at once, since every time the whole matrix has to be added to."""
         if not self._pending:
             return
@@ -143,6 +148,9 @@ def collect(
             rows = entering.rows(activation, share, random)
             if rows.shape[1]:
                 pair[sample in second].add(rows, entering.positions(activation.shape) / rows.shape[1])
+    for pair in halves.values():  # layers that share moments may be fitted at the same time
+        for half in pair:
+            half.flush()
     return found
 
 

@@ -9,8 +9,7 @@ widths proportional to U_jj make all columns contribute alike, which costs the l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,13 +29,40 @@ _WAYS_LANES = 1024  # lanes whose ways are followed side by side: so many stay i
 _TINY = 1e-30  # of second moments that are all zero
 
 
-@dataclass(frozen=True)
 class Factor:
-    """How errors spread among the columns `begin … end` of every group: U f32[groups, columns, columns]."""
+    """How errors spread among the columns `begin … end` of every group: U, upper triangular.
 
-    begin: int
-    end: int
-    upper: NDArray[np.float32]
+    Only the triangle is kept: the factors of all layers are held as long as the search goes on.
+    """
+
+    def __init__(self, begin: int, end: int, upper: NDArray[np.float32]) -> None:
+        """Pack `upper`, f32[groups, columns, columns]."""
+        self.begin, self.end = begin, end
+        groups, size, _ = upper.shape
+        self._packed = np.empty((groups, size * (size + 1) // 2), np.float32)
+        for row, place in enumerate(self._rows()):
+            self._packed[:, place] = upper[:, row, row:]
+
+    @property
+    def upper(self) -> NDArray[np.float32]:
+        """U, f32[groups, columns, columns], in memory of its own."""
+        size = self.end - self.begin
+        result = np.zeros((len(self._packed), size, size), np.float32)
+        for row, place in enumerate(self._rows()):
+            result[:, row, row:] = self._packed[:, place]
+        return result
+
+    @property
+    def diagonal(self) -> NDArray[np.float32]:
+        """U_jj, f32[groups, columns]."""
+        return self._packed[:, [place.start for place in self._rows()]]
+
+    def _rows(self) -> Iterator[slice]:
+        """Where each row of the triangle is among the packed numbers."""
+        end = 0
+        for length in range(self.end - self.begin, 0, -1):
+            begin, end = end, end + length
+            yield slice(begin, end)
 
 
 def factorized(moments: NDArray[np.float64], damping: float) -> NDArray[np.float32]:
@@ -75,20 +101,18 @@ def column_codes(factors: Sequence[Factor], exercised: NDArray[np.bool_]) -> Int
         factors: of all columns.
         exercised: bool[groups, K]: columns that the samples do not exercise get no wider bins than the mean.
     """
-    diagonal = np.concatenate([np.einsum("gii->gi", factor.upper) for factor in factors], axis=1)
+    diagonal = np.concatenate([factor.diagonal for factor in factors], axis=1)
     steps = np.log2(diagonal.astype(np.float64))
     codes = np.rint(4 * (steps - steps.mean()))
     result: Integers = np.clip(codes, -CODES_MAX, np.where(exercised, CODES_MAX, 0)).astype(np.int32)
     return result
 
 
-def compensated(
-    matrix: NDArray[np.float64], factors: Sequence[Factor], widths: NDArray[np.float64]
-) -> tuple[Integers, float]:
+def compensated(matrix: Floats, factors: Sequence[Factor], widths: NDArray[np.float64]) -> tuple[Integers, float]:
     """Symbols i32[groups, rows, K] of error-compensated rounding, and the error of the outputs that they leave.
 
     Args:
-        matrix: W f64[groups, rows, K].
+        matrix: W [groups, rows, K], in any float type.
         factors: of all columns, in order; errors stay within a factor's columns.
         widths: bin widths > 0, broadcastable to W.
 
@@ -96,8 +120,8 @@ def compensated(
         The symbols, and Σ tr((Ŵ − W)(H + λI)(Ŵ − W)ᵀ) / max |W|² in the units of H.
     """
     groups, rows, size = matrix.shape
-    peak = float(np.max(np.abs(matrix))) or 1.0  # float32 holds the quotients, whatever the scale of the weights
-    left = np.ascontiguousarray((matrix / peak).transpose(0, 2, 1), np.float32)
+    peak = _peak(matrix)
+    left = _columns(matrix, peak)
     bins = np.broadcast_to(widths / peak, (groups, widths.shape[1], size)).transpose(0, 2, 1).astype(np.float32)
     symbols = np.empty((groups, size, rows), np.int32)
     total = 0.0
@@ -113,30 +137,44 @@ def trellised(matrix: Floats, factors: Sequence[Factor], widths: NDArray[np.floa
     """Levels i32[groups, rows, K] of a trellis whose lanes are the rows, and the error as `compensated` gives it.
 
     Args:
-        matrix: W [groups, rows, K].
+        matrix: W [groups, rows, K], in any float type.
         factors: of all columns, in order; none: errors do not spread.
         widths: bin widths > 0, broadcastable to W.
     """
     groups, rows, size = matrix.shape
-    peak = float(np.max(np.abs(matrix))) or 1.0
+    peak = _peak(matrix)
     every = np.broadcast_to(widths, (widths.shape[0], rows, size))
+    uppers = [factor.upper for factor in factors]
     levels = np.empty((groups, rows, size), np.int32)
     total, step = 0.0, max(_WAYS_LANES // groups, 1)
     for begin in range(0, rows, step):
         lanes = slice(begin, begin + step)
-        left = np.ascontiguousarray((matrix[:, lanes] / peak).transpose(0, 2, 1), np.float32)
+        left = _columns(matrix[:, lanes], peak)
         bins = np.broadcast_to((every[:, lanes] / peak).transpose(0, 2, 1), left.shape).astype(np.float32)
         found, errors = np.empty(left.shape, np.int32), np.empty_like(left)
         ways = Ways(groups, left.shape[2])
-        for factor in factors:
+        for factor, upper in zip(factors, uppers, strict=True):
             part = slice(factor.begin, factor.end)
-            _round(left[:, part], bins[:, part], factor.upper, found[:, part], errors[:, part], ways)
+            _round(left[:, part], bins[:, part], upper, found[:, part], errors[:, part], ways)
         for first in () if factors else range(0, size, _WAYS_ALONE):
             part = slice(first, first + _WAYS_ALONE)
             ways.extend(left[:, part], bins[:, part], None, found[:, part], errors[:, part])
         levels[:, lanes] = found.transpose(0, 2, 1)
         total += float(np.einsum("gkn,gkn->", errors, errors, dtype=np.float64))
     return levels, total
+
+
+def _peak(matrix: Floats) -> float:
+    """The largest magnitude; 1 of zeros."""
+    return float(max(matrix.max(), -matrix.min())) or 1.0
+
+
+def _columns(matrix: Floats, peak: float) -> NDArray[np.float32]:
+    """The columns of W / peak, f32[groups, K, rows]: float32 holds them, whatever the scale of the weights."""
+    groups, rows, size = matrix.shape
+    result = np.empty((groups, size, rows), np.float32)
+    np.divide(matrix.transpose(0, 2, 1), peak, out=result, dtype=np.float64, casting="same_kind")
+    return result
 
 
 def _round(

@@ -148,6 +148,22 @@ def test_what_was_measured_is_what_ships(name: str, tmp_path: Path) -> None:
     assert _streams(archive) < 0.9 * _streams(nearest)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_large_models_are_measured_as_they_ship(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in ("evaluator", "sessions"):
+        monkeypatch.setattr(f"riq_cli.evaluator.{file}.LARGE", 0)
+    model, data = loaded(name, tmp_path)
+    archive = riq.compress(model, data, deviation=TARGET, rounding="compensated")
+    result = archive.manifest.result
+    assert max(result["deviation"], result["holdout"]) <= TARGET
+    assert riq.verify(archive, model, data).mean == result["deviation"]
+    again = riq.compress(*loaded(name, tmp_path), deviation=TARGET, rounding="compensated")
+    assert stored(again) == stored(archive)
+    monkeypatch.undo()
+    usual = riq.compress(model, data, deviation=TARGET, rounding="compensated")
+    assert archive.size == pytest.approx(usual.size, rel=0.03)
+
+
 def _streams(archive: riq.Archive) -> int:
     """What the weights take, codes of scales included: tiny models are mostly manifest and tables."""
     return sum(sum(entry.streams) + sum(codes.bytes for codes in entry.codes) for entry in archive.manifest.layers)
@@ -185,6 +201,23 @@ def test_biases_take_over_what_rounding_adds_on_average(tmp_path: Path) -> None:
     assert np.max(np.abs(shift)) > width
     assert entries["b2"].coding == "raw"  # too small for coding to pay, and yet moved
     assert np.all(before["b2"] != after["b2"])
+
+
+def test_a_bias_that_is_coded_no_smaller_than_raw_takes_over_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bias of equal numbers deflates to next to nothing; what it has to take over does not."""
+    monkeypatch.setattr("riq_cli.codec.layers._POOR", 0.0)  # raw is tried whatever the coded one takes
+    proto = mlp()
+    for initializer in proto.graph.initializer:
+        if initializer.name == "b0":
+            initializer.CopyFrom(builders.tensor("b0", np.full(96, 0.3, np.float32)))
+    model, data = riq.Model.load(builders.save(proto, tmp_path)), riq.Calibration.from_feeds(smooth(16, 48))
+    steps: list[Progress] = []
+    archive = riq.compress(model, data, deviation=TARGET, rounding="compensated", progress=steps.append)
+    assert len(set(tensors(riq.decompress(archive))["b0"].tolist())) > 1
+    coded = [number for number, step in enumerate(steps) if step.phase == "coding" and step.done == step.total]
+    assert len(coded) == 1  # what was found held when it was restored
 
 
 def test_biases_that_must_stay_exact_do(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from riq_cli.errors import ModelError, SettingsError
 from riq_cli.evaluator import (
     Deviation,
     Evaluator,
+    Observer,
     TensorDeviation,
     available_threads,
     cosine_distance,
@@ -435,3 +436,68 @@ def test_layers_mapped_from_an_odd_place_of_a_file_are_run(tmp_path: Path) -> No
 
 def test_there_is_at_least_one_processor() -> None:
     assert available_threads() >= 1
+
+
+# ---- lean -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All models count as large."""
+    for file in ("evaluator", "sessions"):
+        monkeypatch.setattr(f"riq_cli.evaluator.{file}.LARGE", 0)
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("name", sorted({"conv", "lstm", "embedding", "if_nested", "loop", "function", "float16"}))
+def test_layers_as_inputs_deviate_as_they_do_as_initializers(name: str, tmp_path: Path) -> None:
+    proto = FORMS[name]()
+    first, second = load(proto, tmp_path), Model.load(save(FORMS[name](seed=1), tmp_path, "other.onnx"))
+    form, samples = first.session_form(), [(feed, 1) for feed in feeds(proto)]
+    lean = Evaluator(form, weights(first), samples, threads=1, lean=True)
+    usual = Evaluator(form, weights(first), samples, threads=1)
+    assert (lean.is_lean, usual.is_lean) == (True, False)
+    assert lean.measured == usual.measured
+    assert lean.deviation(form, weights(first)).mean == 0.0  # the same session as the original's
+    for among in (None, [1]):
+        found, wanted = (each.deviation(form, weights(second), among).mean for each in (lean, usual))
+        assert found == pytest.approx(wanted, rel=1e-4) and wanted > 0
+    # Any other form is run as it is.
+    assert lean.deviation(first.session_form(hoist=False), weights(first)).mean < 1e-6
+
+
+def test_small_models_are_never_lean(tmp_path: Path) -> None:
+    model = load(conv(), tmp_path)
+    form = model.session_form()
+    assert not Evaluator(form, weights(model), [(feed, 3) for feed in feeds(conv())], threads=1, lean=True).is_lean
+
+
+@pytest.mark.usefixtures("large")
+def test_what_cannot_be_run_with_layers_as_inputs_is_run_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing:
+        def __init__(self, *_: object) -> None:
+            raise RuntimeError("weights have to be constant")
+
+    monkeypatch.setattr("riq_cli.evaluator.sessions.FedSession", Refusing)
+    model = load(conv(), tmp_path)
+    form = model.session_form()
+    evaluator = Evaluator(form, weights(model), [(feed, 3) for feed in feeds(conv())], threads=1, lean=True)
+    assert not evaluator.is_lean
+    assert evaluator.deviation(form, weights(model)).mean < 1e-15
+
+
+@pytest.mark.usefixtures("large")
+def test_an_observer_shows_the_same_with_layers_as_inputs(tmp_path: Path) -> None:
+    proto = conv()
+    model = load(proto, tmp_path)
+    inner = [name for each in proto.graph.node[:-1] for name in each.output]
+    found, wanted = (
+        list(Observer(model.session_form(), weights(model), [(feed, 3) for feed in feeds(proto)], 1, lean=lean)
+             .activations(inner))
+        for lean in (True, False)
+    )  # fmt: skip
+    assert [step[:2] for step in found] == [step[:2] for step in wanted]
+    for (*_, one), (*_, other) in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)

@@ -6,13 +6,14 @@ import contextlib
 import fnmatch
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
 from riq_cli.calibration import Calibration, Sample, digest
+from riq_cli.codec.bench import Bench
 from riq_cli.codec.candidates import candidates
 from riq_cli.codec.constrained import ConstrainedSolver
 from riq_cli.codec.fitting import fitted_plans
@@ -23,7 +24,6 @@ from riq_cli.codec.probing import Probes, probed
 from riq_cli.codec.restoration import decompress, measure_restored
 from riq_cli.codec.settings import Progress, Report, Settings, Warn
 from riq_cli.codec.solution import CLOSER, CLOSER_TRIES, Scheme, Solution
-from riq_cli.codec.solver import Solver
 from riq_cli.codec.split import FIT_SAMPLES, held_count, roles
 from riq_cli.codec.weights import Plans, Shift, Weights, Widths
 from riq_cli.errors import SettingsError, TargetError
@@ -74,22 +74,6 @@ def compress(
         return job.archive(bench, executor)
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What solutions are found and measured with: `held` are the numbers of samples that the search does not see."""
-
-    solver: Solver
-    means: Means
-    evaluator: Evaluator
-    held: Sequence[int]
-    calibration: Mapping[str, Any]
-    pool: Executor
-
-    def kept(self, about: float) -> Bench:
-        """The same for many targets: layers are probed and compensation is fitted once, for this one in the middle."""
-        return replace(self, means=self.solver.kept(about, self.means))
-
-
 class Compression:
     """One run of compress, or of several for the same model and samples."""
 
@@ -99,7 +83,8 @@ class Compression:
         self._settings, self._progress, self._warn = settings, progress, warn
         self._calibration = calibration
         self._model = candidates(model, settings)
-        self._weights = Weights(self._model.layers, settings.max_bits, settings.min_size)
+        self._originals = [layer.values for layer in self._model.layers]
+        self._weights = Weights(self._model.layers, settings.max_bits, settings.min_size, self._model.release)
         self._model.release()
         for pattern in (*settings.include, *settings.exclude):
             if not any(fnmatch.fnmatchcase(layer.name, pattern) for layer in model.layers):
@@ -151,7 +136,7 @@ class Compression:
         fits = self._fits(len(samples))
         # With k given there is no search, and nothing is worth hoisting.
         form = self._model.session_form(settings.outputs, hoist=settings.k is None)
-        evaluator = self._evaluator(form, samples)
+        evaluator = self._evaluator(form, samples, lean=settings.k is None)
         parts = roles(
             len(samples),
             settings.holdout if settings.k is None else 0.0,
@@ -165,8 +150,8 @@ class Compression:
             if settings.allocation == "measured" and settings.k is None:
                 probes = self._probed(form, evaluator, [samples[number] for number in parts.probed], pool)
             if fits:
-                plans = self._plans(form, samples, parts.fit, pool)
-            if form.hoisted:
+                plans = self._plans(form, samples, parts.fit, pool, evaluator.is_lean)
+            if form.hoisted or evaluator.is_lean:  # what is measured last is the model as it is restored
                 evaluator = self._evaluator(self._model.session_form(settings.outputs, hoist=False), samples)
             rows = sum(sample.rows for sample in samples)
             calibration = {"kind": self._calibration.kind, "samples": rows, "sha256": digest(samples)}
@@ -294,15 +279,16 @@ class Compression:
             result["holdout_samples"] = len(bench.held)
         return archive.described(calibration=bench.calibration, result=result), deviation.mean
 
-    def _evaluator(self, form: SessionForm, samples: Sequence[Sample]) -> Evaluator:
+    def _evaluator(self, form: SessionForm, samples: Sequence[Sample], lean: bool = False) -> Evaluator:
         settings = self._settings
         evaluator = Evaluator(
             form,
-            [layer.values for layer in self._model.layers],
+            self._originals,
             samples,
             threads=settings.threads,
             provider=settings.provider,
             strict=bool(settings.outputs),
+            lean=lean,
         )
         self._model.release()
         return evaluator
@@ -319,12 +305,13 @@ class Compression:
             self._progress(Progress("probe", done, total, value=deviation, layer=layer))
 
         def start(about: Solution, plans: Plans) -> Probes:
-            values = [layer.values for layer in self._model.layers]
-            settings = self._settings
+            settings, originals = self._settings, self._originals
             prober = Prober(
-                probe_form(form), values, evaluator.measured, samples[::step], settings.threads, settings.provider
+                probe_form(form), originals, evaluator.measured, samples[::step], settings.threads, settings.provider
             )
-            return probed(self._weights, plans, prober, about, pool, tell)
+            found = probed(self._weights, plans, prober, about, pool, tell)
+            self._model.release()
+            return found
 
         return start
 
@@ -343,17 +330,21 @@ class Compression:
         return settings.rounding == "compensated" or (settings.may_use_trellis and not random and not few)
 
     def _plans(
-        self, form: SessionForm, samples: Sequence[Sample], halves: tuple[Sequence[int], Sequence[int]], pool: Executor
+        self,
+        form: SessionForm,
+        samples: Sequence[Sample],
+        halves: tuple[Sequence[int], Sequence[int]],
+        pool: Executor,
+        lean: bool,
     ) -> PlansStart:
         """What fits error compensation to samples that the search does not measure on."""
 
         def start(widths: Widths) -> Plans:
             observed, linear = linear_layers(form, self._model.layers)
             linear = {number: self._fittable(item) for number, item in linear.items() if number in matrices}
-            values = [layer.values for layer in self._model.layers]
             fit = [samples[number] for half in halves for number in half]
             first, count = len(halves[0]), len(fit)
-            observer = Observer(observed, values, fit, self._settings.threads, self._settings.provider)
+            observer = Observer(observed, self._originals, fit, self._settings.threads, self._settings.provider, lean)
             parts = range(first), range(first, count)
             return fitted_plans(self._weights, linear, observer, parts, widths, pool, tell)
 
@@ -389,9 +380,10 @@ class Compression:
         shifts: dict[int, Shift] = {}
         encoded: dict[int, tuple[LayerEntry, list[bytes]]] = {}
         for number in sorted(coded, key=lambda number: number not in plans):  # biases come after what they make up for
-            layer, width, plan, shift = layers[number], widths[number], plans.get(number), shifts.get(number)
+            width, plan, shift = widths[number], plans.get(number), shifts.get(number)
+            layer = replace(layers[number], values=weights.shifted(number, shift))  # so it is stored if it stays raw
             if width is None:
-                encoded[number] = encode_layer(replace(layer, values=weights.shifted(number, shift)), None, executor)
+                encoded[number] = encode_layer(layer, None, executor)
             else:
                 quantized = weights.quantized(number, width, plan, shift)
                 if plan is not None and plan.bias is not None:

@@ -45,11 +45,14 @@ def fitted_plans(
     def fit(number: int) -> Plan | None:
         width = widths[number]
         assert width is not None
-        return fitted(weights.layers[number], fit_for[number], found[number], width)
+        plan = fitted(weights.layers[number], fit_for[number], found[number], width)
+        weights.release()
+        return plan
 
     for batch in _batches(fit_for, block):
         tensors = moments.inputs_of(batch)
         found = moments.collect(batch, observer.activations(tensors), samples, halves[1], block=block)
+        weights.release()
         for number, plan in zip(batch, pool.map(fit, batch), strict=True):
             if plan is not None:
                 plans[number] = plan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from riq_cli.quantizer import Codes, Quantized
 _DAMPINGS = (0.01, 0.1, 1.0, 10.0)
 _FIRST = 1  # the damping that is tried first, and then its neighbours as long as they are better
 _ROWS = 256  # of a matrix that stand for all of them where variants are compared
+_RUN = 1 << 18  # weights that are held in float64 at a time where all of them are passed over
 _CODE_BITS = 4.0  # of a column, to be safe
 _LANE = 8  # columns from which on a trellis is tried: at the beginning of a lane there is little choice
 _PARTS = 8  # rows or columns at least, for bin widths of their own
@@ -55,9 +56,11 @@ class Plan:
         groups, rows, columns = self.matrix.shape
         if self.matrix.row_axes is None or groups * rows < _PARTS or columns < _PARTS:
             return None
-        weights = self.matrix.view(quantizer.widened(layer.values, layer.dtype))
-        weights = weights / quantizer.peak(layer.values, layer.dtype)
-        squares = np.einsum("gnk,gnk->gn", weights, weights)
+        peak = quantizer.peak(layer.values, layer.dtype)
+        squares = np.empty((groups, rows))
+        for part in _runs(self.matrix):
+            weights = _widened(self.matrix, layer, part) / peak
+            np.einsum("gnk,gnk->gn", weights, weights, out=squares[:, part])
         norms = np.log2(squares, out=np.zeros_like(squares), where=squares > 0) / 2
         codes = np.rint(2 * (norms - norms.mean())) * (squares > 0)
         codes = np.clip(codes, -rounding.CODES_MAX, rounding.CODES_MAX).astype(np.int32)
@@ -108,12 +111,16 @@ class Plan:
     def shift(self, layer: Layer, restored: quantizer.Array) -> Float64:
         """What the bias has to take over, f64[groups · rows]: −(Ŵ − W) E[x]."""
         assert self.mean is not None
-        difference = quantizer.widened(layer.values, layer.dtype) - quantizer.widened(restored, layer.dtype)
-        result: Float64 = np.einsum("gnk,gk->gn", self.matrix.view(difference), self.mean).reshape(-1)
-        return result
+        result = np.empty(self.matrix.shape[:2])
+        for part in _runs(self.matrix):
+            difference = _widened(self.matrix, layer, part)
+            difference -= _widened(self.matrix, replace(layer, values=restored), part)
+            np.einsum("gnk,gk->gn", difference, self.mean, out=result[:, part])
+        return result.reshape(-1)
 
-    def _weights(self, layer: Layer) -> Float64:
-        return self.matrix.view(quantizer.widened(layer.values, layer.dtype))
+    def _weights(self, layer: Layer) -> quantizer.Array:
+        bits = layer.dtype == "bfloat16"
+        return self.matrix.view(quantizer.widened(layer.values, layer.dtype) if bits else layer.values)
 
     def _quantized(
         self, layer: Layer, levels: rounding.Integers, width: float, lanes: tuple[int, ...] | None = None
@@ -136,6 +143,14 @@ class Plan:
         if not self.rows.any():
             return quantizer.scaled_widths(width, self.columns)[:, None, :]
         return quantizer.scaled_widths(width, self.columns[:, None, :] + self.rows[:, ::step, None])
+
+
+def nearest_widths(plan: Plan | None, layer: Layer, width: float) -> quantizer.Width | None:
+    """The bin widths of a layer where its weights are just rounded to the nearest; None if they are not."""
+    if plan is None:
+        return width
+    alone = not plan.factors and not plan.trellis and plan.up is None
+    return quantizer.bin_widths(width, plan.scales, len(layer.shape)) if alone else None
 
 
 def fitted(layer: Layer, linear: Linear, halves: tuple[Moments, Moments], width: float) -> Plan | None:
@@ -212,15 +227,21 @@ class _Second:
     """Second moments and means of a layer's inputs, without the means where a bias can take them."""
 
     def __init__(self, moments: Moments, centred: bool) -> None:
-        self.blocks, self.mean = moments.second, moments.mean
+        self._moments, self.mean, self.centred = moments, moments.mean, False
+        self.diagonal = np.concatenate([np.einsum("gii->gi", block) for block in self.blocks], axis=1)
         self.is_usable = moments.count > 0 and all(np.isfinite(block).all() for block in self.blocks)
         self.centred = centred
-        self.diagonal = np.concatenate([np.einsum("gii->gi", block) for block in self.blocks], axis=1)
-        if centred:
-            for block, (begin, end) in zip(self.blocks, moments.bounds, strict=True):
+
+    @property
+    def blocks(self) -> Iterator[Float64]:
+        """The blocks on the diagonal, one after the other: together they may be much larger than the layer."""
+        for number, (begin, end) in enumerate(self._moments.bounds):
+            block = self._moments.block(number)
+            if self.centred:
                 mean = self.mean[:, begin:end]
                 for row in range(end - begin):  # no second array as large as the block
                     block[:, row] -= mean[:, row, None] * mean
+            yield block
 
     def error(self, difference: Float64, bounds: Sequence[tuple[int, int]], bias_mean: Float64) -> float:
         """E ‖(Ŵ − W) x‖² of these inputs, where the bias has taken over what it is at `bias_mean`."""
@@ -266,8 +287,19 @@ def _along(matrix: Matrix, layer: Layer, codes: rounding.Integers, rows: bool) -
 
 def _some_rows(matrix: Matrix, layer: Layer) -> Float64:
     """Evenly spaced rows of a layer's matrices in float64, as many as stand for all."""
-    rows = matrix.view(layer.values)[:, :: _step(matrix)]
-    return quantizer.widened(np.ascontiguousarray(rows), layer.dtype)
+    return _widened(matrix, layer, slice(None, None, _step(matrix)))
+
+
+def _widened(matrix: Matrix, layer: Layer, rows: slice) -> Float64:
+    """Some rows of a layer's matrices in float64."""
+    return quantizer.widened(np.ascontiguousarray(matrix.view(layer.values)[:, rows]), layer.dtype)
+
+
+def _runs(matrix: Matrix) -> Iterator[slice]:
+    """Runs of rows that make up a layer's matrices, each of a size that float64 is no burden for."""
+    groups, rows, columns = matrix.shape
+    step = max(1, _RUN // (groups * columns))
+    return (slice(begin, begin + step) for begin in range(0, rows, step))
 
 
 def _step(matrix: Matrix) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from riq_cli import quantizer
 from riq_cli.allocation import Allocation, Curve, curve, expected_k, table_bits
-from riq_cli.codec.plans import Plan
+from riq_cli.codec.plans import Plan, nearest_widths
 from riq_cli.codec.settings import DEFAULT_MIN_SIZE
 from riq_cli.coder import Histogram
 from riq_cli.limits import TABLE_SYMBOLS
@@ -36,15 +36,22 @@ class Weights:
     or tiny. Both are finite and not all zero; layers of zeros are in `zeros`.
     """
 
-    def __init__(self, layers: Sequence[Layer], max_bits: int | None = None, min_size: int | None = None) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        max_bits: int | None = None,
+        min_size: int | None = None,
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
         """Measure norm and peak of every layer.
 
         Args:
             layers: candidates, in the order of the model.
             max_bits: R: bin widths are kept so large that no layer has more than 2^R levels; None: no such bound.
             min_size: weights that a matrix has at least, 256 by default; smaller ones count as vectors.
+            release: called when a layer was passed over: its memory may be mapped from a file.
         """
-        self.layers = layers
+        self.layers, self.release = layers, release
         self.sizes = [layer.size for layer in layers]
         self.norms = [quantizer.norm(layer.values, layer.dtype) for layer in layers]
         active = [number for number, norm in enumerate(self.norms) if 0 < norm < math.inf]
@@ -108,18 +115,28 @@ class Weights:
         """About the bits of the archive that depend on bin widths: of coded layers, and of those that stay exact."""
 
         def of(number: int, width: float | None) -> float:
-            return self.exact_bits(number) if width is None else self.coded_bits(number, width, plans.get(number))
+            found = self.exact_bits(number) if width is None else self.coded_bits(number, width, plans.get(number))
+            self.release()
+            return found
 
         return sum(pool.map(of, range(len(widths)), widths))
 
     def coded_bits(self, number: int, width: float, plan: Plan | None = None) -> float:
         """About the bits of one layer in the archive at a bin width."""
-        layer, quantized = self.layers[number], self.quantized(number, width, plan)
-        histogram = Histogram.of(quantized.symbols)
+        layer, histogram = self.layers[number], self._histogram(number, width, plan)
         if histogram.symbols.size > TABLE_SYMBOLS:
             return self.exact_bits(number) + _ENTRY_BITS
-        codes = sum(_CODE_BITS * scale.values.size for scale in quantized.scales)
+        codes = sum(_CODE_BITS * scale.values.size for scale in (plan.scales if plan is not None else ()))
         return layer.size * quantizer.entropy(histogram.counts) + table_bits(histogram) + codes + _ENTRY_BITS
+
+    def _histogram(self, number: int, width: float, plan: Plan | None) -> Histogram:
+        layer, steps = self.layers[number], nearest_widths(plan, self.layers[number], width)
+        if steps is None:
+            return Histogram.of(self.quantized(number, width, plan).symbols)
+        return Histogram.joined(
+            Histogram.of(quantizer.quantize(layer.values[part], layer.dtype, _along(steps, part)))
+            for part in _parts(layer)
+        )
 
     def exact_bits(self, number: int) -> float:
         """About the bits of one layer that stays exact in the skeleton."""
@@ -155,10 +172,12 @@ class Weights:
         """
         layer = self.layers[number]
         width = max(width, self._finest[number])
-        if plan is None:
+        steps = nearest_widths(plan, layer, width)
+        if steps is not None:  # without the symbols, which are as large as the layer
             out = np.empty(layer.shape, layer.values.dtype)
-            quantizer.requantize(layer.values, layer.dtype, width, out)
+            quantizer.requantize(layer.values, layer.dtype, steps, out)
             return {number: out}, quantizer.squared_error(layer.values, out, layer.dtype)
+        assert plan is not None
         quantized, error = plan.rounded(layer, width)
         changed = {number: quantized.restored(layer.dtype, layer.shape).reshape(layer.shape)}
         if plan.bias is not None:
@@ -191,16 +210,24 @@ class Weights:
             pool: its threads work at the same time.
         """
 
-        def piece(number: int, width: float, begin: int) -> None:
-            layer, part = self.layers[number], slice(begin, begin + _PIECE)
-            quantizer.requantize(layer.values.reshape(-1)[part], layer.dtype, width, out[number].reshape(-1)[part])
+        def piece(number: int, steps: quantizer.Width, part: slice) -> None:
+            layer = self.layers[number]
+            quantizer.requantize(layer.values[part], layer.dtype, _along(steps, part), out[number][part])
+            self.release()
 
-        shifts = self._compensate(widths, plans, out, pool)
-        jobs = [
-            (number, width, begin)
+        nearest = {
+            number: nearest_widths(plans.get(number), self.layers[number], width)
             for number, width in enumerate(widths)
-            if width is not None and number not in plans and number not in shifts
-            for begin in range(0, self.sizes[number], _PIECE)
+            if width is not None
+        }
+        shifts = self._compensate(
+            widths, {number: plans[number] for number in plans if nearest.get(number) is None}, out, pool
+        )
+        jobs = [
+            (number, steps, part)
+            for number, steps in nearest.items()
+            if steps is not None and number not in shifts
+            for part in _parts(self.layers[number])
         ]
         list(pool.map(piece, *zip(*jobs, strict=True)))
         for number, shift in shifts.items():
@@ -223,9 +250,12 @@ class Weights:
             width, plan, layer = widths[number], plans[number], self.layers[number]
             if width is None:
                 return None
-            restored = self.quantized(number, width, plan).restored(layer.dtype, layer.shape).reshape(layer.shape)
-            out[number][...] = restored
-            return None if plan.bias is None else (plan.bias, plan.shift(layer, restored))
+            restored = self.quantized(number, width, plan).restored(layer.dtype, layer.shape)
+            out[number][...] = restored.reshape(layer.shape)
+            del restored
+            found = None if plan.bias is None else (plan.bias, plan.shift(layer, out[number]))
+            self.release()
+            return found
 
         return dict(found for found in pool.map(job, plans) if found is not None)
 
@@ -233,6 +263,18 @@ class Weights:
 def is_matrix(layer: Layer, min_size: int | None) -> bool:
     """Whether the paper quantizes a layer: weights of two axes or more, and not tiny."""
     return len(layer.shape) >= 2 and layer.size >= (DEFAULT_MIN_SIZE if min_size is None else min_size)
+
+
+def _parts(layer: Layer) -> Iterator[slice]:
+    """Parts of a layer along its first axis, each of about as many weights as a thread quantizes at a time."""
+    rows = layer.shape[0]
+    step = max(1, _PIECE * rows // layer.size)
+    return (slice(begin, begin + step) for begin in range(0, rows, step))
+
+
+def _along(steps: quantizer.Width, part: slice) -> quantizer.Width:
+    """The bin widths of a part of a layer."""
+    return steps[part] if isinstance(steps, np.ndarray) and len(steps) > 1 else steps
 
 
 def _finest_width(layer: Layer, max_bits: int | None) -> float:

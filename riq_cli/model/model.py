@@ -19,6 +19,7 @@ from riq_cli.errors import CorruptArchive, ModelError, OutputError
 from riq_cli.files import atomic_write
 from riq_cli.model.inputs import ModelInput, model_inputs
 from riq_cli.model.layer import Layer, is_quantizing
+from riq_cli.model.own_data import OwnData
 from riq_cli.model.places import Place, constant_places, find_tensor, scopes, tensors
 from riq_cli.model.session_form import SessionForm, session_form
 from riq_cli.model.tensors import (
@@ -57,6 +58,7 @@ class Model:
         source: Source | None = None,
         typed: Mapping[str, bytes] | None = None,
         external: ExternalData | None = None,
+        own: OwnData | None = None,
     ) -> None:
         """Put together what `load` took apart; the skeleton's layers hold no data.
 
@@ -66,17 +68,21 @@ class Model:
             source: what it was loaded from.
             typed: by place, the messages of tensors whose data was in typed fields (`float_data`) instead of bytes:
                 `select` puts them back as they were.
-            external: the files that layers are mapped from.
+            external: the files beside the model that layers are mapped from.
+            own: the model's own file, if layers are mapped from it.
         """
         self.skeleton = skeleton
         self.layers = tuple(layers)
         self.source = source
         self._typed = typed or {}
         self._external = external
+        self._own = own
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Model:
-        """The model in a file; every float tensor that it holds becomes a layer. External data is mapped, not read.
+        """The model in a file; every float tensor that it holds becomes a layer.
+
+        Layers of large files and of external data are mapped, not read: files have to stay as they are.
 
         Raises:
             ModelError: not an ONNX model, or its external data is missing or damaged.
@@ -95,13 +101,15 @@ class Model:
         size = len(data)
         del data
         external = ExternalData(path.parent)
-        layers, typed = _take_layers(proto, external)
+        own = OwnData(path)
+        layers, typed = _take_layers(proto, external, own)
         for tensor in tensors(proto):
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
                 load_external(tensor, external)
             tensor.ClearField("external_data")  # some writers leave it behind where data is inside
         external.hash_into(digest)
-        return cls(_compact(proto), layers, Source(size + external.size, digest.hexdigest()), typed, external)
+        own.release()
+        return cls(_compact(proto), layers, Source(size + external.size, digest.hexdigest()), typed, external, own)
 
     @classmethod
     def from_skeleton(cls, skeleton: bytes, layers: Sequence[Layer]) -> Model:
@@ -156,7 +164,7 @@ class Model:
                 kept.append(layer)
             else:
                 _fill(skeleton, layer, self._typed)
-        return Model(skeleton, kept, self.source, self._typed, self._external)
+        return Model(skeleton, kept, self.source, self._typed, self._external, self._own)
 
     @property
     def external_files(self) -> list[Path]:
@@ -165,8 +173,9 @@ class Model:
 
     def release(self) -> None:
         """Give back the memory of layers that are mapped from files; they are read again when they are needed."""
-        if self._external is not None:
-            self._external.release()
+        for files in (self._external, self._own):
+            if files is not None:
+                files.release()
 
     def session_form(self, outputs: Sequence[str] = (), hoist: bool = True) -> SessionForm:
         """What a session runs, with the tensors `outputs` to measure: every layer from outside, or as restored.
@@ -238,7 +247,7 @@ class Model:
             undo.enter_context(_put_back(beside))
 
 
-def _take_layers(proto: onnx.ModelProto, external: ExternalData) -> tuple[list[Layer], dict[str, bytes]]:
+def _take_layers(proto: onnx.ModelProto, external: ExternalData, own: OwnData) -> tuple[list[Layer], dict[str, bytes]]:
     """The float tensors of a model as layers, equal ones as one, and the messages of those with typed data.
 
     Their data is removed from `proto`.
@@ -250,7 +259,7 @@ def _take_layers(proto: onnx.ModelProto, external: ExternalData) -> tuple[list[L
         tensor = place.tensor
         if tensor.data_type not in FLOAT_TYPES or 0 in tensor.dims:
             continue
-        values = float_array(tensor, external)
+        values = own.mapped(place.path, float_array(tensor, external))
         if not tensor.HasField("raw_data") and tensor.data_location != onnx.TensorProto.EXTERNAL:
             typed[place.path] = tensor.SerializeToString()
         flat = values.reshape(-1)

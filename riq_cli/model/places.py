@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from riq_cli.errors import CorruptArchive
 
 _STEP = re.compile(r"([a-z]+)(?:\[(\d+)\])?")
-_FIELDS = {"graph", "functions", "node", "attribute", "g", "graphs", "t", "initializer"}
+FIELDS = {"graph", "functions", "node", "attribute", "g", "graphs", "t", "initializer"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def find_tensor(model: onnx.ModelProto, path: str) -> onnx.TensorProto:
     message: object = model
     for step in path.split("."):
         match = _STEP.fullmatch(step)
-        if match is None or match[1] not in _FIELDS or not hasattr(message, match[1]):
+        if match is None or match[1] not in FIELDS or not hasattr(message, match[1]):
             raise CorruptArchive(f"{path}: not the path of a tensor; the archive is damaged")
         message = getattr(message, match[1])
         if match[2] is not None:

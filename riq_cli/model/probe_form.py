@@ -1,4 +1,4 @@
-"""The form of a model for probing: layers are graph inputs, so that one session serves every candidate."""
+"""The form of a model whose layers are graph inputs: one session serves every candidate, and copies none of them."""
 
 from __future__ import annotations
 
@@ -23,4 +23,4 @@ def probe_form(form: SessionForm) -> SessionForm:
             model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
-    return replace(form, model=model.SerializeToString())
+    return replace(form, model=model.SerializeToString(), fed=True)

@@ -26,7 +26,8 @@ class SessionForm:
     """A serialized model, the layers that it takes from outside, and the outputs to measure.
 
     `weights` holds for each such initializer its name and the number of the layer; `hoisted` tells whether any layer
-    is elsewhere than in the model itself. The first `own` outputs of the model are those of the file.
+    is elsewhere than in the model itself. The first `own` outputs of the model are those of the file. Layers of a form
+    that is `fed` are inputs instead.
     """
 
     model: bytes
@@ -34,6 +35,7 @@ class SessionForm:
     measured: tuple[str, ...]
     hoisted: bool
     own: int
+    fed: bool = False
 
 
 def session_form(

@@ -1,0 +1,101 @@
+"""Outputs of two models → how far they are from each other: the deviation, eq. (1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TensorDeviation:
+    """Deviation measured at one tensor: mean and maximum over the samples, and their number."""
+
+    name: str
+    mean: float
+    worst: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """Deviation at every tensor that is measured; the model's is that of the worst tensor."""
+
+    tensors: tuple[TensorDeviation, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean over samples at the tensor where it is largest: what a target bounds."""
+        return max(tensor.mean for tensor in self.tensors)
+
+    @property
+    def worst(self) -> float:
+        """The largest deviation of any sample at any tensor."""
+        return max(tensor.worst for tensor in self.tensors)
+
+
+def compared(
+    names: Sequence[str], references: Sequence[list[Array]], runs: Iterable[list[Array]], rows: Sequence[int]
+) -> Deviation:
+    """The deviation at each tensor: outputs of one run after the other beside those of the original model."""
+    values: list[list[float]] = [[] for _ in names]
+    for reference, outputs, count in zip(references, runs, rows, strict=True):
+        for found, y, z in zip(values, reference, outputs, strict=True):
+            found += sample_deviations(y, z, count)
+    return Deviation(
+        tuple(
+            TensorDeviation(name, math.fsum(found) / len(found), max(found), len(found))
+            for name, found in zip(names, values, strict=True)
+        )
+    )
+
+
+def sample_deviations(reference: Array, candidate: Array, rows: int = 1) -> list[float]:
+    """Cosine distances of one run's outputs, eq. (1): one for each row of a batch, else one for the whole.
+
+    Args:
+        reference: output of the original model.
+        candidate: output of the model with other weights.
+        rows: samples in the run; where the first axis has that length, each row is a sample of its own.
+    """
+    if rows > 1 and reference.shape == candidate.shape and reference.ndim and reference.shape[0] == rows:
+        return [cosine_distance(y, z) for y, z in zip(reference, candidate, strict=True)]
+    return [cosine_distance(reference, candidate)] * rows
+
+
+def cosine_distance(y: Array, z: Array) -> float:
+    """Deviation 1 − ⟨y, z⟩ / (‖y‖ ‖z‖), eq. (1), in float64 and not below 0.
+
+    Decided where the equation is silent: 0 if both are zero, 1 if one of them is, 1 if their shapes differ; elements
+    where y is NaN or infinite must be the same in z and are then left out, any other NaN or infinity in z makes the
+    distance infinite.
+    """
+    if y.shape != z.shape:
+        return 1.0
+    a, b = y.astype(np.float64).ravel(), z.astype(np.float64).ravel()
+    largest = _peak(a), _peak(b)
+    if not math.isfinite(largest[0]):
+        finite = np.isfinite(a)
+        if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+            return math.inf
+        a, b = a[finite], b[finite]
+        largest = _peak(a), _peak(b)
+    if not math.isfinite(largest[1]):
+        return math.inf
+    if 0 in largest:
+        return 0.0 if largest[0] == largest[1] else 1.0
+    a /= largest[0]  # so that no square is too large or too small
+    b /= largest[1]
+    aa, bb, ab = float(np.sum(a * a)), float(np.sum(b * b)), float(np.sum(a * b))
+    return max(0.0, 1.0 - ab / math.sqrt(aa * bb))  # one root: that of a square is exact, so y = z gives 0
+
+
+def _peak(values: Array) -> float:
+    """The largest absolute value; 0 of none, NaN if there is any."""
+    return float(np.max(np.abs(values), initial=0.0))

@@ -1,0 +1,69 @@
+"""Samples → what a model's inner tensors hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from riq_cli.evaluator.deviation import Array
+from riq_cli.evaluator.sessions import DEFAULT_PROVIDER, explained, runner
+from riq_cli.model import SessionForm, observed_form, probe_form
+
+_OBSERVED = 1 << 26  # bytes of inner tensors that are held at the same time
+_OBSERVED_FIRST = 4  # tensors that are looked at before it is known how large they are
+_OBSERVED_GROWTH = 8
+
+
+class Observer:
+    """Runs the original model and shows what its inner tensors hold."""
+
+    def __init__(
+        self,
+        form: SessionForm,
+        weights: Sequence[Array],
+        samples: Sequence[tuple[Mapping[str, Array], int]],
+        threads: int = 0,
+        provider: str = DEFAULT_PROVIDER,
+        lean: bool = False,
+    ) -> None:
+        """Keep what is run; nothing runs yet.
+
+        Args:
+            form: a hoisted form of the model.
+            weights: the original data of each layer, in storage type.
+            samples: feeds and the number of rows in each.
+            threads: of onnxruntime; 0 for all that this process may use.
+            provider: onnxruntime's execution provider.
+            lean: run the form with its layers as inputs, see `Evaluator`.
+        """
+        self._form, self._weights, self._samples = form, weights, samples
+        self._threads, self._provider, self._lean = threads, provider, lean
+
+    def activations(self, tensors: Sequence[str], budget: int = _OBSERVED) -> Iterator[tuple[str, int, Array]]:
+        """Name, number of the sample and value of every tensor in every sample.
+
+        The model runs once for as many tensors as fit into `budget` bytes, judged by those before them.
+
+        Args:
+            tensors: names in the form's main graph; those computed one after the other are best named so.
+            budget: bytes of the values of one sample that are held at the same time, about.
+
+        Raises:
+            ModelError: onnxruntime cannot run the model.
+        """
+        begin, count = 0, _OBSERVED_FIRST
+        while begin < len(tensors):
+            names = list(tensors[begin : begin + count])
+            form = observed_form(self._form, names)
+            largest = 1
+            with explained():
+                run = runner(
+                    probe_form(form) if self._lean else form, self._weights, self._threads, self._provider, patient=True
+                )
+            for number, (feed, _) in enumerate(self._samples):
+                with explained():
+                    values = run(names, feed)
+                largest = max(largest, sum(value.nbytes for value in values))
+                while values:
+                    yield names[-len(values)], number, values.pop(0)
+            begin += len(names)
+            count = max(1, min(_OBSERVED_GROWTH * len(names), budget * len(names) // largest))
