@@ -260,9 +260,9 @@ def test_layers_are_probed_again_at_bin_widths_that_mean_something(
     found: list[dict[int, float]] = []
     filled = Probes.filled
 
-    def noted(self: Probes, about: Solution) -> dict[int, float]:
+    def noted(self: Probes, about: Solution, sensitivity: dict[int, float]) -> dict[int, float]:
         assert 0 < about.deviation < 1
-        found.append(filled(self, about))
+        found.append(filled(self, about, sensitivity))
         return found[-1]
 
     monkeypatch.setattr(Probes, "filled", noted)

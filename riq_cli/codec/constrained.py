@@ -22,7 +22,6 @@ from riq_cli.model import Model
 _LESS = 0.99  # share of the best solution's bits at which another scheme has to hold to be searched
 _CLEARLY = 0.85  # share of the norm allocation's bits below which compensation is not compared with nearest rounding
 _LOWEST = 0.05  # k: coarser than any solution
-_NEWTON = 3
 
 Measured = Callable[[Solution], tuple[Archive, float]]  # the archive of a solution, and the deviation of what it holds
 
@@ -146,14 +145,6 @@ class ConstrainedSolver(Solver):
     def _reaches(self, scheme: Scheme, start: float, bits: float) -> bool:
         """Whether a scheme holds within so many bits."""
         return self._measure(scheme, self._k_of(scheme, bits, start)) <= 0
-
-    def _k_of(self, scheme: Scheme, bits: float, start: float) -> float:
-        """About the k at which a scheme takes so many bits."""
-        k = start
-        for _ in range(_NEWTON):
-            excess = self._weights.bits(self._coded(scheme, k), scheme.plans, self._pool) - bits
-            k *= 2.0 ** max(min(-excess / self._weights.total, 3.0), -3.0)
-        return max(k, _LOWEST)
 
     def _measure(self, scheme: Scheme, k: float) -> float:
         """The excess of a scheme at k, on those samples where it was first seen to be above 0, else on all."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 
 import numpy as np
@@ -19,6 +19,7 @@ _SATURATED = 0.05  # above this a deviation grows no longer with the square of t
 _LARGEST = 2.0  # cosine distance; NaN outputs count as that
 _TRIES = 4  # probes of a layer until its deviation is readable
 _WIDER = 8.0
+_FINER = 8.0
 _SMALL = 1e-3  # share of all bits below which a layer is not probed again
 _WORTH_PARTS = 1024  # weights at least of a layer whose rows may have bin widths of their own
 _SAVED = 0.01  # share of a layer's bits that these save at least: what is measured of it is not exact
@@ -33,7 +34,9 @@ def probed(weights: Weights, plans: Plans, prober: Prober, about: Solution, pool
 
     Each layer is quantized alone and the deviation measured: a_ℓ = deviation / ‖ŵ − w‖², in the units of the curves.
     Rows of a layer get bin widths of their own where that pays. Layers whose width changes much by water-filling are
-    probed once more there, since low-rate layers are not in the regime where they were first measured.
+    probed once more there, since low-rate layers are not in the regime where they were first measured; and all that
+    matter at narrow bins, where the square of the error is all there is. Neither tells always more than the other of
+    what layers do together.
 
     Args:
         weights: all layers that may be coded.
@@ -49,15 +52,17 @@ def probed(weights: Weights, plans: Plans, prober: Prober, about: Solution, pool
     for done, number in enumerate(numbers):
         start = about.widths[number]
         deviation = probes.first(prober, number, start if start is not None else weights.norms[number] / about.k)
-        progress(done + 1, 2 * len(numbers), number, deviation)
+        progress(done + 1, 3 * len(numbers), number, deviation)
     probes.draw_curves(pool)
-    chosen = probes.filled(about)
+    chosen = probes.filled(about, probes.sensitivity)
     total = sum(probes.bits(number, width) for number, width in chosen.items())
     for done, (number, better) in enumerate(chosen.items()):
         small = probes.bits(number, better) < _SMALL * total
         again = None if small else probes.again(prober, number, better)
-        progress(len(numbers) + done + 1, 2 * len(numbers), None if again is None else number, again or 0.0)
-    progress(2 * len(numbers), 2 * len(numbers), None, 0.0)
+        progress(len(numbers) + done + 1, 3 * len(numbers), None if again is None else number, again or 0.0)
+        finely = None if small else probes.finely(prober, number)
+        progress(2 * len(numbers) + done + 1, 3 * len(numbers), None if finely is None else number, finely or 0.0)
+    progress(3 * len(numbers), 3 * len(numbers), None, 0.0)
     return probes
 
 
@@ -69,23 +74,32 @@ class Probes:
         self.plans = dict(plans)  # and those that are found on the way
         self.curves: dict[int, Curve] = {}
         self.sensitivity: dict[int, float] = {}
+        self._finely: dict[int, float] = {}  # the same at narrow bins
         self._at_first: dict[int, float] = {}  # as measured near the norm's bin widths
         self._probed: dict[int, float] = {}
 
-    def allocation(self, paper: Solution) -> Allocation:
-        """The allocation of least rate for the deviation of the paper's solution.
+    def allocations(self, paper: Solution) -> list[Allocation]:
+        """The allocations of least rate for the deviation of the paper's solution, by what was measured of layers.
 
-        A layer without a measurable effect keeps the norm's bin width, and none wider than in the paper's solution:
-        samples that do not exercise it say nothing about it.
+        First, about where their bin widths will be; then, with narrow bins. A layer without a measurable effect keeps
+        the norm's bin width, and none wider than in the paper's solution: samples that do not exercise it say nothing
+        about it.
         """
+        finely = self.sensitivity | self._finely
+        return [
+            self._allocation("measured", self.sensitivity, paper),
+            self._allocation("measured finely", finely, paper),
+        ]
+
+    def _allocation(self, name: str, sensitivity: Mapping[int, float], paper: Solution) -> Allocation:
         weights, k = self._weights, paper.k
-        chosen = self.filled(paper)
+        chosen = self.filled(paper, sensitivity)
         shapes = {number: width * k for number, width in chosen.items()}
         silent = [number for number in weights.matrices + weights.vectors if number not in chosen]
         shapes |= {number: weights.norms[number] for number in silent}
         bounds = {number: weights.peak(number) for number in chosen}  # wider, and nothing of the layer would be left
         bounds |= {number: paper.widths[number] or weights.norms[number] / k for number in silent}
-        return Allocation("measured", shapes, 0.0, bounds)
+        return Allocation(name, shapes, 0.0, bounds)
 
     def first(self, prober: Prober, number: int, width: float) -> float:
         """The deviation of a layer at a bin width, or at others near it until it can be read."""
@@ -152,14 +166,19 @@ class Probes:
             self.sensitivity[number] = deviation / error
         return deviation
 
-    def filled(self, paper: Solution) -> dict[int, float]:
+    def finely(self, prober: Prober, number: int) -> float:
+        """The deviation of a layer at narrow bins."""
+        deviation, error = self._measure(prober, number, self._probed[number] / _FINER)
+        if deviation >= _READABLE and error > 0:
+            self._finely[number] = deviation / error
+        return deviation
+
+    def filled(self, paper: Solution, sensitivity: Mapping[int, float]) -> dict[int, float]:
         """Bin widths of least rate for the deviation of the paper's solution, by the number of the layer."""
         # Nearest rounding causes at the paper's bin widths what it causes; compensation would cause less there.
         budget = max(paper.deviation, _READABLE) if self._compensated else self.expected(paper.widths)
-        numbers = list(self.sensitivity)
-        curves = [self.curves[number] for number in numbers]
-        found = water_filling(curves, [self.sensitivity[number] for number in numbers], budget)
-        return dict(zip(numbers, found, strict=True))
+        found = water_filling([self.curves[number] for number in sensitivity], list(sensitivity.values()), budget)
+        return dict(zip(sensitivity, found, strict=True))
 
     def _measure(self, prober: Prober, number: int, width: float) -> tuple[float, float]:
         """Deviation with one layer quantized, and its error in the units of the curves."""

@@ -21,6 +21,7 @@ _STEPS = 20
 _HALVINGS = 3
 _BISECTIONS = 20
 _CLOSE = 1.001  # between a k within a budget and one beyond it
+_NEWTON = 2
 _LOWEST = 1e-3  # k where Proposition 2 says nothing: it bounds that of nearest rounding by norm
 
 
@@ -144,7 +145,7 @@ class Searcher:
             if solution.k < failed * _STEP:
                 break
             between = self._measured(solution.scheme, math.sqrt(failed * solution.k))
-            if max(between.deviation, self._unseen_deviation(between)) <= target:
+            if self._holds(between, target):
                 solution = between
             else:
                 failed = between.k
@@ -202,6 +203,18 @@ class Searcher:
         k = low or _LOWEST
         widths = self._coded(scheme, k)
         return self._solution(scheme, k, self.deviation(scheme, k, self._searched(scheme), widths))
+
+    def _k_of(self, scheme: Scheme, bits: float, start: float) -> float:
+        """About the k at which a scheme takes so many bits."""
+        k = start
+        for _ in range(_NEWTON):
+            excess = self._weights.bits(self._coded(scheme, k), scheme.plans, self._pool) - bits
+            k *= 2.0 ** max(min(-excess / self._weights.total, 3.0), -3.0)
+        return max(k, _LOWEST)
+
+    def _holds(self, solution: Solution, target: float) -> bool:
+        """Whether a solution holds on the searched samples, on those held out, and on all together."""
+        return max(solution.deviation, self._unseen_deviation(solution)) <= target
 
     def _coded(self, scheme: Scheme, k: float) -> Widths:
         return self._weights.worthwhile(self._weights.widths(scheme.allocation, k))
