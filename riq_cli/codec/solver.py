@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 from riq_cli import search
@@ -25,7 +26,6 @@ _PATIENCE = 200  # steps that the paper's own search may take
 _LOOSE = 0.5  # share of the target below which a solution says that the deviation falls in leaps
 _ABOUT = ("secant", 0.1, 5)  # search for a solution that others start from: tolerance, evaluations
 _WIDER = math.sqrt(2)  # bins where errors are compensated are about as much wider: it is fitted and probed there
-_SEARCHED = 2  # schemes, of all that may be better than the paper's
 _AROUND = (0.95, 1.0, 1.05)  # factors on k at which schemes are compared
 _USUAL = 0.01  # a deviation as it is often asked for
 
@@ -54,12 +54,11 @@ class Solver(Searcher):
         if means.plans is not None:
             with contextlib.suppress(TargetError):
                 about = paper or self._about(target)
-                schemes = self._promising(self._schemes(self._plans(about, means), about, means), about)
-                best = self._best(schemes, target, about.k)
+                best = self._best(self._schemes(self._plans(about, means), about, means), target, about.k)
                 if best is not None and best.bits < _FAR * about.bits and best.deviation > _LOOSE * target:
                     return best if best.bits < _SURE * about.bits else _smaller(self._own(target), best)
         paper = paper or self._paper(target)
-        best = self._best(self._promising(self._schemes({}, paper, means), paper), target, paper.k, best)
+        best = self._best(self._schemes({}, paper, means), target, paper.k, best)
         failure: TargetError | None = None
         if best is None or paper.bits < best.bits:
             try:
@@ -185,26 +184,26 @@ class Solver(Searcher):
     def _best(
         self, schemes: Iterable[Scheme], target: float, start: float, best: Solution | None = None
     ) -> Solution | None:
-        """The smallest solution of some schemes that holds, or `best` if that is smaller."""
-        for scheme in schemes:
+        """The smallest solution of some schemes that holds, or `best` if that is smaller.
+
+        After the first scheme, only that of the others is searched which causes least in as many bits as the best so
+        far.
+        """
+        others = list(schemes)
+        while others:
             with contextlib.suppress(TargetError):  # the paper's solution is there
-                best = _smaller(best, self.confirmed(self._solved(scheme, target, start), target))
+                best = _smaller(best, self.confirmed(self._solved(others.pop(0), target, start), target))
+            if best is not None and len(others) > 1:
+                others = [min(others, key=functools.partial(self._typical, best))]
         return best
 
-    def _promising(self, schemes: Sequence[Scheme], about: Solution) -> Sequence[Scheme]:
-        """Those of some schemes that cause least in as many bits.
+    def _typical(self, best: Solution, scheme: Scheme) -> float:
+        """What a scheme causes in as many bits as the best solution; only for comparison with others.
 
-        Where the deviation is rough, the k at which a search ends is a matter of luck; the mean over a few is less so.
+        Where the deviation is rough, what it is at one k is a matter of luck; the product of a few is less so.
         """
-        if len(schemes) <= _SEARCHED:
-            return schemes
-
-        def typical(scheme: Scheme) -> float:
-            k = self._k_of(scheme, _FAR * about.bits, about.k)
-            values = [self.deviation(scheme, k * factor, self._searched(scheme)) for factor in _AROUND]
-            return math.prod(values)
-
-        return sorted(schemes, key=typical)[:_SEARCHED]
+        k = self._k_of(scheme, best.bits, best.k)
+        return math.prod(self.deviation(scheme, k * factor, self._searched(scheme)) for factor in _AROUND)
 
     def _plans(self, about: Solution, means: Means) -> Plans:
         self.rest()
