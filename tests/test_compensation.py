@@ -136,7 +136,8 @@ def test_what_was_measured_is_what_ships(name: str, tmp_path: Path) -> None:
     assert fitted == [(number, len(fitted)) for number in range(1, len(fitted) + 1)]
     searched = [step for step in steps if step.phase == "search"]
     assert {step.rounding for step in searched} == {"nearest", "compensated"}
-    assert {step.allocation for step in searched if step.rounding == "compensated"} == {"measured", "blend"}
+    names = {"measured", "blend", "measured finely", "blend finely"}
+    assert {step.allocation for step in searched if step.rounding == "compensated"} == names
     assert (searched[-1].allocation, searched[-1].rounding) == (result["allocation"], result["rounding"])
     assert (searched[-1].k, searched[-1].value) == (result["k"], result["deviation"])
 
@@ -345,7 +346,7 @@ def test_a_few_samples_cannot_be_fitted_to(count: int, options: dict[str, float]
         riq.compress(model, data, deviation=TARGET, rounding="compensated", **options)
     assert str(error.value) == message
     result = riq.compress(model, data, deviation=0.05, **{"holdout": 0.0} if options else {}).manifest.result
-    assert result["rounding"] == ("compensated trellis" if options else "trellis")
+    assert result["rounding"].startswith("compensated") == bool(options)
 
 
 def test_four_samples_are_enough(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_points_are_about_what_compress_finds(swept: Path) -> None:
     for goal, outcome in zip(goals, sweep(model, data, goals, about=0.02), strict=True):
         alone = riq_library.compress(model, data, goal)
         assert outcome.archive is not None
-        assert outcome.archive.size == pytest.approx(alone.size, rel=0.1)
+        assert outcome.archive.size == pytest.approx(alone.size, rel=0.2)
         assert outcome.archive.manifest.result["deviation"] == outcome.deviation <= (goal.deviation or 0)
 
 
