@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -92,8 +91,10 @@ class Solver(Searcher):
         paper = self.within(self._base(self._settings.epsilon or 0.0), budget, self._expected_k(_USUAL))
         candidates = [paper]
         for plans in (self._plans(paper, means), {}):
-            for scheme in self._schemes(plans, paper, means):
-                candidates.append(self.within(scheme, budget, paper.k))
+            others = self._schemes(plans, paper, means)
+            while others:
+                candidates.append(self.within(others.pop(0), budget, paper.k))
+                others = self._most_promising(others, candidates[-1])
             if min(solution.deviation for solution in candidates) < _FAR * paper.deviation:
                 break
         best = min(candidates, key=lambda solution: solution.deviation)
@@ -193,17 +194,20 @@ class Solver(Searcher):
         while others:
             with contextlib.suppress(TargetError):  # the paper's solution is there
                 best = _smaller(best, self.confirmed(self._solved(others.pop(0), target, start), target))
-            if best is not None and len(others) > 1:
-                others = [min(others, key=functools.partial(self._typical, best))]
+            others = others if best is None else self._most_promising(others, best)
         return best
 
-    def _typical(self, best: Solution, scheme: Scheme) -> float:
-        """What a scheme causes in as many bits as the best solution; only for comparison with others.
+    def _most_promising(self, schemes: list[Scheme], solution: Solution) -> list[Scheme]:
+        """The one of some schemes that causes least in as many bits as a solution takes.
 
         Where the deviation is rough, what it is at one k is a matter of luck; the product of a few is less so.
         """
-        k = self._k_of(scheme, best.bits, best.k)
-        return math.prod(self.deviation(scheme, k * factor, self._searched(scheme)) for factor in _AROUND)
+
+        def typical(scheme: Scheme) -> float:
+            k = self._k_of(scheme, solution.bits, solution.k)
+            return math.prod(self.deviation(scheme, k * factor, self._searched(scheme)) for factor in _AROUND)
+
+        return [min(schemes, key=typical)] if len(schemes) > 1 else schemes
 
     def _plans(self, about: Solution, means: Means) -> Plans:
         self.rest()
