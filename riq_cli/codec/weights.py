@@ -156,9 +156,10 @@ class Weights:
             shift: what is added to the weights first; None: nothing.
         """
         layer = self.layers[number]
-        if plan is not None:
+        if plan is not None and nearest_widths(plan, layer, width) is None:
             return plan.rounded(layer, width)[0]
-        return quantizer.nearest(self.shifted(number, shift), layer.dtype, width)
+        scales = () if plan is None else plan.scales
+        return quantizer.nearest(self.shifted(number, shift), layer.dtype, width, scales)
 
     def shifted(self, number: int, shift: Shift | None) -> quantizer.Array:
         """The original weights of one layer, or those with `shift` added, finite, in storage type."""
