@@ -136,7 +136,7 @@ def test_what_was_measured_is_what_ships(name: str, tmp_path: Path) -> None:
     assert fitted == [(number, len(fitted)) for number in range(1, len(fitted) + 1)]
     searched = [step for step in steps if step.phase == "search"]
     assert {step.rounding for step in searched} == {"nearest", "compensated"}
-    names = {"measured", "blend", "measured finely", "blend finely"}
+    names = {"measured", "blend", "fine measured", "fine blend"}
     assert {step.allocation for step in searched if step.rounding == "compensated"} == names
     assert (searched[-1].allocation, searched[-1].rounding) == (result["allocation"], result["rounding"])
     assert (searched[-1].k, searched[-1].value) == (result["k"], result["deviation"])

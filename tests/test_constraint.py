@@ -336,7 +336,7 @@ def test_the_default_preset_is_smaller_under_a_constraint_too(
     constraint = LossConstraint(labels, 0.05)
     small = riq.compress(model, data, constraint=constraint)
     assert small.size < riq.compress(model, data, constraint=constraint, **FAST).size
-    assert small.manifest.result["allocation"] in ("measured", "blend", "measured finely", "blend finely")
+    assert small.manifest.result["allocation"] in ("measured", "blend", "fine measured", "fine blend")
 
 
 class Largest(Constraint):

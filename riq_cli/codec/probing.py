@@ -88,7 +88,7 @@ class Probes:
         finely = self.sensitivity | self._finely
         return [
             self._allocation("measured", self.sensitivity, paper),
-            self._allocation("measured finely", finely, paper),
+            self._allocation("fine measured", finely, paper),
         ]
 
     def _allocation(self, name: str, sensitivity: Mapping[int, float], paper: Solution) -> Allocation:
