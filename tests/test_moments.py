@@ -101,6 +101,8 @@ def test_of_many_columns_blocks_of_even_length_are_kept() -> None:
     assert moments.bounds == ((0, 3), (3, 6), (6, 10))
     moments.add(x[:, :20])
     moments.add(x[:, 20:])
+    np.testing.assert_array_equal(moments.block(1), moments.second[1])
+    assert moments.block(1) is not moments.block(1)
     whole = second(x)
     for block, (begin, end) in zip(moments.second, moments.bounds, strict=True):
         np.testing.assert_allclose(block, whole[:, begin:end, begin:end], rtol=1e-5, atol=1e-6)
@@ -113,6 +115,14 @@ def test_of_many_columns_blocks_of_even_length_are_kept() -> None:
 def product(shape: tuple[int, int], *names: str) -> Linear:
     matrix = Arrangement.of(shape).matrix((), (1,), (0,))
     return Linear(matrix, tuple(ProductInput(name, transposed=False) for name in names))
+
+
+def test_layers_that_share_moments_may_look_at_them_at_the_same_time() -> None:
+    """Nothing is left to be multiplied then."""
+    x = rows(2000, 3)
+    one, other = collect({0: product((3, 2), "x")}, [("x", 0, x), ("x", 1, x)], 2, (1,))[0]
+    assert not one._pending and not other._pending
+    np.testing.assert_allclose(one.second[0], second(x[None]), rtol=1e-5)
 
 
 def test_halves_are_the_samples_named_and_all_others() -> None:

@@ -312,6 +312,46 @@ def test_symbols_and_scales_restore_what_was_judged(name: str) -> None:
     assert quantized.width == 0.3
 
 
+@pytest.mark.parametrize("name", FORMS)
+def test_layers_are_passed_over_in_pieces_of_any_length(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, plan = planned(name, bias=7)
+    back = restored(plan.rounded(layer, 0.3)[0], layer)
+    shift, parted = plan.shift(layer, back), plan.with_rows(layer)
+    monkeypatch.setattr("riq_cli.codec.plans._RUN", 50)
+    again = plan.with_rows(layer)
+    np.testing.assert_array_equal(plan.shift(layer, back), shift)
+    assert (parted is None) == (again is None)
+    if parted is not None and again is not None:
+        np.testing.assert_array_equal(again.rows, parted.rows)
+
+
+def test_nearest_rounding_in_parts_is_that_of_the_symbols(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured, and what it costs: with one bin width, and with rows of their own; as when it is coded."""
+    layers = [weights(40, 30), weights(40, 3, 10, scale=2.0), weights(7)]
+    layers[1].values[:20] *= 50
+    parted = Plan.nearest(layers[1]).with_rows(layers[1])
+    assert parted is not None
+    plans, widths = {1: parted}, [0.3, 0.4, None]
+    released: list[None] = []
+    whole, found = [], []
+    for piece in (1 << 20, 100):
+        monkeypatch.setattr("riq_cli.codec.weights._PIECE", piece)
+        every = Weights(layers, release=lambda: released.append(None))
+        with ThreadPoolExecutor(2) as pool:
+            found.append(every.requantize(widths, plans, every.buffers(), pool))
+            whole.append(every.bits(widths, plans, pool))
+        for number, width in ((0, 0.3), (1, 0.4)):
+            plan = plans.get(number)
+            symbols = every.quantized(number, width, plan)
+            np.testing.assert_array_equal(found[-1][number], restored(symbols, layers[number]))
+            changed, error = every.alone(number, width, plan)
+            np.testing.assert_array_equal(changed[number], found[-1][number])
+            assert error == (plan or Plan.nearest(layers[number])).rounded(layers[number], width)[1]
+        assert found[-1][2] is layers[2].values
+    assert whole[0] == whole[1]
+    assert len(released) > 20  # part by part
+
+
 def test_scales_are_along_whole_axes_or_there_are_none() -> None:
     assert {name: [scale.axes for scale in planned(name)[1].scales] for name in FORMS} == {
         "Gemm": [(1,)],

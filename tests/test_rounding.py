@@ -296,6 +296,21 @@ def test_every_column_is_rounded_by_half_a_bin_at_most(
         )
 
 
+# ---- Factor ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 33])
+def test_a_factor_gives_back_its_triangle_from_half_the_memory(size: int) -> None:
+    upper = np.triu(np.random.default_rng(0).standard_normal((3, size, size))).astype(np.float32)
+    factor = Factor(5, 5 + size, upper)
+    np.testing.assert_array_equal(factor.upper, upper)
+    np.testing.assert_array_equal(factor.diagonal, np.einsum("gii->gi", upper))
+    assert factor.upper is not factor.upper
+    assert sum(part.nbytes for part in vars(factor).values() if isinstance(part, np.ndarray)) == 3 * 2 * size * (
+        size + 1
+    )
+
+
 # ---- column_codes ---------------------------------------------------------------------------------------------------
 
 

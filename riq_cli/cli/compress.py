@@ -14,9 +14,9 @@ import click
 from riq_cli.cli import constraints, layout, options
 from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.log import search_log, step_record
-from riq_cli.cli.memory import give_back_memory
 from riq_cli.cli.paths import check_outputs, check_stdout, refuse_sources
 from riq_cli.cli.terminal import ProgressBar, warn_line
+from riq_cli.memory import give_back_large_arrays
 from riq_cli.report import judgement, layers_at, totals
 from riq_cli.text import counted, finite, human_size, shortened
 
@@ -108,7 +108,7 @@ def compress(
     check_stdout({"--json": as_json, "-o -": path == "-"})
     check_outputs((path, log_path), (model, calibration), force)
 
-    give_back_memory()
+    give_back_large_arrays()
     from riq_cli.codec import PRESETS, Settings
     from riq_cli.codec import compress as compress_model
     from riq_cli.model import Model

@@ -15,11 +15,11 @@ from riq_cli.cli import interruption, options
 from riq_cli.cli import points as points_file
 from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.log import search_log, step_record
-from riq_cli.cli.memory import give_back_memory
 from riq_cli.cli.paths import check_outputs, check_stdout, refuse_sources
 from riq_cli.cli.pictures import picture_type, write_picture
 from riq_cli.cli.terminal import ProgressBar, error_line, warn_line
 from riq_cli.errors import CalibrationError
+from riq_cli.memory import give_back_large_arrays
 from riq_cli.points import Point
 from riq_cli.report import fixed_rate, totals
 from riq_cli.text import counted, human_size
@@ -180,7 +180,7 @@ def sweep(
 def _goals(
     preset: str, ks: Sequence[float] | None, deviations: Sequence[float], given: dict[str, Any]
 ) -> list[Settings]:
-    give_back_memory()
+    give_back_large_arrays()
     from riq_cli.codec import PRESETS, Settings
 
     chosen: dict[str, Any] = PRESETS[preset] | given

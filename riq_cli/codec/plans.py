@@ -18,6 +18,7 @@ _FIRST = 1  # the damping that is tried first, and then its neighbours as long a
 _ROWS = 256  # of a matrix that stand for all of them where variants are compared
 _RUN = 1 << 18  # weights that are held in float64 at a time where all of them are passed over
 _CODE_BITS = 4.0  # of a column, to be safe
+_NARROWER = 40  # quarters of an octave: 2¹⁰ times
 _LANE = 8  # columns from which on a trellis is tried: at the beginning of a lane there is little choice
 _PARTS = 8  # rows or columns at least, for bin widths of their own
 _EXERCISED = 1e-3  # a column with a smaller share of the mean second moment is one that the samples do not exercise
@@ -76,9 +77,26 @@ class Plan:
         """The same along the best way through a trellis, if that saves bits at about this bin width; else None."""
         if self.matrix.lanes is None or self.matrix.shape[2] < _LANE:
             return None
-        trellised = replace(self, trellis=True)
+        trellised = replace(self._narrowed(layer, width), trellis=True)
         (bits, error), (fewer, less) = self.sampled(layer, width), trellised.sampled(layer, width)
         return trellised if error > 0 and bits - fewer > layer.size / 2 * math.log2(max(less / error, 1e-9)) else None
+
+    def _narrowed(self, layer: Layer, width: float) -> Plan:
+        """The same with bins of rows that are nearly 0 as narrow as these: on a trellis, 0 is a quarter of a bin.
+
+        Rounding to the nearest leaves nothing of such rows, of dead channels and of padding, and nothing is what later
+        layers expect of them.
+        """
+        peaks = np.empty(self.matrix.shape[:2])
+        for part in _runs(self.matrix):
+            np.max(np.abs(_widened(self.matrix, layer, part)), axis=2, out=peaks[:, part])
+        share = peaks / quantizer.scaled_widths(width, self.rows)
+        quiet = share < 1 / trellis.PARTS
+        if not quiet.any():
+            return self
+        octaves = np.log2(2 * share, out=np.full(share.shape, -np.inf), where=share > 0)
+        codes = np.where(quiet, self.rows + np.maximum(np.floor(4 * octaves), -_NARROWER), self.rows).astype(np.int32)
+        return replace(self, scales=self.scales[:-1] if self.rows.any() else self.scales).with_row_codes(layer, codes)
 
     def rounded(self, layer: Layer, width: float) -> tuple[Quantized, float]:
         """The layer's symbols at a bin width, and the error that they leave, in the units of `rounding.compensated`.
@@ -86,7 +104,9 @@ class Plan:
         Without compensation the error is ‖Ŵ − W‖² / max |W|².
         """
         widths = self._widths(width)
-        if self.trellis and quantizer.peak(layer.values, layer.dtype) < trellis.SYMBOL_MAX * widths.min():
+        loud = self.rows[self.rows >= -rounding.CODES_MAX]  # others were narrowed: their weights are small
+        narrowest = width * 2 ** ((int(self.columns.min()) + int(loud.min(initial=0))) / 4)
+        if self.trellis and quantizer.peak(layer.values, layer.dtype) < trellis.SYMBOL_MAX * narrowest:
             levels, error = rounding.trellised(self._weights(layer), self.factors, widths)
             return self._quantized(layer, levels, width, self.matrix.lanes), error
         if not self.factors:

@@ -13,6 +13,7 @@ from riq_cli.codec.split import Roles
 from riq_cli.codec.weights import Plans, Weights, Widths
 from riq_cli.errors import TargetError
 from riq_cli.evaluator import Array, Evaluator
+from riq_cli.memory import give_back_free_memory
 from riq_cli.model import SessionForm
 
 _STEP = 1.02  # factor on k beyond what should do, where the held-out samples miss a target that the others meet
@@ -78,6 +79,7 @@ class Searcher:
     def rest(self) -> None:
         """Give back the memory that measuring takes; it is taken again when it is needed."""
         self._buffers = self._newest = None
+        give_back_free_memory()
 
     def _values(self, scheme: Scheme, widths: Widths) -> list[Array]:
         """The restored weights at these bin widths, good until the next ones; the newest are still there."""

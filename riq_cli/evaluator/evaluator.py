@@ -60,8 +60,9 @@ class Evaluator:
                 self._lean = fed
         outputs = outputs or list(self._run(form, weights, form.measured, range(len(samples))))
         self.measured = _float_names(form.measured, outputs, strict)
+        # Copies: what a session gives out lies in its own memory, all of which it would keep.
         self._reference = [
-            [output for name, output in zip(form.measured, run, strict=True) if name in self.measured]
+            [output.copy() for name, output in zip(form.measured, run, strict=True) if name in self.measured]
             for run in outputs
         ]
 

@@ -8,7 +8,7 @@ from riq_cli.evaluator.deviation import Array
 from riq_cli.evaluator.sessions import DEFAULT_PROVIDER, explained, runner
 from riq_cli.model import SessionForm, observed_form, probe_form
 
-_OBSERVED = 1 << 26  # bytes of inner tensors that are held at the same time
+_OBSERVED = 1 << 25  # bytes of inner tensors that are held at the same time
 _OBSERVED_FIRST = 4  # tensors that are looked at before it is known how large they are
 _OBSERVED_GROWTH = 8
 
