@@ -196,6 +196,25 @@ def test_bins_too_narrow_for_a_trellis_are_rounded_without() -> None:
     assert found.rounded(layer, 0.99 * width)[0].trellis is None
 
 
+def test_rows_of_zeros_stay_near_zero() -> None:
+    """A padding row or a dead channel is not to become a quarter of a bin, nor to cost bits."""
+    values = np.random.default_rng(9).normal(size=(64, 50))
+    values[3], values[7] = 0, values[7] * 1e-3
+    layer = layer_of(values)
+    found = Plan.nearest(layer).with_trellis(layer, 0.5)
+    assert found is not None
+    assert found.rows[0, [0, 3, 63]].tolist() == [0, -40, 0]
+    quantized, _ = found.rounded(layer, 0.5)
+    restored = quantized.restored("float32", layer.shape).reshape(layer.shape)
+    assert np.abs(restored[3]).max() == pytest.approx(0.5 / 4 / 1024)
+    assert np.abs(restored[7]).max() < 2 * np.abs(values[7]).max()
+    assert np.abs(quantized.symbols.reshape(64, 50)[[3, 7]]).max() <= 1
+    loud = Plan.nearest(layer).with_row_codes(layer, np.full((1, 64), 2, np.int32)).with_trellis(layer, 0.5)
+    assert loud is not None
+    assert loud.rows[0, [0, 3]].tolist() == [2, -38]
+    assert len(loud.scales) == 1
+
+
 def archive_of(layer: Layer, quantized: Quantized) -> Archive:
     entry, sections = encode_layer(layer, quantized, None)
     assert entry.trellis == quantized.trellis
