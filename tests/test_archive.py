@@ -690,15 +690,15 @@ def test_symbols_that_a_coding_cannot_have(coding: str, symbols: int) -> None:
 
 
 def test_a_feature_that_this_version_does_not_know() -> None:
-    message = "needs a newer riq: this one does not know per-row, trellis"
-    refused(packed(MANIFEST | {"requires": ["trellis", "per-row"]}), UnsupportedArchive, message)
+    message = "needs a newer riq: this one does not know contexts, per-row"
+    refused(packed(MANIFEST | {"requires": ["contexts", "per-row"]}), UnsupportedArchive, message)
 
 
 def test_a_feature_is_told_before_the_layers_are_looked_at() -> None:
     refused(
-        packed({"requires": ["trellis"], "layers": 7}),
+        packed({"requires": ["contexts"], "layers": 7}),
         UnsupportedArchive,
-        "needs a newer riq: this one does not know trellis",
+        "needs a newer riq: this one does not know contexts",
     )
 
 
