@@ -58,6 +58,7 @@ def fitted_plans(
                 plans[number] = plan
             done += 1
             progress(done, len(fit_for))
+        found.clear()  # or they would stay until those of the next layers are complete
     return plans
 
 
