@@ -7,6 +7,7 @@ from riq_cli.model.linear_inputs import LinearInput
 from riq_cli.model.matrix import Matrix
 from riq_cli.model.model import Model, Source
 from riq_cli.model.offset_form import offset_form
+from riq_cli.model.operations import Operation, operations
 from riq_cli.model.probe_form import probe_form
 from riq_cli.model.session_form import SessionForm, observed_form, own_form
 from riq_cli.model.tensors import read_tensor_file
@@ -18,11 +19,13 @@ __all__ = [
     "Matrix",
     "Model",
     "ModelInput",
+    "Operation",
     "SessionForm",
     "Source",
     "linear_layers",
     "observed_form",
     "offset_form",
+    "operations",
     "own_form",
     "probe_form",
     "read_tensor_file",

@@ -1,0 +1,73 @@
+"""A form's main graph as plain data: its operations in the order in which they run, and its constants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from riq_cli.model.session_form import SessionForm
+from riq_cli.model.tensors import Array
+
+_OWN_DOMAIN = ("", "ai.onnx")
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One node: what it does, and the names of the tensors it reads and writes; "" stands for one that is left out.
+
+    `attributes` hold numbers, strings, lists of these, and arrays. `version` is the opset of the node's domain. The
+    kind of a node from another domain than ONNX's own is "domain:type".
+    """
+
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+    version: int
+
+
+def operations(form: SessionForm) -> tuple[list[Operation], dict[str, Array]]:
+    """The operations of a form's main graph, and the constants in it that are not layers from outside.
+
+    Subgraphs are no part of any operation; what they read is not among its inputs.
+    """
+    model = onnx.ModelProto.FromString(form.model)
+    versions = {item.domain: item.version for item in model.opset_import}
+    layers = {name for name, _ in form.weights}
+    constants = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+        if tensor.name not in layers
+    }
+    found = []
+    for node in model.graph.node:
+        attributes = {item.name: _value(item) for item in node.attribute if item.g.ByteSize() == 0 and not item.graphs}
+        own = node.domain in _OWN_DOMAIN
+        if own and node.op_type == "Constant" and "value" in attributes:
+            constants[node.output[0]] = attributes["value"]
+            continue
+        version = max((versions[domain] for domain in _OWN_DOMAIN if domain in versions), default=1)
+        found.append(
+            Operation(
+                node.op_type if own else f"{node.domain}:{node.op_type}",
+                tuple(node.input),
+                tuple(node.output),
+                attributes,
+                version if own else versions.get(node.domain, 1),
+            )
+        )
+    return found, constants
+
+
+def _value(attribute: onnx.AttributeProto) -> Any:
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, onnx.TensorProto):
+        return onnx.numpy_helper.to_array(value)
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, list):
+        return [item.decode() if isinstance(item, bytes) else item for item in value]
+    return value
