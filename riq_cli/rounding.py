@@ -10,11 +10,13 @@ widths proportional to U_jj make all columns contribute alike, which costs the l
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from riq_cli import trellis
 from riq_cli.trellis import Ways
 
 Floats = NDArray[np.floating[Any]]
@@ -26,6 +28,7 @@ _SMALL = 64  # columns up to which many groups go side by side
 _WAYS_LEAF = 64  # columns that ways through a trellis go on by, where errors of one spread to the others
 _WAYS_ALONE = 128  # … where they do not
 _WAYS_LANES = 1024  # lanes whose ways are followed side by side: so many stay in the processor's cache
+_ROW_BLOCKS = 16  # in which rows are rounded one after another: more of them gain little and take long
 _TINY = 1e-30  # of second moments that are all zero
 
 
@@ -108,60 +111,168 @@ def column_codes(factors: Sequence[Factor], exercised: NDArray[np.bool_]) -> Int
     return result
 
 
-def compensated(matrix: Floats, factors: Sequence[Factor], widths: NDArray[np.float64]) -> tuple[Integers, float]:
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """How errors of some rows are pushed onto others: rows are rounded block after block, in the order of `rows`.
+
+    `blocks` hold for each the places of its rows in that order, and what part of their errors every later row takes
+    over, f32[rows of the block, rows after it].
+    """
+
+    rows: NDArray[np.int64]
+    blocks: tuple[tuple[slice, NDArray[np.float32]], ...]
+
+
+def spread(rows: NDArray[np.int64], moments: NDArray[np.float64], damping: float) -> tuple[Spread, NDArray[np.float64]]:
+    """How errors of rows are spread by how much, and how alike, these matter to the outputs.
+
+    With G = E[g gᵀ] of the gradients g at the products of the rows, rounding moves the outputs by tr(Eᵀ G E H) on
+    average, E = Ŵ − W. What rows of a block are off, the rows after it make up for as well as they can.
+
+    Args:
+        rows: numbers of the rows.
+        moments: G f64[rows, rows] of these, in their order.
+        damping: λ > 0, in units of the mean of G's diagonal.
+
+    Returns:
+        The spread, and how much each row matters when it is rounded, f64[rows]: G's diagonal without what later rows
+        make up for, on average over blocks.
+    """
+    count = len(rows)
+    block = np.arange(count) % min(_ROW_BLOCKS, count)  # neighbours are often alike: they go into different blocks
+    order = np.argsort(block, kind="stable")
+    upper = factorized(moments[None][:, order][:, :, order], damping)[0].astype(np.float64)
+    blocks, importance = [], np.empty(count)
+    end = 0
+    for size in np.bincount(block).tolist():
+        begin, end = end, end + size
+        own = np.linalg.inv(upper[begin:end, begin:end])
+        importance[order[begin:end]] = np.einsum("ij,ij->i", own, own)
+        blocks.append((slice(begin, end), (own @ upper[begin:end, end:]).astype(np.float32)))
+    return Spread(rows[order], tuple(blocks)), importance
+
+
+def spread_error(
+    spread: Spread, rows: NDArray[np.int64], moments: NDArray[np.float64], squares: NDArray[np.float64]
+) -> float:
+    """Σ E[eᵀ G e] of rows whose errors, as they are when they are rounded, have these mean squares.
+
+    Args:
+        spread: of these rows.
+        rows: their numbers, ascending.
+        moments: G f64[rows, rows] in that order, of other samples than the spread is of.
+        squares: f64[rows], in that order.
+    """
+    order = np.searchsorted(rows, spread.rows)
+    ways = np.eye(len(rows))  # from errors when rounded to those of the weights, in the order of the spread
+    for place, shares in spread.blocks:
+        ways[place.stop :, place] = shares.T
+    # What a block is off was added to the targets of later rows: it is in their errors, as much as theirs are.
+    moved = moments[np.ix_(order, order)] @ ways
+    return float(np.einsum("ij,ij,j->", ways, moved, squares[order]))
+
+
+def compensated(
+    matrix: Floats,
+    factors: Sequence[Factor],
+    widths: NDArray[np.float64],
+    spreads: Sequence[Spread] = (),
+    importance: NDArray[np.float64] | None = None,
+) -> tuple[Integers, float]:
     """Symbols i32[groups, rows, K] of error-compensated rounding, and the error of the outputs that they leave.
 
     Args:
         matrix: W [groups, rows, K], in any float type.
-        factors: of all columns, in order; errors stay within a factor's columns.
+        factors: of all columns, in order; errors stay within a factor's columns. None: to the nearest.
         widths: bin widths > 0, broadcastable to W.
+        spreads: of all rows of the only group, if errors spread among rows too.
+        importance: weights of rows in the error, f64[groups, rows]; None: all are 1.
 
     Returns:
         The symbols, and Σ tr((Ŵ − W)(H + λI)(Ŵ − W)ᵀ) / max |W|² in the units of H.
     """
+    return _rounded(matrix, factors, widths, spreads, importance, None)
+
+
+def trellised(
+    matrix: Floats,
+    factors: Sequence[Factor],
+    widths: NDArray[np.float64],
+    spreads: Sequence[Spread] = (),
+    importance: NDArray[np.float64] | None = None,
+) -> tuple[Integers, float]:
+    """Levels i32[groups, rows, K] of a trellis whose lanes are the rows, and the error, as `compensated` has it."""
+    return _rounded(matrix, factors, widths, spreads, importance, max(_WAYS_LANES // matrix.shape[0], 1))
+
+
+def _rounded(
+    matrix: Floats,
+    factors: Sequence[Factor],
+    widths: NDArray[np.float64],
+    spreads: Sequence[Spread],
+    importance: NDArray[np.float64] | None,
+    lanes: int | None,
+) -> tuple[Integers, float]:
+    """Symbols, or levels of a trellis whose ways are followed for so many lanes at a time."""
     groups, rows, size = matrix.shape
     peak = _peak(matrix)
-    left = _columns(matrix, peak)
-    bins = np.broadcast_to(widths / peak, (groups, widths.shape[1], size)).transpose(0, 2, 1).astype(np.float32)
-    symbols = np.empty((groups, size, rows), np.int32)
-    total = 0.0
-    for factor in factors:
-        part = slice(factor.begin, factor.end)
-        errors = np.empty((groups, factor.end - factor.begin, rows), np.float32)
-        _round(left[:, part], bins[:, part], factor.upper, symbols[:, part], errors)
-        total += float(np.einsum("gkn,gkn->", errors, errors, dtype=np.float64))
-    return np.ascontiguousarray(symbols.transpose(0, 2, 1)), total
-
-
-def trellised(matrix: Floats, factors: Sequence[Factor], widths: NDArray[np.float64]) -> tuple[Integers, float]:
-    """Levels i32[groups, rows, K] of a trellis whose lanes are the rows, and the error as `compensated` gives it.
-
-    Args:
-        matrix: W [groups, rows, K], in any float type.
-        factors: of all columns, in order; none: errors do not spread.
-        widths: bin widths > 0, broadcastable to W.
-    """
-    groups, rows, size = matrix.shape
-    peak = _peak(matrix)
-    every = np.broadcast_to(widths, (widths.shape[0], rows, size))
+    every = np.broadcast_to(widths, (widths.shape[0], widths.shape[1], size))
     uppers = [factor.upper for factor in factors]
-    levels = np.empty((groups, rows, size), np.int32)
-    total, step = 0.0, max(_WAYS_LANES // groups, 1)
-    for begin in range(0, rows, step):
-        lanes = slice(begin, begin + step)
-        left = _columns(matrix[:, lanes], peak)
-        bins = np.broadcast_to((every[:, lanes] / peak).transpose(0, 2, 1), left.shape).astype(np.float32)
+    result = np.empty((groups, rows, size), np.int32)
+    total = 0.0
+
+    def some(left: Floats, chosen: slice | NDArray[np.int64]) -> Floats:
+        """Round some rows, f32[groups, K, rows], which are used up; what is restored of them."""
+        nonlocal total
+        bins = (every[:, chosen] if every.shape[1] > 1 else every) / peak
+        bins = np.broadcast_to(bins.transpose(0, 2, 1), left.shape).astype(np.float32)
         found, errors = np.empty(left.shape, np.int32), np.empty_like(left)
-        ways = Ways(groups, left.shape[2])
-        for factor, upper in zip(factors, uppers, strict=True):
-            part = slice(factor.begin, factor.end)
-            _round(left[:, part], bins[:, part], upper, found[:, part], errors[:, part], ways)
-        for first in () if factors else range(0, size, _WAYS_ALONE):
-            part = slice(first, first + _WAYS_ALONE)
-            ways.extend(left[:, part], bins[:, part], None, found[:, part], errors[:, part])
-        levels[:, lanes] = found.transpose(0, 2, 1)
-        total += float(np.einsum("gkn,gkn->", errors, errors, dtype=np.float64))
-    return levels, total
+        _round_all(left, bins, factors, uppers, found, errors, lanes is not None)
+        result[:, chosen] = found.transpose(0, 2, 1)
+        if importance is None:
+            total += float(np.einsum("gkn,gkn->", errors, errors, dtype=np.float64))
+        else:
+            total += float(np.sum(np.einsum("gkn,gkn->gn", errors, errors, dtype=np.float64) * importance[:, chosen]))
+        return found * (bins if lanes is None else bins * np.float32(1 / trellis.PARTS)) if spreads else left
+
+    for spread in spreads:
+        left = _columns(matrix[:, spread.rows], peak)
+        for place, shares in spread.blocks:
+            residual = np.ascontiguousarray(left[:, :, place])
+            residual -= some(residual.copy(), spread.rows[place])
+            left[:, :, place.stop :] -= residual @ shares
+    if not spreads:
+        step = lanes or rows
+        for begin in range(0, rows, step):
+            chosen = slice(begin, begin + step)
+            some(_columns(matrix[:, chosen], peak), chosen)
+    return result, total
+
+
+def _round_all(
+    left: Floats,
+    bins: Floats,
+    factors: Sequence[Factor],
+    uppers: Sequence[Floats],
+    symbols: Integers,
+    errors: Floats,
+    trellised: bool,
+) -> None:
+    """Round all columns of some rows, as `_round` does those of one factor."""
+    size = left.shape[1]
+    ways = Ways(left.shape[0], left.shape[2]) if trellised else None
+    for factor, upper in zip(factors, uppers, strict=True):
+        part = slice(factor.begin, factor.end)
+        _round(left[:, part], bins[:, part], upper, symbols[:, part], errors[:, part], ways)
+    if factors:
+        return
+    if ways is None:
+        symbols[...] = np.rint(left / bins)
+        np.subtract(left, symbols * bins, out=errors)
+        return
+    for first in range(0, size, _WAYS_ALONE):
+        part = slice(first, first + _WAYS_ALONE)
+        ways.extend(left[:, part], bins[:, part], None, symbols[:, part], errors[:, part])
 
 
 def _peak(matrix: Floats) -> float:

@@ -16,6 +16,7 @@ from riq_cli.calibration import Calibration, Sample, digest
 from riq_cli.codec.bench import Bench
 from riq_cli.codec.candidates import candidates
 from riq_cli.codec.constrained import ConstrainedSolver
+from riq_cli.codec.effects import with_effects
 from riq_cli.codec.fitting import fitted_plans
 from riq_cli.codec.layers import encode_layer
 from riq_cli.codec.layout import solver_class
@@ -346,7 +347,9 @@ class Compression:
             first, count = len(halves[0]), len(fit)
             observer = Observer(observed, self._originals, fit, self._settings.threads, self._settings.provider, lean)
             parts = range(first), range(first, count)
-            return fitted_plans(self._weights, linear, observer, parts, widths, pool, tell)
+            plans = fitted_plans(self._weights, linear, observer, parts, widths, pool, tell)
+            rows = [sample.rows for sample in fit]
+            return with_effects(self._weights, linear, plans, observed, observer, rows, parts[1], pool, tell)
 
         def tell(done: int, total: int) -> None:
             self._progress(Progress("fit", done, total))

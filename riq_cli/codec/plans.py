@@ -32,7 +32,8 @@ class Plan:
     best way through one whose lanes are the rows. `columns` i32[groups,
     columns] and `rows` i32[groups, rows] are codes, in quarters of an octave; `scales` say the same of the layer's
     tensor. Where the layer has a `bias` (the number of that layer), what rounding adds to the outputs on average,
-    (Ŵ − W) E[x], is taken off it; `mean` f64[groups, columns] is E[x].
+    (Ŵ − W) E[x], is taken off it; `mean` f64[groups, columns] is E[x]. `importance` f64[groups, rows] tells how much
+    each row matters to the outputs, where that is known; errors of rows may spread too, by `spreads`.
     """
 
     matrix: Matrix
@@ -44,13 +45,20 @@ class Plan:
     mean: Float64 | None = None
     up: bool | None = None
     trellis: bool = False
+    importance: Float64 | None = None
+    spreads: tuple[rounding.Spread, ...] = ()
 
     @classmethod
     def nearest(cls, layer: Layer) -> Plan:
         """Nearest rounding of a layer, its slices along the first axis for rows."""
         rows, columns = layer.shape[0], layer.size // layer.shape[0]
-        matrix = Matrix(layer.shape, tuple(range(len(layer.shape))), (1, rows, columns), None, (0,))
-        return cls(matrix, np.zeros((1, columns), np.int32), np.zeros((1, rows), np.int32))
+        return cls.of(Matrix(layer.shape, tuple(range(len(layer.shape))), (1, rows, columns), None, (0,)))
+
+    @classmethod
+    def of(cls, matrix: Matrix) -> Plan:
+        """Nearest rounding of a layer as these matrices."""
+        groups, rows, columns = matrix.shape
+        return cls(matrix, np.zeros((groups, columns), np.int32), np.zeros((groups, rows), np.int32))
 
     def with_rows(self, layer: Layer) -> Plan | None:
         """The same with bin widths ∝ √‖row‖, half-way from equal ones to equal relative ones; None if equal."""
@@ -72,6 +80,20 @@ class Plan:
     def with_row_codes(self, layer: Layer, codes: rounding.Integers) -> Plan:
         """The same with relative bin widths of rows, i32[groups, rows] in quarters of an octave."""
         return replace(self, rows=codes, scales=(*self.scales, _along(self.matrix, layer, codes[:, :, None], True)))
+
+    def with_importance(
+        self, layer: Layer, codes: rounding.Integers, importance: Float64, spreads: Sequence[rounding.Spread]
+    ) -> Plan:
+        """The same with bin widths of rows by how much they matter, and errors that spread among them.
+
+        Args:
+            layer: of the plan.
+            codes: relative bin widths of rows, i32[groups, rows] in quarters of an octave.
+            importance: of rows, f64[groups, rows].
+            spreads: see `rounding.compensated`.
+        """
+        plan = replace(self, importance=importance, spreads=tuple(spreads))
+        return plan.with_row_codes(layer, codes) if codes.any() else plan
 
     def with_trellis(self, layer: Layer, width: float) -> Plan | None:
         """The same along the best way through a trellis, if that saves bits at about this bin width; else None."""
@@ -107,9 +129,11 @@ class Plan:
         loud = self.rows[self.rows >= -rounding.CODES_MAX]  # others were narrowed: their weights are small
         narrowest = width * 2 ** ((int(self.columns.min()) + int(loud.min(initial=0))) / 4)
         if self.trellis and quantizer.peak(layer.values, layer.dtype) < trellis.SYMBOL_MAX * narrowest:
-            levels, error = rounding.trellised(self._weights(layer), self.factors, widths)
+            levels, error = rounding.trellised(
+                self._weights(layer), self.factors, widths, self.spreads, self.importance
+            )
             return self._quantized(layer, levels, width, self.matrix.lanes), error
-        if not self.factors:
+        if not self.factors and self.importance is None:
             quantized = (
                 quantizer.nearest(layer.values, layer.dtype, width, self.scales)
                 if self.up is None
@@ -117,11 +141,12 @@ class Plan:
             )
             restored = quantized.restored(layer.dtype, layer.shape)
             return quantized, quantizer.squared_error(layer.values, restored, layer.dtype)
-        symbols, error = rounding.compensated(self._weights(layer), self.factors, widths)
+        weights = self._weights(layer)
+        symbols, error = rounding.compensated(weights, self.factors, widths, self.spreads, self.importance)
         return self._quantized(layer, symbols, width), error
 
     def sampled(self, layer: Layer, width: float) -> tuple[float, float]:
-        """About the bits and the error of `rounded`, from some of the rows."""
+        """About the bits and the error of `rounded`, from some of the rows; their errors do not spread."""
         weights = _some_rows(self.matrix, layer)
         symbols, error = self._symbols(weights, self._widths(width, _step(self.matrix)))
         scale = layer.size / symbols.size
@@ -149,11 +174,12 @@ class Plan:
         return Quantized(flat, width, self.scales, trellis=lanes)
 
     def _symbols(self, weights: Float64, widths: Float64) -> tuple[rounding.Integers, float]:
+        importance = None if self.importance is None else self.importance[:, :: _step(self.matrix)]
         if self.trellis:
-            levels, error = rounding.trellised(weights, self.factors, widths)
+            levels, error = rounding.trellised(weights, self.factors, widths, (), importance)
             return trellis.symbols(levels), error
-        if self.factors:
-            return rounding.compensated(weights, self.factors, widths)
+        if self.factors or importance is not None:
+            return rounding.compensated(weights, self.factors, widths, (), importance)
         rounded = np.rint(weights / widths)
         left = (rounded * widths - weights) / (float(np.max(np.abs(weights))) or 1.0)
         return rounded.astype(np.int32), float(np.einsum("gnk,gnk->", left, left))
@@ -169,7 +195,7 @@ def nearest_widths(plan: Plan | None, layer: Layer, width: float) -> quantizer.W
     """The bin widths of a layer where its weights are just rounded to the nearest; None if they are not."""
     if plan is None:
         return width
-    alone = not plan.factors and not plan.trellis and plan.up is None
+    alone = not plan.factors and not plan.trellis and plan.up is None and plan.importance is None
     return quantizer.bin_widths(width, plan.scales, len(layer.shape)) if alone else None
 
 

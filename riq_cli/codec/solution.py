@@ -35,7 +35,7 @@ class Scheme:
     @property
     def is_fitted(self) -> bool:
         """Whether how weights are rounded depends on samples."""
-        return any(plan.factors for plan in self.plans.values())
+        return any(plan.factors or plan.importance is not None for plan in self.plans.values())
 
     @property
     def name(self) -> tuple[str, str]:

@@ -194,6 +194,11 @@ class Weights:
         bits, errors = np.array([plan.sampled(layer, width) for width in widths]).T
         return Curve(widths, bits, np.maximum(errors, 1e-300)).interpolated()
 
+    def widened(self, number: int) -> quantizer.Array:
+        """The weights of one layer as numpy computes with them."""
+        layer = self.layers[number]
+        return quantizer.widened(layer.values, layer.dtype) if layer.dtype == "bfloat16" else layer.values
+
     def peak(self, number: int) -> float:
         """Largest magnitude max |w| of one layer."""
         layer = self.layers[number]

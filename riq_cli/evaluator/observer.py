@@ -53,17 +53,40 @@ class Observer:
         begin, count = 0, _OBSERVED_FIRST
         while begin < len(tensors):
             names = list(tensors[begin : begin + count])
-            form = observed_form(self._form, names)
             largest = 1
-            with explained():
-                run = runner(
-                    probe_form(form) if self._lean else form, self._weights, self._threads, self._provider, patient=True
-                )
-            for number, (feed, _) in enumerate(self._samples):
-                with explained():
-                    values = run(names, feed)
+            for number, values in enumerate(self._runs(names)):
                 largest = max(largest, sum(value.nbytes for value in values))
                 while values:
                     yield names[-len(values)], number, values.pop(0)
             begin += len(names)
             count = max(1, min(_OBSERVED_GROWTH * len(names), budget * len(names) // largest))
+
+    def runs(self, tensors: Sequence[str]) -> Iterator[dict[str, Array]]:
+        """The values of some tensors in one sample after the other, all at once.
+
+        Args:
+            tensors: names in the form's main graph.
+
+        Raises:
+            ModelError: onnxruntime cannot run the model.
+        """
+        for values in self._runs(list(tensors)):
+            yield dict(zip(tensors, values, strict=True))
+
+    def sizes(self, tensors: Sequence[str]) -> dict[str, int]:
+        """Bytes of some tensors in the first sample, looked at a few at a time."""
+        first = Observer(
+            self._form, self._weights, self._samples[:1], self._threads, self._provider, self._lean
+        )
+        return {name: value.nbytes for name, _, value in first.activations(tensors)}
+
+    def _runs(self, names: list[str]) -> Iterator[list[Array]]:
+        form = observed_form(self._form, names)
+        with explained():
+            run = runner(
+                probe_form(form) if self._lean else form, self._weights, self._threads, self._provider, patient=True
+            )
+        for feed, _ in self._samples:
+            with explained():
+                values = run(names, feed)
+            yield values

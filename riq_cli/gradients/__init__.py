@@ -1,1 +1,8 @@
 """Which weights matter to a model's outputs: gradients, taken back through its operations one after the other."""
+
+from riq_cli.gradients.backward import Backward
+from riq_cli.gradients.effects import Effects, effects
+from riq_cli.gradients.recurrent import gate_gradients
+from riq_cli.gradients.rule import Floats, Gradients, NoRuleError
+
+__all__ = ["Backward", "Effects", "Floats", "Gradients", "NoRuleError", "effects", "gate_gradients"]

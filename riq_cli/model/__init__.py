@@ -4,6 +4,7 @@ from riq_cli.model.inputs import ModelInput
 from riq_cli.model.layer import Layer
 from riq_cli.model.linear import Linear, linear_layers
 from riq_cli.model.linear_inputs import LinearInput
+from riq_cli.model.linear_outputs import GateOutput, LinearOutput
 from riq_cli.model.matrix import Matrix
 from riq_cli.model.model import Model, Source
 from riq_cli.model.offset_form import offset_form
@@ -13,9 +14,11 @@ from riq_cli.model.session_form import SessionForm, observed_form, own_form
 from riq_cli.model.tensors import read_tensor_file
 
 __all__ = [
+    "GateOutput",
     "Layer",
     "Linear",
     "LinearInput",
+    "LinearOutput",
     "Matrix",
     "Model",
     "ModelInput",

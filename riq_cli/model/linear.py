@@ -23,6 +23,7 @@ from riq_cli.model.linear_inputs import (
     StateInput,
     TransposedConvolutionInput,
 )
+from riq_cli.model.linear_outputs import GateOutput, LinearOutput, ProductOutput, WindowOutput
 from riq_cli.model.matrix import Arrangement, Matrix
 from riq_cli.model.places import subgraphs
 from riq_cli.model.session_form import SessionForm
@@ -35,20 +36,21 @@ _WITH_BIAS = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm")
 _AXES_MAX = 64  # of a tensor: longer lists of integers are no shapes
 _UNSQUEEZE_BY_INPUT = 13  # the opset from which on Unsqueeze takes its axes as an input
 
-_Product = tuple[Matrix, LinearInput]
+_Product = tuple[Matrix, LinearInput, LinearOutput]
 
 
 @dataclass(frozen=True)
 class Linear:
     """A layer as matrices, and the activations that they multiply: several where nodes share the layer.
 
-    `bias` is the number of the layer that is added to the products, one element for each of `groups` × `rows`; None
+    `products` hold the activation and what comes out of each. `bias` is the number of the layer that is added to the products, one element for each of `groups` × `rows`; None
     unless there is one such layer, of no other use.
     """
 
     matrix: Matrix
     inputs: tuple[LinearInput, ...]
     bias: int | None = None
+    products: tuple[tuple[LinearInput, LinearOutput], ...] = ()
 
 
 def linear_layers(form: SessionForm, layers: Sequence[Layer]) -> tuple[SessionForm, dict[int, Linear]]:
@@ -63,10 +65,12 @@ def linear_layers(form: SessionForm, layers: Sequence[Layer]) -> tuple[SessionFo
     found = {}
     for number, names in graph.names.items():
         products = graph.products(names, layers[number])
-        if products and len({matrix for matrix, _, _ in products}) == 1:
-            inputs = tuple(dict.fromkeys(entering for _, entering, _ in products))
-            bias = graph.bias(products[0][0], products[0][2]) if len(products) == 1 else None
-            found[number] = Linear(products[0][0], inputs, bias)
+        if products and len({matrix for (matrix, _, _), _ in products}) == 1:
+            matrix = products[0][0][0]
+            pairs = tuple((entering, leaving) for (_, entering, leaving), _ in products)
+            inputs = tuple(dict.fromkeys(entering for entering, _ in pairs))
+            bias = graph.bias(matrix, products[0][1]) if len(products) == 1 else None
+            found[number] = Linear(matrix, inputs, bias, pairs)
     return replace(form, model=model.SerializeToString()), found
 
 
@@ -97,7 +101,7 @@ class _Graph:
             if tensor.data_type == onnx.TensorProto.INT64 and math.prod(tensor.dims) <= _AXES_MAX:
                 self._integers[name] = onnx.numpy_helper.to_array(tensor).ravel().tolist()
 
-    def products(self, names: Sequence[str], layer: Layer) -> list[tuple[Matrix, LinearInput, Use]] | None:
+    def products(self, names: Sequence[str], layer: Layer) -> list[tuple[_Product, Use]] | None:
         """The products of a layer with an activation; None if it has any other use."""
         result = []
         pending = [(name, Arrangement.of(layer.shape)) for name in names]
@@ -113,7 +117,7 @@ class _Graph:
                 product = self._product(node, number, arrangement)
                 if product is None or product[1].tensor in self._constants:
                     return None
-                result.append((*product, (node, number)))
+                result.append((product, (node, number)))
         return result
 
     def bias(self, matrix: Matrix, use: Use) -> int | None:
@@ -187,20 +191,21 @@ class _Graph:
         inputs = [*node.input, *[""] * 8]
         if attributes.get("layout", 0) or inputs[4]:  # with lengths, what lies behind the end is not computed
             return None
+        if not node.output[0]:
+            node.output[0] = self._fresh()  # what it remembers
         directions = value.shape[0]
         matrix = value.matrix((0,), (1,), (2,))
         if number == 1:
-            return matrix, SequenceInput(node.input[0], directions)
+            return matrix, SequenceInput(node.input[0], directions), GateOutput(tuple(node.output), False)
         if node.op_type == "GRU" and not attributes.get("linear_before_reset", 0):  # one gate multiplies another state
             return None
         direction = attributes.get("direction", b"forward")
         backward = (False, True) if direction == b"bidirectional" else (direction == b"reverse",)
-        return matrix, StateInput(self._states(node, inputs[5]), backward, bool(inputs[5]))
+        entering = StateInput(self._states(node, inputs[5]), backward, bool(inputs[5]))
+        return matrix, entering, GateOutput(tuple(node.output), True)
 
     def _states(self, node: onnx.NodeProto, initial: str) -> str:
         """Name of the outputs of a recurrent node at all steps, the initial state before them if there is any."""
-        if not node.output[0]:
-            node.output[0] = self._fresh()
         if not initial:
             return str(node.output[0])
         first, states = self._fresh(), self._fresh()
@@ -242,7 +247,8 @@ def _matrix_product(
         batch=value.shape[:-2],
         scale=attributes.get("alpha", 1.0),
     )
-    return value.matrix(batch, (rows,), (columns,)), entering
+    leaving = ProductOutput(tuple(node.output), on_the_left, value.shape[:-2])
+    return value.matrix(batch, (rows,), (columns,)), entering, leaving
 
 
 def _convolution(node: onnx.NodeProto, attributes: Mapping[str, Any], value: Arrangement) -> _Product | None:
@@ -265,14 +271,15 @@ def _convolution(node: onnx.NodeProto, attributes: Mapping[str, Any], value: Arr
         "auto_pad": auto_pad,
         "groups": groups,
     }
+    leaving = WindowOutput(tuple(node.output))
     if node.op_type != "ConvTranspose":
-        return grouped.matrix((0,), (1,), (2, *taps)), ConvolutionInput(**windows)
+        return grouped.matrix((0,), (1,), (2, *taps)), ConvolutionInput(**windows), leaving
     entering = TransposedConvolutionInput(
         **windows,
         output_padding=tuple(attributes.get("output_padding", (0,) * len(kernel))),
         output_shape=tuple(attributes.get("output_shape", ()))[-len(kernel) :],
     )
-    return grouped.matrix((0,), (2,), (1, *taps)), entering
+    return grouped.matrix((0,), (2,), (1, *taps)), entering, leaving
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:

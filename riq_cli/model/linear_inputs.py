@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,13 @@ class LinearInput(abc.ABC):
             chosen = _spread(available, limit, random)
         rows = self._take(activation, chosen)
         return rows if rows.dtype == np.float64 else rows.astype(np.float32, copy=False)
+
+    def pieces(self, activation: Array, count: int) -> Iterator[Array]:
+        """All rows in order, [groups, m, columns], `count` at a time."""
+        available = self.positions(activation.shape)
+        for begin in range(0, available, count):
+            rows = self._take(activation, np.arange(begin, min(begin + count, available)))
+            yield rows.astype(np.float32, copy=False)
 
     @abc.abstractmethod
     def positions(self, shape: Sequence[int]) -> int:
@@ -75,16 +82,7 @@ class ProductInput(LinearInput):
 
     def _operand(self, activation: Array) -> tuple[Array, tuple[int, ...]]:
         """The operand with axes groups, positions, column; and the lengths of the axes of positions."""
-        if activation.ndim == 1:
-            activation = activation[None]
-        elif self.transposed:
-            activation = activation.swapaxes(-1, -2)
-        outer = np.broadcast_shapes(activation.shape[:-2], tuple(size if size > 1 else 1 for size in self.batch))
-        operand = np.broadcast_to(activation, outer + activation.shape[-2:])
-        grouped = [axis for axis, size in enumerate(self.batch, len(outer) - len(self.batch)) if size > 1]
-        others = [axis for axis in range(operand.ndim - 1) if axis not in grouped]
-        operand = operand.transpose(*grouped, *others, operand.ndim - 1)
-        return operand, operand.shape[len(grouped) : -1]
+        return turned_operand(activation, self.transposed, self.batch)
 
 
 @dataclass(frozen=True)
@@ -245,3 +243,23 @@ def _spread(available: int, count: int, random: np.random.Generator | None) -> P
     lengths = np.diff(bounds)
     offsets = lengths // 2 if random is None else (random.random(count) * lengths).astype(np.int64)
     return bounds[:-1] + offsets
+
+
+def turned_operand(value: Array, transposed: bool, batch: Sequence[int]) -> tuple[Array, tuple[int, ...]]:
+    """An operand or product with axes groups, positions, column; and the lengths of the axes of positions.
+
+    Args:
+        value: as the operator has it.
+        transposed: whether its columns lie along the last axis but one.
+        batch: the layer's axes before its matrix.
+    """
+    if value.ndim == 1:
+        value = value[None]
+    elif transposed:
+        value = value.swapaxes(-1, -2)
+    outer = np.broadcast_shapes(value.shape[:-2], tuple(size if size > 1 else 1 for size in batch))
+    operand = np.broadcast_to(value, outer + value.shape[-2:])
+    grouped = [axis for axis, size in enumerate(batch, len(outer) - len(batch)) if size > 1]
+    others = [axis for axis in range(operand.ndim - 1) if axis not in grouped]
+    operand = operand.transpose(*grouped, *others, operand.ndim - 1)
+    return operand, operand.shape[len(grouped) : -1]

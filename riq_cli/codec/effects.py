@@ -1,0 +1,136 @@
+"""Samples → plans in which the rows of layers are told apart by what their errors do to the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+
+import numpy as np
+
+from riq_cli.codec.importance import with_importance
+from riq_cli.codec.plans import Plan
+from riq_cli.codec.weights import Plans, Weights
+from riq_cli.evaluator import Observer
+from riq_cli.gradients import Backward, Effects, Floats, Gradients, effects, gate_gradients
+from riq_cli.model import GateOutput, Linear, Operation, SessionForm, operations
+
+_VALUES = 1 << 26  # bytes of inner tensors that are held at the same time
+_ERRORS = 16  # of a layer's weights in each sample
+_DRAWN = 8 * _ERRORS  # errors of a layer in all
+_SPREADS = (1024, 512, 256)  # rows whose errors spread among each other
+_BYTES = 0.5  # bytes of spreads, at most, for each byte of weights
+_FEW = 1 << 26  # bytes of spreads that are always granted
+_LEAST = 1024  # weights of a layer that is worth it
+
+
+def with_effects(
+    weights: Weights,
+    linear: Mapping[int, Linear],
+    plans: Plans,
+    form: SessionForm,
+    observer: Observer,
+    rows: Sequence[int],
+    second: Sequence[int],
+    pool: Executor,
+    progress: Callable[[int, int], None],
+) -> dict[int, Plan]:
+    """The plans, and more, with rows told apart where that pays.
+
+    Args:
+        weights: all layers that may be coded.
+        linear: those that multiply activations.
+        plans: how errors are compensated along rows.
+        form: the model, its tensors named as in `linear`.
+        observer: shows what they hold.
+        rows: samples in each of the observer's runs.
+        second: numbers of the runs in the second half.
+        pool: its threads work at the same time.
+        progress: called with runs and layers done, and their number in all.
+    """
+    chosen = {
+        number: item
+        for number, item in linear.items()
+        if weights.may_part and item.products and item.matrix.row_axes is not None and weights.sizes[number] >= _LEAST
+    }
+    if not chosen:
+        return dict(plans)
+    collected = _Collected(weights, chosen, plans, second)
+    graph, constants = operations(form)
+    constants |= {name: weights.widened(number) for name, number in form.weights}
+    way = Backward(graph, constants, form.measured, list(collected.uses))
+    known = way.run(observer.runs, observer.sizes, rows, collected.beside, collected.found, _VALUES)
+    del constants
+    shapes = [item.matrix.shape for item in chosen.values()]
+    nbytes = sum(weights.layers[number].values.nbytes for number in chosen)
+    for most in _SPREADS:
+        if sum(2 * count * min(count, most) for groups, count, _ in shapes if groups == 1) <= max(_BYTES * nbytes, _FEW):
+            break
+
+    def fit(number: int) -> Plan | None:
+        if not all(leaving.operation in known for _, leaving in chosen[number].products):
+            return None
+        plan = plans.get(number) or Plan.of(chosen[number].matrix)
+        return with_importance(plan, weights.layers[number], collected.halves.pop(number), most)
+
+    found = dict(plans)
+    for done, (number, plan) in enumerate(zip(chosen, pool.map(fit, chosen), strict=True)):
+        if plan is not None:
+            found[number] = plan
+        progress(done + 1, len(chosen))
+    return found
+
+
+class _Collected:
+    """Effects of all layers, as they come in."""
+
+    def __init__(self, weights: Weights, linear: Mapping[int, Linear], plans: Plans, second: Sequence[int]) -> None:
+        self._linear, self._second = linear, frozenset(second)
+        self.halves = {number: (Effects(), Effects()) for number in linear}
+        self._errors = {number: self._drawn(item, plans.get(number), number) for number, item in linear.items()}
+        self.uses: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+        self.beside: dict[tuple[str, ...], list[str]] = {}
+        for number, item in linear.items():
+            for index, (entering, leaving) in enumerate(item.products):
+                self.uses.setdefault(leaving.operation, []).append((number, index))
+                self.beside.setdefault(leaving.operation, []).append(entering.tensor)
+        self._waiting: dict[tuple[int, int], Floats] = {}  # of layers with several products: their sum so far
+        self._left: dict[tuple[int, int], int] = {}
+
+    def found(self, operation: Operation, run: int, values: Mapping[str, Floats], gradients: Gradients) -> None:
+        """Take in the gradients at the products of an operation."""
+        gates: tuple[Floats, Floats] | None = None
+        for number, index in self.uses[operation.outputs]:
+            entering, leaving = self._linear[number].products[index]
+            if isinstance(leaving, GateOutput):
+                if gates is None:
+                    inputs = [values[name] if name else None for name in operation.inputs]
+                    gates = gate_gradients(operation, inputs, gradients)
+                gradient = gates[leaving.of_state]
+            elif gradients[0] is None:
+                continue
+            else:
+                gradient = gradients[0]
+            first = run * _ERRORS % _DRAWN
+            errors = self._errors[number][:, :, first : first + _ERRORS]
+            self._add(number, run, effects(entering, leaving, values[entering.tensor], gradient, errors))
+
+    def _add(self, number: int, run: int, found: Floats) -> None:
+        count = len(self._linear[number].products)
+        if count > 1:
+            key = number, run
+            self._waiting[key] = self._waiting[key] + found if key in self._waiting else found
+            self._left[key] = self._left.get(key, count) - 1
+            if self._left[key]:
+                return
+            found = self._waiting.pop(key)
+        self.halves[number][run in self._second].add(found)
+
+    @staticmethod
+    def _drawn(item: Linear, plan: Plan | None, seed: int) -> Floats:
+        """Random errors of a row of weights, f32[groups, columns, errors], as compensation along the row leaves them."""
+        groups, _, columns = item.matrix.shape
+        errors = np.random.default_rng(seed).standard_normal((groups, columns, _DRAWN), np.float32)
+        for factor in () if plan is None else plan.factors:
+            part = errors[:, factor.begin : factor.end]
+            part[...] = factor.upper.swapaxes(1, 2) @ part
+        return errors

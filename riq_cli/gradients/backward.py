@@ -1,0 +1,166 @@
+"""Samples → gradients of a model's outputs at its inner tensors, in bounded memory.
+
+For a random vector v over an output y, gradients are those of ⟨v, y / ‖y‖⟩: what their outer products are on average
+tells how a small change of an inner tensor moves the output's direction, which is what the deviation measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from riq_cli.gradients.rule import Array, Floats, Gradients, NoRuleError
+from riq_cli.gradients.rules import RULES, STOPS
+from riq_cli.model import Operation
+
+Values = Mapping[str, Array]
+Observe = Callable[[Sequence[str]], Iterable[Values]]  # names of tensors → their values, sample by sample
+Found = Callable[[Operation, int, Values, Gradients], None]  # told of an operation, a sample, values, and gradients
+
+_PROBES = 4  # vectors v for each sample
+_SMALL = 1 << 22  # bytes of the largest tensor up to which all of these go back at a time
+
+
+class Backward:
+    """Takes gradients back from the measured outputs through all operations that lie behind some products."""
+
+    def __init__(
+        self,
+        operations: Sequence[Operation],
+        constants: Values,
+        measured: Sequence[str],
+        products: Sequence[tuple[str, ...]],
+    ) -> None:
+        """Find the way.
+
+        Args:
+            operations: of the graph, in the order in which they run.
+            constants: values that no sample changes.
+            measured: outputs that gradients are of.
+            products: the operations at whose outputs gradients are wanted, each by its `outputs`.
+        """
+        self._constants, self._measured = constants, list(measured)
+        self._wanted = set(products)
+        self._moving: set[str] = set()  # tensors that a change of some layer changes
+        for operation in operations:
+            behind = not self._moving.isdisjoint(operation.inputs) and operation.kind not in STOPS
+            if behind or operation.outputs in self._wanted:
+                self._moving |= set(operation.outputs)
+        reached = set(measured)
+        self._way: list[Operation] = []  # from the outputs on
+        for operation in reversed(operations):
+            if not reached.isdisjoint(operation.outputs) and not self._moving.isdisjoint(operation.outputs):
+                self._way.append(operation)
+                reached |= set(operation.inputs) & self._moving
+
+    def run(
+        self,
+        observe: Observe,
+        sizes: Callable[[Sequence[str]], Mapping[str, int]],
+        rows: Sequence[int],
+        beside: Mapping[tuple[str, ...], Sequence[str]],
+        found: Found,
+        budget: int,
+        seed: int = 0,
+    ) -> set[tuple[str, ...]]:
+        """The products whose gradients are known: those that only operations with rules lie behind.
+
+        Args:
+            observe: runs the model.
+            sizes: bytes of tensors in one run.
+            rows: samples in each run.
+            beside: tensors whose values are wanted together with the gradients at a product.
+            found: called for every product and run with the gradients of its outputs, [probes, *shape].
+            budget: bytes of values that are held at the same time, about.
+            seed: decides the random vectors, together with the number of the run.
+        """
+        needs = [
+            [*self._inputs(operation), *(beside.get(operation.outputs, ()) if operation.outputs in self._wanted else ())]
+            for operation in self._way
+        ]
+        nbytes = sizes(list(dict.fromkeys([*self._measured, *(name for need in needs for name in need)])))
+        probes = max(1, min(_PROBES, _PROBES * _SMALL // max(max(nbytes.values()), 1)))
+        pending: list[dict[str, Floats]] = [{} for _ in rows]
+        unknown: set[str] = set()
+        for first, last in _stretches(needs, nbytes, budget):
+            names = list(dict.fromkeys([*(self._measured if first == 0 else ()), *sum(needs[first:last], [])]))
+            for number, values in enumerate(observe(names)):
+                values = {**self._constants, **values}
+                if first == 0:
+                    random = np.random.default_rng((seed, number))
+                    pending[number] = {
+                        name: start(values[name], rows[number], probes, random)
+                        for name in self._measured
+                        if name in self._moving
+                    }
+                for operation in self._way[first:last]:
+                    self._back(operation, values, pending[number], unknown, number, found)
+        return self._wanted & {operation.outputs for operation in self._way if unknown.isdisjoint(operation.outputs)}
+
+    def _inputs(self, operation: Operation) -> Iterator[str]:
+        """Names of the values that the rule of an operation reads."""
+        return (name for name in operation.inputs if name and name not in self._constants)
+
+    def _back(
+        self,
+        operation: Operation,
+        values: Values,
+        pending: dict[str, Floats],
+        unknown: set[str],
+        number: int,
+        found: Found,
+    ) -> None:
+        gradients: Gradients = [pending.pop(name, None) for name in operation.outputs]
+        moving = [name for name in operation.inputs if name in self._moving]
+        if not unknown.isdisjoint(operation.outputs):
+            unknown |= set(moving)
+            return
+        if all(gradient is None for gradient in gradients):
+            return
+        rule = RULES.get(operation.kind)
+        inputs = [values[name] if name else None for name in operation.inputs]
+        try:
+            if operation.outputs in self._wanted:
+                found(operation, number, values, gradients)
+            if not moving:
+                return
+            if rule is None:
+                raise NoRuleError
+            taken = rule(operation, inputs, gradients, [name in self._moving for name in operation.inputs])
+        except NoRuleError:
+            unknown |= {*moving, *operation.outputs} if operation.outputs in self._wanted and not moving else set(moving)
+            return
+        for name, gradient in zip(operation.inputs, taken, strict=False):
+            if gradient is not None and name in self._moving:
+                pending[name] = pending[name] + gradient if name in pending else gradient
+
+
+def start(output: Array, rows: int, probes: int, random: np.random.Generator) -> Floats:
+    """Gradients of ⟨v, y / ‖y‖⟩ at an output y for random v, [probes, *shape], one such sum for each row of a batch."""
+    batched = rows > 1 and output.ndim > 0 and output.shape[0] == rows
+    flat = output.astype(np.float64).reshape(rows if batched else 1, -1)
+    flat = np.where(np.isfinite(flat), flat, 0)
+    norms = np.linalg.norm(flat, axis=1, keepdims=True)
+    directions = np.divide(flat, norms, out=np.zeros_like(flat), where=norms > 0)
+    vectors: np.ndarray[Any, np.dtype[Any]] = random.standard_normal((probes, *flat.shape))
+    vectors -= np.einsum("prn,rn->pr", vectors, directions)[..., None] * directions
+    vectors = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+    return vectors.astype(np.float32).reshape(probes, *output.shape)
+
+
+def _stretches(needs: Sequence[Sequence[str]], nbytes: Mapping[str, int], budget: int) -> Iterator[tuple[int, int]]:
+    """Runs of operations whose values fit into the budget together; at least one operation each."""
+    first, held, total = 0, set[str](), 0
+    for number, need in enumerate(needs):
+        added = set(need) - held
+        size = sum(nbytes.get(name, 0) for name in added)
+        if number > first and total + size > budget:
+            yield first, number
+            first, held, total = number, set(), 0
+            added = set(need)
+            size = sum(nbytes.get(name, 0) for name in added)
+        held |= added
+        total += size
+    yield first, len(needs)
