@@ -19,8 +19,8 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 OUTPUTS = ("Y", "Y_h", "Y_c")
 STEPS, BATCH, SIZE, HIDDEN, PROBES = 6, 2, 4, 5, 3
-STEP = 1e-2
-"""Of the differences."""
+STEP = 3e-3
+"""Of the differences: smaller, and float32 is too coarse; larger, and ReLUs pass through zero on the way."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ def usages() -> list[Any]:
         ]
     bare = frozenset({"B", "P", "sequence_lens", "initial_h", "initial_c"})
     found += [(f"{kind}-bare", Case(kind, {}, bare)) for kind in GATES]
-    found.append(("RNN-mixed", Case("RNN", {"direction": "bidirectional", "activations": ["tanh", "Relu"]})))
-    named = {"direction": "bidirectional", "activations": ["Sigmoid", "Tanh", "Tanh"] * 2, "layout": 0}
+    found.append(("RNN-mixed", Case("RNN", {"direction": "bidirectional", "activations": ["Tanh", "Relu"]})))
+    named = {"direction": "bidirectional", "activations": ["sigmoid", "Tanh", "tanh"] * 2, "layout": 0}
     found.append(("LSTM-named", Case("LSTM", named)))
     return [pytest.param(case, id=name) for name, case in found]
 
@@ -122,7 +122,7 @@ def probes_of(outputs: Sequence[np.ndarray], seed: int = 1) -> Gradients:
 
 
 def directions(shape: tuple[int, ...], count: int = 6, seed: int = 2) -> Floats:
-    """Unit vectors: a component moves little, so that no ReLU but few pass through zero."""
+    """Unit vectors."""
     found = np.random.default_rng(seed).standard_normal((count, *shape), np.float32)
     return np.asarray(found / np.sqrt((found**2).sum(axis=tuple(range(1, found.ndim)), keepdims=True)))
 
@@ -176,12 +176,9 @@ def test_gradients_are_what_differences_say(case: Case) -> None:
     assert_gradients_are_differences(case, inputs, probes_of(case.run(inputs)))
 
 
-@pytest.mark.parametrize("kept", OUTPUTS)
-@pytest.mark.parametrize("kind", GATES)
+@pytest.mark.parametrize(("kind", "kept"), [(kind, kept) for kind in GATES for kept in Case(kind).outputs])
 def test_none_stands_for_zeros(kind: str, kept: str) -> None:
     case = Case(kind, {"direction": "bidirectional"})
-    if kept not in case.outputs:
-        return
     inputs = case.inputs()
     every = probes_of(case.run(inputs))
     some = [gradient if name == kept else None for name, gradient in zip(case.outputs, every, strict=True)]
@@ -233,10 +230,8 @@ def test_one_step_and_large_values(kind: str) -> None:
     inputs = case.inputs(steps=1)
     assert_gradients_are_differences(case, inputs, probes_of(case.run(inputs)))
     inputs["X"] = inputs["X"] * 1e4
-    assert all(
-        gradient is None or np.isfinite(gradient).all()
-        for gradient in case.rule(inputs, probes_of(case.run(inputs))).values()
-    )
+    found = case.rule(inputs, probes_of(case.run(inputs)))
+    assert all(gradient is None or np.isfinite(gradient).all() for gradient in found.values())
 
 
 @pytest.mark.parametrize("kind", GATES)
