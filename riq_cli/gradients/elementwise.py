@@ -172,7 +172,8 @@ def _gelu_by_tanh(x: Floats, operation: Operation) -> Array:
     scale = math.sqrt(2 / math.pi)
     tanh: Floats = np.tanh(x * (square * 0.044715 + 1) * scale)
     slope = (square * (3 * 0.044715) + 1) * scale
-    return (1 + tanh + x * (1 - tanh * tanh) * slope) * 0.5
+    doubled: Floats = 1 + tanh + x * (1 - tanh * tanh) * slope
+    return doubled * 0.5
 
 
 _DERIVATIVES: dict[str, Derivative] = {

@@ -86,7 +86,8 @@ def _tile(operation: Operation, inputs: Inputs, x: Array, gradient: Floats) -> F
     if repeats is None or len(repeats) != x.ndim:
         raise NoRuleError("Tile as before opset 6")
     pairs = [length for pair in zip(repeats, x.shape, strict=True) for length in pair]
-    return gradient.reshape(len(gradient), *pairs).sum(axis=tuple(range(1, 2 * x.ndim, 2)))
+    sums: Floats = gradient.reshape(len(gradient), *pairs).sum(axis=tuple(range(1, 2 * x.ndim, 2)))
+    return sums
 
 
 def _depth_to_space(operation: Operation, inputs: Inputs, x: Array, gradient: Floats) -> Floats:
@@ -246,8 +247,8 @@ def _pad(operation: Operation, inputs: Inputs, gradients: Sequence[Floats | None
     inner = _cropped(gradient, pads, x) if mode == "constant" else _folded(gradient, pads, x, mode)
     found[0] = inner if wanted[0] else None
     if len(wanted) > 2 and wanted[2]:
-        total = gradient.reshape(len(gradient), -1).sum(axis=1) - inner.reshape(len(inner), -1).sum(axis=1)
-        found[2] = total.reshape(len(total), *np.shape(inputs[2] or ()))
+        axes = tuple(range(1, gradient.ndim))
+        found[2] = (gradient.sum(axis=axes) - inner.sum(axis=axes)).reshape(len(gradient), *np.shape(inputs[2]))
     return found
 
 
@@ -285,7 +286,7 @@ def _folded(gradient: Floats, pads: list[tuple[int, int]], x: Array, mode: Any) 
     for axis, (pad, length) in enumerate(zip(pads, x.shape, strict=True), 1):
         if pad == (0, 0):
             continue
-        lead = [_EVERYTHING] * axis
+        lead: list[slice | int] = [_EVERYTHING] * axis
         folded = gradient[(*lead, slice(pad[0], pad[0] + length))].copy()
         sources = np.pad(np.arange(length), pad, mode)
         for place in (*range(pad[0]), *range(pad[0] + length, len(sources))):
