@@ -63,7 +63,9 @@ def with_effects(
     shapes = [item.matrix.shape for item in chosen.values()]
     nbytes = sum(weights.layers[number].values.nbytes for number in chosen)
     for most in _SPREADS:
-        if sum(2 * count * min(count, most) for groups, count, _ in shapes if groups == 1) <= max(_BYTES * nbytes, _FEW):
+        if sum(2 * count * min(count, most) for groups, count, _ in shapes if groups == 1) <= max(
+            _BYTES * nbytes, _FEW
+        ):
             break
 
     def fit(number: int) -> Plan | None:

@@ -19,9 +19,7 @@ _PARTS = 8  # rows at least
 _TINY = 1e-30
 
 
-def with_importance(
-    plan: Plan, layer: Layer, halves: tuple[Effects, Effects], most: int = 1024
-) -> Plan | None:
+def with_importance(plan: Plan, layer: Layer, halves: tuple[Effects, Effects], most: int = 1024) -> Plan | None:
     """The plan with rows told apart by what their errors do to the outputs; None where that does not pay.
 
     At equal rate of a layer whose rows are rounded at high rate, bin widths ∝ 1/√importance cause least. The damping is

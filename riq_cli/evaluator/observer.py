@@ -75,9 +75,7 @@ class Observer:
 
     def sizes(self, tensors: Sequence[str]) -> dict[str, int]:
         """Bytes of some tensors in the first sample, looked at a few at a time."""
-        first = Observer(
-            self._form, self._weights, self._samples[:1], self._threads, self._provider, self._lean
-        )
+        first = Observer(self._form, self._weights, self._samples[:1], self._threads, self._provider, self._lean)
         return {name: value.nbytes for name, _, value in first.activations(tensors)}
 
     def _runs(self, names: list[str]) -> Iterator[list[Array]]:

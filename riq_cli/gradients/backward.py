@@ -77,7 +77,10 @@ class Backward:
             seed: decides the random vectors, together with the number of the run.
         """
         needs = [
-            [*self._inputs(operation), *(beside.get(operation.outputs, ()) if operation.outputs in self._wanted else ())]
+            [
+                *self._inputs(operation),
+                *(beside.get(operation.outputs, ()) if operation.outputs in self._wanted else ()),
+            ]
             for operation in self._way
         ]
         nbytes = sizes(list(dict.fromkeys([*self._measured, *(name for need in needs for name in need)])))
@@ -130,7 +133,9 @@ class Backward:
                 raise NoRuleError
             taken = rule(operation, inputs, gradients, [name in self._moving for name in operation.inputs])
         except NoRuleError:
-            unknown |= {*moving, *operation.outputs} if operation.outputs in self._wanted and not moving else set(moving)
+            unknown |= (
+                {*moving, *operation.outputs} if operation.outputs in self._wanted and not moving else set(moving)
+            )
             return
         for name, gradient in zip(operation.inputs, taken, strict=False):
             if gradient is not None and name in self._moving:

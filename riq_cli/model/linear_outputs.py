@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from riq_cli.model.linear_inputs import Array, turned_operand
 
