@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from gradients import NO_ATTRIBUTES, PROBES, RULES, Values, check, positive, spaced
+from gradients import NO_ATTRIBUTES, PROBES, RULES, Values, check, label, positive, spaced
 
 from riq_cli.gradients.elementwise import unbroadcast, unbroadcast_product
 from riq_cli.gradients.rule import Gradients, NoRuleError
@@ -87,7 +87,7 @@ OTHERS: list[tuple[str, Values, Mapping[str, Any], int]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "inputs", "attributes", "version"), OTHERS, ids=str)
+@pytest.mark.parametrize(("kind", "inputs", "attributes", "version"), OTHERS, ids=label)
 def test_of_others(kind: str, inputs: Values, attributes: Mapping[str, Any], version: int) -> None:
     check(kind, inputs, attributes, version, wanted=[0] if kind == "CastLike" else None)
 

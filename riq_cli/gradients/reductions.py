@@ -80,7 +80,7 @@ def _absolutes(x: Floats, axes: Axes) -> Floats:
 def _length(x: Floats, axes: Axes) -> Floats:
     """At zero, where it has no derivative, it counts as constant."""
     length: Floats = np.sqrt(np.square(x).sum(axis=axes, keepdims=True))
-    quotient: Floats = x / np.where(length > 0, length, np.float32(1))
+    quotient: Floats = np.divide(x, np.where(length > 0, length, np.float32(1)))
     return quotient
 
 
