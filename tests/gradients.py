@@ -137,9 +137,9 @@ def check(
             direction = random.uniform(-1, 1, x.shape)
             slopes = _slopes(node, session, inputs, i, direction)
             products = [
-                (gradient * slope).reshape(PROBES, -1)
-                for gradient, slope in zip(gradients, slopes, strict=True)
-                if gradient is not None
+                (weights * slope).reshape(PROBES, -1)
+                for weights, slope in zip(gradients, slopes, strict=True)
+                if weights is not None and slope is not None
             ]
             expected = np.concatenate(products, axis=1)
             shown = (gradient.astype(float) * direction).reshape(PROBES, -1).sum(1)
