@@ -33,7 +33,7 @@ IMAGE = spaced(2, 6, 3, 2, step=0.05)
 def test_of_reductions(kind: str, axes: np.ndarray | None, attributes: Mapping[str, Any], version: int) -> None:
     if kind == "ReduceSum" and "axes" in attributes:
         version = 11  # it took them as an input before the others did
-    check(kind, [positive(2, 3, 4), *[] if axes is None else [axes]], attributes, version)
+    check(kind, [positive(2, 3, 4), *([] if axes is None else [axes])], attributes, version)
 
 
 @pytest.mark.parametrize("kind", ["ReduceL1", "ReduceL2", "ReduceProd", "ReduceMax", "ReduceMin", "ReduceLogSumExp"])
