@@ -275,7 +275,9 @@ def _of_sums(centred: bool) -> Rule:
             x = floats(inputs[0]) + floats(inputs[1]) + _optional(inputs, bias_place)
             normalisation = _Normalisation((x.ndim - 1,), _epsilon(operation, 1e-12), centred)
             parts = normalisation.backward(x, floats(inputs[2]), gradient, wants, np.shape(_optional(inputs, 3)))
-            found[2 : 3 + centred] = parts[1 : 2 + centred]
+            found[2] = parts[1]
+            if wants[2]:
+                found[3] = parts[2]
             of_sum = parts[0] if of_sum is None or parts[0] is None else parts[0] + of_sum
         if of_sum is not None:
             for place in added:
