@@ -68,17 +68,20 @@ def _minimum(x: Floats, axes: Axes) -> Floats:
 def _shares(reached: Array, axes: Axes) -> Floats:
     """Numbers that are equally extreme share the gradient."""
     shares = reached.astype(np.float32)
-    return shares / shares.sum(axis=axes, keepdims=True)
+    count: Floats = shares.sum(axis=axes, keepdims=True)
+    return shares / count
 
 
 def _absolutes(x: Floats, axes: Axes) -> Floats:
-    return np.sign(x)
+    signs: Floats = np.sign(x)
+    return signs
 
 
 def _length(x: Floats, axes: Axes) -> Floats:
     """At zero, where it has no derivative, it counts as constant."""
-    length = np.sqrt(np.square(x).sum(axis=axes, keepdims=True))
-    return x / np.where(length > 0, length, np.float32(1))
+    length: Floats = np.sqrt(np.square(x).sum(axis=axes, keepdims=True))
+    quotient: Floats = np.divide(x, np.where(length > 0, length, np.float32(1)))
+    return quotient
 
 
 def _squares(x: Floats, axes: Axes) -> Floats:
@@ -86,7 +89,8 @@ def _squares(x: Floats, axes: Axes) -> Floats:
 
 
 def _log_sum(x: Floats, axes: Axes) -> Floats:
-    return np.broadcast_to(1 / x.sum(axis=axes, keepdims=True), x.shape)
+    inverse: Floats = np.reciprocal(x.sum(axis=axes, keepdims=True))
+    return np.broadcast_to(inverse, x.shape)
 
 
 def _log_sum_of_exponentials(x: Floats, axes: Axes) -> Floats:
@@ -169,7 +173,8 @@ def _softmax(softmax: Floats, gradient: Floats) -> Floats:
 
 
 def _log_softmax(softmax: Floats, gradient: Floats) -> Floats:
-    return gradient - softmax * gradient.sum(axis=1, keepdims=True)
+    total: Floats = gradient.sum(axis=1, keepdims=True)
+    return gradient - softmax * total
 
 
 # ---- Normalisations -------------------------------------------------------------------------------------------------
@@ -199,9 +204,9 @@ class _Normalisation:
         if wanted[1]:
             found[1] = unbroadcast_product(gradient, normal, scale.shape)
         if wanted[0]:
-            found[0] = np.empty(gradient.shape, np.float32)
+            found[0] = results = np.empty(gradient.shape, np.float32)
             factor = scale * inverse
-            for one, result in zip(gradient, found[0], strict=True):
+            for one, result in zip(gradient, results, strict=True):
                 np.multiply(one, factor, out=result)
                 self._project(result, normal)
         return found
@@ -268,9 +273,11 @@ def _of_sums(centred: bool) -> Rule:
         wants = any(wanted[place] for place in added), wanted[2], centred and len(wanted) > 3 and wanted[3]
         if gradient is not None and any(wants):
             x = floats(inputs[0]) + floats(inputs[1]) + _optional(inputs, bias_place)
-            normalisation = _Normalisation((x.ndim - 1,), _epsilon(operation, 1e-12 if centred else 1e-5), centred)
+            normalisation = _Normalisation((x.ndim - 1,), _epsilon(operation, 1e-12), centred)
             parts = normalisation.backward(x, floats(inputs[2]), gradient, wants, np.shape(_optional(inputs, 3)))
-            found[2 : 3 + centred] = parts[1 : 2 + centred]
+            found[2] = parts[1]
+            if wants[2]:
+                found[3] = parts[2]
             of_sum = parts[0] if of_sum is None or parts[0] is None else parts[0] + of_sum
         if of_sum is not None:
             for place in added:
