@@ -13,7 +13,7 @@ RANDOM = np.random.default_rng(7)
 
 
 def normal(*shape):
-    return RANDOM.normal(size=shape).astype(np.float32)
+    return np.asarray(RANDOM.normal(size=shape), np.float32)
 
 
 def runner(kind, inputs, attributes, opset):
@@ -64,7 +64,7 @@ def check(rules, kind, inputs, attributes=None, wanted=(0,), opset=17, step=1.0,
         assert found[number].dtype == np.float32
         assert found[number].shape == (PROBES, *value.shape)
         for _ in range(2):
-            move = (RANDOM.normal(size=value.shape).clip(-2, 2) * step).astype(value.dtype)
+            move = np.asarray(step * RANDOM.normal(size=value.shape).clip(-2, 2), value.dtype)
             ahead, behind = ([*inputs[:number], value + sign * move, *inputs[number + 1 :]] for sign in (1, -1))
             change = (run(ahead) - run(behind)) / 2
             expected = (gradients * change).reshape(PROBES, -1).sum(axis=1)

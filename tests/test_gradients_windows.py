@@ -96,8 +96,8 @@ POOLS = [
 
 @pytest.mark.parametrize(
     "shape,attributes",
-    POOLS
-    + [
+    [
+        *POOLS,
         ((2, 3, 12, 13), {"kernel_shape": [3, 2], "strides": [2, 1], "dilations": [2, 3]}),
         ((2, 3, 12, 13), {"kernel_shape": [3, 2], "strides": [2, 1], "dilations": [2, 3], "pads": [1, 2, 1, 2]}),
         ((2, 1, 40, 40), {"kernel_shape": [17, 17]}),
@@ -105,7 +105,8 @@ POOLS = [
 )
 def test_max_pool(shape, attributes):
     source = RANDOM.permutation(int(np.prod(shape))).reshape(shape).astype(np.float32) - 100
-    check(pooling.RULES, "MaxPool", [source], attributes, step=0.2)
+    # Sums of large numbers that hardly move are not exact.
+    check(pooling.RULES, "MaxPool", [source], attributes, step=0.2, tolerance=2e-3)
 
 
 def test_max_pool_ties():
@@ -123,7 +124,7 @@ def test_average_pool(shape, attributes, padding):
 
 @pytest.mark.parametrize("padding", [0, 1])
 def test_average_pool_dilated(padding):
-    attributes = {"kernel_shape": [3, 2], "dilations": [2, 3], "pads": [1, 2, 1, 2], "count_include_pad": padding}
+    attributes = {"kernel_shape": [3, 2], "dilations": [2, 3], "pads": [2, 1, 2, 1], "count_include_pad": padding}
     check(pooling.RULES, "AveragePool", [normal(2, 3, 12, 13)], attributes, opset=19)
 
 
@@ -168,6 +169,14 @@ def test_resize_smooth(mode, coordinates, sizes):
     check(pooling.RULES, "Resize", [normal(2, 3, 5, 7), None, None, np.array(sizes, np.int64)], attributes)
 
 
+@pytest.mark.parametrize("nearest", ["round_prefer_floor", "floor", "ceil", "round_prefer_ceil"])
+@pytest.mark.parametrize("coordinates", ["half_pixel", "asymmetric"])
+@pytest.mark.parametrize("size,length", [(7, 4), (7, 38), (14, 19), (20, 6), (513, 1026), (65, 513), (640, 427)])
+def test_resize_rounds_halves(coordinates, nearest, size, length):
+    attributes = {"mode": "nearest", "coordinate_transformation_mode": coordinates, "nearest_mode": nearest}
+    check(pooling.RULES, "Resize", [normal(1, 1, 1, size), None, None, np.array([1, 1, 1, length])], attributes)
+
+
 @pytest.mark.parametrize("attributes", [{"exclude_outside": 1}, {"cubic_coeff_a": -0.5}])
 def test_resize_cubic(attributes):
     inputs = [normal(2, 3, 5, 7), None, np.array([1, 1, 1.7, 0.6], np.float32)]
@@ -207,9 +216,11 @@ def test_resize_of_named_axes():
 
 
 @pytest.mark.parametrize("mode", ["nearest", "linear"])
-@pytest.mark.parametrize("scales", [(1, 1, 2, 2), (1, 1, 1.5, 3)])
+@pytest.mark.parametrize("scales", [(1, 1, 2, 2), (1, 1, 1.5, 3), (1, 1, 0.7, 0.4)])
 @pytest.mark.parametrize("kind,opset", [("Resize", 10), ("Upsample", 9), ("Upsample", 7)])
 def test_upsample(mode, scales, kind, opset):
+    if kind == "Upsample" and min(scales) < 1:
+        return  # which it does not allow
     inputs, attributes = [normal(2, 3, 4, 6)], {"mode": mode}
     if opset == 7:
         attributes["scales"] = [float(scale) for scale in scales]

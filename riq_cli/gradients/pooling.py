@@ -15,6 +15,8 @@ from riq_cli.gradients.rule import Array, Floats, Gradients, NoRuleError, Rule
 from riq_cli.gradients.windows import AxisMap, Windows, sliding
 from riq_cli.model import Operation
 
+_HALF = 1e-5  # coordinates are no more exact than this, those about as near to a half are taken as one
+
 
 def _max_pool(
     operation: Operation,
@@ -130,7 +132,7 @@ def _upsample(
     if scales is None:
         raise NoRuleError("Upsample without scales")
     mode = operation.attributes.get("mode", "nearest")
-    words = {"mode": mode, "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    words = {"mode": mode, "coordinate_transformation_mode": "asymmetric", "nearest_mode": "simple"}
     return _resized(words, inputs, outputs[0], wanted, range(len(scales)), scales)
 
 
@@ -182,7 +184,10 @@ def _axis_map(attributes: Mapping[str, Any], scale: float, size: int, length: in
     mode = attributes.get("mode", "nearest")
     exact = _coordinates(attributes.get("coordinate_transformation_mode", "half_pixel"), scale, size, length)
     if mode == "nearest":
-        places = _nearest(attributes.get("nearest_mode", "round_prefer_floor"), exact)[None]
+        word = attributes.get("nearest_mode", "round_prefer_floor")
+        if word == "simple":  # what runtimes do where the version knows no such attribute
+            word = "floor" if scale >= 1 else "ceil"
+        places = _nearest(word, exact)[None]
         return AxisMap(np.clip(places, 0, size - 1), np.ones(places.shape, np.float32), size)
     if mode in ("linear", "bilinear", "trilinear"):
         exact = np.clip(exact, 0, size - 1)
@@ -214,10 +219,13 @@ def _coordinates(word: str, scale: float, size: int, length: int) -> Floats:
 
 
 def _nearest(word: str, exact: Floats) -> NDArray[np.int64]:
+    if word.startswith("round"):
+        halves = np.rint(2 * exact) / 2
+        exact = np.where(np.abs(exact - halves) < _HALF, halves, exact)
     if word == "round_prefer_floor":
-        found = np.ceil(exact - np.float32(0.5))
+        found = np.ceil(exact - 0.5)
     elif word == "round_prefer_ceil":
-        found = np.floor(exact + np.float32(0.5))
+        found = np.floor(exact + 0.5)
     elif word == "floor":
         found = np.floor(exact)
     elif word == "ceil":
