@@ -128,11 +128,11 @@ def _gathered(windows: Windows, values: Floats, kernel: Floats, groups: int) -> 
         return np.asarray(matrices @ columns).reshape(samples, len(kernel), *windows.counts)
     result = np.empty((samples, groups, len(kernel) // groups, math.prod(windows.counts)), np.float32)
     under = np.zeros((channels, math.prod(windows.kernel), *windows.counts), np.float32)
-    columns = under.reshape(groups, matrices.shape[2], -1)
+    rows = under.reshape(groups, matrices.shape[2], -1)
     for sample in range(samples):
         for tap, having, places in windows.taps():
             under[:, tap][having] = values[sample][places]
-        np.matmul(matrices, columns, out=result[sample])
+        np.matmul(matrices, rows, out=result[sample])
     return result.reshape(samples, len(kernel), *windows.counts)
 
 
