@@ -21,6 +21,7 @@ from riq_cli.trellis import Ways
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.int32]
+_Chosen = tuple[slice, slice | NDArray[np.int64]]  # groups and rows
 
 CODES_MAX = 16  # of a column: 2⁴ times wider or narrower than the layer's bin width
 _LEAF = 8  # columns that are rounded one by one; wider blocks go by halves, so that most of the work is matrix products
@@ -113,24 +114,28 @@ def column_codes(factors: Sequence[Factor], exercised: NDArray[np.bool_]) -> Int
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """How errors of some rows are pushed onto others: rows are rounded block after block, in the order of `rows`.
+    """How errors of some rows of a group are pushed onto others: they are rounded by blocks, in the order of `rows`.
 
     `blocks` hold for each the places of its rows in that order, and what part of their errors every later row takes
     over, f32[rows of the block, rows after it].
     """
 
+    group: int
     rows: NDArray[np.int64]
     blocks: tuple[tuple[slice, NDArray[np.float32]], ...]
 
 
-def spread(rows: NDArray[np.int64], moments: NDArray[np.float64], damping: float) -> tuple[Spread, NDArray[np.float64]]:
+def spread(
+    group: int, rows: NDArray[np.int64], moments: NDArray[np.float64], damping: float
+) -> tuple[Spread, NDArray[np.float64]]:
     """How errors of rows are spread by how much, and how alike, these matter to the outputs.
 
     With G = E[g gᵀ] of the gradients g at the products of the rows, rounding moves the outputs by tr(Eᵀ G E H) on
     average, E = Ŵ − W. What rows of a block are off, the rows after it make up for as well as they can.
 
     Args:
-        rows: numbers of the rows.
+        group: that the rows are in.
+        rows: their numbers in it.
         moments: G f64[rows, rows] of these, in their order.
         damping: λ > 0, in units of the mean of G's diagonal.
 
@@ -149,7 +154,7 @@ def spread(rows: NDArray[np.int64], moments: NDArray[np.float64], damping: float
         own = np.linalg.inv(upper[begin:end, begin:end])
         importance[order[begin:end]] = np.einsum("ij,ij->i", own, own)
         blocks.append((slice(begin, end), (own @ upper[begin:end, end:]).astype(np.float32)))
-    return Spread(rows[order], tuple(blocks)), importance
+    return Spread(group, rows[order], tuple(blocks)), importance
 
 
 def spread_error(
@@ -185,7 +190,7 @@ def compensated(
         matrix: W [groups, rows, K], in any float type.
         factors: of all columns, in order; errors stay within a factor's columns. None: to the nearest.
         widths: bin widths > 0, broadcastable to W.
-        spreads: of all rows of the only group, if errors spread among rows too.
+        spreads: of all rows of all groups, if errors spread among rows too.
         importance: weights of rows in the error, f64[groups, rows]; None: all are 1.
 
     Returns:
@@ -221,31 +226,32 @@ def _rounded(
     result = np.empty((groups, rows, size), np.int32)
     total = 0.0
 
-    def some(left: Floats, chosen: slice | NDArray[np.int64]) -> Floats:
-        """Round some rows, f32[groups, K, rows], which are used up; what is restored of them."""
+    def some(left: Floats, chosen: _Chosen) -> Floats:
+        """Round some rows, f32[groups, K, rows], which are used up; their bin widths times their symbols."""
         nonlocal total
-        bins = (every[:, chosen] if every.shape[1] > 1 else every) / peak
+        bins = (every[chosen] if every.shape[1] > 1 else every[chosen[0]]) / peak
         bins = np.broadcast_to(bins.transpose(0, 2, 1), left.shape).astype(np.float32)
         found, errors = np.empty(left.shape, np.int32), np.empty_like(left)
-        _round_all(left, bins, factors, uppers, found, errors, lanes is not None)
-        result[:, chosen] = found.transpose(0, 2, 1)
+        _round_all(left, bins, factors, [upper[chosen[0]] for upper in uppers], found, errors, lanes is not None)
+        result[chosen] = found.transpose(0, 2, 1)
         if importance is None:
             total += float(np.einsum("gkn,gkn->", errors, errors, dtype=np.float64))
         else:
-            total += float(np.sum(np.einsum("gkn,gkn->gn", errors, errors, dtype=np.float64) * importance[:, chosen]))
-        return found * (bins if lanes is None else bins * np.float32(1 / trellis.PARTS)) if spreads else left
+            total += float(np.sum(np.einsum("gkn,gkn->gn", errors, errors, dtype=np.float64) * importance[chosen]))
+        bins *= found
+        return bins
 
     for spread in spreads:
-        left = _columns(matrix[:, spread.rows], peak)
+        group = slice(spread.group, spread.group + 1)
+        left = _columns(matrix[group, spread.rows], peak)
         for place, shares in spread.blocks:
             residual = np.ascontiguousarray(left[:, :, place])
-            residual -= some(residual.copy(), spread.rows[place])
+            moved = some(residual.copy(), (group, spread.rows[place]))
+            residual -= moved if lanes is None else moved / trellis.PARTS
             left[:, :, place.stop :] -= residual @ shares
-    if not spreads:
-        step = lanes or rows
-        for begin in range(0, rows, step):
-            chosen = slice(begin, begin + step)
-            some(_columns(matrix[:, chosen], peak), chosen)
+    for begin in () if spreads else range(0, rows, lanes or rows):
+        chosen = slice(None), slice(begin, begin + (lanes or rows))
+        some(_columns(matrix[chosen], peak), chosen)
     return result, total
 
 

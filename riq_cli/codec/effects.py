@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
 
-from riq_cli.codec.importance import with_importance
+from riq_cli.codec.importance import FEW, with_importance
 from riq_cli.codec.plans import Plan
 from riq_cli.codec.weights import Plans, Weights
 from riq_cli.evaluator import Observer
@@ -50,7 +51,11 @@ def with_effects(
     chosen = {
         number: item
         for number, item in linear.items()
-        if weights.may_part and item.products and item.matrix.row_axes is not None and weights.sizes[number] >= _LEAST
+        if weights.may_part
+        and item.products
+        and item.matrix.row_axes is not None
+        and math.prod(item.matrix.shape[:2]) >= FEW
+        and weights.sizes[number] >= _LEAST
     }
     if not chosen:
         return dict(plans)
@@ -87,7 +92,11 @@ class _Collected:
 
     def __init__(self, weights: Weights, linear: Mapping[int, Linear], plans: Plans, second: Sequence[int]) -> None:
         self._linear, self._second = linear, frozenset(second)
-        self.halves = {number: (Effects(), Effects()) for number in linear}
+        shapes = {number: item.matrix.shape[:2] for number, item in linear.items()}
+        self.halves = {
+            number: (Effects(*shape, alone=shape[1] < FEW), Effects(*shape, alone=shape[1] < FEW))
+            for number, shape in shapes.items()
+        }
         self._errors = {number: self._drawn(item, plans.get(number), number) for number, item in linear.items()}
         self.uses: dict[tuple[str, ...], list[tuple[int, int]]] = {}
         self.beside: dict[tuple[str, ...], list[str]] = {}
@@ -129,7 +138,7 @@ class _Collected:
 
     @staticmethod
     def _drawn(item: Linear, plan: Plan | None, seed: int) -> Floats:
-        """Random errors of a row of weights, f32[groups, columns, errors], as compensation along the row leaves them."""
+        """Random errors of a row of weights, f32[groups, columns, errors], as its compensation leaves them."""
         groups, _, columns = item.matrix.shape
         errors = np.random.default_rng(seed).standard_normal((groups, columns, _DRAWN), np.float32)
         for factor in () if plan is None else plan.factors:

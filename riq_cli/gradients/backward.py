@@ -19,7 +19,7 @@ Values = Mapping[str, Array]
 Observe = Callable[[Sequence[str]], Iterable[Values]]  # names of tensors → their values, sample by sample
 Found = Callable[[Operation, int, Values, Gradients], None]  # told of an operation, a sample, values, and gradients
 
-_PROBES = 4  # vectors v for each sample
+_PROBES = 16  # vectors v for each sample
 _SMALL = 1 << 22  # bytes of the largest tensor up to which all of these go back at a time
 
 

@@ -20,34 +20,32 @@ class Effects:
     direction, by an error of each row: f32[groups, rows].
     """
 
-    def __init__(self) -> None:
-        """None yet."""
+    def __init__(self, groups: int, rows: int, alone: bool = False) -> None:
+        """None yet; if they are for rows `alone`, only their squares are kept."""
         self.count = 0
-        self._effects: list[Floats] = []
-        self._squares: Float64 | None = None
+        self._effects: list[Floats] | None = None if alone else []
+        self._squares = np.zeros((groups, rows))
 
     def add(self, effects: Floats) -> None:
-        """Take effects in, [count, groups, rows]; of many groups only the squares are kept."""
+        """Take effects in, [count, groups, rows]; those not finite are left out."""
+        if not np.isfinite(effects).all():
+            effects = effects[np.isfinite(effects).all(axis=(1, 2))]
         self.count += len(effects)
-        if effects.shape[1] == 1:
-            self._effects.append(effects[:, 0])
-        else:
-            squares = np.einsum("cgn,cgn->gn", effects, effects, dtype=np.float64)
-            self._squares = squares if self._squares is None else self._squares + squares
+        self._squares += np.einsum("cgn,cgn->gn", effects, effects, dtype=np.float64)
+        if self._effects is not None:
+            self._effects.append(effects)
 
     @property
     def squares(self) -> Float64:
         """Means of squares, f64[groups, rows]."""
-        if self._squares is None:
-            total = sum(np.einsum("cn,cn->n", part, part, dtype=np.float64) for part in self._effects)
-            return np.asarray(total, np.float64)[None] / max(self.count, 1)
-        return self._squares / max(self.count, 1)
+        result: Float64 = self._squares / max(self.count, 1)
+        return result
 
-    def moments(self, rows: NDArray[np.int64]) -> Float64:
-        """Second moments of some rows of the only group, f64[rows, rows]."""
+    def moments(self, group: int, rows: NDArray[np.int64]) -> Float64:
+        """Second moments of some rows of a group, f64[rows, rows]."""
         total = np.zeros((len(rows), len(rows)))
-        for part in self._effects:
-            chosen = part[:, rows]
+        for part in self._effects or ():
+            chosen = part[:, group, rows]
             total += chosen.T @ chosen
         return total / max(self.count, 1)
 
