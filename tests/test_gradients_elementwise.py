@@ -129,6 +129,15 @@ def test_numbers_beyond_all_bounds_do_not_matter(kind: str) -> None:
     assert np.isfinite(found).all()
 
 
+def test_masks_beyond_single_precision_do_not_matter() -> None:
+    mask = np.array([True, False])
+    for found in gradients("Where", mask, np.full(2, -1e300), np.zeros(2))[1:]:
+        assert found is not None
+        np.testing.assert_array_equal(found.sum(), PROBES)
+    for found in gradients("Add", np.full(2, -1e300), np.zeros(2)):
+        np.testing.assert_array_equal(found, np.ones((PROBES, 2), np.float32))
+
+
 def test_divisions_by_zero_and_powers_of_zero_count_as_constant() -> None:
     zero, one = np.zeros(2, np.float32), np.ones(2, np.float32)
     for kind, left, right in (

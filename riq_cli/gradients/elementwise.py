@@ -31,7 +31,13 @@ def floats(value: Array | None) -> Floats:
     """An input that must be there, in float32."""
     if value is None:
         raise NoRuleError("an input is missing")
-    return np.asarray(value, np.float32)
+    with np.errstate(over="ignore"):
+        return np.asarray(value, np.float32)
+
+
+def shape_of(value: Array | None) -> tuple[int, ...]:
+    """That of an input; of one that is left out, that of a single number."""
+    return () if value is None else value.shape
 
 
 def unbroadcast(gradient: Floats, shape: Sequence[int]) -> Floats:
@@ -215,10 +221,10 @@ def _of_several(backward: Backward) -> Rule:
     def rule(
         operation: Operation, inputs: Sequence[Array | None], gradients: Sequence[Floats | None], wanted: Sequence[bool]
     ) -> Gradients:
-        if "axis" in operation.attributes:
-            raise NoRuleError(f"{operation.kind} with an axis, as before opset 7")
         if gradients[0] is None or not any(wanted):
             return [None] * len(inputs)
+        if "axis" in operation.attributes:
+            raise NoRuleError(f"{operation.kind} with an axis, as before opset 7")
         with np.errstate(all="ignore"):
             return backward([floats(value) for value in inputs], gradients[0], wanted)
 
@@ -287,9 +293,9 @@ def _minimum(inputs: list[Floats], gradient: Floats, wanted: Sequence[bool]) -> 
 def _extreme(inputs: list[Floats], extreme: Floats, gradient: Floats, wanted: Sequence[bool]) -> Gradients:
     """Inputs that are equally extreme share the gradient."""
     reached = [(x == extreme).astype(np.float32) for x in inputs]
-    share = gradient / np.maximum(sum(reached[1:], reached[0]), 1)
+    share: Floats = np.reciprocal(np.maximum(sum(reached[1:], reached[0]), 1))
     return [
-        unbroadcast_product(share, hit, x.shape) if want else None
+        unbroadcast_product(gradient, hit * share, x.shape) if want else None
         for x, hit, want in zip(inputs, reached, wanted, strict=True)
     ]
 
@@ -304,9 +310,9 @@ def _where(
     if gradients[0] is not None:
         chosen = floats(inputs[0])
         if wanted[1]:
-            found[1] = unbroadcast_product(gradients[0], chosen, floats(inputs[1]).shape)
+            found[1] = unbroadcast_product(gradients[0], chosen, shape_of(inputs[1]))
         if wanted[2]:
-            found[2] = unbroadcast_product(gradients[0], 1 - chosen, floats(inputs[2]).shape)
+            found[2] = unbroadcast_product(gradients[0], 1 - chosen, shape_of(inputs[2]))
     return found
 
 
@@ -321,7 +327,7 @@ def _clip(
     places = ((x >= low) & (x <= high), x < low, x > high)
     for i in range(len(inputs)):
         if wanted[i]:
-            found[i] = unbroadcast_product(gradients[0], places[i].astype(np.float32), floats(inputs[i]).shape)
+            found[i] = unbroadcast_product(gradients[0], places[i].astype(np.float32), shape_of(inputs[i]))
     return found
 
 

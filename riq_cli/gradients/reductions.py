@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from riq_cli.gradients.elementwise import floats, unbroadcast, unbroadcast_product
+from riq_cli.gradients.elementwise import floats, shape_of, unbroadcast, unbroadcast_product
 from riq_cli.gradients.rule import Array, Floats, Gradients, NoRuleError, Rule
 from riq_cli.model import Operation
 
@@ -249,14 +249,13 @@ def _of_layers(centred: bool) -> Rule:
         first = int(operation.attributes.get("axis", -1)) % x.ndim
         normalisation = _Normalisation(tuple(range(first, x.ndim)), _epsilon(operation), centred)
         wants = (*wanted, False)[:3]
-        return normalisation.backward(x, scale, gradient, wants, np.shape(_optional(inputs, 2)))[: len(inputs)]
+        return normalisation.backward(x, scale, gradient, wants, shape_of(_optional(inputs, 2)))[: len(inputs)]
 
     return rule
 
 
-def _optional(inputs: Inputs, place: int) -> Array:
-    value = inputs[place] if len(inputs) > place else None
-    return np.zeros((), np.float32) if value is None else value
+def _optional(inputs: Inputs, place: int) -> Array | None:
+    return inputs[place] if len(inputs) > place else None
 
 
 def _of_sums(centred: bool) -> Rule:
@@ -272,16 +271,18 @@ def _of_sums(centred: bool) -> Rule:
         added = [place for place in (0, 1, bias_place) if place < len(inputs) and inputs[place] is not None]
         wants = any(wanted[place] for place in added), wanted[2], centred and len(wanted) > 3 and wanted[3]
         if gradient is not None and any(wants):
-            x = floats(inputs[0]) + floats(inputs[1]) + _optional(inputs, bias_place)
+            x = floats(inputs[0]) + floats(inputs[1])
+            for place in added[2:]:
+                x += floats(inputs[place])
             normalisation = _Normalisation((x.ndim - 1,), _epsilon(operation, 1e-12), centred)
-            parts = normalisation.backward(x, floats(inputs[2]), gradient, wants, np.shape(_optional(inputs, 3)))
+            parts = normalisation.backward(x, floats(inputs[2]), gradient, wants, shape_of(_optional(inputs, 3)))
             found[2] = parts[1]
             if wants[2]:
                 found[3] = parts[2]
             of_sum = parts[0] if of_sum is None or parts[0] is None else parts[0] + of_sum
         if of_sum is not None:
             for place in added:
-                found[place] = unbroadcast(of_sum, floats(inputs[place]).shape) if wanted[place] else None
+                found[place] = unbroadcast(of_sum, shape_of(inputs[place])) if wanted[place] else None
         return found
 
     return rule

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.gradients.elementwise import floats, unbroadcast
+from riq_cli.gradients.elementwise import shape_of, unbroadcast
 from riq_cli.gradients.rule import Array, Floats, Gradients, NoRuleError, Rule
 from riq_cli.model import Operation
 
@@ -248,7 +248,7 @@ def _pad(operation: Operation, inputs: Inputs, gradients: Sequence[Floats | None
     found[0] = inner if wanted[0] else None
     if len(wanted) > 2 and wanted[2]:
         axes = tuple(range(1, gradient.ndim))
-        found[2] = (gradient.sum(axis=axes) - inner.sum(axis=axes)).reshape(len(gradient), *floats(inputs[2]).shape)
+        found[2] = (gradient.sum(axis=axes) - inner.sum(axis=axes)).reshape(len(gradient), *shape_of(inputs[2]))
     return found
 
 
