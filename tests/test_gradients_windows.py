@@ -99,7 +99,7 @@ POOLS = [
     [
         *POOLS,
         ((2, 3, 12, 13), {"kernel_shape": [3, 2], "strides": [2, 1], "dilations": [2, 3]}),
-        ((2, 3, 12, 13), {"kernel_shape": [3, 2], "strides": [2, 1], "dilations": [2, 3], "pads": [1, 2, 1, 2]}),
+        ((2, 3, 12, 13), {"kernel_shape": [3, 2], "strides": [2, 1], "dilations": [2, 3], "pads": [2, 1, 2, 1]}),
         ((2, 1, 40, 40), {"kernel_shape": [17, 17]}),
     ],
 )
