@@ -109,13 +109,11 @@ def _spread_each(windows: Windows, values: Floats, factors: Floats, result: Floa
     Channels go last, and factors are repeated along a row: what is done to rows then goes through long stretches.
     """
     weights = np.repeat(factors[:, None], windows.counts[-1], axis=1)
-    product = np.empty((*windows.counts, factors.shape[1]), np.float32)
     for sample, target in zip(values, result, strict=True):
         last = np.ascontiguousarray(np.moveaxis(sample, 0, -1))
         total = np.zeros((*windows.sizes, len(sample)), np.float32)
         for tap, (_, *having), (_, *places) in windows.taps():
-            chosen = tuple(having)
-            total[tuple(places)] += np.multiply(last[chosen], weights[tap, having[-1]], out=product[chosen])
+            total[tuple(places)] += last[tuple(having)] * weights[tap, having[-1]]
         target[...] = np.moveaxis(total, -1, 0)
 
 

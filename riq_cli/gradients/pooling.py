@@ -16,7 +16,7 @@ from riq_cli.gradients.rule import Array, Floats, Gradients, NoRuleError, Rule
 from riq_cli.gradients.windows import AxisMap, Windows, sliding
 from riq_cli.model import Operation
 
-_BUFFER = 1 << 16  # elements worked on at a time: what a processor's cache holds
+_BUFFER = 1 << 17  # elements worked on at a time: what a processor's cache holds
 _HALF = 1e-5  # coordinates are no more exact than this, those about as near to a half are taken as one
 
 
@@ -126,7 +126,7 @@ def _batch_normalization(
     if not any(wanted[1:]):
         return result
     sums = gradient.sum(axis=(1, *range(3, gradient.ndim)))
-    centred = (source - mean.reshape(-1, *[1] * (source.ndim - 2))).astype(np.float32, copy=False)
+    centred = source.astype(np.float32, copy=False) - mean.astype(np.float32).reshape(-1, *[1] * (source.ndim - 2))
     products = np.einsum("pnc...,nc...->pc...", gradient, centred).reshape(*sums.shape, -1).sum(axis=-1) / deviation
     found = [None, products, sums, -sums * slope, -0.5 * products * slope / deviation]
     return [result[0], *(value if want else None for value, want in zip(found[1:], wanted[1:], strict=True))]
