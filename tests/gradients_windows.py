@@ -65,7 +65,9 @@ def check(rules, kind, inputs, attributes=None, wanted=(0,), opset=17, step=1.0,
         assert found[number].shape == (PROBES, *value.shape)
         for _ in range(2):
             move = np.asarray(step * RANDOM.normal(size=value.shape).clip(-2, 2), value.dtype)
-            ahead, behind = ([*inputs[:number], value + sign * move, *inputs[number + 1 :]] for sign in (1, -1))
+            ahead, behind = (
+                [*inputs[:number], np.asarray(value + sign * move), *inputs[number + 1 :]] for sign in (1, -1)
+            )
             change = (run(ahead) - run(behind)) / 2
             expected = (gradients * change).reshape(PROBES, -1).sum(axis=1)
             scale = np.abs(gradients * change).sum() / np.sqrt(change.size) + 1e-6

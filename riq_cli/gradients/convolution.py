@@ -104,16 +104,17 @@ def _spread(windows: Windows, values: Floats, matrices: Floats, groups: int) -> 
 
 
 def _spread_each(windows: Windows, values: Floats, factors: Floats, result: Floats) -> None:
-    """`_spread` of channels that do not mix: `factors` are [taps, channels]."""
-    samples, channels = values.shape[:2]
-    taps = list(windows.taps())
-    step = max(1, _BUFFER // 4 // max(1, math.prod(windows.counts)))
-    for begin in range(0, channels, step):
-        weights = factors[:, begin : begin + step].reshape(len(factors), -1, *[1] * len(windows.counts))
-        for sample in range(samples):
-            part, target = values[sample, begin : begin + step], result[sample, begin : begin + step]
-            for tap, having, places in taps:
-                target[places] += part[having] * weights[tap]
+    """`_spread` of channels that do not mix; `factors` are [taps, channels].
+
+    Channels go last, and factors are repeated along a row: what is done to rows then goes through long stretches.
+    """
+    weights = np.repeat(factors[:, None], windows.counts[-1], axis=1)
+    for sample, target in zip(values, result, strict=True):
+        last = np.ascontiguousarray(np.moveaxis(sample, 0, -1))
+        total = np.zeros((*windows.sizes, len(sample)), np.float32)
+        for tap, (_, *having), (_, *places) in windows.taps():
+            total[tuple(places)] += last[tuple(having)] * weights[tap, having[-1]]
+        target[...] = np.moveaxis(total, -1, 0)
 
 
 def _gathered(windows: Windows, values: Floats, kernel: Floats, groups: int) -> Floats:

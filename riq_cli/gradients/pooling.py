@@ -5,6 +5,7 @@ Averages and resizing act on each axis alone, so they go back as products with o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from riq_cli.gradients.rule import Array, Floats, Gradients, NoRuleError, Rule
 from riq_cli.gradients.windows import AxisMap, Windows, sliding
 from riq_cli.model import Operation
 
+_BUFFER = 1 << 17  # elements worked on at a time: what a processor's cache holds
 _HALF = 1e-5  # coordinates are no more exact than this, those about as near to a half are taken as one
 
 
@@ -28,24 +30,35 @@ def _max_pool(
     if gradient is None or source is None or not wanted[0]:
         return [None]
     windows = sliding(operation.attributes, operation.attributes["kernel_shape"], source.shape[2:], gradient.shape[3:])
-    winners = _winners(windows, source.astype(np.float32, copy=False))
-    result = np.zeros((len(gradient), *source.shape), np.float32)
-    for tap, having, places in windows.taps():
-        result[places] += gradient[having] * (winners[having] == tap)
-    return [result]
+    maps = source.reshape(-1, *windows.sizes)
+    changes = gradient.reshape(len(gradient), len(maps), *windows.counts)
+    result = np.zeros((len(gradient), *maps.shape), np.float32)
+    apart = all(size <= stride for size, stride in zip(windows.kernel, windows.strides, strict=True))
+    step = max(1, _BUFFER // max(1, math.prod(windows.sizes)))
+    for begin in range(0, len(maps), step):
+        block = slice(begin, begin + step)
+        winners = _winners(windows, maps[block].astype(np.float32, copy=False))
+        for tap, having, places in windows.taps():
+            won = (winners[having] == tap).astype(np.float32)
+            change, target = changes[:, block][having], result[:, block][places]
+            if apart and windows.dilations == (1,) * len(windows.kernel):
+                np.multiply(change, won, out=target)
+            else:
+                target += change * won
+    return [result.reshape(len(gradient), *source.shape)]
 
 
-def _winners(windows: Windows, source: Floats) -> Array:
+def _winners(windows: Windows, maps: Floats) -> NDArray[np.unsignedinteger]:
     """Number of the tap that has each window's largest element; of equal ones, the first."""
-    taps = list(windows.taps())
-    best = np.full((*source.shape[:2], *windows.counts), -np.inf, np.float32)
-    winners = np.full(
-        best.shape, taps[0][0] if taps else 0, np.min_scalar_type(max((tap for tap, _, _ in taps), default=0))
-    )
-    for tap, having, places in taps:
-        elements = source[places]
-        np.copyto(winners[having], tap, where=elements > best[having])
+    best = np.full((len(maps), *windows.counts), -np.inf, np.float32)
+    kind = np.min_scalar_type(math.prod(windows.kernel))
+    winners = np.zeros(best.shape, kind)
+    for tap, having, places in windows.taps():
+        elements = np.ascontiguousarray(maps[places])
+        better = elements > best[having]
         np.maximum(best[having], elements, out=best[having])
+        # Taps come in order: the last that is larger than all before it has the largest number.
+        np.maximum(winners[having], better * kind.type(tap), out=winners[having])
     return winners
 
 
@@ -113,7 +126,7 @@ def _batch_normalization(
     if not any(wanted[1:]):
         return result
     sums = gradient.sum(axis=(1, *range(3, gradient.ndim)))
-    centred = (source - mean.reshape(-1, *[1] * (source.ndim - 2))).astype(np.float32, copy=False)
+    centred = source.astype(np.float32, copy=False) - mean.astype(np.float32).reshape(-1, *[1] * (source.ndim - 2))
     products = np.einsum("pnc...,nc...->pc...", gradient, centred).reshape(*sums.shape, -1).sum(axis=-1) / deviation
     found = [None, products, sums, -sums * slope, -0.5 * products * slope / deviation]
     return [result[0], *(value if want else None for value, want in zip(found[1:], wanted[1:], strict=True))]

@@ -36,11 +36,15 @@ class Windows:
 
         Taps that lie on padding in all windows are left out.
         """
-        axes = [[self._tap(axis, tap) for tap in range(size)] for axis, size in enumerate(self.kernel)]
+        axes = [self.along(axis) for axis in range(len(self.kernel))]
         for number, places in enumerate(itertools.product(*axes)):
             found = [place for place in places if place is not None]
             if len(found) == len(places):
                 yield number, (..., *(place[0] for place in found)), (..., *(place[1] for place in found))
+
+    def along(self, axis: int) -> list[tuple[slice, slice] | None]:
+        """For every tap on one axis: which windows have it on an element, and these elements; None for no windows."""
+        return [self._tap(axis, tap) for tap in range(self.kernel[axis])]
 
     def _tap(self, axis: int, tap: int) -> tuple[slice, slice] | None:
         stride, place = self.strides[axis], tap * self.dilations[axis] - self.before[axis]
