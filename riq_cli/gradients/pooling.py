@@ -107,11 +107,13 @@ def _batch_normalization(
     wanted: Sequence[bool],
 ) -> Gradients:
     attributes = operation.attributes
+    if outputs[0] is None:
+        return [None] * len(inputs)
     if attributes.get("training_mode") or (operation.version < 14 and any(operation.outputs[1:])):
         raise NoRuleError("BatchNormalization in training")
     result, gradient = list[Floats | None]([None] * len(inputs)), outputs[0]
     source, scale, _, mean, variance = inputs
-    if gradient is None or source is None or scale is None or mean is None or variance is None:
+    if source is None or scale is None or mean is None or variance is None:
         return result
     if (
         source.ndim < 2
@@ -128,8 +130,8 @@ def _batch_normalization(
     sums = gradient.sum(axis=(1, *range(3, gradient.ndim)))
     centred = source.astype(np.float32, copy=False) - mean.astype(np.float32).reshape(-1, *[1] * (source.ndim - 2))
     products = np.einsum("pnc...,nc...->pc...", gradient, centred).reshape(*sums.shape, -1).sum(axis=-1) / deviation
-    found = [None, products, sums, -sums * slope, -0.5 * products * slope / deviation]
-    return [result[0], *(value if want else None for value, want in zip(found[1:], wanted[1:], strict=True))]
+    found = [products, sums, -sums * slope, -0.5 * products * slope / deviation]
+    return [result[0], *(value if want else None for value, want in zip(found, wanted[1:], strict=True))]
 
 
 def _upsample(
@@ -139,6 +141,8 @@ def _upsample(
     wanted: Sequence[bool],
 ) -> Gradients:
     """The rule of Upsample, and of Resize before it knew coordinates."""
+    if outputs[0] is None:
+        return [None] * len(inputs)
     scales = operation.attributes.get("scales")
     if len(inputs) > 1 and inputs[1] is not None:
         scales = [float(scale) for scale in inputs[1]]
@@ -159,7 +163,7 @@ def _resize(
     if operation.version < 11:
         return _upsample(operation, inputs, outputs, wanted)
     source, attributes = inputs[0], operation.attributes
-    if source is None:
+    if source is None or outputs[0] is None:
         return [None] * len(inputs)
     if attributes.get("antialias") or attributes.get("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise NoRuleError("Resize with antialias or keep_aspect_ratio_policy")

@@ -28,7 +28,7 @@ def _fused_matmul(
     wanted: Sequence[bool],
 ) -> Gradients:
     attributes = operation.attributes
-    if attributes.get("transBatchA") or attributes.get("transBatchB"):
+    if outputs[0] is not None and (attributes.get("transBatchA") or attributes.get("transBatchB")):
         raise NoRuleError("FusedMatMul with transposed batch axes")
     turned = (bool(attributes.get("transA")), bool(attributes.get("transB")))
     return _product(inputs, outputs[0], wanted, turned, attributes.get("alpha", 1.0))
@@ -125,13 +125,13 @@ def _einsum(
     outputs: Sequence[Floats | None],
     wanted: Sequence[bool],
 ) -> Gradients:
+    gradient, result = outputs[0], list[Floats | None]([None] * len(inputs))
+    if gradient is None:
+        return result
     operands = [operand for operand in inputs if operand is not None]
     if len(operands) > 2:
         raise NoRuleError("Einsum of more than two operands")
     labels, out = _labels(operation.attributes["equation"], operands)
-    gradient, result = outputs[0], list[Floats | None]([None] * len(inputs))
-    if gradient is None:
-        return result
     for number, operand in enumerate(operands):
         if not wanted[number]:
             continue
