@@ -70,6 +70,16 @@ class Ways:
         self._costs = np.full((2, 2, groups, rows), _NEVER)
         self._costs[0, 0] = 0
 
+    def of(self, groups: Sequence[int]) -> Ways:
+        """The ways through the lanes of some groups, for `put` to take back."""
+        result = Ways(0, 0)
+        result._costs = self._costs[:, :, groups]
+        return result
+
+    def put(self, groups: Sequence[int], ways: Ways) -> None:
+        """Go on in some groups from where their ways have come to."""
+        self._costs[:, :, groups] = ways._costs
+
     def extend(self, left: Float32, bins: Float32, upper: Float32 | None, levels: Integers, errors: Float32) -> None:
         """Go on through some columns, and settle on the ways of least Σ errors² that lead there.
 

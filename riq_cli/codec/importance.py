@@ -51,9 +51,7 @@ def with_importance(plan: Plan, layer: Layer, halves: tuple[Effects, Effects], m
         spreads, importance = _spread(parts, judged[1 - half], damping, (groups, rows))
         squares = np.exp2(_codes(importance) / 2)
         pairs = zip(spreads, parts, judged[half], strict=True)
-        total = sum(
-            rounding.spread_error(spread, run, moments, squares[at, run]) for spread, (at, run), moments in pairs
-        )
+        total = sum(spread.error(moments, squares[group, run]) for spread, (group, run), moments in pairs)
         return math.log2(max(total, _TINY))
 
     damping = _best(cost)

@@ -6,6 +6,7 @@ tells how a small change of an inner tensor moves the output's direction, which 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -88,7 +89,8 @@ class Backward:
         pending: list[dict[str, Floats]] = [{} for _ in rows]
         unknown: set[str] = set()
         for first, last in _stretches(needs, nbytes, budget):
-            names = list(dict.fromkeys([*(self._measured if first == 0 else ()), *sum(needs[first:last], [])]))
+            wanted = itertools.chain(self._measured if first == 0 else (), *needs[first:last])
+            names = list(dict.fromkeys(wanted))
             for number, values in enumerate(observe(names)):
                 values = {**self._constants, **values}
                 if first == 0:

@@ -63,7 +63,7 @@ def effects(entering: LinearInput, leaving: LinearOutput, value: Array, gradient
     Returns:
         One for every probe and error.
     """
-    groups, columns, count = errors.shape
+    groups, columns, _ = errors.shape
     products = np.concatenate(
         [rows @ errors for rows in entering.pieces(value, max(_PIECE // (groups * columns), 1))], axis=1
     )

@@ -43,8 +43,8 @@ _Product = tuple[Matrix, LinearInput, LinearOutput]
 class Linear:
     """A layer as matrices, and the activations that they multiply: several where nodes share the layer.
 
-    `products` hold the activation and what comes out of each. `bias` is the number of the layer that is added to the products, one element for each of `groups` × `rows`; None
-    unless there is one such layer, of no other use.
+    `products` hold each activation with what comes out of it. `bias` is the number of the layer that is added to the
+    products, one element for each of `groups` × `rows`; None unless there is one such layer, of no other use.
     """
 
     matrix: Matrix

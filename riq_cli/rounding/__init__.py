@@ -1,0 +1,18 @@
+"""Weights → symbols, with errors compensated where it is known what they do to the outputs."""
+
+from riq_cli.rounding.compensation import compensated, trellised
+from riq_cli.rounding.factor import CODES_MAX, Factor, Floats, Integers, column_codes, factorized
+from riq_cli.rounding.spread import Spread, spread
+
+__all__ = [
+    "CODES_MAX",
+    "Factor",
+    "Floats",
+    "Integers",
+    "Spread",
+    "column_codes",
+    "compensated",
+    "factorized",
+    "spread",
+    "trellised",
+]

@@ -1,0 +1,109 @@
+"""Second moments → how errors of columns spread to the columns after them, and bin widths that suit that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+Integers = NDArray[np.int32]
+
+CODES_MAX = 16  # of a column: 2⁴ times wider or narrower than the layer's bin width
+_HALVED = 64  # columns beyond which an inverse is made by halves
+_TINY = 1e-30  # of second moments that are all zero
+
+
+class Factor:
+    """How errors spread among the columns `begin … end` of every group: U, upper triangular.
+
+    Only the triangle is kept: the factors of all layers are held as long as the search goes on.
+    """
+
+    def __init__(self, begin: int, end: int, upper: NDArray[np.float32]) -> None:
+        """Pack `upper`, f32[groups, columns, columns]."""
+        self.begin, self.end = begin, end
+        groups, size, _ = upper.shape
+        self._packed = np.empty((groups, size * (size + 1) // 2), np.float32)
+        for row, place in enumerate(self._rows()):
+            self._packed[:, place] = upper[:, row, row:]
+
+    @property
+    def upper(self) -> NDArray[np.float32]:
+        """U, f32[groups, columns, columns], in memory of its own."""
+        size = self.end - self.begin
+        result = np.zeros((len(self._packed), size, size), np.float32)
+        for row, place in enumerate(self._rows()):
+            result[:, row, row:] = self._packed[:, place]
+        return result
+
+    @property
+    def diagonal(self) -> NDArray[np.float32]:
+        """U_jj, f32[groups, columns]."""
+        return self._packed[:, [place.start for place in self._rows()]]
+
+    def _rows(self) -> Iterator[slice]:
+        """Where each row of the triangle is among the packed numbers."""
+        end = 0
+        for length in range(self.end - self.begin, 0, -1):
+            begin, end = end, end + length
+            yield slice(begin, end)
+
+
+def factorized(moments: NDArray[np.float64], damping: float) -> NDArray[np.float32]:
+    """U, upper triangular f32[groups, K, K], with (H + λ mean(diag H) I)⁻¹ = UᵀU.
+
+    Args:
+        moments: H f64[groups, K, K], symmetric and positive semidefinite.
+        damping: λ > 0; more of it trusts the moments less.
+    """
+    groups, size, _ = moments.shape
+    result = np.empty((groups, size, size), np.float32)
+    for group, moment in enumerate(moments):
+        # H = MMᵀ with M upper triangular comes from the Cholesky factor of H with rows and columns in reverse; U = M⁻¹.
+        result[group] = _inverse(_cholesky(moment[::-1, ::-1], damping)[::-1, ::-1])
+    return result
+
+
+def _cholesky(moment: NDArray[np.float64], damping: float) -> NDArray[np.float64]:
+    """The Cholesky factor of a damped moment; damped more, where what was summed in float32 leaves it indefinite."""
+    level = max(float(np.trace(moment)) / len(moment), _TINY)
+    result: NDArray[np.float64]
+    while True:
+        damped = moment.copy()
+        np.einsum("ii->i", damped)[...] += damping * level
+        try:
+            result = np.asarray(np.linalg.cholesky(damped), np.float64)
+            return result
+        except np.linalg.LinAlgError:
+            damping *= 10
+
+
+def column_codes(factors: Sequence[Factor], exercised: NDArray[np.bool_]) -> Integers:
+    """Relative bin widths of columns as codes i32[groups, K], quarters of an octave around their mean: ∝ U_jj.
+
+    Args:
+        factors: of all columns.
+        exercised: bool[groups, K]: columns that the samples do not exercise get no wider bins than the mean.
+    """
+    diagonal = np.concatenate([factor.diagonal for factor in factors], axis=1)
+    steps = np.log2(diagonal.astype(np.float64))
+    codes = np.rint(4 * (steps - steps.mean()))
+    result: Integers = np.clip(codes, -CODES_MAX, np.where(exercised, CODES_MAX, 0)).astype(np.int32)
+    return result
+
+
+def _inverse(upper: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The inverse of an upper triangular matrix, by halves: mostly matrix products."""
+    size = len(upper)
+    if size <= _HALVED:
+        result: NDArray[np.float64] = np.triu(np.linalg.inv(upper))
+        return result
+    middle = size // 2
+    result = np.zeros_like(upper)
+    first, second = _inverse(upper[:middle, :middle]), _inverse(upper[middle:, middle:])
+    result[:middle, :middle], result[middle:, middle:] = first, second
+    result[:middle, middle:] = -first @ upper[:middle, middle:] @ second
+    return result

@@ -1,0 +1,89 @@
+"""Second moments of gradients → how errors of rows spread to the rows after them, and how much each row matters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from riq_cli.rounding.factor import Floats, factorized
+
+_BLOCKS = 32  # at most, in which rows are rounded one after another
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """How errors of some rows of a group are pushed onto others: they are rounded block after block.
+
+    `rows` i64[blocks, length] are the numbers of the rows in that order, −1 where there is none. `shares` hold for each
+    block what part of its errors later rows take over, f32[length, rows after the block].
+    """
+
+    group: int
+    rows: NDArray[np.int64]
+    shares: tuple[NDArray[np.float32], ...]
+
+    @property
+    def _ways(self) -> Floats:
+        """From errors of rows when they are rounded to those of their weights, f64[rows, rows], in order."""
+        size, length = self.rows.size, self.rows.shape[1]
+        result = np.eye(size)
+        for block, shares in enumerate(self.shares):
+            end = (block + 1) * length
+            result[end:, end - length : end] = shares.T
+        return result
+
+    def error(self, moments: NDArray[np.float64], squares: NDArray[np.float64]) -> float:
+        """Σ E[eᵀ G e] of the errors e of the rows, by their mean squares when they are rounded.
+
+        Args:
+            moments: G f64[rows, rows] of the rows by ascending number, of any samples.
+            squares: f64[rows] by ascending number.
+        """
+        rows = self.rows.reshape(-1)
+        there = np.flatnonzero(rows >= 0)
+        order = np.argsort(np.argsort(rows[there]))
+        ways = self._ways[np.ix_(there, there)]
+        return float(np.einsum("ij,ij,j->", ways, moments[np.ix_(order, order)] @ ways, squares[order]))
+
+
+def spread(
+    group: int, rows: NDArray[np.int64], moments: NDArray[np.float64], damping: float
+) -> tuple[Spread, NDArray[np.float64]]:
+    """How errors of rows are spread by how much, and how alike, these matter to the outputs.
+
+    With G = E[g gᵀ] of the gradients g at the products of the rows, and H of what the rows multiply, rounding moves the
+    outputs by about tr(Eᵀ G E H), E = Ŵ − W. What rows of a block are off, the rows after it make up for as well as
+    they can: for that, errors of rows spread by the factor of G, as errors of columns do by that of H.
+
+    Args:
+        group: that the rows are in.
+        rows: their numbers in it, ascending.
+        moments: G f64[rows, rows] of these, in their order.
+        damping: λ > 0, in units of the mean of G's diagonal; more of it trusts the moments less.
+
+    Returns:
+        The spread, and how much each row matters when it is rounded, f64[rows]: G's diagonal without what later blocks
+        make up for.
+    """
+    count = len(rows)
+    blocks = min(_BLOCKS, count)
+    length = -(-count // blocks)
+    blocks = -(-count // length)
+    order = np.arange(blocks * length).reshape(length, blocks).T  # neighbours are often alike: into different blocks
+    places = np.where(order < count, order, -1)
+    flat = places.reshape(-1)
+    there = np.flatnonzero(flat >= 0)
+    turned = moments[np.ix_(flat[there], flat[there])]
+    upper = np.eye(flat.size)
+    upper[np.ix_(there, there)] = factorized(turned[None], damping)[0]
+    importance = np.empty(count)
+    shares = []
+    for block in range(blocks):
+        begin, end = block * length, (block + 1) * length
+        own = np.linalg.inv(upper[begin:end, begin:end])
+        used = flat[begin:end] >= 0
+        importance[flat[begin:end][used]] = np.einsum("ij,ij->i", own, own)[used]
+        shares.append((own @ upper[begin:end, end:]).astype(np.float32))
+    return Spread(group, np.where(places >= 0, rows[places], -1), tuple(shares)), importance
