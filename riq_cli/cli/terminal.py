@@ -38,6 +38,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> st
     )
 
 
+_UNITS = {"search": " evaluations", "fit": " layers", "gradients": " steps", "probe": " layers"}
+
+
 class ProgressBar:
     """A tqdm bar on stderr, only where that is a terminal; call it with each `Progress`."""
 
@@ -67,8 +70,8 @@ class ProgressBar:
         self._bar = tqdm(
             desc=step.phase,
             total=None if search else step.total,
-            unit={"search": " evaluations", "fit": " layers", "probe": " layers"}.get(step.phase, " weights"),
-            unit_scale=step.phase not in ("search", "fit", "probe"),
+            unit=_UNITS.get(step.phase, " weights"),
+            unit_scale=step.phase not in _UNITS,
             bar_format="{desc}: {n_fmt}{unit} [{elapsed}{postfix}]" if search else None,
             leave=False,
             file=sys.stderr,

@@ -349,10 +349,13 @@ class Compression:
             parts = range(first), range(first, count)
             plans = fitted_plans(self._weights, linear, observer, parts, widths, pool, tell)
             rows = [sample.rows for sample in fit]
-            return with_effects(self._weights, linear, plans, observed, observer, rows, parts[1], pool, tell)
+            return with_effects(self._weights, linear, plans, observed, observer, rows, parts[1], pool, look)
 
         def tell(done: int, total: int) -> None:
             self._progress(Progress("fit", done, total))
+
+        def look(done: int, total: int) -> None:
+            self._progress(Progress("gradients", done, total))
 
         matrices = set(self._weights.matrices)
         return start

@@ -46,7 +46,7 @@ def with_effects(
         rows: samples in each of the observer's runs.
         second: numbers of the runs in the second half.
         pool: its threads work at the same time.
-        progress: called with runs and layers done, and their number in all.
+        progress: called with steps through the model done, and their number in all.
     """
     chosen = {
         number: item
@@ -63,15 +63,9 @@ def with_effects(
     graph, constants = operations(form)
     constants |= {name: weights.widened(number) for name, number in form.weights}
     way = Backward(graph, constants, form.measured, list(collected.uses))
-    known = way.run(observer.runs, observer.sizes, rows, collected.beside, collected.found, _VALUES)
+    known = way.run(observer.runs, observer.sizes, rows, collected.beside, collected.found, progress, _VALUES)
     del constants
-    shapes = [item.matrix.shape for item in chosen.values()]
-    nbytes = sum(weights.layers[number].values.nbytes for number in chosen)
-    for most in _SPREADS:
-        if sum(2 * count * min(count, most) for groups, count, _ in shapes if groups == 1) <= max(
-            _BYTES * nbytes, _FEW
-        ):
-            break
+    most = _most(weights, chosen)
 
     def fit(number: int) -> Plan | None:
         if not all(leaving.operation in known for _, leaving in chosen[number].products):
@@ -79,12 +73,18 @@ def with_effects(
         plan = plans.get(number) or Plan.of(chosen[number].matrix)
         return with_importance(plan, weights.layers[number], collected.halves.pop(number), most)
 
-    found = dict(plans)
-    for done, (number, plan) in enumerate(zip(chosen, pool.map(fit, chosen), strict=True)):
-        if plan is not None:
-            found[number] = plan
-        progress(done + 1, len(chosen))
-    return found
+    found = zip(chosen, pool.map(fit, chosen), strict=True)
+    return dict(plans) | {number: plan for number, plan in found if plan is not None}
+
+
+def _most(weights: Weights, linear: Mapping[int, Linear]) -> int:
+    """Rows whose errors spread among each other, such that all spreads stay in proportion to the weights."""
+    shapes = [item.matrix.shape for item in linear.values()]
+    bound = max(_BYTES * sum(weights.layers[number].values.nbytes for number in linear), _FEW)
+    for most in _SPREADS:
+        if sum(2 * groups * rows * min(rows, most) for groups, rows, _ in shapes) <= bound:
+            break
+    return most
 
 
 class _Collected:

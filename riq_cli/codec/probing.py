@@ -120,6 +120,8 @@ class Probes:
         layer, plan = self._weights.layers[number], self.plans.get(number)
         if not self._weights.may_part or number not in self._weights.matrices or layer.size < _WORTH_PARTS:
             return
+        if plan is not None and plan.importance is not None:  # its rows are told apart by more than their norms
+            return
         parted = (plan or Plan.nearest(layer)).with_rows(layer)
         if parted is None:
             return

@@ -233,10 +233,11 @@ class Progress:
     In a `search`, `done` counts evaluations, `k` and `value` are the newest one, of an `allocation` and a `rounding`,
     and `low` and `high` the bracket: the largest k that failed and the smallest that held. In a `probe`, `done` of
     `total` layers are through, and `value` is the deviation that `layer` caused alone, if one was probed. In `fit`,
-    `done` of `total` layers are through, otherwise `done` of `total` weights.
+    `done` of `total` layers are through, with `gradients` steps back through the model, otherwise `done` of `total`
+    weights.
     """
 
-    phase: Literal["search", "fit", "probe", "coding", "decoding"]
+    phase: Literal["search", "fit", "gradients", "probe", "coding", "decoding"]
     done: int
     total: int = 0
     k: float = 0.0

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from riq_cli.gradients.rule import Array, Floats, Gradients, NoRuleError
+from riq_cli.gradients import recurrent
+from riq_cli.gradients.rule import Array, Floats, Gradients
 from riq_cli.gradients.rules import RULES, STOPS
 from riq_cli.model import Operation
 
@@ -63,6 +64,7 @@ class Backward:
         rows: Sequence[int],
         beside: Mapping[tuple[str, ...], Sequence[str]],
         found: Found,
+        progress: Callable[[int, int], None],
         budget: int,
         seed: int = 0,
     ) -> set[tuple[str, ...]]:
@@ -74,6 +76,7 @@ class Backward:
             rows: samples in each run.
             beside: tensors whose values are wanted together with the gradients at a product.
             found: called for every product and run with the gradients of its outputs, [probes, *shape].
+            progress: called with steps done and in all.
             budget: bytes of values that are held at the same time, about.
             seed: decides the random vectors, together with the number of the run.
         """
@@ -88,7 +91,8 @@ class Backward:
         probes = max(1, min(_PROBES, _PROBES * _SMALL // max(max(nbytes.values()), 1)))
         pending: list[dict[str, Floats]] = [{} for _ in rows]
         unknown: set[str] = set()
-        for first, last in _stretches(needs, nbytes, budget):
+        stretches = list(_stretches(needs, nbytes, budget))
+        for done, (first, last) in enumerate(stretches):
             wanted = itertools.chain(self._measured if first == 0 else (), *needs[first:last])
             names = list(dict.fromkeys(wanted))
             for number, values in enumerate(observe(names)):
@@ -102,11 +106,14 @@ class Backward:
                     }
                 for operation in self._way[first:last]:
                     self._back(operation, values, pending[number], unknown, number, found)
+                progress(done * len(rows) + number + 1, len(stretches) * len(rows))
         return self._wanted & {operation.outputs for operation in self._way if unknown.isdisjoint(operation.outputs)}
 
     def _inputs(self, operation: Operation) -> Iterator[str]:
         """Names of the values that the rule of an operation reads."""
-        return (name for name in operation.inputs if name and name not in self._constants)
+        moving = not self._moving.isdisjoint(operation.inputs)
+        reads = operation.kind in RULES if moving else operation.kind in recurrent.RULES
+        return (name for name in operation.inputs if reads and name and name not in self._constants)
 
     def _back(
         self,
@@ -118,30 +125,24 @@ class Backward:
         found: Found,
     ) -> None:
         gradients: Gradients = [pending.pop(name, None) for name in operation.outputs]
-        moving = [name for name in operation.inputs if name in self._moving]
+        moving = [name in self._moving for name in operation.inputs]
         if not unknown.isdisjoint(operation.outputs):
-            unknown |= set(moving)
+            unknown |= set(itertools.compress(operation.inputs, moving))
             return
         if all(gradient is None for gradient in gradients):
             return
-        rule = RULES.get(operation.kind)
-        inputs = [values[name] if name else None for name in operation.inputs]
         try:
             if operation.outputs in self._wanted:
                 found(operation, number, values, gradients)
-            if not moving:
-                return
-            if rule is None:
-                raise NoRuleError
-            taken = rule(operation, inputs, gradients, [name in self._moving for name in operation.inputs])
-        except NoRuleError:
-            unknown |= (
-                {*moving, *operation.outputs} if operation.outputs in self._wanted and not moving else set(moving)
-            )
-            return
-        for name, gradient in zip(operation.inputs, taken, strict=False):
-            if gradient is not None and name in self._moving:
-                pending[name] = pending[name] + gradient if name in pending else gradient
+            if any(moving):
+                inputs = [values[name] if name else None for name in operation.inputs]
+                with np.errstate(all="ignore"):
+                    taken = RULES[operation.kind](operation, inputs, gradients, moving)
+                for name, moves, gradient in zip(operation.inputs, moving, taken, strict=False):
+                    if moves and gradient is not None:
+                        pending[name] = pending[name] + gradient if name in pending else gradient
+        except Exception:  # whatever is unforeseen in a model costs what gradients save, not the run
+            unknown |= {*itertools.compress(operation.inputs, moving), *operation.outputs}
 
 
 def start(output: Array, rows: int, probes: int, random: np.random.Generator) -> Floats:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -43,11 +45,13 @@ class Effects:
 
     def moments(self, group: int, rows: NDArray[np.int64]) -> Float64:
         """Second moments of some rows of a group, f64[rows, rows]."""
+        scale = math.sqrt(self._squares.max(initial=0)) or 1.0  # squares of float32 may be too small for it
         total = np.zeros((len(rows), len(rows)))
         for part in self._effects or ():
-            chosen = part[:, group, rows]
+            chosen = (part[:, group, rows] / scale).astype(np.float32)
             total += chosen.T @ chosen
-        return total / max(self.count, 1)
+        total *= scale**2 / max(self.count, 1)
+        return total
 
 
 def effects(entering: LinearInput, leaving: LinearOutput, value: Array, gradients: Floats, errors: Floats) -> Floats:

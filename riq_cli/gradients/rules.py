@@ -18,8 +18,8 @@ RULES: dict[str, Rule] = {
 # A small change of what these read changes nothing that they write.
 STOPS = frozenset(
     {
-        "And", "ArgMax", "ArgMin", "Ceil", "ConstantOfShape", "Equal", "EyeLike", "Floor", "Greater", "GreaterOrEqual",
-        "IsInf", "IsNaN", "Less", "LessOrEqual", "NonMaxSuppression", "NonZero", "Not", "OneHot", "Or", "Range", "Round",
-        "Shape", "Sign", "Size", "Xor",
+        "And", "ArgMax", "ArgMin", "Ceil", "ConstantOfShape", "Equal", "EyeLike", "Floor", "Greater",
+        "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "NonMaxSuppression", "NonZero", "Not", "OneHot", "Or",
+        "Range", "Round", "Shape", "Sign", "Size", "Xor",
     }
 )  # fmt: skip
