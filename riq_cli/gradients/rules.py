@@ -19,7 +19,7 @@ RULES: dict[str, Rule] = {
 STOPS = frozenset(
     {
         "And", "ArgMax", "ArgMin", "Ceil", "ConstantOfShape", "Equal", "EyeLike", "Floor", "Greater",
-        "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "NonMaxSuppression", "NonZero", "Not", "OneHot", "Or",
-        "Range", "Round", "Shape", "Sign", "Size", "Xor",
+        "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "NonMaxSuppression", "NonZero", "Not",
+        "OneHot", "Or", "Range", "Round", "Shape", "Sign", "Size", "Xor",
     }
 )  # fmt: skip

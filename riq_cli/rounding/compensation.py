@@ -115,29 +115,41 @@ class _Rounding:
         """
         group, rows = spread.group, spread.rows
         blocks, length = rows.shape
-        size, there = self._matrix.shape[2], rows >= 0
-        picked = self._matrix[group, rows].transpose(0, 2, 1)  # [blocks, K, length]
-        goal = np.empty(picked.shape, np.float32)  # the weights, and what earlier rows are off
-        np.divide(picked, self._peak, out=goal, dtype=np.float64, casting="same_kind")
-        goal *= there[:, None]
+        size, there, flat = self._matrix.shape[2], rows.reshape(-1) >= 0, rows.reshape(-1)
+        goal = np.empty((size, flat.size), np.float32)  # the weights, and what earlier rows are off
+        np.divide(self._matrix[group, flat].T, self._peak, out=goal, dtype=np.float64, casting="same_kind")
+        goal *= there
         left = goal.copy()  # and what earlier columns are off
-        widths = self._widths[group, rows if self._widths.shape[1] > 1 else np.zeros_like(rows)]
-        bins = np.ascontiguousarray(widths.transpose(0, 2, 1), np.float32)
+        widths = self._widths[group, flat] if self._widths.shape[1] > 1 else self._widths[group]
+        bins = np.broadcast_to(widths.T, left.shape).astype(np.float32)
         symbols, errors = np.empty(left.shape, np.int32), np.empty_like(left)
         ways = Ways(blocks, length) if self._trellised else None
         panels = self._panels(size)
         for step in range(len(panels) + blocks - 1):
-            active = [(block, panels[step - block]) for block in range(blocks) if 0 <= step - block < len(panels)]
-            for extent in {end - begin for _, (_, begin, end) in active}:
-                wave = [item for item in active if item[1][2] - item[1][1] == extent]
+            active = [
+                (block, slice(block * length, (block + 1) * length), *panels[step - block])
+                for block in range(blocks)
+                if 0 <= step - block < len(panels)
+            ]
+            for extent in {end - begin for _, _, _, begin, end in active}:
+                wave = [item for item in active if item[4] - item[3] == extent]
                 self._round_wave(group, wave, left, bins, symbols, errors, ways)
-            for block, (factor, begin, end) in active:
-                self._push(spread, block, factor, slice(begin, end), goal, left, bins, symbols, errors)
-        self._symbols[group, rows[there]] = symbols.transpose(0, 2, 1)[there]
-        squares = np.einsum("bkn,bkn->bn", errors, errors, dtype=np.float64)[there]
-        self._total += float(
-            np.sum(squares if self._importance is None else squares * self._importance[group, rows[there]])
-        )
+            for block, lanes, factor, begin, end in active:
+                if factor is not None and end < self._factors[factor].end:
+                    first, last = self._factors[factor].begin, self._factors[factor].end
+                    upper = self._uppers[factor][group, begin - first : end - first, end - first :]
+                    left[end:last, lanes] -= upper.T @ errors[begin:end, lanes]
+                if lanes.stop < flat.size:
+                    restored = symbols[begin:end, lanes] * bins[begin:end, lanes]
+                    residual = goal[begin:end, lanes] - (restored / trellis.PARTS if self._trellised else restored)
+                    moved = residual @ spread.shares[block]
+                    goal[begin:end, lanes.stop :] -= moved
+                    left[begin:end, lanes.stop :] -= moved
+        self._symbols[group, flat[there]] = symbols.T[there]
+        squares = np.einsum("kn,kn->n", errors, errors, dtype=np.float64)[there]
+        if self._importance is not None:
+            squares *= self._importance[group, flat[there]]
+        self._total += float(squares.sum())
 
     def _panels(self, size: int) -> list[tuple[int | None, int, int]]:
         """Runs of columns with the number of their factor, each with its begin and end."""
@@ -152,7 +164,7 @@ class _Rounding:
     def _round_wave(
         self,
         group: int,
-        wave: Sequence[tuple[int, tuple[int | None, int, int]]],
+        wave: Sequence[tuple[int, slice, int | None, int, int]],
         left: Floats,
         bins: Floats,
         symbols: Integers,
@@ -162,49 +174,24 @@ class _Rounding:
         """Round a panel of each of some blocks, panels of the same length, side by side."""
 
         def of(array: Floats) -> Floats:
-            return np.stack([array[block, begin:end] for block, (_, begin, end) in wave])
+            return np.stack([array[begin:end, lanes] for _, lanes, _, begin, end in wave])
 
         weights = of(left)
         found, missing = np.empty(weights.shape, np.int32), np.empty_like(weights)
-        blocks = [block for block, _ in wave]
+        blocks = [item[0] for item in wave]
         own = None if ways is None else ways.of(blocks)
         if self._factors:
-            upper = np.stack([self._upper(group, *panel) for _, panel in wave])
+            upper = np.stack([self._upper(group, *item[2:]) for item in wave])
             round_columns(weights, of(bins), upper, found, missing, own)
         else:
             round_alone(weights, of(bins), found, missing, own)
         if ways is not None and own is not None:
             ways.put(blocks, own)
-        for number, (block, (_, begin, end)) in enumerate(wave):
-            symbols[block, begin:end], errors[block, begin:end] = found[number], missing[number]
+        for number, (_, lanes, _, begin, end) in enumerate(wave):
+            symbols[begin:end, lanes], errors[begin:end, lanes] = found[number], missing[number]
 
     def _upper(self, group: int, number: int | None, begin: int, end: int) -> Floats:
         assert number is not None
         first = self._factors[number].begin
         part = slice(begin - first, end - first)
         return self._uppers[number][group, part, part]
-
-    def _push(
-        self,
-        spread: Spread,
-        block: int,
-        factor: int | None,
-        panel: slice,
-        goal: Floats,
-        left: Floats,
-        bins: Floats,
-        symbols: Integers,
-        errors: Floats,
-    ) -> None:
-        """Push the errors of a block's panel onto the columns after it, and onto later blocks."""
-        if factor is not None and panel.stop < self._factors[factor].end:
-            first, end = self._factors[factor].begin, self._factors[factor].end
-            upper = self._uppers[factor][spread.group, panel.start - first : panel.stop - first, panel.stop - first :]
-            left[block, panel.stop : end] -= upper.T @ errors[block, panel]
-        later = len(goal) - block - 1
-        if later:
-            restored = symbols[block, panel] * bins[block, panel]
-            residual = goal[block, panel] - (restored / trellis.PARTS if self._trellised else restored)
-            moved = (residual @ spread.shares[block]).reshape(len(residual), later, -1).transpose(1, 0, 2)
-            goal[block + 1 :, panel] -= moved
-            left[block + 1 :, panel] -= moved
