@@ -92,7 +92,7 @@ class Compression:
                 warn(f"no layer is named {pattern!r}")
         for number in self._weights.not_finite:
             warn(f"layer {self._model.layers[number].name!r} holds NaN or infinity; it is stored exactly")
-        self._trace: list[tuple[tuple[str, str, bool], float, float]] = []  # kind of scheme, k, deviation
+        self._trace: list[tuple[tuple[str, str, bool, bool], float, float]] = []  # kind of scheme, k, deviation
         self._probes = 0
 
     def aim(self, settings: Settings) -> None:

@@ -95,6 +95,12 @@ class Plan:
         plan = replace(self, importance=importance, spreads=tuple(spreads))
         return plan.with_row_codes(layer, codes) if codes.any() else plan
 
+    @property
+    def plain(self) -> Plan:
+        """The same with equal bin widths of rows, whose errors do not spread."""
+        scales = self.scales[:-1] if self.rows.any() else self.scales
+        return replace(self, rows=np.zeros_like(self.rows), scales=scales, importance=None, spreads=())
+
     def with_trellis(self, layer: Layer, width: float) -> Plan | None:
         """The same along the best way through a trellis, if that saves bits at about this bin width; else None."""
         if self.matrix.lanes is None or self.matrix.shape[2] < _LANE:
@@ -118,7 +124,8 @@ class Plan:
             return self
         octaves = np.log2(2 * share, out=np.full(share.shape, -np.inf), where=share > 0)
         codes = np.where(quiet, self.rows + np.maximum(np.floor(4 * octaves), -_NARROWER), self.rows).astype(np.int32)
-        return replace(self, scales=self.scales[:-1] if self.rows.any() else self.scales).with_row_codes(layer, codes)
+        kept = self.plain.scales
+        return replace(self, scales=kept).with_row_codes(layer, codes)
 
     def rounded(self, layer: Layer, width: float) -> tuple[Quantized, float]:
         """The layer's symbols at a bin width, and the error that they leave, in the units of `rounding.compensated`.

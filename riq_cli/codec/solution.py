@@ -35,7 +35,12 @@ class Scheme:
     @property
     def is_fitted(self) -> bool:
         """Whether how weights are rounded depends on samples."""
-        return any(plan.factors or plan.importance is not None for plan in self.plans.values())
+        return self.has_importance or any(plan.factors for plan in self.plans.values())
+
+    @property
+    def has_importance(self) -> bool:
+        """Whether rows of any layer are told apart by what their errors do to the outputs."""
+        return any(plan.importance is not None for plan in self.plans.values())
 
     @property
     def name(self) -> tuple[str, str]:
@@ -43,9 +48,9 @@ class Scheme:
         return self.allocation.name, self.rounding
 
     @property
-    def kind(self) -> tuple[str, str, bool]:
-        """Allocation, rounding and whether it is guarded: what was measured of a kind tells what to expect of it."""
-        return *self.name, self.guarded
+    def kind(self) -> tuple[str, str, bool, bool]:
+        """Name, importance and whether it is guarded: what was measured of a kind tells what to expect of it."""
+        return *self.name, self.has_importance, self.guarded
 
 
 @dataclass(frozen=True)

@@ -229,7 +229,10 @@ class Solver(Searcher):
             self._warn(f"layers cannot be probed, so the norm allocation is used: {error}")
             return [Scheme(paper.scheme.allocation, plans)] if plans else []
         blended = [self._blended(allocation, paper.scheme.allocation) for allocation in allocations]
-        return [Scheme(allocation, plans) for pair in zip(allocations, blended, strict=True) for allocation in pair]
+        schemes = [Scheme(allocation, plans) for pair in zip(allocations, blended, strict=True) for allocation in pair]
+        # What gradients say of few samples, or where little is left of rows, may be worth less than nothing.
+        plain = {number: plan if plan.importance is None else plan.plain for number, plan in plans.items()}
+        return schemes + [replace(scheme, plans=plain) for scheme in schemes[:2] if scheme.has_importance]
 
     def _blended(self, measured: Allocation, norm: Allocation) -> Allocation:
         shapes = {

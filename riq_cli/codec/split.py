@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 HOLDOUT_SAMPLES = 8  # with fewer samples none is held out
 FIT_SAMPLES = 4  # samples at least for error compensation: two to fit, so that each can judge the other, two to search
+_ENOUGH = 8  # samples that are neither fitted to nor held out, to search on no others
 _MANY = 1024  # samples; of more, each is taken for unlike the others
 
 
@@ -19,8 +20,8 @@ class Roles:
     """Numbers of samples: those held out of the search, and what the `others` are for where errors are compensated.
 
     `fit` are the samples that compensation is fitted to, in two halves that judge each other. What is fitted to a
-    sample does better on it than on any other: layers are probed on the rest, and compensated solutions are `searched`
-    on no more samples of `fit` than of the rest. Others are searched on all that are not held out.
+    sample does better on it than on any other: layers are probed, and compensated solutions `searched`, on the rest; of
+    a few samples in all, on as many of `fit` besides. Others are searched on all that are not held out.
     """
 
     others: tuple[int, ...]
@@ -64,7 +65,7 @@ def roles(count: int, holdout: float, likeness: NDArray[np.float64] | None = Non
     return Roles(
         others=tuple(sorted((*first, *second, *probed))),
         held=held_out,
-        searched=tuple(sorted((*probed, *seen[: len(probed)]))),
+        searched=probed if len(probed) >= _ENOUGH else tuple(sorted((*probed, *seen[: len(probed)]))),
         probed=probed,
         fit=(first, second),
     )

@@ -22,7 +22,7 @@ Observe = Callable[[Sequence[str]], Iterable[Values]]  # names of tensors → th
 Found = Callable[[Operation, int, Values, Gradients], None]  # told of an operation, a sample, values, and gradients
 
 _PROBES = 16  # vectors v for each sample
-_SMALL = 1 << 22  # bytes of the largest tensor up to which all of these go back at a time
+_SMALL = 1 << 20  # bytes of the largest tensor up to which all of these go back at a time
 
 
 class Backward:
