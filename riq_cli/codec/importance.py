@@ -92,8 +92,9 @@ def _spread(
     spreads = []
     level = sum(float(np.trace(moment)) for moment in moments) / math.prod(shape)
     for (group, run), moment in zip(parts, moments, strict=True):
-        share = level * len(run) / max(float(np.trace(moment)), _TINY)  # rows of all parts are damped alike
-        spread, importance[group, run] = rounding.spread(group, run, moment, damping * min(share, 1 / _TINY))
+        moment = moment / level
+        own = max(float(np.trace(moment)) / len(run), rounding.TINY)  # rows of all parts are damped alike
+        spread, importance[group, run] = rounding.spread(group, run, moment, damping / own)
         spreads.append(spread)
     importance /= np.exp(np.log(importance).mean())
     return spreads, importance

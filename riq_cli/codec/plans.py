@@ -107,7 +107,7 @@ class Plan:
         """The same with bins of rows that are nearly 0 as narrow as these: on a trellis, 0 is a quarter of a bin.
 
         Rounding to the nearest leaves nothing of such rows, of dead channels and of padding, and nothing is what later
-        layers expect of them.
+        layers expect of them. They take over no errors of other rows: at such bins these would cost many bits.
         """
         peaks = np.empty(self.matrix.shape[:2])
         for part in _runs(self.matrix):
@@ -118,7 +118,9 @@ class Plan:
             return self
         octaves = np.log2(2 * share, out=np.full(share.shape, -np.inf), where=share > 0)
         codes = np.where(quiet, self.rows + np.maximum(np.floor(4 * octaves), -_NARROWER), self.rows).astype(np.int32)
-        return replace(self, scales=self.scales[:-1] if self.rows.any() else self.scales).with_row_codes(layer, codes)
+        scales = self.scales[:-1] if self.rows.any() else self.scales  # without those of the rows, which come last
+        spreads = tuple(spread.sparing(quiet[spread.group]) for spread in self.spreads)
+        return replace(self, scales=scales, spreads=spreads).with_row_codes(layer, codes)
 
     def rounded(self, layer: Layer, width: float) -> tuple[Quantized, float]:
         """The layer's symbols at a bin width, and the error that they leave, in the units of `rounding.compensated`.
