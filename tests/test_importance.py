@@ -329,12 +329,12 @@ def test_rows_that_are_nearly_zero_take_over_nothing_along_a_trellis() -> None:
     assert np.abs(others.symbols.reshape(40, 64)[::4]).max() <= 2
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 1 << 30),
     groups=st.integers(1, 3),
     rows=st.integers(FEW, 50),
-    columns=st.integers(1, 40),
+    columns=st.integers(1, 30),
     fineness=st.floats(-8, 3),
     trellis=st.booleans(),
     quiet=st.integers(0, 4),

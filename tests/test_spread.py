@@ -130,7 +130,7 @@ def test_runs_of_rows_are_rounded_on_their_own() -> None:
     np.testing.assert_array_equal(compensated(matrix, factors, widths, spreads[::-1])[0], symbols)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 1 << 30),
     groups=st.integers(1, 2),
@@ -210,7 +210,7 @@ def by_panels(
     return levels.T[None], float(squares.sum()) / np.abs(matrix).max() ** 2
 
 
-@pytest.mark.parametrize(("rows", "size", "cuts"), [(40, 70, (37,)), (12, 200, ()), (40, 150, (10, 100))])
+@pytest.mark.parametrize(("rows", "size", "cuts"), [(30, 70, (37,)), (12, 100, ())])
 @pytest.mark.parametrize("compensate", [False, True])
 def test_a_trellis_of_many_panels_goes_on_from_one_to_the_next(
     rows: int, size: int, cuts: tuple[int, ...], compensate: bool
@@ -227,7 +227,7 @@ def test_a_trellis_of_many_panels_goes_on_from_one_to_the_next(
     assert error < 0.9 * compensated(matrix, factors, widths, spreads, importance)[1]
 
 
-@pytest.mark.parametrize("size", [20, 48, 64, 200])
+@pytest.mark.parametrize("size", [20, 64, 130])
 def test_a_trellis_saves_nearly_as_much_where_errors_of_rows_spread(size: int) -> None:
     """Ways are settled on at the ends of panels, in time for later rows."""
     matrix, widths = np.random.default_rng(size).standard_normal((1, 96, size)), np.full((1, 1, size), 0.3)
@@ -319,14 +319,14 @@ def test_the_error_of_a_spread_is_that_of_its_steps(rows: NDArray[np.int64]) -> 
     assert own == pytest.approx(importance @ squares, rel=1e-3)
 
 
-@pytest.mark.parametrize(("rows", "size"), [(24, 40), (80, 24)])
+@pytest.mark.parametrize(("rows", "size"), [(24, 30), (70, 16)])
 @pytest.mark.parametrize("rounded", [compensated, trellised])
 def test_at_high_rate_outputs_move_as_much_less_as_a_spread_tells(rows: int, size: int, rounded: Rounded) -> None:
     """tr(G E H Eᵀ): of rows rounded alone it is Σ G_ii q, q = Σ_j Δ²/12/U_jj²; with a spread, `Spread.error` tells."""
     second, width, part = damped(moment(size, 1), 0.1), 0.02, 0.25 if rounded is trellised else 1.0
     factors = [Factor(0, size, factorized(moment(size, 1)[None], 0.1))]
     found, predicted = [], []
-    for seed in range(4):
+    for seed in range(3):
         effects = damped(moment(rows, seed), 0.1)
         each, importance = spread(0, np.arange(rows), moment(rows, seed), 0.1)
         matrix, widths = np.random.default_rng(seed).standard_normal((1, rows, size)), np.full((1, rows, 1), width)
