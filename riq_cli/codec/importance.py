@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli import coder, quantizer, rounding
+from riq_cli import rounding
 from riq_cli.codec.plans import Plan
 from riq_cli.gradients import Effects
 from riq_cli.model import Layer
@@ -21,7 +21,7 @@ _DAMPINGS = (0.1, 0.3, 1.0, 3.0)
 _FIRST = 1  # the damping that is tried first, and then its neighbours as long as they are better
 _SAVED = 0.02  # bits a weight at least, by what the other half of the samples says
 _WEIGHTS = 1 << 16  # of a layer that stand for all of them where dampings are compared: some of its columns
-_CLASSES, _CLASS_WEIGHTS = 8, 1 << 11  # of rows with a table each, and weights of each at least
+_CLASSES, _CLASS_WEIGHTS = 8, 1 << 8  # of rows with a table each, and weights of each at least
 _TINY = 1e-300
 
 
@@ -121,12 +121,13 @@ class _Moments:
 
     def found(self, damping: float) -> _Found:
         """What follows from the moments, trusted the less the larger λ is."""
-        level = damping * self.squares.mean()
-        importance = self.squares + level
+        level = self.squares.mean()
+        importance = self.squares / level + damping
         spreads = []
         for (group, run), moments in zip(self.parts, self.moments, strict=True):
-            own = max(float(np.trace(moments)) / len(run), _TINY)
-            spread, importance[group, run] = rounding.spread(group, run, moments, min(level / own, 1 / _TINY))
+            relative = moments / level
+            own = max(float(np.trace(relative)) / len(run), rounding.TINY)  # rows of all runs are damped alike
+            spread, importance[group, run] = rounding.spread(group, run, relative, damping / own)
             spreads.append(spread)
         importance /= np.exp(np.log(importance).mean())
         codes = np.clip(np.rint(-2 * np.log2(importance)), -rounding.CODES_MAX, rounding.CODES_MAX)
@@ -134,15 +135,21 @@ class _Moments:
 
 
 def _bits(symbols: rounding.Integers, widths: Float64) -> float:
-    """Bits of symbols whose rows are in classes with a table each, by how wide their bins are beside their weights."""
+    """Bits of symbols whose rows are in classes with a table each, by how wide their bins are beside their weights.
+
+    Those of the two-sided geometric distribution of the same mean magnitude: the entropy of a few symbols is no more
+    than that of all being different, however narrow their bins are.
+    """
     groups, rows, columns = symbols.shape
     count = max(min(_CLASSES, symbols.size // _CLASS_WEIGHTS, groups * rows), 1)
     order = np.argsort(widths.mean(axis=2).reshape(-1))
-    lanes = symbols.reshape(-1, columns)
+    magnitudes = np.abs(symbols, dtype=np.float64).reshape(-1, columns).mean(axis=1)
     total = 0.0
     for part in np.array_split(order, count):
-        histogram = coder.Histogram.of(np.ascontiguousarray(lanes[part]).reshape(-1))
-        total += lanes[part].size * quantizer.entropy(histogram.counts)
+        mean = float(magnitudes[part].mean())
+        if mean > 0:
+            ratio = (math.hypot(1, mean) - 1) / mean  # of the probabilities of a magnitude and the one before
+            total += part.size * columns * (math.log2((1 + ratio) / (1 - ratio)) - mean * math.log2(ratio))
     return total
 
 

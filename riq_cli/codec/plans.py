@@ -124,8 +124,8 @@ class Plan:
             return self
         octaves = np.log2(2 * share, out=np.full(share.shape, -np.inf), where=share > 0)
         codes = np.where(quiet, self.rows + np.maximum(np.floor(4 * octaves), -_NARROWER), self.rows).astype(np.int32)
-        kept = self.plain.scales
-        return replace(self, scales=kept).with_row_codes(layer, codes)
+        spreads = tuple(spread.sparing(quiet[spread.group]) for spread in self.spreads)
+        return replace(self, scales=self.plain.scales, spreads=spreads).with_row_codes(layer, codes)
 
     def rounded(self, layer: Layer, width: float) -> tuple[Quantized, float]:
         """The layer's symbols at a bin width, and the error that they leave, in the units of `rounding.compensated`.

@@ -25,6 +25,9 @@ from riq_cli.trellis import Ways
 _LANES = 1024  # whose ways through a trellis are followed side by side: so many stay in the processor's cache
 _PANELS = 16  # about, into which columns are cut where blocks of rows follow each other
 _PANEL_MIN, _PANEL_MAX = 8, 64  # columns
+_WAYS_MIN = (
+    32  # of a panel along a trellis: at its end a way is settled on, which costs a part of what the trellis saves
+)
 
 
 def compensated(
@@ -153,7 +156,7 @@ class _Rounding:
 
     def _panels(self, size: int) -> list[tuple[int | None, int, int]]:
         """Runs of columns with the number of their factor, each with its begin and end."""
-        extent = min(max(size // _PANELS, _PANEL_MIN), _PANEL_MAX)
+        extent = min(max(size // _PANELS, _WAYS_MIN if self._trellised else _PANEL_MIN), _PANEL_MAX)
         bounds: list[tuple[int | None, int, int]] = [(n, item.begin, item.end) for n, item in enumerate(self._factors)]
         return [
             (number, first, min(first + extent, end))

@@ -13,7 +13,7 @@ Integers = NDArray[np.int32]
 
 CODES_MAX = 16  # of a column: 2⁴ times wider or narrower than the layer's bin width
 _HALVED = 64  # columns beyond which an inverse is made by halves
-_TINY = 1e-30  # of second moments that are all zero
+TINY = 1e-30  # what the mean of a diagonal counts as at least: second moments may be all zero
 
 
 class Factor:
@@ -69,7 +69,7 @@ def factorized(moments: NDArray[np.float64], damping: float) -> NDArray[np.float
 
 def _cholesky(moment: NDArray[np.float64], damping: float) -> NDArray[np.float64]:
     """The Cholesky factor of a damped moment; damped more, where what was summed in float32 leaves it indefinite."""
-    level = max(float(np.trace(moment)) / len(moment), _TINY)
+    level = max(float(np.trace(moment)) / len(moment), TINY)
     result: NDArray[np.float64]
     while True:
         damped = moment.copy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,14 @@ class Spread:
         order = np.argsort(np.argsort(rows[there]))
         ways = self._ways[np.ix_(there, there)]
         return float(np.einsum("ij,ij,j->", ways, moments[np.ix_(order, order)] @ ways, squares[order]))
+
+    def sparing(self, spared: NDArray[np.bool_]) -> Spread:
+        """The same, except that some rows of the group take over nothing; their own errors spread as before."""
+        flat = self.rows.reshape(-1)
+        taking = ((flat >= 0) & ~spared[flat]).astype(np.float32)
+        length = self.rows.shape[1]
+        shares = (share * taking[(block + 1) * length :] for block, share in enumerate(self.shares))
+        return replace(self, shares=tuple(shares))
 
 
 def spread(
