@@ -12,7 +12,8 @@ FLOORS = {
     "errors": 0, "limits": 0, "files": 0, "version": 0, "text": 0, "table": 0, "trellis": 0, "memory": 0,
     "points": 1, "callables": 1,
     "model": 1, "quantizer": 1, "coder": 1, "archive": 1,
-    "gradients": 2, "calibration": 2, "evaluator": 2, "constraint": 2, "allocation": 2, "search": 2, "rounding": 2, "moments": 2,
+    "gradients": 2, "calibration": 2, "evaluator": 2, "constraint": 2, "allocation": 2, "search": 2, "rounding": 2,
+    "moments": 2,
     "codec": 3, "report": 3, "plots": 3,
     "cli": 4, "__main__": 5, "__init__": 5,
 }  # fmt: skip
