@@ -12,7 +12,7 @@ from builders import BOOL, Random, graph, info, model, node, save, tensor, unkno
 from onnx import helper
 
 from riq_cli.evaluator import Observer
-from riq_cli.gradients import Backward, Gradients, gate_gradients
+from riq_cli.gradients import Backward, Gradients, backward, gate_gradients
 from riq_cli.gradients.backward import Values, start
 from riq_cli.gradients.rules import RULES
 from riq_cli.model import GateOutput, Model, Operation, linear_layers, operations
@@ -349,6 +349,15 @@ def test_progress_counts_runs_of_all_stretches(budget: int, tmp_path: Path) -> N
     net = Net(residual(), tmp_path, samples=3, rows=2).run(budget)
     total = 3 * len(net.runs)
     assert net.steps == [(done, total) for done in range(1, total + 1)]
+
+
+def test_large_tensors_take_fewer_probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes back at a time stays within a bound; the largest tensor here has 2 · 14 · 36 numbers."""
+    for small, probes in ((4 * 1008, 16), (2 * 1008, 8), (1008 // 4, 1), (1, 1)):
+        monkeypatch.setattr(backward, "_SMALL", small)
+        net = Net(residual(), tmp_path, samples=1, rows=2).run()
+        assert {len(gradient) for gradient in net.gradients.values()} == {probes}
+    net.assert_gradients("w1", "w4")
 
 
 def test_a_product_is_found_once_in_every_run(tmp_path: Path) -> None:
