@@ -349,7 +349,7 @@ class Compression:
             parts = range(first), range(first, count)
             plans = fitted_plans(self._weights, linear, observer, parts, widths, pool, tell)
             rows = [sample.rows for sample in fit]
-            return with_effects(self._weights, linear, plans, observed, observer, rows, parts[1], pool, look)
+            return with_effects(self._weights, linear, plans, observed, observer, rows, parts[1], widths, pool, look)
 
         def tell(done: int, total: int) -> None:
             self._progress(Progress("fit", done, total))

@@ -10,7 +10,7 @@ import numpy as np
 
 from riq_cli.codec.importance import FEW, with_importance
 from riq_cli.codec.plans import Plan
-from riq_cli.codec.weights import Plans, Weights
+from riq_cli.codec.weights import Plans, Weights, Widths
 from riq_cli.evaluator import Observer
 from riq_cli.gradients import Backward, Effects, Floats, Gradients, effects, gate_gradients
 from riq_cli.model import GateOutput, Linear, Operation, SessionForm, operations
@@ -32,6 +32,7 @@ def with_effects(
     observer: Observer,
     rows: Sequence[int],
     second: Sequence[int],
+    widths: Widths,
     pool: Executor,
     progress: Callable[[int, int], None],
 ) -> dict[int, Plan]:
@@ -45,6 +46,7 @@ def with_effects(
         observer: shows what they hold.
         rows: samples in each of the observer's runs.
         second: numbers of the runs in the second half.
+        widths: about the bin widths that layers will have.
         pool: its threads work at the same time.
         progress: called with steps through the model done, and their number in all.
     """
@@ -52,6 +54,7 @@ def with_effects(
         number: item
         for number, item in linear.items()
         if weights.may_part
+        and widths[number] is not None
         and item.products
         and item.matrix.row_axes is not None
         and math.prod(item.matrix.shape[:2]) >= FEW
@@ -71,7 +74,9 @@ def with_effects(
         if not all(leaving.operation in known for _, leaving in chosen[number].products):
             return None
         plan = plans.get(number) or Plan.of(chosen[number].matrix)
-        return with_importance(plan, weights.layers[number], collected.halves.pop(number), most)
+        width = widths[number]
+        assert width is not None
+        return with_importance(plan, weights.layers[number], width, collected.halves.pop(number), most)
 
     found = zip(chosen, pool.map(fit, chosen), strict=True)
     return dict(plans) | {number: plan for number, plan in found if plan is not None}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli import rounding
+from riq_cli import coder, quantizer, rounding
 from riq_cli.codec.plans import Plan
 from riq_cli.gradients import Effects
 from riq_cli.model import Layer
@@ -17,14 +18,14 @@ from riq_cli.moments import Float64
 
 FEW = 8  # rows of a group, and rows in all, of fewer than which errors do not spread and none are told apart
 _DAMPINGS = (0.1, 0.3, 1.0, 3.0)
+_FIRST = 1  # the damping that is tried first, and then its neighbours as long as they are better
 _SAVED = 0.02  # bits a weight at least, by what the other half of the samples says
+_WEIGHTS = 1 << 16  # of a layer that stand for all of them where dampings are compared: some of its columns
+_CLASSES, _CLASS_WEIGHTS = 8, 1 << 11  # of rows with a table each, and weights of each at least
 _TINY = 1e-300
 
-_Rows = tuple[int, NDArray[np.int64]]  # a group, and rows in it
-_Cost = Callable[[float | None, int], float]  # damping and the half it is fitted to → log2 of the error on the other
 
-
-def with_importance(plan: Plan, layer: Layer, halves: tuple[Effects, Effects], most: int) -> Plan | None:
+def with_importance(plan: Plan, layer: Layer, width: float, halves: tuple[Effects, Effects], most: int) -> Plan | None:
     """The plan with rows told apart by what their errors do to the outputs; None where that does not pay.
 
     At equal rate, bin widths ∝ 1/√importance cause least. Damping is the one that does best on the half of the samples
@@ -33,83 +34,116 @@ def with_importance(plan: Plan, layer: Layer, halves: tuple[Effects, Effects], m
     Args:
         plan: of the layer, without bin widths of rows.
         layer: the weights.
+        width: about the bin width that it will have.
         halves: effects of the rows' errors, on two halves of the samples.
         most: rows of a group whose errors spread among each other.
     """
-    groups, rows, _ = plan.matrix.shape
     if any(half.count == 0 or not half.squares.any() for half in halves):
         return None
-    if rows < FEW:
-        return _told_apart(plan, layer, [half.squares for half in halves])
-    parts = [(group, run) for group in range(groups) for run in _runs(rows, most)]
-    first, second = ([half.moments(*part) for part in parts] for half in halves)
-    judged = (second, first)
+    judged = [_Moments.of(half, plan.matrix.shape[1], most) for half in halves]
+    columns = plan.some_columns(layer, _WEIGHTS)
+    weights, widths = columns.weights, columns.widths * width
 
-    def cost(damping: float | None, half: int) -> float:
-        if damping is None:
-            return math.log2(sum(float(np.trace(moments)) for moments in judged[half]))
-        spreads, importance = _spread(parts, judged[1 - half], damping, (groups, rows))
-        squares = np.exp2(_codes(importance) / 2)
-        pairs = zip(spreads, parts, judged[half], strict=True)
-        total = sum(spread.error(moments, squares[group, run]) for spread, (group, run), moments in pairs)
-        return math.log2(max(total, _TINY))
+    def cost(found: _Found | None, judge: _Moments) -> float:
+        """Bits at equal error of the outputs: half a bit a weight for each doubling of the error."""
+        own = widths * (np.ones((*weights.shape[:2], 1)) if found is None else np.exp2(found.codes / 4)[..., None])
+        symbols, _ = rounding.compensated(weights, (), own, () if found is None else found.spreads)
+        error = judge.error(symbols * own - weights)
+        return _bits(symbols, own / np.maximum(np.abs(weights).mean(axis=2, keepdims=True), _TINY)) + (
+            symbols.size / 2 * math.log2(max(error, _TINY))
+        )
 
-    damping = _best(cost)
-    if damping is None:
+    def tried(damping: float) -> float:
+        return sum(cost(fit.found(damping), judge) for fit, judge in (judged, judged[::-1]))
+
+    damping, least = _least(tried)
+    alone = sum(cost(None, judge) for judge in judged)
+    if alone - least < 2 * _SAVED * weights.size:
         return None
-    both = [one + other for one, other in zip(first, second, strict=True)]
-    spreads, importance = _spread(parts, both, damping, (groups, rows))
-    return plan.with_importance(layer, _codes(importance), importance, spreads)
+    found = judged[0].joined(judged[1]).found(damping)
+    return plan.with_importance(layer, found.codes, found.importance, found.spreads)
 
 
-def _told_apart(plan: Plan, layer: Layer, halves: Sequence[Float64]) -> Plan | None:
-    """The plan with bin widths of rows only: errors of other groups are of other inputs, and do not make up for any."""
-
-    def cost(damping: float | None, half: int) -> float:
-        widths = 0 if damping is None else _codes(_damped(halves[half], damping))
-        return math.log2(max(float(np.sum(halves[1 - half] * np.exp2(np.divide(widths, 2)))), _TINY))
-
-    damping = _best(cost)
-    if damping is None:
-        return None
-    importance = _damped(halves[0] + halves[1], damping)
-    importance /= np.exp(np.log(importance).mean())
-    return plan.with_importance(layer, _codes(importance), importance, ())
-
-
-def _best(cost: _Cost) -> float | None:
-    """The damping of least cost; None, equal bin widths, where it does not save enough."""
-    costs = {damping: cost(damping, 0) + cost(damping, 1) for damping in (None, *_DAMPINGS)}
-    best = min(costs, key=lambda damping: costs[damping])
-    return best if (costs[None] - costs[best]) / 4 >= _SAVED else None  # half a bit for each doubling, two halves
+def _least(cost: Callable[[float], float]) -> tuple[float, float]:
+    """The damping of least cost and its cost, going from one to the next as long as it falls."""
+    best, least = _DAMPINGS[_FIRST], cost(_DAMPINGS[_FIRST])
+    for others in (_DAMPINGS[_FIRST + 1 :], _DAMPINGS[:_FIRST][::-1]):
+        for damping in others:
+            found = cost(damping)
+            if found >= least:
+                break
+            best, least = damping, found
+        if best != _DAMPINGS[_FIRST]:
+            break
+    return best, least
 
 
-def _spread(
-    parts: Sequence[_Rows], moments: Sequence[Float64], damping: float, shape: tuple[int, int]
-) -> tuple[list[rounding.Spread], Float64]:
-    """How errors spread, and how much each row matters, f64[groups, rows], relative to the geometric mean."""
-    importance = np.empty(shape)
-    spreads = []
-    level = sum(float(np.trace(moment)) for moment in moments) / math.prod(shape)
-    for (group, run), moment in zip(parts, moments, strict=True):
-        share = level * len(run) / max(float(np.trace(moment)), _TINY)  # rows of all parts are damped alike
-        spread, importance[group, run] = rounding.spread(group, run, moment, damping * min(share, 1 / _TINY))
-        spreads.append(spread)
-    importance /= np.exp(np.log(importance).mean())
-    return spreads, importance
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """Relative bin widths of rows and their importance, [groups, rows], and how errors spread among them."""
+
+    codes: rounding.Integers
+    importance: Float64
+    spreads: tuple[rounding.Spread, ...]
 
 
-def _damped(squares: Float64, damping: float) -> Float64:
-    result: Float64 = squares + damping * squares.mean()
-    return result
+@dataclass(frozen=True, eq=False)
+class _Moments:
+    """Second moments G of the effects of rows: of runs of rows of a group, or, of few rows, each row's alone."""
+
+    shape: tuple[int, int]
+    parts: Sequence[tuple[int, NDArray[np.int64]]]
+    moments: Sequence[Float64]
+    squares: Float64
+
+    @classmethod
+    def of(cls, half: Effects, rows: int, most: int) -> _Moments:
+        """Those of a half of the samples."""
+        squares = half.squares
+        groups = squares.shape[0]
+        parts = [(group, run) for group in range(groups) for run in _runs(rows, most)] if rows >= FEW else []
+        return cls((groups, rows), parts, [half.moments(*part) for part in parts], squares)
+
+    def joined(self, other: _Moments) -> _Moments:
+        """The sum with those of another half."""
+        moments = [one + more for one, more in zip(self.moments, other.moments, strict=True)]
+        return _Moments(self.shape, self.parts, moments, self.squares + other.squares)
+
+    def error(self, difference: Float64) -> float:
+        """Σ tr(Eᵀ G E) of errors E f64[groups, rows, columns], where what rows multiply is white."""
+        if not self.parts:
+            return float(np.einsum("gnk,gnk,gn->", difference, difference, self.squares))
+        total = 0.0
+        for (group, run), moments in zip(self.parts, self.moments, strict=True):
+            part = difference[group, run]
+            total += float(np.sum(part * (moments @ part)))
+        return total
+
+    def found(self, damping: float) -> _Found:
+        """What follows from the moments, trusted the less the larger λ is."""
+        level = damping * self.squares.mean()
+        importance = self.squares + level
+        spreads = []
+        for (group, run), moments in zip(self.parts, self.moments, strict=True):
+            own = max(float(np.trace(moments)) / len(run), _TINY)
+            spread, importance[group, run] = rounding.spread(group, run, moments, min(level / own, 1 / _TINY))
+            spreads.append(spread)
+        importance /= np.exp(np.log(importance).mean())
+        codes = np.clip(np.rint(-2 * np.log2(importance)), -rounding.CODES_MAX, rounding.CODES_MAX)
+        return _Found(codes.astype(np.int32), importance, tuple(spreads))
 
 
-def _codes(importance: Float64) -> rounding.Integers:
-    """Bin widths ∝ 1/√importance, in quarters of an octave around their mean."""
-    steps = -2 * np.log2(importance)
-    codes = np.rint(steps - steps.mean()).astype(np.int32)
-    result: rounding.Integers = np.clip(codes, -rounding.CODES_MAX, rounding.CODES_MAX)
-    return result
+def _bits(symbols: rounding.Integers, widths: Float64) -> float:
+    """Bits of symbols whose rows are in classes with a table each, by how wide their bins are beside their weights."""
+    groups, rows, columns = symbols.shape
+    count = max(min(_CLASSES, symbols.size // _CLASS_WEIGHTS, groups * rows), 1)
+    order = np.argsort(widths.mean(axis=2).reshape(-1))
+    lanes = symbols.reshape(-1, columns)
+    total = 0.0
+    for part in np.array_split(order, count):
+        histogram = coder.Histogram.of(np.ascontiguousarray(lanes[part]).reshape(-1))
+        total += lanes[part].size * quantizer.entropy(histogram.counts)
+    return total
 
 
 def _runs(rows: int, most: int) -> list[NDArray[np.int64]]:

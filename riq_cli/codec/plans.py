@@ -153,6 +153,14 @@ class Plan:
         share = float(np.max(np.abs(weights))) / quantizer.peak(layer.values, layer.dtype)  # errors are in such units
         return scale * _bits(symbols), scale * share**2 * error
 
+    def some_columns(self, layer: Layer, weights: int) -> Columns:
+        """Evenly spaced columns of the matrices, about as many as hold so many weights."""
+        columns = self.matrix.shape[2]
+        step = max(1, layer.size // weights)
+        chosen = np.arange(0, columns, min(step, columns))
+        view = quantizer.widened(np.ascontiguousarray(self.matrix.view(layer.values)[:, :, chosen]), layer.dtype)
+        return Columns(view, quantizer.scaled_widths(1.0, self.columns[:, None, chosen]))
+
     def shift(self, layer: Layer, restored: quantizer.Array) -> Float64:
         """What the bias has to take over, f64[groups · rows]: −(Ŵ − W) E[x]."""
         assert self.mean is not None
@@ -189,6 +197,14 @@ class Plan:
         if not self.rows.any():
             return quantizer.scaled_widths(width, self.columns)[:, None, :]
         return quantizer.scaled_widths(width, self.columns[:, None, :] + self.rows[:, ::step, None])
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Some columns of a layer's matrices, f64[groups, rows, columns], and their relative bin widths."""
+
+    weights: Float64
+    widths: Float64
 
 
 def nearest_widths(plan: Plan | None, layer: Layer, width: float) -> quantizer.Width | None:
