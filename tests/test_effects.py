@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,17 @@ import onnx
 import pytest
 from builders import Random, info, model, node, save, tensor, unknown
 
-from riq_cli.codec.effects import with_effects
+import riq_cli as riq
+from riq_cli.codec.effects import _Collected, with_effects
 from riq_cli.codec.plans import Plan
 from riq_cli.codec.weights import Weights
 from riq_cli.evaluator import Observer
-from riq_cli.gradients import Effects, effects
-from riq_cli.gradients import effects as effects_module
+from riq_cli.gradients import Backward, Effects, effects
 from riq_cli.gradients.backward import start
-from riq_cli.model import Model, linear_layers
+from riq_cli.model import Model, linear_layers, operations
 from riq_cli.model.linear_inputs import ProductInput
 from riq_cli.model.linear_outputs import ProductOutput
-from riq_cli.rounding import factorized
+from riq_cli.rounding import Factor, factorized
 
 # ---- Effects --------------------------------------------------------------------------------------------------------
 
@@ -120,7 +122,7 @@ def test_an_effect_is_what_the_jacobian_makes_of_an_error(
     name: str, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For every probe, error and row: ⟨gradient at y, y(W with the error in that row) − y(W)⟩, which is exact."""
-    monkeypatch.setitem(effects_module.__globals__, "_PIECE", piece)
+    monkeypatch.setattr(importlib.import_module("riq_cli.gradients.effects"), "_PIECE", piece)
     weight, x, names, attributes = ONE_LAYER[name]
     kind = name.split()[0]
     proto = model(
@@ -150,7 +152,9 @@ def test_an_effect_is_what_the_jacobian_makes_of_an_error(
             for row in range(rows):
                 alone = np.zeros(matrix.shape, np.float32)
                 alone[group, row] = errors[group, :, number]
-                moved = output(np.ascontiguousarray(matrix.restore(alone, values.shape)))  # linear: it is all that moves
+                moved = output(
+                    np.ascontiguousarray(matrix.restore(alone, values.shape))
+                )  # linear: it is all that moves
                 expected[:, number, group, row] = (gradients * moved).reshape(3, -1).sum(axis=1)
     np.testing.assert_allclose(found, expected.reshape(6, groups, rows), rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
@@ -168,10 +172,10 @@ def test_effects_of_half_precision_are_single() -> None:
 HIDDEN = 64
 
 
-def perceptron(shared: bool = False, unknown_end: bool = False) -> onnx.ModelProto:
+def perceptron(unknown_end: bool = False) -> onnx.ModelProto:
     """The second half of the hidden units have no weights that lead out."""
     r = Random(0)
-    out = r(HIDDEN, HIDDEN if shared else 16)
+    out = r(HIDDEN, 16)
     out[HIDDEN // 2 :] = 0
     last = [node("Reshape", "z cube", "c"), node("Det", "c", "y")] if unknown_end else [node("Identity", "z", "y")]
     return model(
@@ -183,7 +187,11 @@ def perceptron(shared: bool = False, unknown_end: bool = False) -> onnx.ModelPro
 
 
 def fitted(
-    proto: onnx.ModelProto, folder: Path, plans: Mapping[str, Plan] | None = None, max_bits: int | None = None
+    proto: onnx.ModelProto,
+    folder: Path,
+    plans: Mapping[str, Plan] | None = None,
+    max_bits: int | None = None,
+    exact: Collection[str] = (),
 ) -> tuple[dict[str, Plan], list[tuple[int, int]], Model]:
     """Plans by the names of layers, and the steps that were told."""
     loaded = Model.load(save(proto, folder))
@@ -202,6 +210,7 @@ def fitted(
             observer,
             [1] * 12,
             range(6, 12),
+            [None if name in exact else 0.1 for name in names],
             pool,
             lambda done, total: steps.append((done, total)),
         )
@@ -219,7 +228,7 @@ def test_rows_that_lead_nowhere_get_wide_bins(tmp_path: Path) -> None:
     (codes,) = plan.scales
     assert codes.axes == (1,), "of the tensor, whose columns are the matrix' rows"
     np.testing.assert_array_equal(codes.values, plan.rows[0])
-    assert sorted(row for spread in plan.spreads for row in spread.rows.tolist()) == list(range(HIDDEN))
+    assert sorted(row for spread in plan.spreads for row in spread.rows.reshape(-1) if row >= 0) == list(range(HIDDEN))
     assert steps == [(done, 12) for done in range(1, 13)]
 
 
@@ -228,10 +237,6 @@ def test_what_plans_said_stays(tmp_path: Path) -> None:
     _, _, loaded = fitted(perceptron(), tmp_path)
     (number,) = [number for number, layer in enumerate(loaded.layers) if layer.name == "w1"]
     _, linear = linear_layers(loaded.session_form(), loaded.layers)
-    from dataclasses import replace
-
-    from riq_cli.rounding import Factor
-
     factor = Factor(0, 32, factorized(np.eye(32)[None] + 0.5, 0.1))
     plan = replace(Plan.of(linear[number].matrix), factors=(factor,))
     found, _, _ = fitted(perceptron(), tmp_path, {"w1": plan})
@@ -248,3 +253,78 @@ def test_nothing_is_told_apart_before_an_operation_without_a_rule(tmp_path: Path
 def test_with_a_bound_on_levels_no_layer_is_parted(tmp_path: Path) -> None:
     found, steps, _ = fitted(perceptron(), tmp_path, max_bits=8)
     assert (found, steps) == ({}, [])
+
+
+def test_layers_that_stay_exact_are_left_alone(tmp_path: Path) -> None:
+    assert fitted(perceptron(), tmp_path)[0].keys() == {"w1", "w2"}
+    assert fitted(perceptron(), tmp_path, exact=("w1",))[0].keys() == {"w2"}
+
+
+@pytest.mark.parametrize("products", [1, 2])
+def test_effects_of_a_layer_are_those_of_all_its_products(products: int, tmp_path: Path) -> None:
+    """Errors of a shared layer's row act at both places at once, and the outputs move by both together."""
+    inner = [node("MatMul", "x w", "a"), node("Tanh", "a", "b")]
+    proto = model(
+        [*inner, node("MatMul", "b w", "y")] if products == 2 else [*inner, node("Sin", "b", "y")],
+        [info("x", 3, 12)],
+        [unknown("y")],
+        [tensor("w", Random(0)(12, 12))],
+    )
+    loaded = Model.load(save(proto, tmp_path))
+    form, linear = linear_layers(loaded.session_form(), loaded.layers)
+    assert len(linear[0].products) == products
+    random = np.random.default_rng(1)
+    samples = [({"x": random.standard_normal((3, 12), np.float32)}, 3) for _ in range(2)]
+    values = loaded.layers[0].values
+    observer = Observer(form, [values], samples, threads=1)
+    collected = _Collected(Weights(loaded.layers), linear, {}, (1,))
+    graph, constants = operations(form)
+    way = Backward(graph, constants | {"w": values}, form.measured, list(collected.uses))
+    known = way.run(observer.runs, observer.sizes, [3, 3], collected.beside, collected.found, lambda *_: None, 1 << 26)
+    assert len(known) == products
+    step, rows = 1e-2, (0, 7)
+    for run, half in enumerate(collected.halves[0]):
+        errors = collected._errors[0][0, :, run * 16 : run * 16 + 16]
+        assert half.count == 16 * errors.shape[1]
+        vectors = np.random.default_rng((0, run)).standard_normal((16, 3, 12))
+        for row in rows:
+            total = 0.0
+            for error in errors.T:
+                change = np.zeros((1, 12, 12), np.float32)
+                change[0, row] = step * error
+                moved = linear[0].matrix.restore(change, values.shape)
+                there, back = (
+                    next(Observer(form, [values + way * moved], samples[run : run + 1], threads=1).runs(["y"]))["y"]
+                    for way in (1, -1)
+                )
+                turned = [y / np.linalg.norm(y.astype(float), axis=1, keepdims=True) for y in (there, back)]
+                total += float(np.sum(np.einsum("prn,rn->p", vectors, turned[0] - turned[1]) ** 2)) / (2 * step) ** 2
+            np.testing.assert_allclose(half.squares[0, row], total / half.count, rtol=1e-2)
+
+
+# ---- compress -------------------------------------------------------------------------------------------------------
+
+
+def phases(calibration: riq.Calibration, folder: Path, **options: Any) -> tuple[riq.Archive, set[str]]:
+    steps: list[str] = []
+    loaded = Model.load(save(perceptron(), folder))
+    archive = riq.compress(
+        loaded, calibration, deviation=0.01, progress=lambda step: steps.append(step.phase), **options
+    )
+    return archive, set(steps)
+
+
+def test_samples_tell_rows_apart_and_random_ones_do_not(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    real = riq.Calibration.from_feeds([{"x": random.standard_normal((1, 32), np.float32)} for _ in range(16)])
+    archive, seen = phases(real, tmp_path, rounding="compensated")
+    assert "gradients" in seen
+    assert max(archive.manifest.result["deviation"], archive.manifest.result["holdout"]) <= 0.01
+    (scales,) = [entry.scales for entry in archive.manifest.layers if entry.name == "w1"]
+    assert (1,) in [scale.axes for scale in scales]
+    restored = riq.decompress(archive).layers[0].values
+    errors = np.square(restored - Model.load(save(perceptron(), tmp_path)).layers[0].values).mean(axis=0)
+    assert errors[HIDDEN // 2 :].mean() > 4 * errors[: HIDDEN // 2].mean()
+
+    assert "gradients" not in phases(riq.Calibration.random(), tmp_path)[1]
+    assert "gradients" not in phases(real, tmp_path, rounding="nearest")[1]
