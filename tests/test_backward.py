@@ -36,7 +36,9 @@ class Net:
             {
                 value.name: np.full((), number == 0)
                 if value.type.tensor_type.elem_type == BOOL
-                else random.standard_normal([dim.dim_value for dim in value.type.tensor_type.shape.dim], np.float32)
+                else random.standard_normal([dim.dim_value for dim in value.type.tensor_type.shape.dim]).astype(
+                    helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+                )
                 for value in proto.graph.input
             }
             for number in range(samples)
@@ -102,7 +104,8 @@ class Net:
     def outputs(self, layer: str, change: np.ndarray) -> list[list[np.ndarray]]:
         """For every run the measured outputs, with a change of a layer."""
         layers = list(self.layers)
-        layers[self.numbers[layer]] = (layers[self.numbers[layer]] + change).astype(np.float32)
+        values = layers[self.numbers[layer]]
+        layers[self.numbers[layer]] = (values + change).astype(values.dtype)
         observer = Observer(self.form, layers, self.samples, threads=1)
         return [list(values.values()) for values in observer.runs(self.form.measured)]
 
@@ -206,9 +209,10 @@ def attention() -> onnx.ModelProto:
     )
 
 
-def two_outputs() -> onnx.ModelProto:
+def two_outputs(dtype: type = np.float32) -> onnx.ModelProto:
     """The first output is computed with further."""
     r = Random(0)
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     return model(
         [
             node("MatMul", "x w1", "a"),
@@ -217,9 +221,9 @@ def two_outputs() -> onnx.ModelProto:
             node("Sin", "b", "c"),
             node("Sub", "c a", "z"),
         ],
-        [info("x", 3, 6)],
-        [unknown("y"), unknown("z")],
-        [tensor("w1", r(6, 5)), tensor("w2", r(5, 5))],
+        [info("x", 3, 6, dtype=kind)],
+        [unknown("y", kind), unknown("z", kind)],
+        [tensor("w1", r(6, 5, dtype=dtype)), tensor("w2", r(5, 5, dtype=dtype))],
     )
 
 
@@ -349,6 +353,18 @@ def test_progress_counts_runs_of_all_stretches(budget: int, tmp_path: Path) -> N
     net = Net(residual(), tmp_path, samples=3, rows=2).run(budget)
     total = 3 * len(net.runs)
     assert net.steps == [(done, total) for done in range(1, total + 1)]
+
+
+def test_in_double_precision(tmp_path: Path) -> None:
+    net = Net(two_outputs(np.float64), tmp_path, rows=3).run()
+    net.assert_gradients("w1", "w2", tolerance=1e-4)
+
+
+def test_in_half_precision(tmp_path: Path) -> None:
+    half, single = (Net(two_outputs(dtype), tmp_path, rows=3).run() for dtype in (np.float16, np.float32))
+    assert half.gradients.keys() == single.gradients.keys()
+    for key, expected in single.gradients.items():
+        np.testing.assert_allclose(half.gradients[key], expected, atol=2e-2 * np.abs(expected).max())
 
 
 def test_large_tensors_take_fewer_probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -512,6 +528,18 @@ def test_runs_show_some_tensors_of_every_sample(tmp_path: Path) -> None:
         np.testing.assert_allclose(values["c"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_sizes_are_bytes_of_the_first_sample(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lean", [False, True])
+def test_sizes_are_bytes_of_the_first_sample(lean: bool, tmp_path: Path) -> None:
     net = Net(sequence(), tmp_path)
-    assert net.observer.sizes(["a", "b", "d", "x"]) == {"a": 4 * 48, "b": 4 * 48, "d": 4 * 48, "x": 4 * 40}
+    observer = Observer(net.form, net.layers, net.samples, threads=1, lean=lean)
+    assert observer.sizes(["a", "b", "f", "x"]) == {"a": 4 * 48, "b": 4 * 48, "f": 4 * 32, "x": 4 * 40}
+    assert observer.sizes([]) == {}
+
+
+def test_runs_are_the_same_with_layers_as_inputs(tmp_path: Path) -> None:
+    net = Net(sequence(), tmp_path)
+    lean = Observer(net.form, net.layers, net.samples, threads=1, lean=True)
+    for one, other in zip(net.observer.runs(["g", "b"]), lean.runs(["g", "b"]), strict=True):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            np.testing.assert_allclose(other[name], value, rtol=1e-5, atol=1e-6)
