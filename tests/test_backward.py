@@ -13,7 +13,7 @@ from onnx import helper
 
 from riq_cli.evaluator import Observer
 from riq_cli.gradients import Backward, Gradients, backward, gate_gradients
-from riq_cli.gradients.backward import Values, start
+from riq_cli.gradients.backward import Values, _stretches, start
 from riq_cli.gradients.rules import RULES
 from riq_cli.model import GateOutput, Model, Operation, linear_layers, operations
 
@@ -385,6 +385,24 @@ def test_without_products_there_is_no_way(tmp_path: Path) -> None:
     proto = model([node("Add", "x w", "y")], [info("x", 2, 300)], [unknown("y")], [tensor("w", Random(0)(2, 300))])
     net = Net(proto, tmp_path).run()
     assert not net.known and not net.seen
+
+
+STRETCHES = [  # needs, budget, stretches
+    ([], 10, [(0, 0)]),
+    ([["a"], ["b"], ["c"]], 10, [(0, 1), (1, 2), (2, 3)]),
+    ([["a"], ["b"], ["c"]], 12, [(0, 2), (2, 3)]),
+    ([["a"], ["b"], ["c"]], 19, [(0, 3)]),
+    ([["a", "b"], ["a"], ["b", "c"], ["a"]], 12, [(0, 2), (2, 3), (3, 4)]),  # what is held takes no room again
+    ([["a", "b"], ["b", "c"], ["d"]], 12, [(0, 1), (1, 2), (2, 3)]),  # but a new stretch holds nothing yet
+    ([["a"], [], [], ["c"], []], 1, [(0, 3), (3, 5)]),
+    ([["a"], ["z"], ["c"]], 7, [(0, 2), (2, 3)]),
+]
+
+
+@pytest.mark.parametrize(("needs", "budget", "stretches"), STRETCHES)
+def test_stretches_hold_what_fits(needs: list[list[str]], budget: int, stretches: list[tuple[int, int]]) -> None:
+    nbytes = {"a": 6, "b": 6, "c": 7, "d": 1, "z": 0}
+    assert list(_stretches(needs, nbytes, budget)) == stretches
 
 
 # ---- what has no rule -----------------------------------------------------------------------------------------------

@@ -21,10 +21,12 @@ from riq_cli.codec.weights import Weights
 from riq_cli.evaluator import Observer
 from riq_cli.gradients import Backward, Effects, effects
 from riq_cli.gradients.backward import start
-from riq_cli.model import Model, linear_layers, operations
+from riq_cli.model import Layer, Linear, Model, linear_layers, operations
 from riq_cli.model.linear_inputs import ProductInput
 from riq_cli.model.linear_outputs import ProductOutput
-from riq_cli.rounding import Factor, factorized
+from riq_cli.model.matrix import Arrangement
+from riq_cli.quantizer import Codes
+from riq_cli.rounding import Factor, column_codes, factorized
 
 # ---- Effects --------------------------------------------------------------------------------------------------------
 
@@ -250,6 +252,31 @@ def test_nothing_is_told_apart_before_an_operation_without_a_rule(tmp_path: Path
     assert fitted(perceptron(unknown_end=True), tmp_path)[0] == {}
 
 
+def test_a_layer_one_of_whose_products_is_not_known_is_not_told_apart(tmp_path: Path) -> None:
+    proto = model(
+        [
+            node("MatMul", "x w", "a"),
+            node("MatMul", "a v", "b"),
+            node("Tanh", "x", "t"),
+            node("MatMul", "t w", "c"),
+            node("Reshape", "c cube", "d"),
+            node("Det", "d", "e"),
+            node("ReduceSum", "e", "f", keepdims=0),
+            node("Mul", "b scale", "g"),
+            node("Add", "g f", "y"),
+        ],
+        [info("x", "n", 32)],
+        [unknown("y")],
+        [
+            tensor("w", Random(0)(32, 64)),
+            tensor("v", Random(1)(64, 32)),
+            tensor("scale", np.geomspace(1, 100, 32).astype(np.float32)),
+            tensor("cube", np.array([-1, 8, 8])),
+        ],
+    )
+    assert fitted(proto, tmp_path)[0].keys() == {"v"}
+
+
 def test_with_a_bound_on_levels_no_layer_is_parted(tmp_path: Path) -> None:
     found, steps, _ = fitted(perceptron(), tmp_path, max_bits=8)
     assert (found, steps) == ({}, [])
@@ -300,6 +327,31 @@ def test_effects_of_a_layer_are_those_of_all_its_products(products: int, tmp_pat
                 turned = [y / np.linalg.norm(y.astype(float), axis=1, keepdims=True) for y in (there, back)]
                 total += float(np.sum(np.einsum("prn,rn->p", vectors, turned[0] - turned[1]) ** 2)) / (2 * step) ** 2
             np.testing.assert_allclose(half.squares[0, row], total / half.count, rtol=1e-2)
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_errors_are_drawn_as_compensation_leaves_them(equal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their second moments are those of what rounding did to many rows, but for a factor, at any bin widths."""
+    monkeypatch.setattr("riq_cli.codec.effects._DRAWN", 20000)
+    random = np.random.default_rng(0)
+    base = random.standard_normal((6, 6)) * [1, 2, 3, 0.3, 1, 0.5]
+    moments = (base @ base.T)[None]
+    factors = tuple(Factor(b, e, factorized(moments[:, b:e, b:e], 0.01)) for b, e in ((0, 4), (4, 6)))
+    codes = np.zeros((1, 6), np.int32) if equal else column_codes(factors, np.ones((1, 6), np.bool_))
+    matrix = Arrangement.of((5000, 6)).matrix((), (0,), (1,))
+    weights = random.standard_normal((5000, 6)).astype(np.float32)
+    plan = replace(Plan.of(matrix), factors=factors, columns=codes, scales=() if equal else (Codes((1,), codes[0]),))
+    layer = Layer("w", "MatMul", ("graph.initializer[0]",), "float32", weights.shape, weights)
+    rounded = plan.rounded(layer, 0.05)[0].restored("float32", weights.shape).reshape(weights.shape)
+    drawn = _Collected._drawn(Linear(matrix, ()), plan, 0)[0].astype(float)
+    left = rounded.astype(float) - weights
+    found, expected = drawn @ drawn.T, left.T @ left
+    np.testing.assert_allclose(
+        found / np.trace(found),
+        expected / np.trace(expected),
+        atol=0.03 * np.max(np.diag(expected)) / np.trace(expected),
+    )
+    np.testing.assert_allclose(np.diag(found) / np.trace(found), np.diag(expected) / np.trace(expected), rtol=0.1)
 
 
 # ---- compress -------------------------------------------------------------------------------------------------------
