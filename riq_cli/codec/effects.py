@@ -146,7 +146,10 @@ class _Collected:
         """Random errors of a row of weights, f32[groups, columns, errors], as its compensation leaves them."""
         groups, _, columns = item.matrix.shape
         errors = np.random.default_rng(seed).standard_normal((groups, columns, _DRAWN), np.float32)
-        for factor in () if plan is None else plan.factors:
-            part = errors[:, factor.begin : factor.end]
-            part[...] = factor.upper.swapaxes(1, 2) @ part
+        if plan is not None:
+            widths = np.exp2(plan.columns / np.float32(4))
+            for factor in plan.factors:
+                part = slice(factor.begin, factor.end)
+                errors[:, part] *= (widths[:, part] / factor.diagonal)[..., None]
+                errors[:, part] = factor.upper.swapaxes(1, 2) @ errors[:, part]
         return errors

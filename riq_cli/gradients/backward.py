@@ -49,7 +49,7 @@ class Backward:
         for operation in operations:
             behind = not self._moving.isdisjoint(operation.inputs) and operation.kind not in STOPS
             if behind or operation.outputs in self._wanted:
-                self._moving |= set(operation.outputs)
+                self._moving |= set(operation.outputs) - {""}
         reached = set(measured)
         self._way: list[Operation] = []  # from the outputs on
         for operation in reversed(operations):
@@ -132,12 +132,13 @@ class Backward:
         if all(gradient is None for gradient in gradients):
             return
         try:
+            rule = RULES[operation.kind]  # without one, more than a product may lie before its outputs
             if operation.outputs in self._wanted:
                 found(operation, number, values, gradients)
             if any(moving):
                 inputs = [values[name] if name else None for name in operation.inputs]
                 with np.errstate(all="ignore"):
-                    taken = RULES[operation.kind](operation, inputs, gradients, moving)
+                    taken = rule(operation, inputs, gradients, moving)
                 for name, moves, gradient in zip(operation.inputs, moving, taken, strict=False):
                     if moves and gradient is not None:
                         pending[name] = pending[name] + gradient if name in pending else gradient
@@ -164,7 +165,7 @@ def _stretches(needs: Sequence[Sequence[str]], nbytes: Mapping[str, int], budget
     for number, need in enumerate(needs):
         added = set(need) - held
         size = sum(nbytes.get(name, 0) for name in added)
-        if number > first and total + size > budget:
+        if number > first and size and total + size > budget:  # so every stretch has something to look at
             yield first, number
             first, held, total = number, set(), 0
             added = set(need)

@@ -230,8 +230,8 @@ def _matrix_product(
     """Of MatMul and Gemm: a weight on the left is a matrix as it is, one on the right is its transpose."""
     if attributes.get("transBatchA", 0) or attributes.get("transBatchB", 0):
         return None
-    on_the_left = number == 0
-    if len(value.shape) == 1:
+    on_the_left, is_vector = number == 0, len(value.shape) == 1
+    if is_vector:
         vector = value.reshaped((1, *value.shape) if on_the_left else (*value.shape, 1))
         if vector is None:
             return None
@@ -247,7 +247,7 @@ def _matrix_product(
         batch=value.shape[:-2],
         scale=attributes.get("alpha", 1.0),
     )
-    leaving = ProductOutput(tuple(node.output), on_the_left, value.shape[:-2])
+    leaving = ProductOutput(tuple(node.output), on_the_left, value.shape[:-2], is_vector)
     return value.matrix(batch, (rows,), (columns,)), entering, leaving
 
 

@@ -21,13 +21,21 @@ class LinearOutput(abc.ABC):
 
 @dataclass(frozen=True)
 class ProductOutput(LinearOutput):
-    """Of MatMul or Gemm: rows lie along the last axis, or along the last but one if `transposed`."""
+    """Of MatMul or Gemm: rows lie along the last axis, or along the last but one if `transposed`.
+
+    Of a layer that is a `vector` every element is the only row at its position.
+    """
 
     transposed: bool
     batch: tuple[int, ...] = ()
+    vector: bool = False
 
     def rows(self, value: Array, groups: int) -> Array:
         """The product at all positions, in the order of the input's rows, [groups, positions, rows]."""
+        if self.vector:
+            return value.reshape(groups, -1, 1)
+        if value.ndim < len(self.batch) + 2:  # what entered is a vector: a single position
+            return value.reshape(groups, 1, -1)
         operand, _ = turned_operand(value, self.transposed, self.batch)
         return operand.reshape(groups, -1, operand.shape[-1])
 

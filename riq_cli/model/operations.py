@@ -8,8 +8,10 @@ from typing import Any
 
 import onnx
 
+from riq_cli.model.places import subgraphs
 from riq_cli.model.session_form import SessionForm
 from riq_cli.model.tensors import Array
+from riq_cli.model.uses import captured
 
 _OWN_DOMAIN = ("", "ai.onnx")
 
@@ -18,6 +20,7 @@ _OWN_DOMAIN = ("", "ai.onnx")
 class Operation:
     """One node: what it does, and the names of the tensors it reads and writes; "" stands for one that is left out.
 
+    What its subgraphs read of the main graph comes after the node's own inputs, sorted.
     `attributes` hold numbers, strings, lists of these, and arrays. `version` is the opset of the node's domain. The
     kind of a node from another domain than ONNX's own is "domain:type".
     """
@@ -32,7 +35,7 @@ class Operation:
 def operations(form: SessionForm) -> tuple[list[Operation], dict[str, Array]]:
     """The operations of a form's main graph, and the constants in it that are not layers from outside.
 
-    Subgraphs are no part of any operation; what they read is not among its inputs.
+    Subgraphs are no part of any operation; only what they read is among its inputs.
     """
     model = onnx.ModelProto.FromString(form.model)
     versions = {item.domain: item.version for item in model.opset_import}
@@ -42,6 +45,7 @@ def operations(form: SessionForm) -> tuple[list[Operation], dict[str, Array]]:
         for tensor in model.graph.initializer
         if tensor.name not in layers
     }
+    known = {item.name for item in model.graph.input} | layers  # so far, besides constants
     found = []
     for node in model.graph.node:
         attributes = {item.name: _value(item) for item in node.attribute if item.g.ByteSize() == 0 and not item.graphs}
@@ -49,16 +53,18 @@ def operations(form: SessionForm) -> tuple[list[Operation], dict[str, Array]]:
         if own and node.op_type == "Constant" and "value" in attributes:
             constants[node.output[0]] = attributes["value"]
             continue
+        inside = set[str]().union(*(captured(graph) for _, graph in subgraphs(node))) - set(node.input)
         version = max((versions[domain] for domain in _OWN_DOMAIN if domain in versions), default=1)
         found.append(
             Operation(
                 node.op_type if own else f"{node.domain}:{node.op_type}",
-                tuple(node.input),
+                (*node.input, *sorted(name for name in inside if name in known or name in constants)),
                 tuple(node.output),
                 attributes,
                 version if own else versions.get(node.domain, 1),
             )
         )
+        known |= set(node.output)
     return found, constants
 
 

@@ -1,0 +1,563 @@
+"""Gradients through whole graphs: what onnxruntime gives for slightly different weights judges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from builders import BOOL, Random, graph, info, model, node, save, tensor, unknown
+from onnx import helper
+
+from riq_cli.evaluator import Observer
+from riq_cli.gradients import Backward, Gradients, backward, gate_gradients
+from riq_cli.gradients.backward import Values, _stretches, start
+from riq_cli.gradients.rules import RULES
+from riq_cli.model import GateOutput, Model, Operation, linear_layers, operations
+
+STEP = 3e-3
+SEED = 5
+WHOLE = 1 << 30  # bytes
+
+
+class Net:
+    """A model with some samples, and the way back through it."""
+
+    def __init__(self, proto: onnx.ModelProto, folder: Path, samples: int = 2, rows: int = 1) -> None:
+        self.model = Model.load(save(proto, folder))
+        self.form, self.linear = linear_layers(self.model.session_form(), self.model.layers)
+        self.layers = [layer.values for layer in self.model.layers]
+        self.numbers = {layer.name: number for number, layer in enumerate(self.model.layers)}
+        self.rows = [rows] * samples
+        random = np.random.default_rng(3)
+        feeds = [
+            {
+                value.name: np.full((), number == 0)
+                if value.type.tensor_type.elem_type == BOOL
+                else random.standard_normal([dim.dim_value for dim in value.type.tensor_type.shape.dim]).astype(
+                    helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+                )
+                for value in proto.graph.input
+            }
+            for number in range(samples)
+        ]
+        self.samples = [(feed, rows) for feed in feeds]
+        self.observer = Observer(self.form, self.layers, self.samples, threads=1)
+        self.operations, constants = operations(self.form)
+        constants |= {name: self.layers[number] for name, number in self.form.weights}
+        self.products: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+        self.beside: dict[tuple[str, ...], list[str]] = {}
+        for number, item in self.linear.items():
+            for index, (entering, leaving) in enumerate(item.products):
+                self.products.setdefault(leaving.operation, []).append((number, index))
+                self.beside.setdefault(leaving.operation, []).append(entering.tensor)
+        self.way = Backward(self.operations, constants, self.form.measured, list(self.products))
+        self.gradients: dict[tuple[str, int], np.ndarray] = {}  # of the weights: layer, run → [probes, *matrices]
+        self.seen: list[tuple[tuple[str, ...], int]] = []
+        self.steps: list[tuple[int, int]] = []
+        self.runs: list[list[str]] = []
+        self.known: set[tuple[str, ...]] = set()
+
+    def run(self, budget: int = WHOLE) -> Net:
+        self.known = self.way.run(
+            self.observe,
+            self.observer.sizes,
+            self.rows,
+            self.beside,
+            self.found,
+            lambda done, total: self.steps.append((done, total)),
+            budget,
+            SEED,
+        )
+        return self
+
+    def observe(self, names: Sequence[str]) -> Iterator[Values]:
+        self.runs.append(list(names))
+        return self.observer.runs(names)
+
+    def found(self, operation: Operation, run: int, values: Values, gradients: Gradients) -> None:
+        self.seen.append((operation.outputs, run))
+        for number, index in self.products[operation.outputs]:
+            matrix = self.linear[number].matrix
+            entering, leaving = self.linear[number].products[index]
+            gradient = gradients[0]
+            if isinstance(leaving, GateOutput):
+                inputs = [values[name] if name else None for name in operation.inputs]
+                gradient = gate_gradients(operation, inputs, gradients)[leaving.of_state]
+            assert gradient is not None
+            at = np.stack([leaving.rows(probe, matrix.shape[0]) for probe in gradient]).astype(np.float64)
+            total = at.swapaxes(2, 3) @ entering.rows(values[entering.tensor]).astype(np.float64)
+            key = self.model.layers[number].name, run
+            self.gradients[key] = self.gradients.get(key, 0) + total
+
+    @property
+    def known_layers(self) -> set[str]:
+        """Layers all of whose products are known."""
+        return {
+            self.model.layers[number].name
+            for number, item in self.linear.items()
+            if all(leaving.operation in self.known for _, leaving in item.products)
+        }
+
+    def outputs(self, layer: str, change: np.ndarray) -> list[list[np.ndarray]]:
+        """For every run the measured outputs, with a change of a layer."""
+        layers = list(self.layers)
+        values = layers[self.numbers[layer]]
+        layers[self.numbers[layer]] = (values + change).astype(values.dtype)
+        observer = Observer(self.form, layers, self.samples, threads=1)
+        return [list(values.values()) for values in observer.runs(self.form.measured)]
+
+    def turned(self, outputs: Sequence[np.ndarray], run: int, probes: int) -> np.ndarray:
+        """Σ ⟨v, y / ‖y‖⟩ over outputs, and over rows of a batch, for every v that this run draws."""
+        random = np.random.default_rng((SEED, run))
+        total = np.zeros(probes)
+        for y in outputs:
+            flat = y.astype(np.float64).reshape(self.rows[run] if self.rows[run] > 1 else 1, -1)
+            vectors = random.standard_normal((probes, *flat.shape))
+            total += (vectors * flat / np.linalg.norm(flat, axis=1, keepdims=True)).sum(axis=(1, 2))
+        return total
+
+    def assert_gradients(self, *layers: str, tolerance: float = 1e-2) -> None:
+        """Of these layers, in every run: those along two directions, found by central differences."""
+        assert {name for name, _ in self.gradients} >= set(layers)
+        for layer in layers:
+            number = self.numbers[layer]
+            values, matrix = self.layers[number], self.linear[number].matrix
+            for seed in range(2):
+                direction = np.random.default_rng(seed).uniform(-1, 1, values.shape)
+                there, back = (self.outputs(layer, way * direction) for way in (STEP, -STEP))
+                for run in range(len(self.rows)):
+                    found = self.gradients[layer, run]
+                    expected = self.turned(there[run], run, len(found)) - self.turned(back[run], run, len(found))
+                    expected /= 2 * STEP
+                    shown = (found * matrix.view(direction)).sum(axis=(1, 2, 3))
+                    assert np.linalg.norm(expected) > 1e-3
+                    error = np.linalg.norm(shown - expected) / np.linalg.norm(expected)
+                    assert error < tolerance, (layer, run, shown, expected)
+
+
+# ---- graphs ---------------------------------------------------------------------------------------------------------
+
+
+def residual() -> onnx.ModelProto:
+    r = Random(0)
+    return model(
+        [
+            node("Conv", "x w1 b1", "a", pads=[1, 1, 1, 1]),
+            node("BatchNormalization", "a scale shift mean variance", "n"),
+            node("Sigmoid", "n", "g"),
+            node("Mul", "n g", "h"),
+            node("Conv", "h w2", "c", pads=[1, 1, 1, 1], group=2),
+            node("Add", "c h", "s"),
+            node("AveragePool", "s", "p", kernel_shape=[2, 2], strides=[2, 2]),
+            node("ConvTranspose", "p w3", "u", strides=[2, 2]),
+            node("Concat", "u h", "j", axis=1),
+            node("GlobalAveragePool", "j", "q"),
+            node("Flatten", "q", "f"),
+            node("Gemm", "f w4 b4", "y", transB=1, alpha=0.5),
+        ],
+        [info("x", 2, 3, 6, 6)],
+        [unknown("y")],
+        [
+            tensor("w1", r(8, 3, 3, 3)),
+            tensor("b1", r(8)),
+            *(tensor(name, np.abs(r(8)) + 0.5) for name in ("scale", "shift", "mean", "variance")),
+            tensor("w2", r(8, 4, 3, 3)),
+            tensor("w3", r(8, 6, 2, 2)),
+            tensor("w4", r(5, 14)),
+            tensor("b4", r(5)),
+        ],
+    )
+
+
+def attention() -> onnx.ModelProto:
+    r = Random(0)
+    heads = [
+        piece
+        for name in "qkv"
+        for piece in (
+            node("MatMul", f"x w{name}", f"{name}1"),
+            node("Reshape", f"{name}1 split", f"{name}2"),
+            node("Transpose", f"{name}2", name, perm=[0, 2, 3, 1] if name == "k" else [0, 2, 1, 3]),
+        )
+    ]
+    return model(
+        [
+            *heads,
+            node("MatMul", "q k", "s"),
+            node("Mul", "s half", "t"),
+            node("Softmax", "t", "p", axis=-1),
+            node("MatMul", "p v", "o1"),
+            node("Transpose", "o1", "o2", perm=[0, 2, 1, 3]),
+            node("Reshape", "o2 join", "o3"),
+            node("MatMul", "o3 wo", "o"),
+            node("Add", "o x", "r"),
+            node("LayerNormalization", "r scale shift", "y"),
+        ],
+        [info("x", 1, 5, 8)],
+        [unknown("y")],
+        [
+            *(tensor(f"w{name}", r(8, 8)) for name in "qkvo"),
+            tensor("split", np.array([0, 0, 2, 4])),
+            tensor("join", np.array([0, 0, 8])),
+            tensor("half", np.array(0.5, np.float32)),
+            tensor("scale", np.abs(r(8)) + 0.5),
+            tensor("shift", r(8)),
+        ],
+    )
+
+
+def two_outputs(dtype: type = np.float32) -> onnx.ModelProto:
+    """The first output is computed with further."""
+    r = Random(0)
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    return model(
+        [
+            node("MatMul", "x w1", "a"),
+            node("Tanh", "a", "y"),
+            node("MatMul", "y w2", "b"),
+            node("Sin", "b", "c"),
+            node("Sub", "c a", "z"),
+        ],
+        [info("x", 3, 6, dtype=kind)],
+        [unknown("y", kind), unknown("z", kind)],
+        [tensor("w1", r(6, 5, dtype=dtype)), tensor("w2", r(5, 5, dtype=dtype))],
+    )
+
+
+def sequence() -> onnx.ModelProto:
+    r = Random(0)
+    return model(
+        [
+            node("MatMul", "x w0", "a"),
+            node("LSTM", "a w1 r1 b1", "b", hidden_size=3, direction="bidirectional"),
+            node("Transpose", "b", "c", perm=[0, 2, 1, 3]),
+            node("Reshape", "c join", "d"),
+            node("GRU", "d w2 r2 _ _ first", "e last", hidden_size=4, linear_before_reset=1),
+            node("Squeeze", "e one", "f"),
+            node("MatMul", "f w3", "g"),
+            node("Add", "g last", "y"),
+        ],
+        [info("x", 4, 2, 5), info("first", 1, 2, 4)],
+        [unknown("y")],
+        [
+            tensor("w0", r(5, 6)),
+            tensor("w1", r(2, 12, 6)),
+            tensor("r1", r(2, 12, 3)),
+            tensor("b1", r(2, 24)),
+            tensor("join", np.array([0, 0, -1])),
+            tensor("w2", r(1, 12, 6)),
+            tensor("r2", r(1, 12, 4)),
+            tensor("one", np.array([1])),
+            tensor("w3", r(4, 4)),
+        ],
+    )
+
+
+def shared() -> onnx.ModelProto:
+    return model(
+        [node("MatMul", "x w", "a"), node("Tanh", "a", "b"), node("MatMul", "b w", "c"), node("Softsign", "c", "y")],
+        [info("x", 3, 6)],
+        [unknown("y")],
+        [tensor("w", Random(0)(6, 6))],
+    )
+
+
+def determinant(left_out: bool = False) -> onnx.ModelProto:
+    """Nothing is known of what lies before a Det; or before a DFT that leaves an input out."""
+    r = Random(0)
+    strange = (
+        [node("Unsqueeze", "m last", "m1"), node("DFT", "m1 _ axis", "m2"), node("ReduceSum", "m2", "d", keepdims=0)]
+        if left_out
+        else [node("Det", "m", "d0"), node("ReduceSum", "d0", "d", keepdims=0)]
+    )
+    return model(
+        [
+            node("MatMul", "x w0", "a"),
+            node("Tanh", "a", "b"),
+            node("MatMul", "b w1", "c"),
+            node("Reshape", "c cube", "m"),
+            *strange,
+            node("MatMul", "x w2", "e"),
+            node("Tanh", "e", "f"),
+            node("MatMul", "f w3", "g"),
+            node("Add", "g d", "y"),
+        ],
+        [info("x", 2, 6)],
+        [unknown("y")],
+        [
+            *(tensor(name, r(6, 6)) for name in ("w0", "w2", "w3")),
+            tensor("w1", r(6, 9)),
+            tensor("cube", np.array([2, 3, 3])),
+            tensor("last", np.array([3])),
+            tensor("axis", np.array(2)),
+        ],
+        opset=20,
+    )
+
+
+def branch(around: bool) -> onnx.ModelProto:
+    """What w1 makes enters an If by its branches alone; with `around` it goes to the output beside the If as well."""
+    r = Random(0)
+    then = graph([node("Tanh", "h", "o")], [], [unknown("o")], name="then")
+    other = graph([node("Sin", "h", "o")], [], [unknown("o")], name="else")
+    return model(
+        [
+            node("MatMul", "x w1", "h"),
+            node("If", "flag", "z", then_branch=then, else_branch=other),
+            node("Add", "z h" if around else "z x", "s"),
+            node("MatMul", "s w2", "y"),
+        ],
+        [info("x", 2, 6), info("flag", dtype=BOOL)],
+        [unknown("y")],
+        [tensor("w1", r(6, 6)), tensor("w2", r(6, 4))],
+    )
+
+
+GRAPHS = {  # builder, rows in a sample, layers
+    "residual": (residual, 2, ("w1", "w2", "w3", "w4")),
+    "attention": (attention, 1, ("wq", "wk", "wv", "wo")),
+    "two outputs": (two_outputs, 3, ("w1", "w2")),
+    "one row": (two_outputs, 1, ("w1", "w2")),
+    "sequence": (sequence, 1, ("w0", "w1", "r1", "w2", "r2", "w3")),
+    "shared": (shared, 3, ("w",)),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_gradients_are_what_differences_show(name: str, tmp_path: Path) -> None:
+    build, rows, layers = GRAPHS[name]
+    net = Net(build(), tmp_path, rows=rows).run()
+    assert net.known_layers == set(layers) == {net.model.layers[number].name for number in net.linear}
+    assert net.known == set(net.products)
+    net.assert_gradients(*layers)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_within_a_small_budget_they_are_the_same(name: str, tmp_path: Path) -> None:
+    build, rows, layers = GRAPHS[name]
+    whole, parts = Net(build(), tmp_path, rows=rows).run(), Net(build(), tmp_path, rows=rows).run(1)
+    assert parts.known == whole.known
+    assert len(whole.runs) == 1
+    assert len(parts.runs) > len(layers)
+    assert max(map(len, parts.runs)) < len(whole.runs[0])
+    assert parts.gradients.keys() == whole.gradients.keys()
+    for key, expected in whole.gradients.items():
+        np.testing.assert_allclose(parts.gradients[key], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("budget", [1, 500, WHOLE])
+def test_progress_counts_runs_of_all_stretches(budget: int, tmp_path: Path) -> None:
+    net = Net(residual(), tmp_path, samples=3, rows=2).run(budget)
+    total = 3 * len(net.runs)
+    assert net.steps == [(done, total) for done in range(1, total + 1)]
+
+
+def test_in_double_precision(tmp_path: Path) -> None:
+    net = Net(two_outputs(np.float64), tmp_path, rows=3).run()
+    net.assert_gradients("w1", "w2", tolerance=1e-4)
+
+
+def test_in_half_precision(tmp_path: Path) -> None:
+    half, single = (Net(two_outputs(dtype), tmp_path, rows=3).run() for dtype in (np.float16, np.float32))
+    assert half.gradients.keys() == single.gradients.keys()
+    for key, expected in single.gradients.items():
+        np.testing.assert_allclose(half.gradients[key], expected, atol=2e-2 * np.abs(expected).max())
+
+
+def test_large_tensors_take_fewer_probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes back at a time stays within a bound; the largest tensor here has 2 · 14 · 36 numbers."""
+    for small, probes in ((4 * 1008, 16), (2 * 1008, 8), (1008 // 4, 1), (1, 1)):
+        monkeypatch.setattr(backward, "_SMALL", small)
+        net = Net(residual(), tmp_path, samples=1, rows=2).run()
+        assert {len(gradient) for gradient in net.gradients.values()} == {probes}
+    net.assert_gradients("w1", "w4")
+
+
+def test_a_product_is_found_once_in_every_run(tmp_path: Path) -> None:
+    net = Net(shared(), tmp_path, samples=3).run()
+    assert sorted(net.seen) == sorted((outputs, run) for outputs in (("a",), ("c",)) for run in range(3))
+
+
+def test_without_products_there_is_no_way(tmp_path: Path) -> None:
+    proto = model([node("Add", "x w", "y")], [info("x", 2, 300)], [unknown("y")], [tensor("w", Random(0)(2, 300))])
+    net = Net(proto, tmp_path).run()
+    assert not net.known and not net.seen
+
+
+STRETCHES = [  # needs, budget, stretches
+    ([], 10, [(0, 0)]),
+    ([["a"], ["b"], ["c"]], 10, [(0, 1), (1, 2), (2, 3)]),
+    ([["a"], ["b"], ["c"]], 12, [(0, 2), (2, 3)]),
+    ([["a"], ["b"], ["c"]], 19, [(0, 3)]),
+    ([["a", "b"], ["a"], ["b", "c"], ["a"]], 12, [(0, 2), (2, 3), (3, 4)]),  # what is held takes no room again
+    ([["a", "b"], ["b", "c"], ["d"]], 12, [(0, 1), (1, 2), (2, 3)]),  # but a new stretch holds nothing yet
+    ([["a"], [], [], ["c"], []], 1, [(0, 3), (3, 5)]),
+    ([["a"], ["z"], ["c"]], 7, [(0, 2), (2, 3)]),
+]
+
+
+@pytest.mark.parametrize(("needs", "budget", "stretches"), STRETCHES)
+def test_stretches_hold_what_fits(needs: list[list[str]], budget: int, stretches: list[tuple[int, int]]) -> None:
+    nbytes = {"a": 6, "b": 6, "c": 7, "d": 1, "z": 0}
+    assert list(_stretches(needs, nbytes, budget)) == stretches
+
+
+# ---- what has no rule -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [1, WHOLE])
+@pytest.mark.parametrize("left_out", [False, True])
+def test_nothing_is_known_of_what_lies_before_an_operation_without_a_rule(
+    left_out: bool, budget: int, tmp_path: Path
+) -> None:
+    assert not {"Det", "DFT"} & RULES.keys()
+    net = Net(determinant(left_out), tmp_path, rows=2).run(budget)
+    assert {net.model.layers[number].name for number in net.linear} == {"w0", "w1", "w2", "w3"}
+    assert net.known_layers == {"w2", "w3"}
+    net.assert_gradients("w2", "w3")
+
+
+@pytest.mark.parametrize("around", [False, True])
+def test_nothing_is_known_of_what_a_branch_reads(around: bool, tmp_path: Path) -> None:
+    net = Net(branch(around), tmp_path).run()
+    assert net.known_layers == {"w2"}
+    net.assert_gradients("w2")
+
+
+def test_a_rule_that_fails_costs_what_lies_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> Gradients:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setitem(RULES, "Softmax", failing)
+    net = Net(attention(), tmp_path).run()
+    assert net.known_layers == {"wv", "wo"}
+    net.assert_gradients("wv", "wo")
+
+
+def test_products_that_no_output_depends_on_are_not_known(tmp_path: Path) -> None:
+    """Neither those that lead nowhere, nor those of which only the largest is told."""
+    r = Random(0)
+    proto = model(
+        [
+            node("MatMul", "x w1", "nowhere"),
+            node("MatMul", "x w2", "b"),
+            node("ArgMax", "b", "i", axis=1, keepdims=1),
+            node("Cast", "i", "c", to=onnx.TensorProto.FLOAT),
+            node("MatMul", "x w3", "d"),
+            node("Add", "c d", "y"),
+        ],
+        [info("x", 2, 6)],
+        [unknown("y")],
+        [tensor(name, r(6, 6)) for name in ("w1", "w2", "w3")],
+    )
+    net = Net(proto, tmp_path).run()
+    assert net.known_layers == {"w3"}
+    assert {outputs for outputs, _ in net.seen} == {("d",)}
+    net.assert_gradients("w3")
+
+
+def test_a_product_with_an_activation_inside_has_no_gradient_of_its_own(tmp_path: Path) -> None:
+    """At the output of a FusedConv, the gradient is not that at its product: even of the first operation."""
+    r = Random(0)
+    proto = model(
+        [
+            node("FusedConv", "x w1", "a", domain="com.microsoft", activation="Relu"),
+            node("GlobalAveragePool", "a", "p"),
+            node("Flatten", "p", "f"),
+            node("MatMul", "f w2", "y"),
+        ],
+        [info("x", 1, 3, 5, 5)],
+        [unknown("y")],
+        [tensor("w1", r(8, 3, 3, 3)), tensor("w2", r(8, 4))],
+        domains=[("com.microsoft", 1)],
+    )
+    net = Net(proto, tmp_path).run()
+    assert {net.model.layers[number].name for number in net.linear} == {"w1", "w2"}
+    assert net.known_layers == {"w2"}
+
+
+def test_an_output_that_is_left_out_does_not_move_an_input_that_is(tmp_path: Path) -> None:
+    """Both have the empty name: nothing goes from the one to the other."""
+    r = Random(0)
+    proto = model(
+        [
+            helper.make_node("LSTM", ["x", "w1", "r1"], ["states", "h", ""], hidden_size=4),
+            node("DFT", "z _ axis", "z2"),
+            node("ReduceSum", "z2", "d", keepdims=0),
+            node("Add", "h d", "y"),
+        ],
+        [info("x", 3, 2, 5), info("z", 1, 1, 6, 1)],
+        [unknown("y")],
+        [tensor("w1", r(1, 16, 5)), tensor("r1", r(1, 16, 4)), tensor("axis", np.array(2))],
+        opset=20,
+    )
+    net = Net(proto, tmp_path).run()
+    assert net.known_layers == {"w1", "r1"}
+    net.assert_gradients("w1", "r1")
+
+
+# ---- start ----------------------------------------------------------------------------------------------------------
+
+
+def test_gradients_at_an_output_do_not_lead_along_it() -> None:
+    y = np.random.default_rng(0).standard_normal((3, 4, 5), np.float32)
+    found = start(y, 1, 7, np.random.default_rng(1))
+    assert (found.dtype, found.shape) == (np.float32, (7, 3, 4, 5))
+    np.testing.assert_allclose((found * y).sum(axis=(1, 2, 3)), 0, atol=1e-5)
+    vectors, length = np.random.default_rng(1).standard_normal((7, 60)), np.linalg.norm(y)
+    flat = y.reshape(-1).astype(float) / length
+    expected = (vectors - np.outer(vectors @ flat, flat)) / length
+    np.testing.assert_allclose(found.reshape(7, -1), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_every_row_of_a_batch_has_a_direction_of_its_own() -> None:
+    y = np.random.default_rng(0).standard_normal((3, 4), np.float32)
+    y[1] *= 1000
+    y[2] = 0
+    found = start(y, 3, 50, np.random.default_rng(1))
+    np.testing.assert_allclose((found * y).sum(axis=2), 0, atol=1e-5)
+    assert np.abs(found[:, 1]).max() < np.abs(found[:, 0]).max() / 100
+    assert not found[:, 2].any(), "nothing has no direction"
+    assert start(y, 2, 1, np.random.default_rng(1)).shape == (1, 3, 4)
+
+
+def test_numbers_that_are_not_finite_do_not_spoil_the_others() -> None:
+    y = np.array([[1.0, np.nan, 2.0, -np.inf]], np.float32)
+    found = start(y, 1, 5, np.random.default_rng(0))
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found[:, 0, 0] + 2 * found[:, 0, 2], 0, atol=1e-5)
+
+
+# ---- Observer.runs, Observer.sizes ----------------------------------------------------------------------------------
+
+
+def test_runs_show_some_tensors_of_every_sample(tmp_path: Path) -> None:
+    net = Net(two_outputs(), tmp_path, samples=3)
+    found = list(net.observer.runs(["c", "x", "a"]))
+    assert [list(values) for values in found] == [["c", "x", "a"]] * 3
+    for values, (feed, _) in zip(found, net.samples, strict=True):
+        a = feed["x"] @ net.layers[net.numbers["w1"]]
+        np.testing.assert_array_equal(values["x"], feed["x"])
+        np.testing.assert_allclose(values["a"], a, rtol=1e-5, atol=1e-6)
+        expected = np.sin(np.tanh(a) @ net.layers[net.numbers["w2"]])
+        np.testing.assert_allclose(values["c"], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_sizes_are_bytes_of_the_first_sample(lean: bool, tmp_path: Path) -> None:
+    net = Net(sequence(), tmp_path)
+    observer = Observer(net.form, net.layers, net.samples, threads=1, lean=lean)
+    assert observer.sizes(["a", "b", "f", "x"]) == {"a": 4 * 48, "b": 4 * 48, "f": 4 * 32, "x": 4 * 40}
+    assert observer.sizes([]) == {}
+
+
+def test_runs_are_the_same_with_layers_as_inputs(tmp_path: Path) -> None:
+    net = Net(sequence(), tmp_path)
+    lean = Observer(net.form, net.layers, net.samples, threads=1, lean=True)
+    for one, other in zip(net.observer.runs(["g", "b"]), lean.runs(["g", "b"]), strict=True):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            np.testing.assert_allclose(other[name], value, rtol=1e-5, atol=1e-6)
