@@ -34,10 +34,10 @@ def planned(groups: int, rows: int, columns: int = 20, seed: int = 0) -> tuple[L
     return layer, Plan.of(Arrangement.of(shape).matrix((0,), (1,), (2,)))
 
 
-def effects_of(values: Floats, few: bool | None = None) -> Effects:
+def effects_of(values: Floats, few: bool | None = None, most: int = 1024) -> Effects:
     """Of effects [count, groups, rows]."""
     alone = values.shape[2] < FEW if few is None else few
-    result = Effects(*values.shape[1:], alone=alone)
+    result = Effects(*values.shape[1:], most, alone)
     for begin in range(0, len(values), 7):
         result.add(values[begin : begin + 7].astype(np.float32))
     return result

@@ -62,13 +62,12 @@ def with_effects(
     }
     if not chosen:
         return dict(plans)
-    collected = _Collected(weights, chosen, plans, second)
+    collected = _Collected(chosen, plans, second, _most(weights, chosen))
     graph, constants = operations(form)
     constants |= {name: weights.widened(number) for name, number in form.weights}
     way = Backward(graph, constants, form.measured, list(collected.uses))
     known = way.run(observer.runs, observer.sizes, rows, collected.beside, collected.found, progress, _VALUES)
     del constants
-    most = _most(weights, chosen)
 
     def fit(number: int) -> Plan | None:
         if not all(leaving.operation in known for _, leaving in chosen[number].products):
@@ -76,7 +75,7 @@ def with_effects(
         plan = plans.get(number) or Plan.of(chosen[number].matrix)
         width = widths[number]
         assert width is not None
-        return with_importance(plan, weights.layers[number], width, collected.halves.pop(number), most)
+        return with_importance(plan, weights.layers[number], width, collected.halves.pop(number))
 
     found = zip(chosen, pool.map(fit, chosen), strict=True)
     return dict(plans) | {number: plan for number, plan in found if plan is not None}
@@ -95,11 +94,11 @@ def _most(weights: Weights, linear: Mapping[int, Linear]) -> int:
 class _Collected:
     """Effects of all layers, as they come in."""
 
-    def __init__(self, weights: Weights, linear: Mapping[int, Linear], plans: Plans, second: Sequence[int]) -> None:
+    def __init__(self, linear: Mapping[int, Linear], plans: Plans, second: Sequence[int], most: int) -> None:
         self._linear, self._second = linear, frozenset(second)
         shapes = {number: item.matrix.shape[:2] for number, item in linear.items()}
         self.halves = {
-            number: (Effects(*shape, alone=shape[1] < FEW), Effects(*shape, alone=shape[1] < FEW))
+            number: (Effects(*shape, most, shape[1] < FEW), Effects(*shape, most, shape[1] < FEW))
             for number, shape in shapes.items()
         }
         self._errors = {number: self._drawn(item, plans.get(number), number) for number, item in linear.items()}

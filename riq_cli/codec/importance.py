@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ _CLASSES, _CLASS_WEIGHTS = 8, 1 << 8  # of rows with a table each, and weights o
 _TINY = 1e-300
 
 
-def with_importance(plan: Plan, layer: Layer, width: float, halves: tuple[Effects, Effects], most: int) -> Plan | None:
+def with_importance(plan: Plan, layer: Layer, width: float, halves: tuple[Effects, Effects]) -> Plan | None:
     """The plan with rows told apart by what their errors do to the outputs; None where that does not pay.
 
     At equal rate, bin widths ∝ 1/√importance cause least. Damping is the one that does best on the half of the samples
@@ -36,11 +35,10 @@ def with_importance(plan: Plan, layer: Layer, width: float, halves: tuple[Effect
         layer: the weights.
         width: about the bin width that it will have.
         halves: effects of the rows' errors, on two halves of the samples.
-        most: rows of a group whose errors spread among each other.
     """
     if any(half.count == 0 or not half.squares.any() for half in halves):
         return None
-    judged = [_Moments.of(half, plan.matrix.shape[1], most) for half in halves]
+    judged = [_Moments.of(half) for half in halves]
     columns = plan.some_columns(layer, _WEIGHTS)
     weights, widths = columns.weights, columns.widths * width
 
@@ -97,11 +95,11 @@ class _Moments:
     squares: Float64
 
     @classmethod
-    def of(cls, half: Effects, rows: int, most: int) -> _Moments:
+    def of(cls, half: Effects) -> _Moments:
         """Those of a half of the samples."""
         squares = half.squares
-        groups = squares.shape[0]
-        parts = [(group, run) for group in range(groups) for run in _runs(rows, most)] if rows >= FEW else []
+        groups, rows = squares.shape
+        parts = half.runs if rows >= FEW else []
         return cls((groups, rows), parts, [half.moments(*part) for part in parts], squares)
 
     def joined(self, other: _Moments) -> _Moments:
@@ -151,10 +149,3 @@ def _bits(symbols: rounding.Integers, widths: Float64) -> float:
             ratio = (math.hypot(1, mean) - 1) / mean  # of the probabilities of a magnitude and the one before
             total += part.size * columns * (math.log2((1 + ratio) / (1 - ratio)) - mean * math.log2(ratio))
     return total
-
-
-def _runs(rows: int, most: int) -> list[NDArray[np.int64]]:
-    """All rows in runs of about the same length, `most` at most."""
-    count = -(-rows // most)
-    cuts = [number * rows // count for number in range(count + 1)]
-    return [np.arange(begin, end) for begin, end in itertools.pairwise(cuts)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +19,23 @@ class Effects:
     """Second moments of what errors of rows do to the outputs, over all that were added.
 
     Errors of weights are random, the same at all positions of a sample; an effect is how far the outputs move along one
-    direction, by an error of each row: f32[groups, rows].
+    direction, by an error of each row: f32[groups, rows]. Of many rows, only moments within `runs` of them are kept.
     """
 
-    def __init__(self, groups: int, rows: int, alone: bool = False) -> None:
-        """None yet; if they are for rows `alone`, only their squares are kept."""
+    def __init__(self, groups: int, rows: int, most: int = 1024, alone: bool = False) -> None:
+        """None yet.
+
+        Args:
+            groups: matrices of the layer.
+            rows: of each.
+            most: rows of a run.
+            alone: keep only the squares.
+        """
         self.count = 0
-        self._effects: list[Floats] | None = None if alone else []
+        self.runs = [(group, run) for group in range(groups) for run in _runs(rows, most)]
         self._squares = np.zeros((groups, rows))
+        self._moments = None if alone else [np.zeros((len(run), len(run)), np.float32) for _, run in self.runs]
+        self._scale = 0.0  # of what is in the moments: float32 holds no squares of very small numbers
 
     def add(self, effects: Floats) -> None:
         """Take effects in, [count, groups, rows]; those not finite are left out."""
@@ -34,8 +43,12 @@ class Effects:
             effects = effects[np.isfinite(effects).all(axis=(1, 2))]
         self.count += len(effects)
         self._squares += np.einsum("cgn,cgn->gn", effects, effects, dtype=np.float64)
-        if self._effects is not None:
-            self._effects.append(effects)
+        if self._moments is None:
+            return
+        self._scale = self._scale or float(np.max(np.abs(effects), initial=0))
+        for total, (group, run) in zip(self._moments, self.runs, strict=True):
+            part = effects[:, group, run] / np.float32(self._scale or 1)
+            total += part.T @ part
 
     @property
     def squares(self) -> Float64:
@@ -44,14 +57,20 @@ class Effects:
         return result
 
     def moments(self, group: int, rows: NDArray[np.int64]) -> Float64:
-        """Second moments of some rows of a group, f64[rows, rows]."""
-        scale = math.sqrt(self._squares.max(initial=0)) or 1.0  # squares of float32 may be too small for it
-        total = np.zeros((len(rows), len(rows)))
-        for part in self._effects or ():
-            chosen = (part[:, group, rows] / scale).astype(np.float32)
-            total += chosen.T @ chosen
-        total *= scale**2 / max(self.count, 1)
-        return total
+        """Second moments of some rows of one run of a group, f64[rows, rows]."""
+        assert self._moments is not None
+        for total, (other, run) in zip(self._moments, self.runs, strict=True):
+            if other == group and run[0] <= rows[0] and rows[-1] <= run[-1]:
+                chosen = total[np.ix_(rows - run[0], rows - run[0])].astype(np.float64)
+                return chosen * (self._scale**2 / max(self.count, 1))
+        raise ValueError("rows of no one run")
+
+
+def _runs(rows: int, most: int) -> list[NDArray[np.int64]]:
+    """All rows in runs of about the same length, `most` at most."""
+    count = -(-rows // most)
+    cuts = [number * rows // count for number in range(count + 1)]
+    return [np.arange(begin, end) for begin, end in itertools.pairwise(cuts)]
 
 
 def effects(entering: LinearInput, leaving: LinearOutput, value: Array, gradients: Floats, errors: Floats) -> Floats:
