@@ -304,7 +304,7 @@ def test_effects_of_a_layer_are_those_of_all_its_products(products: int, tmp_pat
     samples = [({"x": random.standard_normal((3, 12), np.float32)}, 3) for _ in range(2)]
     values = loaded.layers[0].values
     observer = Observer(form, [values], samples, threads=1)
-    collected = _Collected(Weights(loaded.layers), linear, {}, (1,))
+    collected = _Collected(linear, {}, (1,), 1024)
     graph, constants = operations(form)
     way = Backward(graph, constants | {"w": values}, form.measured, list(collected.uses))
     known = way.run(observer.runs, observer.sizes, [3, 3], collected.beside, collected.found, lambda *_: None, 1 << 26)
