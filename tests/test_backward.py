@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,9 +73,9 @@ class Net:
         )
         return self
 
-    def observe(self, names: Sequence[str]) -> Iterator[Values]:
+    def observe(self, names: Sequence[str]) -> Callable[[int], Values]:
         self.runs.append(list(names))
-        return self.observer.runs(names)
+        return self.observer.runner(names)
 
     def found(self, operation: Operation, run: int, values: Values, gradients: Gradients) -> None:
         self.seen.append((operation.outputs, run))
@@ -107,7 +107,8 @@ class Net:
         values = layers[self.numbers[layer]]
         layers[self.numbers[layer]] = (values + change).astype(values.dtype)
         observer = Observer(self.form, layers, self.samples, threads=1)
-        return [list(values.values()) for values in observer.runs(self.form.measured)]
+        run = observer.runner(self.form.measured)
+        return [list(run(number).values()) for number in range(len(self.samples))]
 
     def turned(self, outputs: Sequence[np.ndarray], run: int, probes: int) -> np.ndarray:
         """Σ ⟨v, y / ‖y‖⟩ over outputs, and over rows of a batch, for every v that this run draws."""
@@ -531,12 +532,13 @@ def test_numbers_that_are_not_finite_do_not_spoil_the_others() -> None:
     np.testing.assert_allclose(found[:, 0, 0] + 2 * found[:, 0, 2], 0, atol=1e-5)
 
 
-# ---- Observer.runs, Observer.sizes ----------------------------------------------------------------------------------
+# ---- Observer.runner, Observer.sizes --------------------------------------------------------------------------------
 
 
 def test_runs_show_some_tensors_of_every_sample(tmp_path: Path) -> None:
     net = Net(two_outputs(), tmp_path, samples=3)
-    found = list(net.observer.runs(["c", "x", "a"]))
+    run = net.observer.runner(["c", "x", "a"])
+    found = [run(number) for number in range(3)]
     assert [list(values) for values in found] == [["c", "x", "a"]] * 3
     for values, (feed, _) in zip(found, net.samples, strict=True):
         a = feed["x"] @ net.layers[net.numbers["w1"]]
@@ -557,7 +559,9 @@ def test_sizes_are_bytes_of_the_first_sample(lean: bool, tmp_path: Path) -> None
 def test_runs_are_the_same_with_layers_as_inputs(tmp_path: Path) -> None:
     net = Net(sequence(), tmp_path)
     lean = Observer(net.form, net.layers, net.samples, threads=1, lean=True)
-    for one, other in zip(net.observer.runs(["g", "b"]), lean.runs(["g", "b"]), strict=True):
+    runs = net.observer.runner(["g", "b"]), lean.runner(["g", "b"])
+    for number in range(len(net.samples)):
+        one, other = (run(number) for run in runs)
         assert one.keys() == other.keys()
         for name, value in one.items():
             np.testing.assert_allclose(other[name], value, rtol=1e-5, atol=1e-6)

@@ -139,8 +139,8 @@ def test_an_effect_is_what_the_jacobian_makes_of_an_error(
     feed = {"x": random.standard_normal(x, np.float32)}
 
     def output(weights: np.ndarray) -> np.ndarray:
-        (values,) = Observer(form, [weights], [(feed, 1)], threads=1).runs(["y"])
-        return values["y"].astype(np.float64)
+        run = Observer(form, [weights], [(feed, 1)], threads=1).runner(["y"])
+        return run(0)["y"].astype(np.float64)
 
     values = loaded.layers[0].values
     y = output(values)
@@ -307,7 +307,9 @@ def test_effects_of_a_layer_are_those_of_all_its_products(products: int, tmp_pat
     collected = _Collected(linear, {}, (1,), 1024)
     graph, constants = operations(form)
     way = Backward(graph, constants | {"w": values}, form.measured, list(collected.uses))
-    known = way.run(observer.runs, observer.sizes, [3, 3], collected.beside, collected.found, lambda *_: None, 1 << 26)
+    known = way.run(
+        observer.runner, observer.sizes, [3, 3], collected.beside, collected.found, lambda *_: None, 1 << 26
+    )
     assert len(known) == products
     step, rows = 1e-2, (0, 7)
     for run, half in enumerate(collected.halves[0]):
@@ -321,7 +323,7 @@ def test_effects_of_a_layer_are_those_of_all_its_products(products: int, tmp_pat
                 change[0, row] = step * error
                 moved = linear[0].matrix.restore(change, values.shape)
                 there, back = (
-                    next(Observer(form, [values + way * moved], samples[run : run + 1], threads=1).runs(["y"]))["y"]
+                    Observer(form, [values + way * moved], samples[run : run + 1], threads=1).runner(["y"])(0)["y"]
                     for way in (1, -1)
                 )
                 turned = [y / np.linalg.norm(y.astype(float), axis=1, keepdims=True) for y in (there, back)]

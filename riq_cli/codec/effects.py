@@ -19,8 +19,8 @@ _VALUES = 1 << 26  # bytes of inner tensors that are held at the same time
 _ERRORS = 16  # of a layer's weights in each sample
 _DRAWN = 8 * _ERRORS  # errors of a layer in all
 _SPREADS = (1024, 512, 256)  # rows whose errors spread among each other
-_BYTES = 0.5  # bytes of spreads, at most, for each byte of weights
-_FEW = 1 << 26  # bytes of spreads that are always granted
+_BYTES = 0.75  # bytes of second moments, at most, for each byte of weights
+_FEW = 1 << 27  # bytes of them that are always granted
 _LEAST = 1024  # weights of a layer that is worth it
 
 
@@ -66,7 +66,7 @@ def with_effects(
     graph, constants = operations(form)
     constants |= {name: weights.widened(number) for name, number in form.weights}
     way = Backward(graph, constants, form.measured, list(collected.uses))
-    known = way.run(observer.runs, observer.sizes, rows, collected.beside, collected.found, progress, _VALUES)
+    known = way.run(observer.runner, observer.sizes, rows, collected.beside, collected.found, progress, _VALUES)
     del constants
 
     def fit(number: int) -> Plan | None:
@@ -82,11 +82,11 @@ def with_effects(
 
 
 def _most(weights: Weights, linear: Mapping[int, Linear]) -> int:
-    """Rows whose errors spread among each other, such that all spreads stay in proportion to the weights."""
+    """Rows whose errors spread among each other, such that their moments stay in proportion to the weights."""
     shapes = [item.matrix.shape for item in linear.values()]
     bound = max(_BYTES * sum(weights.layers[number].values.nbytes for number in linear), _FEW)
     for most in _SPREADS:
-        if sum(2 * groups * rows * min(rows, most) for groups, rows, _ in shapes) <= bound:
+        if sum(2 * 4 * groups * rows * min(rows, most) for groups, rows, _ in shapes) <= bound:
             break
     return most
 

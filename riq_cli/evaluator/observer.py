@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from riq_cli.evaluator.deviation import Array
 from riq_cli.evaluator.sessions import DEFAULT_PROVIDER, explained, runner
@@ -54,15 +54,17 @@ class Observer:
         while begin < len(tensors):
             names = list(tensors[begin : begin + count])
             largest = 1
-            for number, values in enumerate(self._runs(names)):
+            run = self._runner(names)
+            for number in range(len(self._samples)):
+                values = run(number)
                 largest = max(largest, sum(value.nbytes for value in values))
                 while values:
                     yield names[-len(values)], number, values.pop(0)
             begin += len(names)
             count = max(1, min(_OBSERVED_GROWTH * len(names), budget * len(names) // largest))
 
-    def runs(self, tensors: Sequence[str]) -> Iterator[dict[str, Array]]:
-        """The values of some tensors in one sample after the other, all at once.
+    def runner(self, tensors: Sequence[str]) -> Callable[[int], dict[str, Array]]:
+        """What gives the values of some tensors in the sample of a number, all at once.
 
         Args:
             tensors: names in the form's main graph.
@@ -70,21 +72,24 @@ class Observer:
         Raises:
             ModelError: onnxruntime cannot run the model.
         """
-        for values in self._runs(list(tensors)):
-            yield dict(zip(tensors, values, strict=True))
+        names = list(tensors)
+        run = self._runner(names)
+        return lambda number: dict(zip(names, run(number), strict=True))
 
     def sizes(self, tensors: Sequence[str]) -> dict[str, int]:
         """Bytes of some tensors in the first sample, looked at a few at a time."""
         first = Observer(self._form, self._weights, self._samples[:1], self._threads, self._provider, self._lean)
         return {name: value.nbytes for name, _, value in first.activations(tensors)}
 
-    def _runs(self, names: list[str]) -> Iterator[list[Array]]:
+    def _runner(self, names: list[str]) -> Callable[[int], list[Array]]:
         form = observed_form(self._form, names)
         with explained():
             run = runner(
                 probe_form(form) if self._lean else form, self._weights, self._threads, self._provider, patient=True
             )
-        for feed, _ in self._samples:
+
+        def values(number: int) -> list[Array]:
             with explained():
-                values = run(names, feed)
-            yield values
+                return run(names, self._samples[number][0])
+
+        return values

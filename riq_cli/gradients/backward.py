@@ -7,7 +7,7 @@ tells how a small change of an inner tensor moves the output's direction, which 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from riq_cli.gradients.rules import RULES, STOPS
 from riq_cli.model import Operation
 
 Values = Mapping[str, Array]
-Observe = Callable[[Sequence[str]], Iterable[Values]]  # names of tensors → their values, sample by sample
+Observe = Callable[[Sequence[str]], Callable[[int], Values]]  # names of tensors → their values by number of the run
 Found = Callable[[Operation, int, Values, Gradients], None]  # told of an operation, a sample, values, and gradients
 
 _PROBES = 16  # vectors v for each sample
@@ -89,24 +89,26 @@ class Backward:
         ]
         nbytes = sizes(list(dict.fromkeys([*self._measured, *(name for need in needs for name in need)])))
         probes = max(1, min(_PROBES, _PROBES * _SMALL // max(max(nbytes.values()), 1)))
-        pending: list[dict[str, Floats]] = [{} for _ in rows]
         unknown: set[str] = set()
         stretches = list(_stretches(needs, nbytes, budget))
-        for done, (first, last) in enumerate(stretches):
+        values_of = []
+        for first, last in stretches:
             wanted = itertools.chain(self._measured if first == 0 else (), *needs[first:last])
-            names = list(dict.fromkeys(wanted))
-            for number, values in enumerate(observe(names)):
-                values = {**self._constants, **values}
+            values_of.append(observe(list(dict.fromkeys(wanted))))
+        for number, count in enumerate(rows):
+            random = np.random.default_rng((seed, number))
+            pending: dict[str, Floats] = {}
+            for done, (first, last) in enumerate(stretches):
+                values = {**self._constants, **values_of[done](number)}
                 if first == 0:
-                    random = np.random.default_rng((seed, number))
-                    pending[number] = {
-                        name: start(values[name], rows[number], probes, random)
+                    pending = {
+                        name: start(values[name], count, probes, random)
                         for name in self._measured
                         if name in self._moving
                     }
                 for operation in self._way[first:last]:
-                    self._back(operation, values, pending[number], unknown, number, found)
-                progress(done * len(rows) + number + 1, len(stretches) * len(rows))
+                    self._back(operation, values, pending, unknown, number, found)
+                progress(number * len(stretches) + done + 1, len(rows) * len(stretches))
         return self._wanted & {operation.outputs for operation in self._way if unknown.isdisjoint(operation.outputs)}
 
     def _inputs(self, operation: Operation) -> Iterator[str]:
