@@ -94,6 +94,36 @@ def test_effects_that_are_not_finite_are_left_out() -> None:
     assert added(np.full((2, 1, 3), np.nan, np.float32)).count == 0
 
 
+@pytest.mark.parametrize(("rows", "most", "lengths"), [(12, 12, [12]), (12, 5, [4, 4, 4]), (7, 3, [2, 2, 3])])
+def test_moments_are_kept_within_runs_of_rows(rows: int, most: int, lengths: list[int]) -> None:
+    x = some(50, 2, rows)
+    found = Effects(2, rows, most)
+    found.add(x[:20])
+    found.add(x[20:])
+    assert [len(run) for _, run in found.runs] == lengths * 2
+    assert [group for group, _ in found.runs] == [0] * len(lengths) + [1] * len(lengths)
+    for group in range(2):
+        runs = [run for number, run in found.runs if number == group]
+        np.testing.assert_array_equal(np.concatenate(runs), np.arange(rows))
+        for run in runs:
+            part = x[:, group, run].astype(float)
+            np.testing.assert_allclose(found.moments(group, run), part.T @ part / 50, rtol=1e-5, atol=1e-5)
+    if len(lengths) > 1:
+        with pytest.raises(ValueError, match="rows of no one run"):
+            found.moments(0, np.arange(rows))
+
+
+@pytest.mark.parametrize("scales", [(1e-25, 1.0), (1.0, 1e-25), (1e-10, 1e10), (0.0, 1e-30)])
+def test_effects_of_different_samples_may_be_of_very_different_sizes(scales: tuple[float, float]) -> None:
+    """What the first are like does not bound the others; beside the largest, the smallest may vanish."""
+    parts = [some(30, 1, 4, seed) * np.float32(scale) for seed, scale in enumerate(scales)]
+    found = added(*parts)
+    expected = np.concatenate(parts)[:, 0].astype(float)
+    expected = expected.T @ expected / 60
+    np.testing.assert_allclose(found.moments(0, np.arange(4)) / expected.max(), expected / expected.max(), atol=1e-5)
+    np.testing.assert_allclose(found.squares[0], np.diag(expected), rtol=1e-6)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e15, 1e25])
 def test_squares_may_be_beyond_single_precision(scale: float) -> None:
     x = some(50, 2, 4)

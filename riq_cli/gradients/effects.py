@@ -13,6 +13,7 @@ from riq_cli.model import LinearInput, LinearOutput
 Float64 = NDArray[np.float64]
 
 _PIECE = 1 << 20  # numbers of a layer's input that are held as rows at a time
+_ABOVE = 1e6  # an effect that is so much larger than those before it changes the scale of what is kept
 
 
 class Effects:
@@ -45,7 +46,11 @@ class Effects:
         self._squares += np.einsum("cgn,cgn->gn", effects, effects, dtype=np.float64)
         if self._moments is None:
             return
-        self._scale = self._scale or float(np.max(np.abs(effects), initial=0))
+        largest = float(np.max(np.abs(effects), initial=0))
+        if largest > _ABOVE * self._scale:
+            for total in self._moments:
+                total *= np.float32((self._scale / largest) ** 2)
+            self._scale = largest
         for total, (group, run) in zip(self._moments, self.runs, strict=True):
             part = effects[:, group, run] / np.float32(self._scale or 1)
             total += part.T @ part
