@@ -15,11 +15,12 @@ from riq_cli.evaluator import Observer
 from riq_cli.gradients import Backward, Effects, Floats, Gradients, effects, gate_gradients
 from riq_cli.model import GateOutput, Linear, Operation, SessionForm, operations
 
-_VALUES = 1 << 26  # bytes of inner tensors that are held at the same time
+_VALUES = 1 << 28  # bytes of inner tensors that are held at the same time
+_VALUES_LEAN = 1 << 25  # … beside a large model
 _ERRORS = 16  # of a layer's weights in each sample
 _DRAWN = 8 * _ERRORS  # errors of a layer in all
 _SPREADS = (1024, 512, 256)  # rows whose errors spread among each other
-_BYTES = 0.75  # bytes of second moments, at most, for each byte of weights
+_BYTES = 0.5  # bytes of second moments, at most, for each byte of weights
 _FEW = 1 << 27  # bytes of them that are always granted
 _LEAST = 1024  # weights of a layer that is worth it
 
@@ -65,8 +66,9 @@ def with_effects(
     collected = _Collected(chosen, plans, second, _most(weights, chosen))
     graph, constants = operations(form)
     constants |= {name: weights.widened(number) for name, number in form.weights}
+    budget = _VALUES_LEAN if observer.is_lean else _VALUES
     way = Backward(graph, constants, form.measured, list(collected.uses))
-    known = way.run(observer.runner, observer.sizes, rows, collected.beside, collected.found, progress, _VALUES)
+    known = way.run(observer.runner, observer.sizes, rows, collected.beside, collected.found, progress, budget)
     del constants
 
     def fit(number: int) -> Plan | None:
@@ -84,7 +86,8 @@ def with_effects(
 def _most(weights: Weights, linear: Mapping[int, Linear]) -> int:
     """Rows whose errors spread among each other, such that their moments stay in proportion to the weights."""
     shapes = [item.matrix.shape for item in linear.values()]
-    bound = max(_BYTES * sum(weights.layers[number].values.nbytes for number in linear), _FEW)
+    nbytes = sum(weights.layers[number].values.nbytes for number in linear)
+    bound = max(_BYTES * nbytes, _FEW - _BYTES * nbytes)
     for most in _SPREADS:
         if sum(2 * 4 * groups * rows * min(rows, most) for groups, rows, _ in shapes) <= bound:
             break

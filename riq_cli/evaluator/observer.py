@@ -36,7 +36,7 @@ class Observer:
             lean: run the form with its layers as inputs, see `Evaluator`.
         """
         self._form, self._weights, self._samples = form, weights, samples
-        self._threads, self._provider, self._lean = threads, provider, lean
+        self._threads, self._provider, self.is_lean = threads, provider, lean
 
     def activations(self, tensors: Sequence[str], budget: int = _OBSERVED) -> Iterator[tuple[str, int, Array]]:
         """Name, number of the sample and value of every tensor in every sample.
@@ -78,14 +78,14 @@ class Observer:
 
     def sizes(self, tensors: Sequence[str]) -> dict[str, int]:
         """Bytes of some tensors in the first sample, looked at a few at a time."""
-        first = Observer(self._form, self._weights, self._samples[:1], self._threads, self._provider, self._lean)
+        first = Observer(self._form, self._weights, self._samples[:1], self._threads, self._provider, self.is_lean)
         return {name: value.nbytes for name, _, value in first.activations(tensors)}
 
     def _runner(self, names: list[str]) -> Callable[[int], list[Array]]:
         form = observed_form(self._form, names)
         with explained():
             run = runner(
-                probe_form(form) if self._lean else form, self._weights, self._threads, self._provider, patient=True
+                probe_form(form) if self.is_lean else form, self._weights, self._threads, self._provider, patient=True
             )
 
         def values(number: int) -> list[Array]:

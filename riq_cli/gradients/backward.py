@@ -22,7 +22,8 @@ Observe = Callable[[Sequence[str]], Callable[[int], Values]]  # names of tensors
 Found = Callable[[Operation, int, Values, Gradients], None]  # told of an operation, a sample, values, and gradients
 
 _PROBES = 16  # vectors v for each sample
-_SMALL = 1 << 20  # bytes of the largest tensor up to which all of these go back at a time
+_SMALL = 1 << 20  # bytes of the largest tensor up to which there are so many
+_SHARE = 16  # of the budget, for the gradients at one tensor
 
 
 class Backward:
@@ -77,7 +78,7 @@ class Backward:
             beside: tensors whose values are wanted together with the gradients at a product.
             found: called for every product and run with the gradients of its outputs, [probes, *shape].
             progress: called with steps done and in all.
-            budget: bytes of values that are held at the same time, about.
+            budget: bytes of values that are held at the same time, about, and of gradients at a few tensors.
             seed: decides the random vectors, together with the number of the run.
         """
         needs = [
@@ -88,27 +89,32 @@ class Backward:
             for operation in self._way
         ]
         nbytes = sizes(list(dict.fromkeys([*self._measured, *(name for need in needs for name in need)])))
-        probes = max(1, min(_PROBES, _PROBES * _SMALL // max(max(nbytes.values()), 1)))
+        largest = max(nbytes.values(), default=1) or 1
+        probes = max(1, min(_PROBES, _PROBES * _SMALL // largest))
+        together = max(1, min(probes, budget // _SHARE // largest))
         unknown: set[str] = set()
         stretches = list(_stretches(needs, nbytes, budget))
         values_of = []
         for first, last in stretches:
             wanted = itertools.chain(self._measured if first == 0 else (), *needs[first:last])
             values_of.append(observe(list(dict.fromkeys(wanted))))
+        steps, done = len(rows) * len(stretches) * -(-probes // together), 0
         for number, count in enumerate(rows):
             random = np.random.default_rng((seed, number))
-            pending: dict[str, Floats] = {}
-            for done, (first, last) in enumerate(stretches):
-                values = {**self._constants, **values_of[done](number)}
-                if first == 0:
-                    pending = {
-                        name: start(values[name], count, probes, random)
-                        for name in self._measured
-                        if name in self._moving
-                    }
-                for operation in self._way[first:last]:
-                    self._back(operation, values, pending, unknown, number, found)
-                progress(number * len(stretches) + done + 1, len(rows) * len(stretches))
+            for begin in range(0, probes, together):
+                pending: dict[str, Floats] = {}
+                for (first, last), values_at in zip(stretches, values_of, strict=True):
+                    values = {**self._constants, **values_at(number)}
+                    if first == 0:
+                        pending = {
+                            name: start(values[name], count, min(together, probes - begin), random)
+                            for name in self._measured
+                            if name in self._moving
+                        }
+                    for operation in self._way[first:last]:
+                        self._back(operation, values, pending, unknown, number, found)
+                    done += 1
+                    progress(done, steps)
         return self._wanted & {operation.outputs for operation in self._way if unknown.isdisjoint(operation.outputs)}
 
     def _inputs(self, operation: Operation) -> Iterator[str]:
