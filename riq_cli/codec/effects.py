@@ -68,7 +68,12 @@ def with_effects(
     constants |= {name: weights.widened(number) for name, number in form.weights}
     budget = _VALUES_LEAN if observer.is_lean else _VALUES
     way = Backward(graph, constants, form.measured, list(collected.uses))
-    known = way.run(observer.runner, observer.sizes, rows, collected.beside, collected.found, progress, budget)
+
+    def tell(done: int, total: int) -> None:
+        weights.release()  # rules have read all of them
+        progress(done, total)
+
+    known = way.run(observer.runner, observer.sizes, rows, collected.beside, collected.found, tell, budget)
     del constants
 
     def fit(number: int) -> Plan | None:
