@@ -145,6 +145,7 @@ class _Collected:
             self._left[key] = self._left.get(key, count) - 1
             if self._left[key]:
                 return
+            del self._left[key]  # there may be more probes of the same run
             found = self._waiting.pop(key)
         self.halves[number][run in self._second].add(found)
 
