@@ -240,6 +240,7 @@ def fitted(
             {names.index(name): plan for name, plan in (plans or {}).items()},
             form,
             observer,
+            form.measured,
             [1] * 12,
             range(6, 12),
             [None if name in exact else 0.1 for name in names],

@@ -135,8 +135,9 @@ def test_of_recurrent_layers(op: str, direction: str, initial: bool, outputs: st
     names = [name for name in operation.inputs if name and name not in layers]
     wanted = list(dict.fromkeys([*names, reads.tensor, remembers.tensor, *filter(None, operation.outputs)]))
     observer = Observer(found.form, [layer.values for layer in found.model.layers], found.samples, threads=1)
-    for values in observer.runs(wanted):
-        values = constants | layers | values
+    run = observer.runner(wanted)
+    for number in range(len(found.samples)):
+        values = constants | layers | run(number)
         inputs = [values[name] if name else None for name in operation.inputs]
         gradients = [
             np.random.default_rng(0).standard_normal((3, *values[name].shape), np.float32) if name else None

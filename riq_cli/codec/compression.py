@@ -9,7 +9,8 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
 from riq_cli.calibration import Calibration, Sample, digest
@@ -27,7 +28,7 @@ from riq_cli.codec.settings import Progress, Report, Settings, Warn
 from riq_cli.codec.solution import CLOSER, CLOSER_TRIES, Scheme, Solution
 from riq_cli.codec.split import FIT_SAMPLES, held_count, roles
 from riq_cli.codec.weights import Plans, Shift, Weights, Widths
-from riq_cli.errors import SettingsError, TargetError
+from riq_cli.errors import ModelError, SettingsError, TargetError
 from riq_cli.evaluator import Deviation, Evaluator, Observer, Prober, available_threads
 from riq_cli.model import Linear, Model, SessionForm, linear_layers, probe_form
 from riq_cli.version import VERSION
@@ -151,7 +152,7 @@ class Compression:
             if settings.allocation == "measured" and settings.k is None:
                 probes = self._probed(form, evaluator, [samples[number] for number in parts.probed], pool)
             if fits:
-                plans = self._plans(form, samples, parts.fit, pool, evaluator.is_lean)
+                plans = self._plans(form, samples, parts.fit, pool, evaluator)
             if form.hoisted or evaluator.is_lean:  # what is measured last is the model as it is restored
                 evaluator = self._evaluator(self._model.session_form(settings.outputs, hoist=False), samples)
             rows = sum(sample.rows for sample in samples)
@@ -336,7 +337,7 @@ class Compression:
         samples: Sequence[Sample],
         halves: tuple[Sequence[int], Sequence[int]],
         pool: Executor,
-        lean: bool,
+        evaluator: Evaluator,
     ) -> PlansStart:
         """What fits error compensation to samples that the search does not measure on."""
 
@@ -345,17 +346,20 @@ class Compression:
             linear = {number: self._fittable(item) for number, item in linear.items() if number in matrices}
             fit = [samples[number] for half in halves for number in half]
             first, count = len(halves[0]), len(fit)
-            observer = Observer(observed, self._originals, fit, self._settings.threads, self._settings.provider, lean)
+            threads, provider = self._settings.threads, self._settings.provider
+            observer = Observer(observed, self._originals, fit, threads, provider, evaluator.is_lean)
             parts = range(first), range(first, count)
-            plans = fitted_plans(self._weights, linear, observer, parts, widths, pool, tell)
+            plans = fitted_plans(self._weights, linear, observer, parts, widths, pool, partial(tell, "fit"))
             rows = [sample.rows for sample in fit]
-            return with_effects(self._weights, linear, plans, observed, observer, rows, parts[1], widths, pool, look)
+            seen = observed, observer, evaluator.measured, rows, parts[1]
+            try:
+                return with_effects(self._weights, linear, plans, *seen, widths, pool, partial(tell, "gradients"))
+            except ModelError as error:
+                self._warn(f"gradients cannot be taken, so rows are not told apart by them: {error}")
+                return plans
 
-        def tell(done: int, total: int) -> None:
-            self._progress(Progress("fit", done, total))
-
-        def look(done: int, total: int) -> None:
-            self._progress(Progress("gradients", done, total))
+        def tell(phase: Literal["fit", "gradients"], done: int, total: int) -> None:
+            self._progress(Progress(phase, done, total))
 
         matrices = set(self._weights.matrices)
         return start

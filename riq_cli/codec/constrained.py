@@ -85,7 +85,7 @@ class ConstrainedSolver(Solver):
         found["constraint_trace"] = [
             [float(f"{k:.4g}"), float(f"{one.value:.3g}")]
             for scheme, k, one in self._trace
-            if scheme.name == solution.scheme.name and math.isfinite(one.value)
+            if scheme.kind == solution.scheme.kind and math.isfinite(one.value)
         ]
         return found
 

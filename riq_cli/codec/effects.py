@@ -31,6 +31,7 @@ def with_effects(
     plans: Plans,
     form: SessionForm,
     observer: Observer,
+    measured: Sequence[str],
     rows: Sequence[int],
     second: Sequence[int],
     widths: Widths,
@@ -45,11 +46,15 @@ def with_effects(
         plans: how errors are compensated along rows.
         form: the model, its tensors named as in `linear`.
         observer: shows what they hold.
+        measured: tensors that the deviation is of, all float.
         rows: samples in each of the observer's runs.
         second: numbers of the runs in the second half.
         widths: about the bin widths that layers will have.
         pool: its threads work at the same time.
         progress: called with steps through the model done, and their number in all.
+
+    Raises:
+        ModelError: onnxruntime cannot run the model so that its inner tensors are seen.
     """
     chosen = {
         number: item
@@ -65,16 +70,17 @@ def with_effects(
         return dict(plans)
     collected = _Collected(chosen, plans, second, _most(weights, chosen))
     graph, constants = operations(form)
-    constants |= {name: weights.widened(number) for name, number in form.weights}
+    widened = {number: weights.widened(number) for _, number in form.weights}
+    constants |= {name: widened[number] for name, number in form.weights}
     budget = _VALUES_LEAN if observer.is_lean else _VALUES
-    way = Backward(graph, constants, form.measured, list(collected.uses))
+    way = Backward(graph, constants, measured, list(collected.uses))
 
     def tell(done: int, total: int) -> None:
         weights.release()  # rules have read all of them
         progress(done, total)
 
     known = way.run(observer.runner, observer.sizes, rows, collected.beside, collected.found, tell, budget)
-    del constants
+    del constants, widened
 
     def fit(number: int) -> Plan | None:
         if not all(leaving.operation in known for _, leaving in chosen[number].products):
@@ -124,15 +130,13 @@ class _Collected:
         gates: tuple[Floats, Floats] | None = None
         for number, index in self.uses[operation.outputs]:
             entering, leaving = self._linear[number].products[index]
+            gradient = gradients[0]
             if isinstance(leaving, GateOutput):
                 if gates is None:
                     inputs = [values[name] if name else None for name in operation.inputs]
                     gates = gate_gradients(operation, inputs, gradients)
                 gradient = gates[leaving.of_state]
-            elif gradients[0] is None:
-                continue
-            else:
-                gradient = gradients[0]
+            assert gradient is not None  # of the only output
             first = run * _ERRORS % _DRAWN
             errors = self._errors[number][:, :, first : first + _ERRORS]
             self._add(number, run, effects(entering, leaving, values[entering.tensor], gradient, errors))

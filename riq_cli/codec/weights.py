@@ -195,9 +195,11 @@ class Weights:
         return Curve(widths, bits, np.maximum(errors, 1e-300)).interpolated()
 
     def widened(self, number: int) -> quantizer.Array:
-        """The weights of one layer as numpy computes with them."""
+        """The weights of one layer in a type that numpy computes with."""
         layer = self.layers[number]
-        return quantizer.widened(layer.values, layer.dtype) if layer.dtype == "bfloat16" else layer.values
+        if layer.dtype != "bfloat16":
+            return layer.values
+        return (layer.values.astype(np.uint32) << 16).view(np.float32)
 
     def peak(self, number: int) -> float:
         """Largest magnitude max |w| of one layer."""

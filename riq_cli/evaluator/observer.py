@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
+
 from riq_cli.evaluator.deviation import Array
 from riq_cli.evaluator.sessions import DEFAULT_PROVIDER, explained, runner
 from riq_cli.model import SessionForm, observed_form, probe_form
@@ -11,6 +13,7 @@ from riq_cli.model import SessionForm, observed_form, probe_form
 _OBSERVED = 1 << 25  # bytes of inner tensors that are held at the same time
 _OBSERVED_FIRST = 4  # tensors that are looked at before it is known how large they are
 _OBSERVED_GROWTH = 8
+_TEXT = np.dtype(object)  # of strings, and of what is no array
 
 
 class Observer:
@@ -57,7 +60,7 @@ class Observer:
             run = self._runner(names)
             for number in range(len(self._samples)):
                 values = run(number)
-                largest = max(largest, sum(value.nbytes for value in values))
+                largest = max(largest, sum(getattr(value, "nbytes", 0) for value in values))
                 while values:
                     yield names[-len(values)], number, values.pop(0)
             begin += len(names)
@@ -77,9 +80,14 @@ class Observer:
         return lambda number: dict(zip(names, run(number), strict=True))
 
     def sizes(self, tensors: Sequence[str]) -> dict[str, int]:
-        """Bytes of some tensors in the first sample, looked at a few at a time."""
-        first = Observer(self._form, self._weights, self._samples[:1], self._threads, self._provider, self.is_lean)
-        return {name: value.nbytes for name, _, value in first.activations(tensors)}
+        """Bytes of some tensors in the sample of the largest feed, looked at a few at a time.
+
+        Those that are no arrays of numbers are left out.
+        """
+        largest = max(self._samples, key=lambda sample: sum(array.nbytes for array in sample[0].values()))
+        alone = Observer(self._form, self._weights, [largest], self._threads, self._provider, self.is_lean)
+        values = alone.activations(tensors)
+        return {name: value.nbytes for name, _, value in values if getattr(value, "dtype", _TEXT).kind in "fiub"}
 
     def _runner(self, names: list[str]) -> Callable[[int], list[Array]]:
         form = observed_form(self._form, names)

@@ -23,6 +23,7 @@ Found = Callable[[Operation, int, Values, Gradients], None]  # told of an operat
 
 _PROBES = 16  # vectors v for each sample
 _SMALL = 1 << 20  # bytes of the largest tensor up to which there are so many
+_STRETCHES = 8  # at most, about: each has a session of its own
 _SHARE = 16  # of the budget, for the gradients at one tensor
 
 
@@ -88,10 +89,16 @@ class Backward:
             ]
             for operation in self._way
         ]
-        nbytes = sizes(list(dict.fromkeys([*self._measured, *(name for need in needs for name in need)])))
-        largest = max(nbytes.values(), default=1) or 1
+        # Those near the inputs first: they tend to be the larger ones.
+        nbytes = sizes(list(dict.fromkeys(itertools.chain(*reversed(needs), self._measured))))
+        if not self._way or not nbytes.keys() >= set(self._measured):
+            return set()
+        needs = [[name for name in need if name in nbytes] for need in needs]
+        share = budget // _SHARE
+        budget = max(budget, sum(nbytes.values()) // _STRETCHES)
+        largest = max(nbytes.values()) or 1
         probes = max(1, min(_PROBES, _PROBES * _SMALL // largest))
-        together = max(1, min(probes, budget // _SHARE // largest))
+        together = max(1, min(probes, share // largest))
         unknown: set[str] = set()
         stretches = list(_stretches(needs, nbytes, budget))
         values_of = []
@@ -140,16 +147,18 @@ class Backward:
         if all(gradient is None for gradient in gradients):
             return
         try:
-            rule = RULES[operation.kind]  # without one, more than a product may lie before its outputs
-            if operation.outputs in self._wanted:
-                found(operation, number, values, gradients)
-            if any(moving):
-                inputs = [values[name] if name else None for name in operation.inputs]
-                with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"):
+                rule = RULES[operation.kind]  # without one, more than a product may lie before its outputs
+                if operation.outputs in self._wanted:
+                    found(operation, number, values, gradients)
+                if any(moving):
+                    inputs = [values[name] if name else None for name in operation.inputs]
                     taken = rule(operation, inputs, gradients, moving)
-                for name, moves, gradient in zip(operation.inputs, moving, taken, strict=False):
-                    if moves and gradient is not None:
-                        pending[name] = pending[name] + gradient if name in pending else gradient
+                    for name, moves, gradient in zip(operation.inputs, moving, taken, strict=False):
+                        if moves and gradient is not None:
+                            pending[name] = pending[name] + gradient if name in pending else gradient
+        except MemoryError:
+            raise  # or the archive would depend on how much is free
         except Exception:  # whatever is unforeseen in a model costs what gradients save, not the run
             unknown |= {*itertools.compress(operation.inputs, moving), *operation.outputs}
 
@@ -158,10 +167,12 @@ def start(output: Array, rows: int, probes: int, random: np.random.Generator) ->
     """Gradients of ⟨v, y / ‖y‖⟩ at an output y for random v, [probes, *shape], one such sum for each row of a batch."""
     batched = rows > 1 and output.ndim > 0 and output.shape[0] == rows
     flat = output.astype(np.float64).reshape(rows if batched else 1, -1)
-    flat = np.where(np.isfinite(flat), flat, 0)
+    finite = np.isfinite(flat)
+    flat = np.where(finite, flat, 0)
     norms = np.linalg.norm(flat, axis=1, keepdims=True)
     directions = np.divide(flat, norms, out=np.zeros_like(flat), where=norms > 0)
     vectors: np.ndarray[Any, np.dtype[Any]] = random.standard_normal((probes, *flat.shape))
+    vectors *= finite  # the deviation leaves other elements out
     vectors -= np.einsum("prn,rn->pr", vectors, directions)[..., None] * directions
     vectors = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
     return vectors.astype(np.float32).reshape(probes, *output.shape)

@@ -91,12 +91,13 @@ def effects(entering: LinearInput, leaving: LinearOutput, value: Array, gradient
     Returns:
         One for every probe and error.
     """
-    groups, columns, _ = errors.shape
-    products = np.concatenate(
-        [rows @ errors for rows in entering.pieces(value, max(_PIECE // (groups * columns), 1))], axis=1
-    )
-    found = []
-    for gradient in gradients:
-        at = leaving.rows(gradient, groups)  # [groups, positions, rows]
-        found.append(np.matmul(at.swapaxes(1, 2), products).transpose(2, 0, 1))
-    return np.concatenate(found).astype(np.float32, copy=False)
+    groups, columns, count = errors.shape
+    step = max(_PIECE // (groups * max(columns, count)), 1)
+    at = [leaving.rows(gradient, groups) for gradient in gradients]  # [groups, positions, rows]
+    found = np.zeros((len(at), groups, at[0].shape[2], count), np.float32)
+    for number, rows in enumerate(entering.pieces(value, step)):
+        products = rows @ errors
+        piece = slice(number * step, number * step + rows.shape[1])
+        for total, gradient in zip(found, at, strict=True):
+            total += np.matmul(gradient[:, piece].swapaxes(1, 2), products)
+    return found.transpose(0, 3, 1, 2).reshape(len(at) * count, *found.shape[1:3])

@@ -73,7 +73,7 @@ def _value(attribute: onnx.AttributeProto) -> Any:
     if isinstance(value, onnx.TensorProto):
         return onnx.numpy_helper.to_array(value)
     if isinstance(value, bytes):
-        return value.decode()
+        return value.decode(errors="replace")
     if isinstance(value, list):
-        return [item.decode() if isinstance(item, bytes) else item for item in value]
+        return [item.decode(errors="replace") if isinstance(item, bytes) else item for item in value]
     return value
