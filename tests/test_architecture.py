@@ -1,6 +1,7 @@
 """The house: floors, and the doors of outside packages (the table of the design)."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,14 @@ def test_a_file_imports_lower_floors_only_and_outside_packages_by_their_door(nam
             assert name in DOORS[package], f"{package} enters through {DOORS[package]}, not through {name}"
         elif package == "numpy":
             assert name not in WITHOUT_NUMPY, f"{name} does without numpy"
+
+
+def test_a_wheel_holds_every_package() -> None:
+    project = (PACKAGE.parent / "pyproject.toml").read_text()
+    listed = re.search(r"^packages = \[(.*)\]$", project, re.MULTILINE)
+    assert listed is not None
+    folders = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("__init__.py")}
+    assert set(re.findall(r'"([^"]*)"', listed[1])) == folders
 
 
 def test_every_file_stays_readable() -> None:
