@@ -12,6 +12,7 @@ from builders import Random, info, model, node, save, tensor, unknown
 from riq_cli.evaluator import Observer
 from riq_cli.model import Linear, Model, linear_layers
 from riq_cli.model.linear_inputs import ProductInput
+from riq_cli.model.linear_outputs import ProductOutput
 from riq_cli.model.matrix import Arrangement
 from riq_cli.moments import Moments, collect, inputs_of, nbytes
 
@@ -114,7 +115,8 @@ def test_of_many_columns_blocks_of_even_length_are_kept() -> None:
 
 def product(shape: tuple[int, int], *names: str) -> Linear:
     matrix = Arrangement.of(shape).matrix((), (1,), (0,))
-    return Linear(matrix, tuple(ProductInput(name, transposed=False) for name in names))
+    leaving = ProductOutput(("y",), transposed=False)
+    return Linear(matrix, tuple((ProductInput(name, transposed=False), leaving) for name in names))
 
 
 def test_layers_that_share_moments_may_look_at_them_at_the_same_time() -> None:

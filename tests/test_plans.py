@@ -19,6 +19,7 @@ from riq_cli.codec.split import FIT_SAMPLES, clusters, held_count, roles
 from riq_cli.codec.weights import Weights
 from riq_cli.model import Layer, Linear, Matrix
 from riq_cli.model.linear_inputs import ProductInput
+from riq_cli.model.linear_outputs import ProductOutput
 from riq_cli.model.matrix import Arrangement
 from riq_cli.moments import Moments
 from riq_cli.quantizer import Quantized, bin_widths
@@ -416,7 +417,8 @@ def test_some_rows_stand_for_all() -> None:
 
 
 def product(tensor: str, columns: int, rows: int) -> Linear:
-    return Linear(Arrangement.of((columns, rows)).matrix((), (1,), (0,)), (ProductInput(tensor, transposed=False),))
+    product = ProductInput(tensor, transposed=False), ProductOutput(("y",), transposed=False)
+    return Linear(Arrangement.of((columns, rows)).matrix((), (1,), (0,)), (product,))
 
 
 class Activations:

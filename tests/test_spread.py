@@ -35,6 +35,19 @@ def factors_of(groups: int, size: int, *cuts: int, damping: float = 0.1) -> list
     ]
 
 
+def error_of(found: Spread, moments: Floats, squares: Floats) -> float:
+    """Σ E[eᵀ G e] of errors e of rows, by their mean squares when they are rounded; rows by ascending number."""
+    rows = found.rows.reshape(-1)
+    there = np.flatnonzero(rows >= 0)
+    order = np.argsort(np.argsort(rows[there]))
+    ways, length = np.eye(rows.size), found.rows.shape[1]  # from errors when rounded to those of the weights
+    for block, shares in enumerate(found.shares):
+        end = (block + 1) * length
+        ways[end:, end - length : end] = shares.T
+    ways = ways[np.ix_(there, there)]
+    return float(np.einsum("ij,ij,j->", ways, moments[np.ix_(order, order)] @ ways, squares[order]))
+
+
 def spreads_of(groups: int, rows: int, *cuts: int, damping: float = 0.1) -> tuple[list[Spread], Floats]:
     """Spreads of runs of rows, cut at these, and how much all rows matter."""
     importance, spreads = np.empty((groups, rows)), []
@@ -312,17 +325,19 @@ def test_the_error_of_a_spread_is_that_of_its_steps(rows: NDArray[np.int64]) -> 
     found, importance = spread(0, rows, moment(len(rows)), 0.1)
     ways, other = ways_of(found, rows), moment(len(rows), 7)
     wanted = ways.T @ other @ ways
-    assert found.error(other, np.ones(len(rows))) == pytest.approx(np.trace(wanted), rel=1e-9)
+    assert error_of(found, other, np.ones(len(rows))) == pytest.approx(np.trace(wanted), rel=1e-9)
     squares = np.random.default_rng(0).uniform(0.1, 10, len(rows))
-    assert found.error(other, squares) == pytest.approx(np.diag(wanted) @ squares, rel=1e-9)
-    own = found.error(damped(moment(len(rows)), 0.1), squares)  # of the moments it was made of: what is left of rows
+    assert error_of(found, other, squares) == pytest.approx(np.diag(wanted) @ squares, rel=1e-9)
+    own = error_of(
+        found, damped(moment(len(rows)), 0.1), squares
+    )  # of the moments it was made of: what is left of rows
     assert own == pytest.approx(importance @ squares, rel=1e-3)
 
 
 @pytest.mark.parametrize(("rows", "size"), [(24, 30), (70, 16)])
 @pytest.mark.parametrize("rounded", [compensated, trellised])
 def test_at_high_rate_outputs_move_as_much_less_as_a_spread_tells(rows: int, size: int, rounded: Rounded) -> None:
-    """tr(G E H Eᵀ): of rows rounded alone it is Σ G_ii q, q = Σ_j Δ²/12/U_jj²; with a spread, `Spread.error` tells."""
+    """tr(G E H Eᵀ): of rows rounded alone it is Σ G_ii q, q = Σ_j Δ²/12/U_jj²; with a spread, `error_of` tells."""
     second, width, part = damped(moment(size, 1), 0.1), 0.02, 0.25 if rounded is trellised else 1.0
     factors = [Factor(0, size, factorized(moment(size, 1)[None], 0.1))]
     found, predicted = [], []
@@ -342,8 +357,8 @@ def test_at_high_rate_outputs_move_as_much_less_as_a_spread_tells(rows: int, siz
         if rounded is compensated:
             assert moved[0] == pytest.approx(q * np.trace(effects), rel=0.4)
         found.append(np.log([moved[1] / moved[0], moved[2] / moved[0]]))
-        equal = each.error(effects, np.ones(rows)) / np.trace(effects)
-        assert each.error(effects, mean / importance) == pytest.approx(rows * mean, rel=1e-3)
+        equal = error_of(each, effects, np.ones(rows)) / np.trace(effects)
+        assert error_of(each, effects, mean / importance) == pytest.approx(rows * mean, rel=1e-3)
         predicted.append(np.log([equal, rows * mean / np.trace(effects)]))
     np.testing.assert_allclose(np.mean(found, axis=0), np.mean(predicted, axis=0), rtol=0, atol=0.1)
     assert np.mean(predicted, axis=0)[0] < -0.3

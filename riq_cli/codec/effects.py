@@ -61,7 +61,6 @@ def with_effects(
         for number, item in linear.items()
         if weights.may_part
         and widths[number] is not None
-        and item.products
         and item.matrix.row_axes is not None
         and math.prod(item.matrix.shape[:2]) >= FEW
         and weights.sizes[number] >= _LEAST

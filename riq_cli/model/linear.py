@@ -48,9 +48,13 @@ class Linear:
     """
 
     matrix: Matrix
-    inputs: tuple[LinearInput, ...]
+    products: tuple[tuple[LinearInput, LinearOutput], ...]
     bias: int | None = None
-    products: tuple[tuple[LinearInput, LinearOutput], ...] = ()
+
+    @property
+    def inputs(self) -> tuple[LinearInput, ...]:
+        """The activations, each once."""
+        return tuple(dict.fromkeys(entering for entering, _ in self.products))
 
 
 def linear_layers(form: SessionForm, layers: Sequence[Layer]) -> tuple[SessionForm, dict[int, Linear]]:
@@ -68,9 +72,8 @@ def linear_layers(form: SessionForm, layers: Sequence[Layer]) -> tuple[SessionFo
         if products and len({matrix for (matrix, _, _), _ in products}) == 1:
             matrix = products[0][0][0]
             pairs = tuple((entering, leaving) for (_, entering, leaving), _ in products)
-            inputs = tuple(dict.fromkeys(entering for entering, _ in pairs))
             bias = graph.bias(matrix, products[0][1]) if len(products) == 1 else None
-            found[number] = Linear(matrix, inputs, bias, pairs)
+            found[number] = Linear(matrix, pairs, bias)
     return replace(form, model=model.SerializeToString()), found
 
 

@@ -24,7 +24,7 @@ def round_all(
     errors: Floats,
     ways: Ways | None,
 ) -> None:
-    """Round all columns f32[groups, K, rows], as `round_columns` does those of one factor; None: to the nearest.
+    """Round all columns f32[groups, K, rows], as `round_columns` does those of one factor; without any, to the nearest.
 
     Args:
         left: the weights, used up.

@@ -41,13 +41,13 @@ def compensated(
 
     Args:
         matrix: W [groups, rows, K], in any float type.
-        factors: of all columns, in order; errors stay within a factor's columns. None: they do not spread.
+        factors: of all columns, in order; errors stay within a factor's columns. Empty: they do not spread.
         widths: bin widths > 0, broadcastable to W.
         spreads: of all rows of all groups, if errors spread among rows too.
         importance: weights of rows in the error, f64[groups, rows]; None: all are 1.
 
     Returns:
-        The symbols, and Σ tr((Ŵ − W)(H + λI)(Ŵ − W)ᵀ) / max |W|² in the units of H.
+        The symbols, and Σ tr((Ŵ − W)(H + λI)(Ŵ − W)ᵀ) / max |W|² in the units of H, each row by its importance.
     """
     return _Rounding(matrix, factors, widths, importance, False).run(spreads)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.rounding.factor import Floats, factorized
+from riq_cli.rounding.factor import factorized
 
 _BLOCKS = 32  # at most, in which rows are rounded one after another
 
@@ -23,29 +23,6 @@ class Spread:
     group: int
     rows: NDArray[np.int64]
     shares: tuple[NDArray[np.float32], ...]
-
-    @property
-    def _ways(self) -> Floats:
-        """From errors of rows when they are rounded to those of their weights, f64[rows, rows], in order."""
-        size, length = self.rows.size, self.rows.shape[1]
-        result = np.eye(size)
-        for block, shares in enumerate(self.shares):
-            end = (block + 1) * length
-            result[end:, end - length : end] = shares.T
-        return result
-
-    def error(self, moments: NDArray[np.float64], squares: NDArray[np.float64]) -> float:
-        """Σ E[eᵀ G e] of the errors e of the rows, by their mean squares when they are rounded.
-
-        Args:
-            moments: G f64[rows, rows] of the rows by ascending number, of any samples.
-            squares: f64[rows] by ascending number.
-        """
-        rows = self.rows.reshape(-1)
-        there = np.flatnonzero(rows >= 0)
-        order = np.argsort(np.argsort(rows[there]))
-        ways = self._ways[np.ix_(there, there)]
-        return float(np.einsum("ij,ij,j->", ways, moments[np.ix_(order, order)] @ ways, squares[order]))
 
     def sparing(self, spared: NDArray[np.bool_]) -> Spread:
         """The same, except that some rows of the group take over nothing; their own errors spread as before."""
