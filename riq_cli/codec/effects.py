@@ -22,6 +22,7 @@ _DRAWN = 8 * _ERRORS  # errors of a layer in all
 _SPREADS = (1024, 512, 256)  # rows whose errors spread among each other
 _BYTES = 0.5  # bytes of second moments, at most, for each byte of weights
 _FEW = 1 << 27  # bytes of them that are always granted
+_SAMPLES = 8  # at least: two that judge two others know next to nothing of how samples differ
 _LEAST = 1024  # weights of a layer that is worth it
 
 
@@ -65,7 +66,7 @@ def with_effects(
         and math.prod(item.matrix.shape[:2]) >= FEW
         and weights.sizes[number] >= _LEAST
     }
-    if not chosen:
+    if not chosen or sum(rows) < _SAMPLES:
         return dict(plans)
     collected = _Collected(chosen, plans, second, _most(weights, chosen))
     graph, constants = operations(form)
