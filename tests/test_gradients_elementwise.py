@@ -10,7 +10,7 @@ import onnx
 import pytest
 from gradients import NO_ATTRIBUTES, PROBES, RULES, Values, check, label, positive, spaced
 
-from riq_cli.gradients.elementwise import unbroadcast, unbroadcast_product
+from riq_cli.gradients.arrays import unbroadcast, unbroadcast_product
 from riq_cli.gradients.rule import Gradients, NoRuleError
 from riq_cli.model import Operation
 

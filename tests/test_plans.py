@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from riq_cli import quantizer
 from riq_cli.codec.fitting import _batches, _block, fitted_plans
-from riq_cli.codec.plans import Plan, _least, _Second, fitted
+from riq_cli.codec.plans import Plan, _Second, fitted, least
 from riq_cli.codec.split import FIT_SAMPLES, clusters, held_count, roles
 from riq_cli.codec.weights import Weights
 from riq_cli.model import Layer, Linear, Matrix
@@ -252,7 +252,7 @@ def test_the_least_is_found_by_going_downhill_from_the_start() -> None:
             asked.append(choice)
             return costs[DAMPINGS.index(choice)]
 
-        return _least(DAMPINGS, 1, cost), asked
+        return least(DAMPINGS, 1, cost), asked
 
     assert found(3, 2, 1, 4) == ((1.0, 1), [0.1, 1.0, 10.0])
     assert found(3, 2, 1, 0) == ((10.0, 0), [0.1, 1.0, 10.0])

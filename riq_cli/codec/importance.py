@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli import rounding
-from riq_cli.codec.plans import Plan
+from riq_cli.codec.plans import Plan, least
 from riq_cli.gradients import Effects
 from riq_cli.model import Layer
 from riq_cli.moments import Float64
@@ -54,26 +54,12 @@ def with_importance(plan: Plan, layer: Layer, width: float, halves: tuple[Effect
     def tried(damping: float) -> float:
         return sum(cost(fit.found(damping), judge) for fit, judge in (judged, judged[::-1]))
 
-    damping, least = _least(tried)
+    damping, lowest = least(_DAMPINGS, _FIRST, tried)
     alone = sum(cost(None, judge) for judge in judged)
-    if alone - least < 2 * _SAVED * weights.size:
+    if alone - lowest < 2 * _SAVED * weights.size:
         return None
     found = judged[0].joined(judged[1]).found(damping)
     return plan.with_importance(layer, found.codes, found.importance, found.spreads)
-
-
-def _least(cost: Callable[[float], float]) -> tuple[float, float]:
-    """The damping of least cost and its cost, going from one to the next as long as it falls."""
-    best, least = _DAMPINGS[_FIRST], cost(_DAMPINGS[_FIRST])
-    for others in (_DAMPINGS[_FIRST + 1 :], _DAMPINGS[:_FIRST][::-1]):
-        for damping in others:
-            found = cost(damping)
-            if found >= least:
-                break
-            best, least = damping, found
-        if best != _DAMPINGS[_FIRST]:
-            break
-    return best, least
 
 
 @dataclass(frozen=True, eq=False)

@@ -272,11 +272,11 @@ def _best_damping(layer: Layer, linear: Linear, halves: tuple[Moments, Moments],
             total += _CODE_BITS * plan.columns.size * bool(plan.scales)
         return total
 
-    best, least = _least(_DAMPINGS, _FIRST, tried)
-    return best if least < nearest else None
+    best, lowest = least(_DAMPINGS, _FIRST, tried)
+    return best if lowest < nearest else None
 
 
-def _least(choices: Sequence[float], start: int, cost: Callable[[float], float]) -> tuple[float, float]:
+def least(choices: Sequence[float], start: int, cost: Callable[[float], float]) -> tuple[float, float]:
     """The choice of least cost and its cost, going from one to the next from `start` as long as it falls."""
     found = {start: cost(choices[start])}
     for step in (1, -1):

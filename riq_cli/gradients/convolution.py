@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from riq_cli.gradients.arrays import floats
 from riq_cli.gradients.rule import Array, Floats, Gradients, Rule
 from riq_cli.gradients.windows import Windows, sliding, spreading
 from riq_cli.model import Operation
@@ -32,7 +33,7 @@ def _convolution(
         result[0] = _spread(windows, merged, _taps(kernel, groups), groups).reshape(probes, *source.shape)
     if wanted[1]:
         # [groups, outputs, inputs, taps] of every probe
-        found = _correlated(windows, gradient, _floats(source)[None], groups)
+        found = _correlated(windows, gradient, floats(source)[None], groups)
         result[1] = found.reshape(probes, *kernel.shape)
     return _with_bias(result, inputs, gradient, wanted)
 
@@ -52,9 +53,9 @@ def _transposed_convolution(
     probes = len(gradient)
     if wanted[0]:
         merged = gradient.reshape(-1, *gradient.shape[2:])
-        result[0] = _gathered(windows, merged, _floats(kernel), groups).reshape(probes, *source.shape)
+        result[0] = _gathered(windows, merged, floats(kernel), groups).reshape(probes, *source.shape)
     if wanted[1]:
-        found = _correlated(windows, _floats(source)[None], gradient, groups)
+        found = _correlated(windows, floats(source)[None], gradient, groups)
         result[1] = found.reshape(probes, *kernel.shape)
     return _with_bias(result, inputs, gradient, wanted)
 
@@ -67,14 +68,10 @@ def _with_bias(
     return result
 
 
-def _floats(array: Array) -> Floats:
-    return array.astype(np.float32, copy=False)
-
-
 def _taps(kernel: Array, groups: int) -> Floats:
     """A kernel [outputs, inputs of a group, …] as [taps, groups, inputs, outputs] matrices."""
     outputs, inputs = kernel.shape[:2]
-    split = _floats(kernel).reshape(groups, outputs // groups, inputs, -1)
+    split = floats(kernel).reshape(groups, outputs // groups, inputs, -1)
     return np.ascontiguousarray(split.transpose(3, 0, 2, 1))
 
 

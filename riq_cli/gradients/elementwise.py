@@ -1,4 +1,4 @@
-"""Gradients through operations that work number by number: RULES by kind, and what undoes broadcasting.
+"""Gradients through operations that work number by number: RULES by kind.
 
 Where a derivative is infinite or undefined, as that of a square root at zero, it counts as zero: the gradients of one
 such place would otherwise spoil those of all weights before it.
@@ -7,12 +7,12 @@ such place would otherwise spoil those of all weights before it.
 from __future__ import annotations
 
 import math
-import string
 from collections.abc import Callable, Sequence
 from functools import reduce
 
 import numpy as np
 
+from riq_cli.gradients.arrays import floats, shape_of, sigmoid, unbroadcast, unbroadcast_product
 from riq_cli.gradients.rule import Array, Floats, Gradients, NoRuleError, Rule
 from riq_cli.model import Operation
 
@@ -22,47 +22,6 @@ _FLOAT_TYPES = (1, 10, 11, 16)  # of onnx.TensorProto: float32, float16, float64
 _SELU_ALPHA, _SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
 _ERF_SCALE = 0.3275911  # formula 7.1.26 of Abramowitz and Stegun, at most 1.5e-7 off
 _ERF_COEFFICIENTS = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
-
-
-# ---- For rules of all kinds -----------------------------------------------------------------------------------------
-
-
-def floats(value: Array | None) -> Floats:
-    """An input that must be there, in float32."""
-    if value is None:
-        raise NoRuleError("an input is missing")
-    with np.errstate(over="ignore"):
-        return np.asarray(value, np.float32)
-
-
-def shape_of(value: Array | None) -> tuple[int, ...]:
-    """That of an input; of one that is left out, that of a single number."""
-    return () if value is None else value.shape
-
-
-def unbroadcast(gradient: Floats, shape: Sequence[int]) -> Floats:
-    """The gradient of a tensor of `shape` that was broadcast, from that of what it was broadcast to."""
-    repeated = _repeated_axes(gradient, shape)
-    return gradient.sum(axis=repeated).reshape(len(gradient), *shape) if repeated else gradient
-
-
-def unbroadcast_product(gradient: Floats, factor: Floats, shape: Sequence[int]) -> Floats:
-    """`unbroadcast(gradient * factor, shape)`, without the product in memory where it is summed."""
-    repeated = _repeated_axes(gradient, shape)
-    if not repeated:
-        return gradient * factor
-    axes = string.ascii_letters[: gradient.ndim]
-    kept = "".join(letter for axis, letter in enumerate(axes) if axis not in repeated)
-    factor = np.broadcast_to(factor, gradient.shape[1:])
-    sums: Floats = np.einsum(f"{axes},{axes[1:]}->{kept}", gradient, factor)
-    return sums.reshape(len(gradient), *shape)
-
-
-def _repeated_axes(gradient: Floats, shape: Sequence[int]) -> tuple[int, ...]:
-    """Axes of the gradient, the one of the probes counted, along which a tensor of `shape` was repeated."""
-    added = gradient.ndim - len(shape)
-    stretched = [added + i for i, length in enumerate(shape) if length == 1 != gradient.shape[added + i]]
-    return (*range(1, added), *stretched)
 
 
 def _finite(derivative: Array) -> Floats:
@@ -111,12 +70,6 @@ def _number(operation: Operation, name: str, default: float) -> float:
     return float(operation.attributes.get(name, default))
 
 
-def _sigmoid(x: Floats) -> Floats:
-    """By tanh, as the exponential overflows."""
-    half: Floats = np.tanh(x * 0.5) * 0.5
-    return half + 0.5
-
-
 def _erf(x: Floats) -> Floats:
     inverse: Floats = np.reciprocal(np.abs(x) * _ERF_SCALE + 1)
     polynomial = inverse * _ERF_COEFFICIENTS[0]
@@ -150,20 +103,20 @@ def _hard_swish(x: Floats, operation: Operation) -> Array:
 
 
 def _sigmoid_derivative(x: Floats, operation: Operation) -> Array:
-    sigmoid = _sigmoid(x)
-    return sigmoid * (1 - sigmoid)
+    value = sigmoid(x)
+    return value * (1 - value)
 
 
 def _swish(x: Floats, alpha: float) -> Array:
     """The derivative of x · sigmoid(alpha · x)."""
     scaled = x * alpha
-    sigmoid = _sigmoid(scaled)
-    return sigmoid * (1 + scaled * (1 - sigmoid))
+    value = sigmoid(scaled)
+    return value * (1 + scaled * (1 - value))
 
 
 def _mish(x: Floats, operation: Operation) -> Array:
     tanh: Floats = np.tanh(np.logaddexp(x, _ZERO))
-    return tanh + x * (1 - tanh * tanh) * _sigmoid(x)
+    return tanh + x * (1 - tanh * tanh) * sigmoid(x)
 
 
 def _gelu(x: Floats, operation: Operation) -> Array:
@@ -200,7 +153,7 @@ _DERIVATIVES: dict[str, Derivative] = {
     "Swish": lambda x, operation: _swish(x, _number(operation, "alpha", 1)),
     "com.microsoft:QuickGelu": lambda x, operation: _swish(x, _number(operation, "alpha", 1.702)),
     "Mish": _mish,
-    "Softplus": lambda x, _: _sigmoid(x),
+    "Softplus": lambda x, _: sigmoid(x),
     "Softsign": lambda x, _: 1 / np.square(np.abs(x) + 1),
     "Tanh": lambda x, _: 1 - np.square(np.tanh(x)),
     "Erf": lambda x, _: np.exp(-x * x) * (2 / math.sqrt(math.pi)),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from riq_cli.gradients.arrays import floats, unbroadcast
 from riq_cli.gradients.rule import Array, Floats, Gradients, NoRuleError, Rule
 from riq_cli.model import Operation
 
@@ -47,7 +48,7 @@ def _gemm(
         return result
     if gradient is None or not wanted[2] or inputs[2] is None:
         return [*result, None]
-    return [*result, _scaled(_summed(gradient, inputs[2].shape), attributes.get("beta", 1.0))]
+    return [*result, _scaled(unbroadcast(gradient, inputs[2].shape), attributes.get("beta", 1.0))]
 
 
 def _product(
@@ -80,43 +81,30 @@ def _product(
 
 
 def _of_left(gradient: Floats, shape: tuple[int, ...], right: Array) -> Floats:
-    factor = _floats(right).swapaxes(-1, -2)
+    factor = floats(right).swapaxes(-1, -2)
     if math.prod(right.shape[:-2]) == 1:  # one product of all rows, instead of one for each matrix of a batch
         factor = factor.reshape(factor.shape[-2:])
         rows = gradient.reshape(-1, gradient.shape[-1]) @ factor
-        return _summed(rows.reshape(*gradient.shape[:-1], -1), shape)
-    return _summed(gradient @ factor, shape)
+        return unbroadcast(rows.reshape(*gradient.shape[:-1], -1), shape)
+    return unbroadcast(gradient @ factor, shape)
 
 
 def _of_right(gradient: Floats, left: Array, shape: tuple[int, ...]) -> Floats:
-    factor = _floats(left)
+    factor = floats(left)
     batch = gradient.shape[1:-2]
     if math.prod(shape[:-2]) == 1 and left.shape[:-2] == batch:  # the sum over the batch is part of the product
         rows = gradient.reshape(len(gradient), -1, gradient.shape[-1])
         found = factor.reshape(-1, factor.shape[-1]).T @ rows
         return found.reshape(len(gradient), *shape)
-    return _summed(factor.swapaxes(-1, -2) @ gradient, shape)
+    return unbroadcast(factor.swapaxes(-1, -2) @ gradient, shape)
 
 
 def _turned(array: Array, turn: bool) -> Array:
     return array.swapaxes(-1, -2) if turn else array
 
 
-def _floats(array: Array) -> Floats:
-    return array.astype(np.float32, copy=False)
-
-
 def _scaled(array: Floats, scale: float) -> Floats:
     return array if scale == 1 else array * np.float32(scale)
-
-
-def _summed(gradient: Floats, shape: tuple[int, ...]) -> Floats:
-    """The gradient of a tensor that was broadcast from a shape: sums over the axes along which it was repeated."""
-    added = gradient.ndim - 1 - len(shape)
-    repeated = [axis for axis, size in enumerate(shape, 1 + added) if size == 1 and gradient.shape[axis] != 1]
-    axes = (*range(1, 1 + added), *repeated)
-    found = gradient.sum(axis=axes) if axes else gradient
-    return np.asarray(found.reshape(len(gradient), *shape))
 
 
 def _einsum(
@@ -136,7 +124,7 @@ def _einsum(
         if not wanted[number]:
             continue
         if len(operands) == 2:
-            factor, name = _floats(operands[1 - number]), labels[1 - number]
+            factor, name = floats(operands[1 - number]), labels[1 - number]
         else:
             factor, name = np.ones((), np.float32), ""
         result[number] = _contracted(gradient, out, factor, name, labels[number], operand.shape)

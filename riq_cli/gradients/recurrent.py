@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from riq_cli.gradients.arrays import floats, sigmoid
 from riq_cli.gradients.rule import Array, Floats, Gradients, NoRuleError, Rule
 from riq_cli.model import Operation
 
@@ -105,9 +106,9 @@ class _LSTM:
         hidden, cell = start.hidden, start.cell
         for products in start.products:
             i, o, f, c = np.split(products + _times(hidden, start.recurrent.T) + start.bias, 4, axis=-1)
-            i, f, c = _sigmoid(i + peephole_i * cell), _sigmoid(f + peephole_f * cell), np.tanh(c)
+            i, f, c = sigmoid(i + peephole_i * cell), sigmoid(f + peephole_f * cell), np.tanh(c)
             cell = f * cell + i * c
-            o = _sigmoid(o + peephole_o * cell)
+            o = sigmoid(o + peephole_o * cell)
             outer = np.tanh(cell)
             hidden = o * outer
             self._gates.append((i, o, f, c))
@@ -139,7 +140,7 @@ class _GRU:
         self._steps = []
         hidden = start.hidden
         for products in start.products:
-            gates = _sigmoid(products[:, :split] + _times(hidden, self._of_gates.T) + bias_of_gates)
+            gates = sigmoid(products[:, :split] + _times(hidden, self._of_gates.T) + bias_of_gates)
             z, r = np.split(gates, 2, axis=-1)
             if linear_before_reset:
                 reset = _times(hidden, self._of_new.T) + bias_of_new
@@ -237,9 +238,9 @@ def _recurrence(operation: Operation, inputs: Sequence[Array | None], direction:
 
 
 def _start(inputs: Sequence[Array | None], direction: int, stride: int) -> _Start:
-    x = _floats(_required(inputs, _X)[::stride])
-    weights = _floats(_required(inputs, _W)[direction])
-    recurrent = _floats(_required(inputs, _R)[direction])
+    x = floats(_required(inputs, _X)[::stride])
+    weights = floats(_required(inputs, _W)[direction])
+    recurrent = floats(_required(inputs, _R)[direction])
     rows, hidden = recurrent.shape
     state = (x.shape[1], hidden)
     biases = _optional(inputs, _B, direction, (2, rows))
@@ -254,9 +255,9 @@ def _start(inputs: Sequence[Array | None], direction: int, stride: int) -> _Star
 
 
 def _gradient_of_x(at_input: Floats, weights: Array) -> Floats:
-    found = _times(at_input[:, 0], _floats(weights[0]))
+    found = _times(at_input[:, 0], floats(weights[0]))
     for direction in range(1, at_input.shape[1]):
-        found += _times(at_input[:, direction], _floats(weights[direction]))
+        found += _times(at_input[:, direction], floats(weights[direction]))
     return found
 
 
@@ -305,24 +306,14 @@ def _required(inputs: Sequence[Array | None], place: int) -> Array:
 
 def _optional(inputs: Sequence[Array | None], place: int, direction: int, shape: tuple[int, ...]) -> Floats:
     array = _input(inputs, place)
-    return np.zeros(shape, np.float32) if array is None else _floats(array[direction]).reshape(shape)
+    return np.zeros(shape, np.float32) if array is None else floats(array[direction]).reshape(shape)
 
 
 def _of_output(gradients: Sequence[Floats | None], place: int) -> Floats | None:
     return gradients[place] if place < len(gradients) else None
 
 
-def _floats(array: Array) -> Floats:
-    return np.asarray(array, dtype=np.float32)
-
-
 def _times(rows: Floats, matrix: Floats) -> Floats:
     """A product of the last axis with a matrix, in one call; numpy would loop over the axes in front."""
     product: Floats = rows.reshape(-1, matrix.shape[0]) @ matrix
     return product.reshape(*rows.shape[:-1], matrix.shape[1])
-
-
-def _sigmoid(array: Floats) -> Floats:
-    # The definition's exponential overflows, with a warning, where this one is as exact as need be.
-    result: Floats = 0.5 + 0.5 * np.tanh(0.5 * array)
-    return result

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from riq_cli.gradients.elementwise import floats, shape_of, unbroadcast, unbroadcast_product
+from riq_cli.gradients.arrays import floats, shape_of, unbroadcast, unbroadcast_product
 from riq_cli.gradients.rule import Array, Floats, Gradients, NoRuleError, Rule
 from riq_cli.model import Operation
 

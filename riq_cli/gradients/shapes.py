@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.gradients.elementwise import shape_of, unbroadcast
+from riq_cli.gradients.arrays import shape_of, unbroadcast
 from riq_cli.gradients.rule import Array, Floats, Gradients, NoRuleError, Rule
 from riq_cli.model import Operation
 
