@@ -19,6 +19,7 @@ _VALUES = 1 << 28  # bytes of inner tensors that are held at the same time
 _VALUES_LEAN = 1 << 25  # … beside a large model
 _ERRORS = 16  # of a layer's weights in each sample
 _DRAWN = 8 * _ERRORS  # errors of a layer in all
+_ENTRIES = 4096  # of a table, whose errors are drawn: as many as a sample's indices are likely to tell apart
 _SPREADS = (1024, 512, 256)  # rows whose errors spread among each other
 _BYTES = 0.5  # bytes of second moments, at most, for each byte of weights
 _FEW = 1 << 27  # bytes of them that are always granted
@@ -157,6 +158,8 @@ class _Collected:
     def _drawn(item: Linear, plan: Plan | None, seed: int) -> Floats:
         """Random errors of a row of weights, f32[groups, columns, errors], as its compensation leaves them."""
         groups, _, columns = item.matrix.shape
+        if item.is_table:
+            columns = min(columns, _ENTRIES)
         errors = np.random.default_rng(seed).standard_normal((groups, columns, _DRAWN), np.float32)
         if plan is not None:
             widths = np.exp2(plan.columns / np.float32(4))

@@ -37,7 +37,7 @@ def fitted_plans(
         pool: its threads work at the same time.
         progress: called with layers done and layers in all.
     """
-    fit_for = {number: item for number, item in linear.items() if widths[number] is not None}
+    fit_for = {number: item for number, item in linear.items() if widths[number] is not None and not item.is_table}
     block = _block(fit_for, sum(weights.layers[number].values.nbytes for number in fit_for))
     plans: dict[int, Plan] = {}
     done, samples = 0, sum(map(len, halves))

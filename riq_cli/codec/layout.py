@@ -186,7 +186,8 @@ class LayoutSolver(ConstrainedSolver):
 
     @cached_property
     def _linear(self) -> tuple[SessionForm, dict[int, Linear]]:
-        return linear_layers(self._form, self._weights.layers)
+        form, linear = linear_layers(self._form, self._weights.layers)
+        return form, {number: item for number, item in linear.items() if not item.is_table}
 
     def _stays(self, number: int) -> bool:
         """Whether a layer stays exact because of mu.

@@ -16,6 +16,8 @@ from riq_cli.quantizer import Codes, Quantized
 _DAMPINGS = (0.01, 0.1, 1.0, 10.0)
 _FIRST = 1  # the damping that is tried first, and then its neighbours as long as they are better
 _ROWS = 256  # of a matrix that stand for all of them where variants are compared
+_COLUMNS = 4096  # … and columns, where their errors do not spread
+_ALL = slice(None)
 _RUN = 1 << 18  # weights that are held in float64 at a time where all of them are passed over
 _CODE_BITS = 4.0  # of a column, to be safe
 _NARROWER = 40  # quarters of an octave: 2¹⁰ times
@@ -153,9 +155,13 @@ class Plan:
         return self._quantized(layer, symbols, width), error
 
     def sampled(self, layer: Layer, width: float) -> tuple[float, float]:
-        """About the bits and the error of `rounded`, from some of the rows; their errors do not spread."""
-        weights = _some_rows(self.matrix, layer)
-        symbols, error = self._symbols(weights, self._widths(width, _step(self.matrix)))
+        """About the bits and the error of `rounded`, from some of the rows, whose errors do not spread.
+
+        Where those of columns do not spread either, from some of many columns.
+        """
+        columns = slice(None, None, 1 if self.factors else max(1, self.matrix.shape[2] // _COLUMNS))
+        weights = _some_rows(self.matrix, layer, columns)
+        symbols, error = self._symbols(weights, self._widths(width, _step(self.matrix))[..., columns])
         scale = layer.size / symbols.size
         share = float(np.max(np.abs(weights))) / quantizer.peak(layer.values, layer.dtype)  # errors are in such units
         return scale * _bits(symbols), scale * share**2 * error
@@ -354,14 +360,14 @@ def _along(matrix: Matrix, layer: Layer, codes: rounding.Integers, rows: bool) -
     return Codes(axes, np.ascontiguousarray(spread[first]))
 
 
-def _some_rows(matrix: Matrix, layer: Layer) -> Float64:
+def _some_rows(matrix: Matrix, layer: Layer, columns: slice = _ALL) -> Float64:
     """Evenly spaced rows of a layer's matrices in float64, as many as stand for all."""
-    return _widened(matrix, layer, slice(None, None, _step(matrix)))
+    return _widened(matrix, layer, slice(None, None, _step(matrix)), columns)
 
 
-def _widened(matrix: Matrix, layer: Layer, rows: slice) -> Float64:
-    """Some rows of a layer's matrices in float64."""
-    return quantizer.widened(np.ascontiguousarray(matrix.view(layer.values)[:, rows]), layer.dtype)
+def _widened(matrix: Matrix, layer: Layer, rows: slice, columns: slice = _ALL) -> Float64:
+    """Some rows of a layer's matrices, or a part of them, in float64."""
+    return quantizer.widened(np.ascontiguousarray(matrix.view(layer.values)[:, rows, columns]), layer.dtype)
 
 
 def _runs(matrix: Matrix) -> Iterator[slice]:

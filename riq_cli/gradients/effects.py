@@ -95,9 +95,8 @@ def effects(entering: LinearInput, leaving: LinearOutput, value: Array, gradient
     step = max(_PIECE // (groups * max(columns, count)), 1)
     at = [leaving.rows(gradient, groups) for gradient in gradients]  # [groups, positions, rows]
     found = np.zeros((len(at), groups, at[0].shape[2], count), np.float32)
-    for number, rows in enumerate(entering.pieces(value, step)):
-        products = rows @ errors
-        piece = slice(number * step, number * step + rows.shape[1])
+    for number, products in enumerate(entering.products(value, errors, step)):
+        piece = slice(number * step, number * step + products.shape[1])
         for total, gradient in zip(found, at, strict=True):
             total += np.matmul(gradient[:, piece].swapaxes(1, 2), products)
     return found.transpose(0, 3, 1, 2).reshape(len(at) * count, *found.shape[1:3])

@@ -1,7 +1,8 @@
 """Layers that multiply activations as matrices, and the activations: what error-compensated rounding has to know.
 
-Found in the hoisted form, in its main graph. A layer is left out where any use of it is something else: an embedding's
-table, an elementwise factor, a weight inside of a subgraph.
+Found in the hoisted form, in its main graph. A table that indices are looked up in, as an embedding is, counts as a
+matrix whose columns these number. A layer is left out where any use of it is something else: an elementwise factor, a
+weight inside of a subgraph.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from riq_cli.model.layer import Layer
 from riq_cli.model.linear_inputs import (
     ConvolutionInput,
     LinearInput,
+    LookupInput,
     ProductInput,
     SequenceInput,
     StateInput,
     TransposedConvolutionInput,
 )
-from riq_cli.model.linear_outputs import GateOutput, LinearOutput, ProductOutput, WindowOutput
+from riq_cli.model.linear_outputs import GateOutput, LinearOutput, LookupOutput, ProductOutput, WindowOutput
 from riq_cli.model.matrix import Arrangement, Matrix
 from riq_cli.model.places import subgraphs
 from riq_cli.model.session_form import SessionForm
@@ -55,6 +57,11 @@ class Linear:
     def inputs(self) -> tuple[LinearInput, ...]:
         """The activations, each once."""
         return tuple(dict.fromkeys(entering for entering, _ in self.products))
+
+    @property
+    def is_table(self) -> bool:
+        """Whether indices are looked up in the layer, and no activations multiplied."""
+        return any(isinstance(entering, LookupInput) for entering, _ in self.products)
 
 
 def linear_layers(form: SessionForm, layers: Sequence[Layer]) -> tuple[SessionForm, dict[int, Linear]]:
@@ -181,6 +188,8 @@ class _Graph:
             return _matrix_product(node, attributes, number, value)
         if node.op_type in ("Conv", "FusedConv", "ConvTranspose") and number == 1:
             return _convolution(node, attributes, value)
+        if node.op_type == "Gather" and number == 0 and attributes.get("axis", 0) == 0 and len(value.shape) > 1:
+            return _lookup(node, value)
         if node.op_type in ("LSTM", "GRU", "RNN") and number in (1, 2):
             return self._recurrence(node, attributes, number, value)
         return None
@@ -283,6 +292,13 @@ def _convolution(node: onnx.NodeProto, attributes: Mapping[str, Any], value: Arr
         output_shape=tuple(attributes.get("output_shape", ()))[-len(kernel) :],
     )
     return grouped.matrix((0,), (2,), (1, *taps)), entering, leaving
+
+
+def _lookup(node: onnx.NodeProto, value: Arrangement) -> _Product:
+    """Of Gather along the first axis: every entry of the table is a column."""
+    inner = range(1, len(value.shape))
+    entering = LookupInput(node.input[1], value.shape[0])
+    return value.matrix((), inner, (0,)), entering, LookupOutput(tuple(node.output), len(inner))
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:

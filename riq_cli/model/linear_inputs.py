@@ -48,6 +48,10 @@ class LinearInput(abc.ABC):
             rows = self._take(activation, np.arange(begin, min(begin + count, available)))
             yield rows.astype(np.float32, copy=False)
 
+    def products(self, activation: Array, matrices: Array, count: int) -> Iterator[Array]:
+        """What matrices f32[groups, columns, n] make of all rows in order, [groups, m, n], `count` rows at a time."""
+        return (rows @ matrices for rows in self.pieces(activation, count))
+
     @abc.abstractmethod
     def positions(self, shape: Sequence[int]) -> int:
         """Number of rows that an activation of a shape has."""
@@ -234,6 +238,30 @@ class StateInput(LinearInput):
             rows[direction] = activation[np.where(first, 0, before), direction, sample]
             if not self.initial:
                 rows[direction, first] = 0
+        return rows
+
+
+@dataclass(frozen=True)
+class LookupInput(LinearInput):
+    """Indices into a table, whose entries are `columns` in number: each row is 0 but for the 1 at its index."""
+
+    columns: int
+
+    def products(self, activation: Array, matrices: Array, count: int) -> Iterator[Array]:
+        """What matrices f32[1, columns, n] make of all rows in order, [1, m, n], `count` rows at a time.
+
+        Those of fewer columns are used again and again.
+        """
+        indices = activation.reshape(-1) % matrices.shape[1]
+        return (matrices[:, indices[first : first + count]] for first in range(0, indices.size, count))
+
+    def positions(self, shape: Sequence[int]) -> int:
+        """Number of rows that an activation of a shape has."""
+        return math.prod(shape)
+
+    def _take(self, activation: Array, chosen: Positions) -> Array:
+        rows = np.zeros((1, len(chosen), self.columns), np.float32)
+        rows[0, np.arange(len(chosen)), activation.reshape(-1)[chosen]] = 1
         return rows
 
 

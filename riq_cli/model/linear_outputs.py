@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from dataclasses import dataclass
 
 from riq_cli.model.linear_inputs import Array, turned_operand
@@ -49,6 +50,17 @@ class WindowOutput(LinearOutput):
         batch, channels = value.shape[:2]
         cut = value.reshape(batch, groups, channels // groups, -1)
         return cut.transpose(1, 0, 3, 2).reshape(groups, -1, channels // groups)
+
+
+@dataclass(frozen=True)
+class LookupOutput(LinearOutput):
+    """Of Gather from a table along its first axis; rows lie along the table's `inner` axes, the last ones."""
+
+    inner: int
+
+    def rows(self, value: Array, groups: int) -> Array:
+        """The product at all positions, in the order of the input's rows, [groups, positions, rows]."""
+        return value.reshape(groups, math.prod(value.shape[: value.ndim - self.inner]), -1)
 
 
 @dataclass(frozen=True)

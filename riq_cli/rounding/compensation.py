@@ -25,6 +25,7 @@ from riq_cli.trellis import Ways
 _LANES = 1024  # whose ways through a trellis are followed side by side: so many stay in the processor's cache
 _PANELS = 16  # about, into which columns are cut where blocks of rows follow each other
 _PANEL_MIN, _PANEL_MAX = 8, 64  # columns
+_ALONE = 4096  # columns that are held at a time where errors do not spread to others
 _WAYS_MIN = (
     32  # of a panel along a trellis: at its end a way is settled on, which costs a part of what the trellis saves
 )
@@ -116,17 +117,25 @@ class _Rounding:
 
         So many blocks are rounded side by side: what errors of a panel move in later blocks is that panel alone.
         """
+        ways = Ways(*spread.rows.shape) if self._trellised else None
+        size = self._matrix.shape[2]
+        step = size if self._factors else _ALONE
+        for begin in range(0, size, step):
+            self._columns_in_waves(spread, slice(begin, begin + step), ways)
+
+    def _columns_in_waves(self, spread: Spread, columns: slice, ways: Ways | None) -> None:
         group, rows = spread.group, spread.rows
         blocks, length = rows.shape
-        size, there, flat = self._matrix.shape[2], rows.reshape(-1) >= 0, rows.reshape(-1)
-        goal = np.empty((size, flat.size), np.float32)  # the weights, and what earlier rows are off
-        np.divide(self._matrix[group, flat].T, self._peak, out=goal, dtype=np.float64, casting="same_kind")
+        there, flat = rows.reshape(-1) >= 0, rows.reshape(-1)
+        part = self._matrix[group, flat, columns].T
+        size = len(part)
+        goal = np.empty(part.shape, np.float32)  # the weights, and what earlier rows are off
+        np.divide(part, self._peak, out=goal, dtype=np.float64, casting="same_kind")
         goal *= there
         left = goal.copy()  # and what earlier columns are off
-        widths = self._widths[group, flat] if self._widths.shape[1] > 1 else self._widths[group]
+        widths = self._widths[group, flat if self._widths.shape[1] > 1 else slice(None), columns]
         bins = np.broadcast_to(widths.T, left.shape).astype(np.float32)
         symbols, errors = np.empty(left.shape, np.int32), np.empty_like(left)
-        ways = Ways(blocks, length) if self._trellised else None
         panels = self._panels(size)
         for step in range(len(panels) + blocks - 1):
             active = [
@@ -148,7 +157,7 @@ class _Rounding:
                     moved = residual @ spread.shares[block]
                     goal[begin:end, lanes.stop :] -= moved
                     left[begin:end, lanes.stop :] -= moved
-        self._symbols[group, flat[there]] = symbols.T[there]
+        self._symbols[group, flat[there], columns] = symbols.T[there]
         squares = np.einsum("kn,kn->n", errors, errors, dtype=np.float64)[there]
         if self._importance is not None:
             squares *= self._importance[group, flat[there]]
