@@ -26,7 +26,7 @@ from riq_cli.codec.probing import Probes, probed
 from riq_cli.codec.restoration import decompress, measure_restored
 from riq_cli.codec.settings import Progress, Report, Settings, Warn
 from riq_cli.codec.solution import CLOSER, CLOSER_TRIES, Scheme, Solution
-from riq_cli.codec.split import FIT_SAMPLES, held_count, roles
+from riq_cli.codec.split import FIT_SAMPLES, REFIT_SAMPLES, held_count, roles
 from riq_cli.codec.weights import Plans, Shift, Weights, Widths
 from riq_cli.errors import ModelError, SettingsError, TargetError
 from riq_cli.evaluator import Deviation, Evaluator, Observer, Prober, available_threads
@@ -148,16 +148,18 @@ class Compression:
             make = solver_class(settings, self._model.layers, self._progress)
             solver = make(settings, self._weights, evaluator, form, parts, pool,
                           self._note, self._warn, self._model.release)  # fmt: skip
-            probes = plans = None
+            probes = plans = refit = None
             if settings.allocation == "measured" and settings.k is None:
                 probes = self._probed(form, evaluator, [samples[number] for number in parts.probed], pool)
             if fits:
                 plans = self._plans(form, samples, parts.fit, pool, evaluator)
+                if len(parts.held) >= REFIT_SAMPLES and not evaluator.is_lean:
+                    refit = self._plans(form, samples, parts.refit, pool, evaluator)
             if form.hoisted or evaluator.is_lean:  # what is measured last is the model as it is restored
                 evaluator = self._evaluator(self._model.session_form(settings.outputs, hoist=False), samples)
             rows = sum(sample.rows for sample in samples)
             calibration = {"kind": self._calibration.kind, "samples": rows, "sha256": digest(samples)}
-            yield Bench(solver, Means(probes, plans), evaluator, parts.held, calibration, pool)
+            yield Bench(solver, Means(probes, plans, refit), evaluator, parts.held, calibration, pool)
 
     def _as_it_is(self) -> Archive:
         self._warn(

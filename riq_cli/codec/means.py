@@ -16,18 +16,26 @@ PlansStart = Callable[[Widths], Plans]  # how errors are compensated at about th
 
 @dataclass(frozen=True)
 class Means:
-    """What better solutions than the paper's are found with; None: that is not tried."""
+    """What better solutions than the paper's are found with; None: that is not tried.
+
+    `plans` are fitted to samples that solutions are not searched on, `refit` to all that are not held out.
+    """
 
     probes: ProbesStart | None = None
     plans: PlansStart | None = None
+    refit: PlansStart | None = None
 
     def kept(self, about: Solution) -> Means:
         """The same means for many targets: what they find at about this solution, found once and kept."""
-        probe, fit = self.probes, self.plans
+        probe, fit, refit = self.probes, self.plans, self.refit
 
         @functools.cache
         def fitted() -> Plans:
             return {} if fit is None else fit(about.widths)
+
+        @functools.cache
+        def refitted() -> Plans:
+            return {} if refit is None else refit(about.widths)
 
         @functools.cache
         def probed(compensated: bool) -> Probes:
@@ -37,4 +45,5 @@ class Means:
         return Means(
             None if probe is None else lambda _, plans: probed(bool(plans)),
             None if fit is None else lambda _: fitted(),
+            None if refit is None else lambda _: refitted(),
         )

@@ -16,12 +16,13 @@ class Scheme:
     """What stays the same while k is searched: how bin widths are shared out, and how errors are compensated.
 
     All but k of the paper's own solution comes from the weights. One number is hardly fitted to samples, so it need not
-    be `guarded` by some that are held out of its search.
+    be `guarded` by some that are held out of its search. What is `refitted` depends on all samples but these.
     """
 
     allocation: Allocation
     plans: Plans
     guarded: bool = True
+    refitted: bool = False
 
     @property
     def rounding(self) -> str:
@@ -48,9 +49,9 @@ class Scheme:
         return self.allocation.name, self.rounding
 
     @property
-    def kind(self) -> tuple[str, str, bool, bool]:
-        """Name, importance and whether it is guarded: what was measured of a kind tells what to expect of it."""
-        return *self.name, self.has_importance, self.guarded
+    def kind(self) -> tuple[str, str, bool, bool, bool]:
+        """Name and what else matters: what was measured of a kind tells what to expect of it."""
+        return *self.name, self.has_importance, self.guarded, self.refitted
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,13 @@ from numpy.typing import NDArray
 
 HOLDOUT_SAMPLES = 8  # with fewer samples none is held out
 FIT_SAMPLES = 4  # samples at least for error compensation: two to fit, so that each can judge the other, two to search
+REFIT_SAMPLES = 4  # held out at least, to tell how well compensation does that is fitted to all others
 _ENOUGH = 8  # samples that are neither fitted to nor held out, to search on no others
+_PROBED, _HELD = 2, 3  # roles, after the two halves that are fitted to
 _MANY = 1024  # samples; of more, each is taken for unlike the others
+
+
+Halves = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -21,14 +26,16 @@ class Roles:
 
     `fit` are the samples that compensation is fitted to, in two halves that judge each other. What is fitted to a
     sample does better on it than on any other: layers are probed, and compensated solutions `searched`, on the rest; of
-    a few samples in all, on as many of `fit` besides. Others are searched on all that are not held out.
+    a few samples in all, on as many of `fit` besides. Others are searched on all that are not held out. In the end,
+    compensation may be fitted to all `others`, in the halves `refit`.
     """
 
     others: tuple[int, ...]
     held: tuple[int, ...]
     searched: tuple[int, ...]
     probed: tuple[int, ...]
-    fit: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    fit: Halves = ((), ())
+    refit: Halves = ((), ())
 
 
 def held_count(count: int, holdout: float) -> int:
@@ -56,10 +63,14 @@ def roles(count: int, holdout: float, likeness: NDArray[np.float64] | None = Non
     half = min(count // 2, count - spare - 1)
     wanted = [half - half // 2, half // 2, count - spare - half, spare]
     given: list[list[int]] = [[], [], [], []]
+    halves: tuple[list[int], list[int]] = ([], [])
     # No cluster is larger than what a role wants: so none that wants samples stays without.
     for cluster in clusters(likeness, min(2 + count // 16, *filter(None, wanted))):
-        missing = [size - len(numbers) for size, numbers in zip(wanted, given, strict=True)]
-        given[int(np.argmax(missing))] += cluster
+        role = int(np.argmax([size - len(numbers) for size, numbers in zip(wanted, given, strict=True)]))
+        given[role] += cluster
+        if role < _HELD:
+            half = role if role < _PROBED else int(len(halves[1]) < len(halves[0]))
+            halves[half].extend(cluster)
     first, second, probed, held_out = (tuple(sorted(numbers)) for numbers in given)
     seen = [number for pair in itertools.zip_longest(first, second) for number in pair if number is not None]
     return Roles(
@@ -68,6 +79,7 @@ def roles(count: int, holdout: float, likeness: NDArray[np.float64] | None = Non
         searched=probed if len(probed) >= _ENOUGH else tuple(sorted((*probed, *seen[: len(probed)]))),
         probed=probed,
         fit=(first, second),
+        refit=(tuple(sorted(halves[0])), tuple(sorted(halves[1]))),
     )
 
 
