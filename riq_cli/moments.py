@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.model import Linear, LinearInput
+from riq_cli.model import Linear, LinearInput, LinearOutput
 
 Array = NDArray[Any]
 Float64 = NDArray[np.float64]
+Shares = Mapping[LinearOutput, Sequence[Array]]  # what each position of a product counts for, f32[positions] by run
 
 BLOCK = 4096  # columns at most of one block of second moments: 128 MiB in float64
 _ROWS_MIN = 8192  # of a layer, where there are as many
@@ -46,19 +47,27 @@ class Moments:
         self._pending: list[Array] = []
         self._pending_max = max(_PENDING, sum(total.nbytes for total in self._sums) // 4)
 
-    def add(self, rows: Array, weight: float = 1.0) -> None:
-        """Take rows in, [groups, m, columns], each as if it occurred `weight` times; those not finite are left out."""
+    def add(self, rows: Array, weight: float | Array = 1.0) -> None:
+        """Take rows in, [groups, m, columns]; those not finite are left out.
+
+        Args:
+            rows: float32 or float64.
+            weight: as how many a row counts: one number for all, or one for each, f[m].
+        """
         with np.errstate(over="ignore", invalid="ignore"):
-            sums = rows.sum(axis=1)
-        if not np.isfinite(sums).all():
-            rows = rows[:, np.isfinite(rows).all(axis=(0, 2))]
-            sums = rows.sum(axis=1, dtype=np.float64)
-        if rows.shape[1] == 0:
+            finite = bool(np.isfinite(rows.sum(axis=1)).all())
+        if not finite:
+            kept = np.isfinite(rows).all(axis=(0, 2))
+            rows, weight = rows[:, kept], weight[kept] if isinstance(weight, np.ndarray) else weight
+        count = rows.shape[1]
+        if count == 0:
             return
-        self.count += rows.shape[1]
-        self._weight += weight * rows.shape[1]
-        self._sum += weight * sums.astype(np.float64)
-        self._pending.append(rows if weight == 1 else rows * rows.dtype.type(math.sqrt(weight)))
+        self.count += count
+        weights = np.broadcast_to(np.asarray(weight, np.float64), (count,))
+        self._weight += float(weights.sum())
+        self._sum += np.matmul(weights.astype(rows.dtype), rows)
+        roots = np.sqrt(weights).astype(rows.dtype)
+        self._pending.append(rows if np.ndim(weight) == 0 and weight == 1 else rows * roots[:, None])
         count, size = (sum(part.shape[1] for part in self._pending), sum(part.nbytes for part in self._pending))
         if count >= _CHUNK or size >= self._pending_max:
             self.flush()
@@ -115,8 +124,9 @@ def collect(
     second: Collection[int],
     seed: int = 0,
     block: int = BLOCK,
+    shares: Shares | None = None,
 ) -> dict[int, tuple[Moments, Moments]]:
-    """For each layer the moments over two halves of the samples; layers with the same inputs share them.
+    """For each layer the moments over two halves of the samples; layers with the same inputs may share them.
 
     About 8192 rows of each layer are used, more of one with many columns: as many of each sample, evenly spread.
     Those of an activation with more positions count for more.
@@ -128,30 +138,55 @@ def collect(
         second: numbers of those in the second half.
         seed: decides which rows are used, together with the numbers of layer, input and sample.
         block: columns at most of a block.
+        shares: what rows count for besides, where that is known; layers with such products share nothing.
     """
+    shares = shares or {}
     halves: dict[tuple[object, ...], tuple[Moments, Moments]] = {}
-    uses: dict[str, list[tuple[int, int, LinearInput, int, tuple[Moments, Moments]]]] = {}
+    uses: dict[str, list[_Use]] = {}
     found = {}
     for number, item in linear.items():
         groups, _, columns = item.matrix.shape
-        key = (item.inputs, groups, columns)
+        sources = _sources(item, shares)
+        key = (sources, groups, columns)
         if key not in halves:
             halves[key] = Moments(groups, columns, block), Moments(groups, columns, block)
             wanted = min(max(_ROWS_PER_COLUMN * columns, _ROWS_MIN), _ROWS_MAX)
-            share = -(-wanted // (samples * len(item.inputs)))
-            for index, entering in enumerate(item.inputs):
-                uses.setdefault(entering.tensor, []).append((number, index, entering, share, halves[key]))
+            limit = -(-wanted // (samples * len(sources)))
+            for index, (entering, leaving) in enumerate(sources):
+                use = _Use((seed, number, index), entering, leaving, limit, halves[key])
+                uses.setdefault(entering.tensor, []).append(use)
         found[number] = halves[key]
     for name, sample, activation in activations:
-        for number, index, entering, share, pair in uses.get(name, ()):
-            random = np.random.default_rng((seed, number, index, sample))
-            rows = entering.rows(activation, share, random)
-            if rows.shape[1]:
-                pair[sample in second].add(rows, entering.positions(activation.shape) / rows.shape[1])
+        for use in uses.get(name, ()):
+            random = np.random.default_rng((*use.seed, sample))
+            chosen = use.entering.chosen(activation.shape, use.limit, random)
+            if chosen.size:
+                weight = use.entering.positions(activation.shape) / chosen.size
+                known = None if use.leaving is None else shares[use.leaving][sample][chosen]
+                rows = use.entering.rows_at(activation, chosen)
+                use.halves[sample in second].add(rows, weight if known is None else weight * known)
     for pair in halves.values():  # layers that share moments may be fitted at the same time
         for half in pair:
             half.flush()
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Use:
+    """An activation that enters layers, and what comes of it: moments of some rows; `leaving` tells their shares."""
+
+    seed: tuple[int, ...]
+    entering: LinearInput
+    leaving: LinearOutput | None
+    limit: int
+    halves: tuple[Moments, Moments]
+
+
+def _sources(item: Linear, shares: Shares) -> tuple[tuple[LinearInput, LinearOutput | None], ...]:
+    """What enters a layer, each once, and with it the product that tells the shares of its positions, if any does."""
+    if all(leaving in shares for _, leaving in item.products):
+        return item.products
+    return tuple((entering, None) for entering in item.inputs)
 
 
 def inputs_of(linear: Mapping[int, Linear]) -> list[str]:
@@ -159,7 +194,7 @@ def inputs_of(linear: Mapping[int, Linear]) -> list[str]:
     return list(dict.fromkeys(entering.tensor for item in linear.values() for entering in item.inputs))
 
 
-def nbytes(linear: Mapping[int, Linear], block: int = BLOCK) -> int:
+def nbytes(linear: Mapping[int, Linear], block: int = BLOCK, shares: Shares | None = None) -> int:
     """Bytes that `collect` takes for the moments of layers, both halves."""
-    shapes = {(item.inputs, item.matrix.shape[0], item.matrix.shape[2]) for item in linear.values()}
+    shapes = {(_sources(item, shares or {}), item.matrix.shape[0], item.matrix.shape[2]) for item in linear.values()}
     return sum(2 * 8 * groups * columns * min(columns, block) for _, groups, columns in shapes)

@@ -66,10 +66,10 @@ def test_gradients_save_a_part_of_the_archive(
 ) -> None:
     """Of an LSTM, whose rows matter very differently: 14 % where this was written."""
 
-    def as_they_are(weights: Any, linear: Any, plans: Mapping[int, Plan], *rest: Any) -> dict[int, Plan]:
+    def as_they_are(gradients: Any, linear: Any, plans: Mapping[int, Plan], *rest: Any) -> dict[int, Plan]:
         return dict(plans)
 
-    monkeypatch.setattr("riq_cli.codec.compression.with_effects", as_they_are)
+    monkeypatch.setattr("riq_cli.codec.fitting.with_effects", as_they_are)
     without = riq.compress(model("lstm"), data(), deviation=TARGET)
     assert without.manifest.result["deviation"] <= TARGET
     assert archives["lstm"].size < 0.92 * without.size

@@ -9,26 +9,25 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, replace
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
 from riq_cli.calibration import Calibration, Sample, digest
 from riq_cli.codec.bench import Bench
 from riq_cli.codec.candidates import candidates
 from riq_cli.codec.constrained import ConstrainedSolver
-from riq_cli.codec.effects import with_effects
-from riq_cli.codec.fitting import fitted_plans
+from riq_cli.codec.fitting import Phase, plans_of
 from riq_cli.codec.layers import encode_layer
 from riq_cli.codec.layout import solver_class
 from riq_cli.codec.means import Means, PlansStart, ProbesStart
 from riq_cli.codec.probing import Probes, probed
+from riq_cli.codec.product_gradients import ProductGradients
 from riq_cli.codec.restoration import decompress, measure_restored
 from riq_cli.codec.settings import Progress, Report, Settings, Warn
-from riq_cli.codec.solution import CLOSER, CLOSER_TRIES, Scheme, Solution
+from riq_cli.codec.solution import CLOSER, CLOSER_TRIES, Kind, Scheme, Solution
 from riq_cli.codec.split import FIT_SAMPLES, REFIT_SAMPLES, held_count, roles
 from riq_cli.codec.weights import Plans, Shift, Weights, Widths
-from riq_cli.errors import ModelError, SettingsError, TargetError
+from riq_cli.errors import SettingsError, TargetError
 from riq_cli.evaluator import Deviation, Evaluator, Observer, Prober, available_threads
 from riq_cli.model import Linear, Model, SessionForm, linear_layers, probe_form
 from riq_cli.version import VERSION
@@ -93,7 +92,7 @@ class Compression:
                 warn(f"no layer is named {pattern!r}")
         for number in self._weights.not_finite:
             warn(f"layer {self._model.layers[number].name!r} holds NaN or infinity; it is stored exactly")
-        self._trace: list[tuple[tuple[str, str, bool, bool], float, float]] = []  # kind of scheme, k, deviation
+        self._trace: list[tuple[Kind, float, float]] = []  # kind of scheme, k, deviation
         self._probes = 0
 
     def aim(self, settings: Settings) -> None:
@@ -347,20 +346,15 @@ class Compression:
             observed, linear = linear_layers(form, self._model.layers)
             linear = {number: self._fittable(item) for number, item in linear.items() if number in matrices}
             fit = [samples[number] for half in halves for number in half]
-            first, count = len(halves[0]), len(fit)
             threads, provider = self._settings.threads, self._settings.provider
             observer = Observer(observed, self._originals, fit, threads, provider, evaluator.is_lean)
-            parts = range(first), range(first, count)
-            plans = fitted_plans(self._weights, linear, observer, parts, widths, pool, partial(tell, "fit"))
             rows = [sample.rows for sample in fit]
-            seen = observed, observer, evaluator.measured, rows, parts[1]
-            try:
-                return with_effects(self._weights, linear, plans, *seen, widths, pool, partial(tell, "gradients"))
-            except ModelError as error:
-                self._warn(f"gradients cannot be taken, so rows are not told apart by them: {error}")
-                return plans
+            gradients = ProductGradients(self._weights, observed, observer, evaluator.measured, rows)
+            first, count = len(halves[0]), len(fit)
+            parts = range(first), range(first, count)
+            return plans_of(gradients, linear, parts, widths, pool, tell, self._warn)
 
-        def tell(phase: Literal["fit", "gradients"], done: int, total: int) -> None:
+        def tell(phase: Phase, done: int, total: int) -> None:
             self._progress(Progress(phase, done, total))
 
         matrices = set(self._weights.matrices)

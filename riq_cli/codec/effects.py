@@ -10,13 +10,11 @@ import numpy as np
 
 from riq_cli.codec.importance import FEW, with_importance
 from riq_cli.codec.plans import Plan
+from riq_cli.codec.product_gradients import ProductGradients
 from riq_cli.codec.weights import Plans, Weights, Widths
-from riq_cli.evaluator import Observer
-from riq_cli.gradients import Backward, Effects, Floats, Gradients, effects, gate_gradients
-from riq_cli.model import GateOutput, Linear, Operation, SessionForm, operations
+from riq_cli.gradients import Array, Effects, Floats, effects
+from riq_cli.model import Linear
 
-_VALUES = 1 << 28  # bytes of inner tensors that are held at the same time
-_VALUES_LEAN = 1 << 25  # … beside a large model
 _ERRORS = 16  # of a layer's weights in each sample
 _DRAWN = 8 * _ERRORS  # errors of a layer in all
 _ENTRIES = 4096  # of a table, whose errors are drawn: as many as a sample's indices are likely to tell apart
@@ -28,13 +26,9 @@ _LEAST = 1024  # weights of a layer that is worth it
 
 
 def with_effects(
-    weights: Weights,
+    gradients: ProductGradients,
     linear: Mapping[int, Linear],
     plans: Plans,
-    form: SessionForm,
-    observer: Observer,
-    measured: Sequence[str],
-    rows: Sequence[int],
     second: Sequence[int],
     widths: Widths,
     pool: Executor,
@@ -43,13 +37,9 @@ def with_effects(
     """The plans, and more, with rows told apart where that pays.
 
     Args:
-        weights: all layers that may be coded.
-        linear: those that multiply activations.
+        gradients: at the products of layers.
+        linear: layers that multiply activations.
         plans: how errors are compensated along rows.
-        form: the model, its tensors named as in `linear`.
-        observer: shows what they hold.
-        measured: tensors that the deviation is of, all float.
-        rows: samples in each of the observer's runs.
         second: numbers of the runs in the second half.
         widths: about the bin widths that layers will have.
         pool: its threads work at the same time.
@@ -58,6 +48,7 @@ def with_effects(
     Raises:
         ModelError: onnxruntime cannot run the model so that its inner tensors are seen.
     """
+    weights = gradients.weights
     chosen = {
         number: item
         for number, item in linear.items()
@@ -67,24 +58,13 @@ def with_effects(
         and math.prod(item.matrix.shape[:2]) >= FEW
         and weights.sizes[number] >= _LEAST
     }
-    if not chosen or sum(rows) < _SAMPLES:
+    if not chosen or sum(gradients.rows) < _SAMPLES:
         return dict(plans)
     collected = _Collected(chosen, plans, second, _most(weights, chosen))
-    graph, constants = operations(form)
-    widened = {number: weights.widened(number) for _, number in form.weights}
-    constants |= {name: widened[number] for name, number in form.weights}
-    budget = _VALUES_LEAN if observer.is_lean else _VALUES
-    way = Backward(graph, constants, measured, list(collected.uses))
-
-    def tell(done: int, total: int) -> None:
-        weights.release()  # rules have read all of them
-        progress(done, total)
-
-    known = way.run(observer.runner, observer.sizes, rows, collected.beside, collected.found, tell, budget)
-    del constants, widened
+    known = gradients.run(chosen, collected.found, progress)
 
     def fit(number: int) -> Plan | None:
-        if not all(leaving.operation in known for _, leaving in chosen[number].products):
+        if number not in known:
             return None
         plan = plans.get(number) or Plan.of(chosen[number].matrix)
         width = widths[number]
@@ -117,30 +97,16 @@ class _Collected:
             for number, shape in shapes.items()
         }
         self._errors = {number: self._drawn(item, plans.get(number), number) for number, item in linear.items()}
-        self.uses: dict[tuple[str, ...], list[tuple[int, int]]] = {}
-        self.beside: dict[tuple[str, ...], list[str]] = {}
-        for number, item in linear.items():
-            for index, (entering, leaving) in enumerate(item.products):
-                self.uses.setdefault(leaving.operation, []).append((number, index))
-                self.beside.setdefault(leaving.operation, []).append(entering.tensor)
         self._waiting: dict[tuple[int, int], Floats] = {}  # of layers with several products: their sum so far
         self._left: dict[tuple[int, int], int] = {}
 
-    def found(self, operation: Operation, run: int, values: Mapping[str, Floats], gradients: Gradients) -> None:
-        """Take in the gradients at the products of an operation."""
-        gates: tuple[Floats, Floats] | None = None
-        for number, index in self.uses[operation.outputs]:
-            entering, leaving = self._linear[number].products[index]
-            gradient = gradients[0]
-            if isinstance(leaving, GateOutput):
-                if gates is None:
-                    inputs = [values[name] if name else None for name in operation.inputs]
-                    gates = gate_gradients(operation, inputs, gradients)
-                gradient = gates[leaving.of_state]
-            assert gradient is not None  # of the only output
-            first = run * _ERRORS % _DRAWN
-            errors = self._errors[number][:, :, first : first + _ERRORS]
-            self._add(number, run, effects(entering, leaving, values[entering.tensor], gradient, errors))
+    def found(self, number: int, index: int, run: int, value: Array | None, gradient: Floats) -> None:
+        """Take in the gradients at a product of a layer, and what enters it."""
+        assert value is not None
+        entering, leaving = self._linear[number].products[index]
+        first = run * _ERRORS % _DRAWN
+        errors = self._errors[number][:, :, first : first + _ERRORS]
+        self._add(number, run, effects(entering, leaving, value, gradient, errors))
 
     def _add(self, number: int, run: int, found: Floats) -> None:
         count = len(self._linear[number].products)

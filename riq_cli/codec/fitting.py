@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from functools import partial
+from typing import Literal
 
 from riq_cli import moments
+from riq_cli.codec.effects import with_effects
 from riq_cli.codec.plans import Plan, fitted
+from riq_cli.codec.product_gradients import ProductGradients
+from riq_cli.codec.settings import Warn
+from riq_cli.codec.shares import position_shares
 from riq_cli.codec.weights import Weights, Widths
+from riq_cli.errors import ModelError
 from riq_cli.evaluator import Observer
 from riq_cli.model import Linear
 
@@ -15,6 +22,38 @@ _MOMENTS = 1 << 26  # bytes of second moments that are held at a time
 _BLOCKS = (2048, 1024, 512)  # columns whose errors compensate each other
 _FACTORS = 0.75  # bytes of factors, at most, for each byte of weights
 _FEW = 1 << 27  # bytes of factors that are always granted
+
+Phase = Literal["fit", "gradients"]
+
+
+def plans_of(
+    gradients: ProductGradients,
+    linear: Mapping[int, Linear],
+    halves: tuple[Sequence[int], Sequence[int]],
+    widths: Widths,
+    pool: Executor,
+    progress: Callable[[Phase, int, int], None],
+    warn: Warn,
+) -> dict[int, Plan]:
+    """Plans by the number of the layer, for those layers where they do better than nearest rounding.
+
+    Args:
+        gradients: at the products of layers.
+        linear: those that multiply activations, and tables.
+        halves: numbers of the runs, in two halves that judge each other.
+        widths: about the bin widths that layers will have.
+        pool: its threads work at the same time.
+        progress: called with what is done, steps of it, and their number in all.
+        warn: called if gradients cannot be taken.
+    """
+    told, fit = partial(progress, "gradients"), partial(progress, "fit")
+    fitted_to = gradients.weights, linear, gradients.observer, halves, widths, pool, fit
+    try:
+        plans = fitted_plans(*fitted_to, position_shares(gradients, linear, told))
+        return with_effects(gradients, linear, plans, halves[1], widths, pool, told)
+    except ModelError as error:
+        warn(f"gradients cannot be taken, so nothing is told apart by them: {error}")
+    return fitted_plans(*fitted_to)
 
 
 def fitted_plans(
@@ -25,6 +64,7 @@ def fitted_plans(
     widths: Widths,
     pool: Executor,
     progress: Callable[[int, int], None],
+    shares: moments.Shares | None = None,
 ) -> dict[int, Plan]:
     """Plans by the number of the layer, for those layers where compensation does better than nearest rounding.
 
@@ -36,6 +76,7 @@ def fitted_plans(
         widths: about the bin widths that layers will have.
         pool: its threads work at the same time.
         progress: called with layers done and layers in all.
+        shares: how much the positions of products matter, by the samples of the observer, where that is known.
     """
     fit_for = {number: item for number, item in linear.items() if widths[number] is not None and not item.is_table}
     block = _block(fit_for, sum(weights.layers[number].values.nbytes for number in fit_for))
@@ -49,9 +90,9 @@ def fitted_plans(
         weights.release()
         return plan
 
-    for batch in _batches(fit_for, block):
+    for batch in _batches(fit_for, block, shares):
         tensors = moments.inputs_of(batch)
-        found = moments.collect(batch, observer.activations(tensors), samples, halves[1], block=block)
+        found = moments.collect(batch, observer.activations(tensors), samples, halves[1], block=block, shares=shares)
         weights.release()
         for number, plan in zip(batch, pool.map(fit, batch), strict=True):
             if plan is not None:
@@ -73,11 +114,13 @@ def _block(linear: Mapping[int, Linear], nbytes: int) -> int:
     return block
 
 
-def _batches(linear: Mapping[int, Linear], block: int) -> Iterator[dict[int, Linear]]:
+def _batches(
+    linear: Mapping[int, Linear], block: int, shares: moments.Shares | None = None
+) -> Iterator[dict[int, Linear]]:
     """The layers in runs whose moments fit into memory together."""
     batch: dict[int, Linear] = {}
     for number, item in linear.items():
-        if batch and moments.nbytes({**batch, number: item}, block) > _MOMENTS:
+        if batch and moments.nbytes({**batch, number: item}, block, shares) > _MOMENTS:
             yield batch
             batch = {}
         batch[number] = item

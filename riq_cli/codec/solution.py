@@ -10,6 +10,8 @@ from riq_cli.codec.weights import Plans, Widths
 CLOSER = 1.01  # factor on k where the restored model misses what its form in the search met
 CLOSER_TRIES = 20
 
+Kind = tuple[str, str, bool, bool, bool]
+
 
 @dataclass(frozen=True)
 class Scheme:
@@ -49,7 +51,7 @@ class Scheme:
         return self.allocation.name, self.rounding
 
     @property
-    def kind(self) -> tuple[str, str, bool, bool, bool]:
+    def kind(self) -> Kind:
         """Name and what else matters: what was measured of a kind tells what to expect of it."""
         return *self.name, self.has_importance, self.guarded, self.refitted
 

@@ -3,6 +3,6 @@
 from riq_cli.gradients.backward import Backward
 from riq_cli.gradients.effects import Effects, effects
 from riq_cli.gradients.recurrent import gate_gradients
-from riq_cli.gradients.rule import Floats, Gradients
+from riq_cli.gradients.rule import Array, Floats, Gradients
 
-__all__ = ["Backward", "Effects", "Floats", "Gradients", "effects", "gate_gradients"]
+__all__ = ["Array", "Backward", "Effects", "Floats", "Gradients", "effects", "gate_gradients"]

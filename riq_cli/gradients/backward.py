@@ -69,6 +69,7 @@ class Backward:
         progress: Callable[[int, int], None],
         budget: int,
         seed: int = 0,
+        probes: int | None = None,
     ) -> set[tuple[str, ...]]:
         """The products whose gradients are known: those that only operations with rules lie behind.
 
@@ -81,6 +82,7 @@ class Backward:
             progress: called with steps done and in all.
             budget: bytes of values that are held at the same time, about, and of gradients at a few tensors.
             seed: decides the random vectors, together with the number of the run.
+            probes: random vectors for each run, at most; None: as many as tell enough of second moments.
         """
         needs = [
             [
@@ -97,7 +99,7 @@ class Backward:
         share = budget // _SHARE
         budget = max(budget, sum(nbytes.values()) // _STRETCHES)
         largest = max(nbytes.values()) or 1
-        probes = max(1, min(_PROBES, _PROBES * _SMALL // largest))
+        probes = max(1, min(probes or _PROBES, _PROBES * _SMALL // largest))
         together = max(1, min(probes, share // largest))
         unknown: set[str] = set()
         stretches = list(_stretches(needs, nbytes, budget))

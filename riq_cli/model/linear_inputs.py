@@ -33,11 +33,17 @@ class LinearInput(abc.ABC):
             limit: rows m at most; where there are more, they are taken evenly over the activation. None for all.
             random: where in each even stretch a row is taken; without it, in its middle.
         """
-        available = self.positions(activation.shape)
-        if limit is None or available <= limit:
-            chosen = np.arange(available)
-        else:
-            chosen = _spread(available, limit, random)
+        return self.rows_at(activation, self.chosen(activation.shape, limit, random))
+
+    def chosen(
+        self, shape: Sequence[int], limit: int | None = None, random: np.random.Generator | None = None
+    ) -> Positions:
+        """The positions that `rows` takes of an activation of a shape."""
+        available = self.positions(shape)
+        return np.arange(available) if limit is None or available <= limit else _spread(available, limit, random)
+
+    def rows_at(self, activation: Array, chosen: Positions) -> Array:
+        """The rows at some positions, [groups, len(chosen), columns] in float32 or float64."""
         rows = self._take(activation, chosen)
         return rows if rows.dtype == np.float64 else rows.astype(np.float32, copy=False)
 
