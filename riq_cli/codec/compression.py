@@ -19,7 +19,7 @@ from riq_cli.codec.constrained import ConstrainedSolver
 from riq_cli.codec.fitting import Phase, plans_of
 from riq_cli.codec.layers import encode_layer
 from riq_cli.codec.layout import solver_class
-from riq_cli.codec.means import Means, PlansStart, ProbesStart
+from riq_cli.codec.means import Means, ProbesStart
 from riq_cli.codec.probing import Probes, probed
 from riq_cli.codec.product_gradients import ProductGradients
 from riq_cli.codec.restoration import decompress, measure_restored
@@ -339,10 +339,10 @@ class Compression:
         halves: tuple[Sequence[int], Sequence[int]],
         pool: Executor,
         evaluator: Evaluator,
-    ) -> PlansStart:
-        """What fits error compensation to samples that the search does not measure on."""
+    ) -> Callable[..., Plans]:
+        """What fits error compensation to some of the samples."""
 
-        def start(widths: Widths) -> Plans:
+        def start(widths: Widths, before: Plans | None = None) -> Plans:
             observed, linear = linear_layers(form, self._model.layers)
             linear = {number: self._fittable(item) for number, item in linear.items() if number in matrices}
             fit = [samples[number] for half in halves for number in half]
@@ -352,7 +352,7 @@ class Compression:
             gradients = ProductGradients(self._weights, observed, observer, evaluator.measured, rows)
             first, count = len(halves[0]), len(fit)
             parts = range(first), range(first, count)
-            return plans_of(gradients, linear, parts, widths, pool, tell, self._warn)
+            return plans_of(gradients, linear, parts, widths, pool, tell, self._warn, before)
 
         def tell(phase: Phase, done: int, total: int) -> None:
             self._progress(Progress(phase, done, total))

@@ -173,6 +173,6 @@ class ConstrainedSolver(Solver):
 
     def _occasions(self, scheme: Scheme) -> Iterator[Sequence[int]]:
         """The samples that a candidate has to hold on, one set after the other."""
-        every = tuple(sorted((*self._parts.others, *self._parts.held)))
+        every = self._parts.every
         sets = [tuple(self._searched(scheme)), self._parts.held, every] if self._constraint.on_samples else [every]
         yield from dict.fromkeys(filter(None, sets))

@@ -33,6 +33,7 @@ def with_effects(
     widths: Widths,
     pool: Executor,
     progress: Callable[[int, int], None],
+    before: Plans | None = None,
 ) -> dict[int, Plan]:
     """The plans, and more, with rows told apart where that pays.
 
@@ -44,6 +45,7 @@ def with_effects(
         widths: about the bin widths that layers will have.
         pool: its threads work at the same time.
         progress: called with steps through the model done, and their number in all.
+        before: plans that tell which rows are told apart, and the damping; None: where and as it does best.
 
     Raises:
         ModelError: onnxruntime cannot run the model so that its inner tensors are seen.
@@ -57,6 +59,7 @@ def with_effects(
         and item.matrix.row_axes is not None
         and math.prod(item.matrix.shape[:2]) >= FEW
         and weights.sizes[number] >= _LEAST
+        and (before is None or (number in before and before[number].importance is not None))
     }
     if not chosen or sum(gradients.rows) < _SAMPLES:
         return dict(plans)
@@ -69,7 +72,8 @@ def with_effects(
         plan = plans.get(number) or Plan.of(chosen[number].matrix)
         width = widths[number]
         assert width is not None
-        return with_importance(plan, weights.layers[number], width, collected.halves.pop(number))
+        damping = None if before is None else before[number].row_damping
+        return with_importance(plan, weights.layers[number], width, collected.halves.pop(number), damping)
 
     found = zip(chosen, pool.map(fit, chosen), strict=True)
     return dict(plans) | {number: plan for number, plan in found if plan is not None}

@@ -13,7 +13,7 @@ from riq_cli.codec.plans import Plan, fitted
 from riq_cli.codec.product_gradients import ProductGradients
 from riq_cli.codec.settings import Warn
 from riq_cli.codec.shares import position_shares
-from riq_cli.codec.weights import Weights, Widths
+from riq_cli.codec.weights import Plans, Weights, Widths
 from riq_cli.errors import ModelError
 from riq_cli.evaluator import Observer
 from riq_cli.model import Linear
@@ -34,6 +34,7 @@ def plans_of(
     pool: Executor,
     progress: Callable[[Phase, int, int], None],
     warn: Warn,
+    before: Plans | None = None,
 ) -> dict[int, Plan]:
     """Plans by the number of the layer, for those layers where they do better than nearest rounding.
 
@@ -45,15 +46,16 @@ def plans_of(
         pool: its threads work at the same time.
         progress: called with what is done, steps of it, and their number in all.
         warn: called if gradients cannot be taken.
+        before: plans fitted to fewer samples; the layers that have them get others with the same damping.
     """
     told, fit = partial(progress, "gradients"), partial(progress, "fit")
     fitted_to = gradients.weights, linear, gradients.observer, halves, widths, pool, fit
     try:
-        plans = fitted_plans(*fitted_to, position_shares(gradients, linear, told))
-        return with_effects(gradients, linear, plans, halves[1], widths, pool, told)
+        plans = fitted_plans(*fitted_to, position_shares(gradients, linear, told), before)
+        return with_effects(gradients, linear, plans, halves[1], widths, pool, told, before)
     except ModelError as error:
         warn(f"gradients cannot be taken, so nothing is told apart by them: {error}")
-    return fitted_plans(*fitted_to)
+    return fitted_plans(*fitted_to, before=before)
 
 
 def fitted_plans(
@@ -65,6 +67,7 @@ def fitted_plans(
     pool: Executor,
     progress: Callable[[int, int], None],
     shares: moments.Shares | None = None,
+    before: Plans | None = None,
 ) -> dict[int, Plan]:
     """Plans by the number of the layer, for those layers where compensation does better than nearest rounding.
 
@@ -77,8 +80,15 @@ def fitted_plans(
         pool: its threads work at the same time.
         progress: called with layers done and layers in all.
         shares: how much the positions of products matter, by the samples of the observer, where that is known.
+        before: plans that tell which layers are compensated, and the damping; None: where and as it does best.
     """
-    fit_for = {number: item for number, item in linear.items() if widths[number] is not None and not item.is_table}
+    fit_for = {
+        number: item
+        for number, item in linear.items()
+        if widths[number] is not None
+        and not item.is_table
+        and (before is None or (number in before and before[number].factors))
+    }
     block = _block(fit_for, sum(weights.layers[number].values.nbytes for number in fit_for))
     plans: dict[int, Plan] = {}
     done, samples = 0, sum(map(len, halves))
@@ -86,7 +96,8 @@ def fitted_plans(
     def fit(number: int) -> Plan | None:
         width = widths[number]
         assert width is not None
-        plan = fitted(weights.layers[number], fit_for[number], found[number], width)
+        damping = None if before is None else before[number].damping
+        plan = fitted(weights.layers[number], fit_for[number], found[number], width, damping)
         weights.release()
         return plan
 

@@ -24,7 +24,9 @@ _CLASSES, _CLASS_WEIGHTS = 8, 1 << 8  # of rows with a table each, and weights o
 _TINY = 1e-300
 
 
-def with_importance(plan: Plan, layer: Layer, width: float, halves: tuple[Effects, Effects]) -> Plan | None:
+def with_importance(
+    plan: Plan, layer: Layer, width: float, halves: tuple[Effects, Effects], damping: float | None = None
+) -> Plan | None:
     """The plan with rows told apart by what their errors do to the outputs; None where that does not pay.
 
     At equal rate, bin widths ∝ 1/√importance cause least. Damping is the one that does best on the half of the samples
@@ -35,10 +37,21 @@ def with_importance(plan: Plan, layer: Layer, width: float, halves: tuple[Effect
         layer: the weights.
         width: about the bin width that it will have.
         halves: effects of the rows' errors, on two halves of the samples.
+        damping: the damping, if it is known.
     """
     if any(half.count == 0 or not half.squares.any() for half in halves):
         return None
     judged = [_Moments.of(half) for half in halves]
+    if damping is None:
+        damping = _best_damping(plan, layer, width, judged)
+    if damping is None:
+        return None
+    found = judged[0].joined(judged[1]).found(damping)
+    return plan.with_importance(layer, found.codes, found.importance, found.spreads, damping)
+
+
+def _best_damping(plan: Plan, layer: Layer, width: float, judged: Sequence[_Moments]) -> float | None:
+    """The damping that does best on the half that it was not fitted to; None where rows alike do as well."""
     columns = plan.some_columns(layer, _WEIGHTS)
     weights, widths = columns.weights, columns.widths * width
 
@@ -56,10 +69,7 @@ def with_importance(plan: Plan, layer: Layer, width: float, halves: tuple[Effect
 
     damping, lowest = least(_DAMPINGS, _FIRST, tried)
     alone = sum(cost(None, judge) for judge in judged)
-    if alone - lowest < 2 * _SAVED * weights.size:
-        return None
-    found = judged[0].joined(judged[1]).found(damping)
-    return plan.with_importance(layer, found.codes, found.importance, found.spreads)
+    return None if alone - lowest < 2 * _SAVED * weights.size else damping
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from riq_cli.codec.weights import Plans, Widths
 
 ProbesStart = Callable[[Solution, Plans], Probes]  # what layers cause alone at about the bin widths of a solution
 PlansStart = Callable[[Widths], Plans]  # how errors are compensated at about these bin widths
+RefitStart = Callable[[Widths, Plans], Plans]  # … like those plans, which are of fewer samples
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Means:
 
     probes: ProbesStart | None = None
     plans: PlansStart | None = None
-    refit: PlansStart | None = None
+    refit: RefitStart | None = None
 
     def kept(self, about: Solution) -> Means:
         """The same means for many targets: what they find at about this solution, found once and kept."""
@@ -34,10 +35,6 @@ class Means:
             return {} if fit is None else fit(about.widths)
 
         @functools.cache
-        def refitted() -> Plans:
-            return {} if refit is None else refit(about.widths)
-
-        @functools.cache
         def probed(compensated: bool) -> Probes:
             assert probe is not None
             return probe(about, fitted() if compensated else {})
@@ -45,5 +42,5 @@ class Means:
         return Means(
             None if probe is None else lambda _, plans: probed(bool(plans)),
             None if fit is None else lambda _: fitted(),
-            None if refit is None else lambda _: refitted(),
+            None if refit is None else lambda _, plans: refit(about.widths, plans),
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from riq_cli import coder, quantizer, rounding, trellis
 from riq_cli.model import Layer, Linear, Matrix
@@ -35,7 +36,8 @@ class Plan:
     columns] and `rows` i32[groups, rows] are codes, in quarters of an octave; `scales` say the same of the layer's
     tensor. Where the layer has a `bias` (the number of that layer), what rounding adds to the outputs on average,
     (Ŵ − W) E[x], is taken off it; `mean` f64[groups, columns] is E[x]. `importance` f64[groups, rows] tells how much
-    each row matters to the outputs, where that is known; errors of rows may spread too, by `spreads`.
+    each row matters to the outputs, where that is known; errors of rows may spread too, by `spreads`. `damping` and
+    `row_damping` tell how far the moments behind `factors` and `spreads` were trusted.
     """
 
     matrix: Matrix
@@ -49,6 +51,8 @@ class Plan:
     trellis: bool = False
     importance: Float64 | None = None
     spreads: tuple[rounding.Spread, ...] = ()
+    damping: float = math.nan
+    row_damping: float = math.nan
 
     @classmethod
     def nearest(cls, layer: Layer) -> Plan:
@@ -84,7 +88,12 @@ class Plan:
         return replace(self, rows=codes, scales=(*self.scales, _along(self.matrix, layer, codes[:, :, None], True)))
 
     def with_importance(
-        self, layer: Layer, codes: rounding.Integers, importance: Float64, spreads: Sequence[rounding.Spread]
+        self,
+        layer: Layer,
+        codes: rounding.Integers,
+        importance: Float64,
+        spreads: Sequence[rounding.Spread],
+        damping: float,
     ) -> Plan:
         """The same with bin widths of rows by how much they matter, and errors that spread among them.
 
@@ -93,8 +102,9 @@ class Plan:
             codes: relative bin widths of rows, i32[groups, rows] in quarters of an octave.
             importance: of rows, f64[groups, rows].
             spreads: see `rounding.compensated`.
+            damping: that of the spreads.
         """
-        plan = replace(self, importance=importance, spreads=tuple(spreads))
+        plan = replace(self, importance=importance, spreads=tuple(spreads), row_damping=damping)
         return plan.with_row_codes(layer, codes) if codes.any() else plan
 
     @property
@@ -115,19 +125,24 @@ class Plan:
         """The same with bins of rows that are nearly 0 as narrow as these: on a trellis, 0 is a quarter of a bin.
 
         Rounding to the nearest leaves nothing of such rows, of dead channels and of padding, and nothing is what later
-        layers expect of them.
+        layers expect of them. So it is with columns, unless they make up for the errors of others.
         """
-        peaks = np.empty(self.matrix.shape[:2])
+        groups, rows, columns = self.matrix.shape
+        peaks, tops = np.empty((groups, rows)), np.zeros((groups, columns))
         for part in _runs(self.matrix):
-            np.max(np.abs(_widened(self.matrix, layer, part)), axis=2, out=peaks[:, part])
-        share = peaks / quantizer.scaled_widths(width, self.rows)
-        quiet = share < 1 / trellis.PARTS
+            magnitudes = np.abs(_widened(self.matrix, layer, part))
+            np.max(magnitudes, axis=2, out=peaks[:, part])
+            np.maximum(tops, magnitudes.max(axis=1), out=tops)
+        result = self
+        codes, quiet = _narrower(self.columns, tops, width * 2.0 ** (int(self.rows.min()) / 4))
+        if quiet.any() and not self.factors and self.matrix.column_axes:
+            own = _along(self.matrix, layer, codes[:, None, :], False)
+            result = replace(self, columns=codes, scales=(own, *self.scales[bool(self.columns.any()) :]))
+        codes, quiet = _narrower(self.rows, peaks, width)
         if not quiet.any():
-            return self
-        octaves = np.log2(2 * share, out=np.full(share.shape, -np.inf), where=share > 0)
-        codes = np.where(quiet, self.rows + np.maximum(np.floor(4 * octaves), -_NARROWER), self.rows).astype(np.int32)
+            return result
         spreads = tuple(spread.sparing(quiet[spread.group]) for spread in self.spreads)
-        return replace(self, scales=self.plain.scales, spreads=spreads).with_row_codes(layer, codes)
+        return replace(result, scales=result.plain.scales, spreads=spreads).with_row_codes(layer, codes)
 
     def rounded(self, layer: Layer, width: float) -> tuple[Quantized, float]:
         """The layer's symbols at a bin width, and the error that they leave, in the units of `rounding.compensated`.
@@ -135,8 +150,9 @@ class Plan:
         Without compensation the error is ‖Ŵ − W‖² / max |W|².
         """
         widths = self._widths(width)
-        loud = self.rows[self.rows >= -rounding.CODES_MAX]  # others were narrowed: their weights are small
-        narrowest = width * 2 ** ((int(self.columns.min()) + int(loud.min(initial=0))) / 4)
+        # Others were narrowed: their weights are small.
+        loud = (codes[codes >= -rounding.CODES_MAX].min(initial=0) for codes in (self.rows, self.columns))
+        narrowest = width * 2 ** (int(sum(loud)) / 4)
         if self.trellis and quantizer.peak(layer.values, layer.dtype) < trellis.SYMBOL_MAX * narrowest:
             levels, error = rounding.trellised(
                 self._weights(layer), self.factors, widths, self.spreads, self.importance
@@ -228,7 +244,9 @@ def nearest_widths(plan: Plan | None, layer: Layer, width: float) -> quantizer.W
     return quantizer.bin_widths(width, plan.scales, len(layer.shape)) if alone else None
 
 
-def fitted(layer: Layer, linear: Linear, halves: tuple[Moments, Moments], width: float) -> Plan | None:
+def fitted(
+    layer: Layer, linear: Linear, halves: tuple[Moments, Moments], width: float, damping: float | None = None
+) -> Plan | None:
     """The plan for a layer whose damping does best on the half of the samples that it was not fitted to.
 
     Args:
@@ -236,11 +254,13 @@ def fitted(layer: Layer, linear: Linear, halves: tuple[Moments, Moments], width:
         linear: the layer as matrices.
         halves: moments of its inputs on two halves of the samples.
         width: about the bin width that it will have.
+        damping: the damping, if it is known.
 
     Returns:
         None where nearest rounding does as well, or where a half holds nothing.
     """
-    damping = _best_damping(layer, linear, halves, width)
+    if damping is None:
+        damping = _best_damping(layer, linear, halves, width)
     if damping is None:
         return None
     return _plan(
@@ -343,6 +363,7 @@ def _plan(layer: Layer, linear: Linear, bounds: Sequence[tuple[int, int]], fit: 
         (),
         linear.bias,
         fit.mean,
+        damping=damping,
     )
     if not matrix.column_axes or matrix.shape[1] < _PARTS:  # of few rows a column is not worth its code
         return plan
@@ -358,6 +379,15 @@ def _along(matrix: Matrix, layer: Layer, codes: rounding.Integers, rows: bool) -
     spread = matrix.restore(np.broadcast_to(codes, matrix.shape), layer.shape)
     first = tuple(slice(None) if axis in axes else 0 for axis in range(len(layer.shape)))
     return Codes(axes, np.ascontiguousarray(spread[first]))
+
+
+def _narrower(codes: rounding.Integers, peaks: Float64, width: float) -> tuple[rounding.Integers, NDArray[np.bool_]]:
+    """Codes with narrower bins where weights of these peaks are nearly 0, and which they are."""
+    share = peaks / quantizer.scaled_widths(width, codes)
+    quiet = share < 1 / trellis.PARTS
+    octaves = np.log2(2 * share, out=np.full(share.shape, -np.inf), where=share > 0)
+    narrower = codes + np.maximum(np.floor(4 * octaves), -_NARROWER)
+    return np.where(quiet, narrower, codes).astype(np.int32), quiet
 
 
 def _some_rows(matrix: Matrix, layer: Layer, columns: slice = _ALL) -> Float64:

@@ -155,10 +155,8 @@ class Searcher:
 
     def _searched(self, scheme: Scheme) -> Sequence[int]:
         """The samples that the search measures a scheme on."""
-        if not scheme.guarded:
-            return sorted((*self._parts.others, *self._parts.held))
-        if scheme.refitted:
-            return self._parts.held
+        if scheme.refitted or not scheme.guarded:
+            return self._parts.every
         return self._parts.searched if scheme.is_fitted else self._parts.others
 
     def _unseen_deviation(self, solution: Solution) -> float:
@@ -171,10 +169,8 @@ class Searcher:
         if not rest:
             return held
         left = self.deviation(solution.scheme, solution.k, rest, solution.widths)
-        total = len(rest) * left + len(parts.held) * held
-        if not solution.scheme.refitted:  # or they are the same
-            total += len(searched) * solution.deviation
-        return max(held, total / (len(parts.others) + len(parts.held)))
+        total = len(searched) * solution.deviation + len(rest) * left + len(parts.held) * held
+        return max(held, total / len(parts.every))
 
     def _measured(self, scheme: Scheme, k: float) -> Solution:
         return self._solution(scheme, k, self.deviation(scheme, k, self._searched(scheme)))

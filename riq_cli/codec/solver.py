@@ -247,16 +247,15 @@ class Solver(Searcher):
     def _refitted(self, found: Solution, target: float, means: Means) -> Solution | None:
         """A solution fitted to all samples that are not held out, along a trellis; None if there is none.
 
-        More samples tell more of what errors do. Those held out are then the only ones to search on, and a few: so it
-        has to do as well on them as what was searched on others does.
+        More samples tell more of what errors do. Few are left that nothing was fitted to, too few to search on; so k is
+        taken where on all samples together it does as well as `found`: what is fitted to more of them does less well on
+        those that `found` was fitted to.
         """
         if means.refit is None or not found.scheme.is_fitted:
             return None
-        goal = min(self.deviation(found.scheme, found.k, self._parts.held, found.widths), target)
+        goal = min(self.deviation(found.scheme, found.k, self._parts.every, found.widths), target)
         self.rest()
-        plans = means.refit(found.widths)
-        if not found.scheme.has_importance:
-            plans = {number: plan.plain for number, plan in plans.items()}
+        plans = means.refit(found.widths, found.scheme.plans)
         scheme = replace(found.scheme, plans={**found.scheme.plans, **plans}, refitted=True)
         scheme = self._with_trellis(replace(found, scheme=scheme)) or scheme
         with contextlib.suppress(TargetError):

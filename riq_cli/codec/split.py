@@ -37,6 +37,11 @@ class Roles:
     fit: Halves = ((), ())
     refit: Halves = ((), ())
 
+    @property
+    def every(self) -> tuple[int, ...]:
+        """All samples."""
+        return tuple(sorted((*self.others, *self.held)))
+
 
 def held_count(count: int, holdout: float) -> int:
     """How many of the samples are held out of the search, given the share of them; none of a few."""
