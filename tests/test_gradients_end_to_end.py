@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,3 +74,13 @@ def test_gradients_save_a_part_of_the_archive(
     without = riq.compress(model("lstm"), data(), deviation=TARGET)
     assert without.manifest.result["deviation"] <= TARGET
     assert archives["lstm"].size < 0.92 * without.size
+
+
+def test_fitting_again_to_more_samples_saves_a_part_of_the_archive(
+    archives: Mapping[str, riq.Archive], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("riq_cli.codec.compression.REFIT_SAMPLES", 100)
+    phases: list[str] = []
+    without = riq.compress(model("lstm"), data(), deviation=TARGET, progress=lambda step: phases.append(step.phase))
+    assert [phase for phase, _ in itertools.groupby(phases)].count("fit") == 1
+    assert archives["lstm"].size < 0.97 * without.size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from builders import (
 from riq_cli.errors import ModelError
 from riq_cli.evaluator import Observer
 from riq_cli.model import Model, linear_layers, observed_form
-from riq_cli.model.linear_inputs import ProductInput
+from riq_cli.model.linear_inputs import LookupInput, ProductInput
 
 Arrange = Callable[[np.ndarray], np.ndarray]
 
@@ -434,6 +435,45 @@ def test_axes_along_which_columns_and_rows_lie(
             assert np.prod([weight[axis] for axis in axes]) == values.size
 
 
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(7, 4), (7, 2, 3)])
+@pytest.mark.parametrize("ids", [(), (3,), (2, 5)])
+def test_what_is_looked_up_is_a_product(shape: tuple[int, ...], ids: tuple[int, ...], tmp_path: Path) -> None:
+    proto = model(
+        [node("Gather", "w i", "y")],
+        [info("i", *ids, dtype=onnx.TensorProto.INT64)],
+        [unknown("y")],
+        [tensor("w", Random(0)(*shape))],
+    )
+    loaded = Model.load(save(proto, tmp_path))
+    form, linear = linear_layers(loaded.session_form(), loaded.layers)
+    (found,) = linear.values()
+    ((entering, leaving),) = found.products
+    assert found.is_table and found.bias is None
+    assert found.matrix.shape == (1, math.prod(shape[1:]), 7)
+    assert (found.matrix.row_axes, found.matrix.column_axes) == (tuple(range(1, len(shape))), (0,))
+    indices = np.random.default_rng(0).integers(-7, 7, ids)
+    values = loaded.layers[0].values
+    observer = Observer(form, [values], [({"i": indices}, 1)], threads=1)
+    given, came = (value for _, _, value in observer.activations(["i", "y"]))
+    rows = entering.rows(given)
+    assert rows.shape == (1, max(math.prod(ids), 1), 7) and entering.positions(given.shape) == rows.shape[1]
+    products = leaving.rows(came, 1)
+    np.testing.assert_array_equal(rows @ found.matrix.view(values).swapaxes(1, 2), products)
+    for matrices in (found.matrix.view(values).swapaxes(1, 2), np.ones((1, 7, 2), np.float32)):
+        pieces = list(entering.products(given, matrices, 3))
+        assert all(piece.shape[1] <= 3 for piece in pieces)
+        np.testing.assert_array_equal(np.concatenate(pieces, axis=1), rows @ matrices)
+
+
+def test_matrices_of_fewer_columns_are_looked_up_again_and_again() -> None:
+    matrices = np.arange(6, dtype=np.float32).reshape(1, 3, 2)
+    (found,) = LookupInput("i", 10).products(np.array([0, 4, 9, -1]), matrices, 100)
+    np.testing.assert_array_equal(found, matrices[:, [0, 1, 0, 2]])
+
+
 # ---- several uses, and none -----------------------------------------------------------------------------------------
 
 
@@ -456,7 +496,12 @@ def test_a_shared_weight_has_several_inputs(tmp_path: Path) -> None:
 
 LEFT_OUT: dict[str, tuple[list[onnx.NodeProto], list[str]]] = {
     "elementwise": ([node("Mul", "x w", "y")], ["y"]),
-    "embedding": ([node("Cast", "x", "i", to=7), node("Gather", "w i", "y")], ["y"]),
+    "looked up along its second axis": ([node("Cast", "x", "i", to=7), node("Gather", "w i", "y", axis=1)], ["y"]),
+    "looked up by constants": ([node("Gather", "w numbers", "z"), node("Add", "x z", "y")], ["y"]),
+    "looked up, and added": (
+        [node("Cast", "x", "i", to=7), node("Gather", "w i", "z"), node("Add", "x w", "a"), node("Add", "z a", "y")],
+        ["y"],
+    ),
     "both ways": ([node("MatMul", "x w", "a"), node("Add", "a w", "y")], ["y"]),
     "given out": ([node("MatMul", "x w", "y")], ["y", "w"]),
     "two views": (
@@ -485,6 +530,7 @@ def test_what_is_no_product_with_an_activation_is_left_out(name: str, tmp_path: 
             tensor("w", Random(0)(4, 4)),
             tensor("other", np.arange(16).reshape(4, 4).astype(np.float32)),
             tensor("half", np.float32([0.5])),
+            tensor("numbers", np.arange(4)),
         ],
     )
     loaded = Model.load(save(proto, tmp_path))
@@ -525,7 +571,7 @@ def test_every_product_found_in_any_model_can_be_observed(name: str, tmp_path: P
 LAYERS_OF = {
     "conv": {"conv.weight", "head.weight"},
     "lstm": {"W", "R"},
-    "embedding": {"w"},
+    "embedding": {"table", "w"},
     "tied": {"other"},
     "if_nested": set(),
 }

@@ -77,6 +77,20 @@ def test_a_weight_is_a_number_of_times() -> None:
     np.testing.assert_allclose(weighted.second[0], repeated.second[0], rtol=1e-6)
     np.testing.assert_allclose(weighted.mean, repeated.mean, rtol=1e-6)
     assert weighted.count == 8
+    one_by_one = Moments(1, 3)
+    one_by_one.add(x, np.float32([3, 3, 3, 3, 3, 1, 1, 1]))
+    np.testing.assert_allclose(one_by_one.second[0], repeated.second[0], rtol=1e-6)
+    np.testing.assert_allclose(one_by_one.mean, repeated.mean, rtol=1e-6)
+
+
+def test_rows_that_are_not_finite_go_with_their_weights() -> None:
+    x = rows(2, 6, 3)
+    x[1, 2, 0] = np.nan
+    found, expected = Moments(2, 3), Moments(2, 3)
+    found.add(x, np.arange(1, 7))
+    expected.add(np.delete(x, 2, axis=1), np.array([1, 2, 4, 5, 6]))
+    np.testing.assert_array_equal(found.second[0], expected.second[0])
+    np.testing.assert_array_equal(found.mean, expected.mean)
 
 
 def test_rows_that_are_not_finite_are_left_out() -> None:
@@ -169,6 +183,31 @@ def test_layers_with_the_same_inputs_share_their_moments() -> None:
     assert inputs_of(linear) == ["x", "y"]
     assert nbytes(linear) == 2 * 2 * 8 * 9
     assert nbytes({0: product((100, 2), "x")}, block=50) == 2 * 8 * 100 * 50
+
+
+def test_shares_say_how_much_positions_count() -> None:
+    matrix = Arrangement.of((3, 2)).matrix((), (1,), (0,))
+    outputs = [ProductOutput((name,), transposed=False) for name in ("a", "b", "c")]
+    x, y = (ProductInput(name, transposed=False) for name in ("x", "y"))
+    linear = {
+        0: Linear(matrix, ((x, outputs[0]),)),
+        1: Linear(matrix, ((x, outputs[1]),)),
+        2: Linear(matrix, ((x, outputs[0]), (y, outputs[2]))),
+    }
+    activations = [("x", 0, rows(20000, 3)), ("y", 0, rows(50, 3, seed=1))]
+    share = np.random.default_rng(2).random(20000, np.float32)
+    plain = collect(linear, activations, 1, ())
+    found = collect(linear, activations, 1, (), shares={outputs[0]: [share]})
+    chosen = x.chosen((20000, 3), found[0][0].count, np.random.default_rng((0, 0, 0, 0)))
+    assert chosen.size == 8192
+    taken, weights = activations[0][2][chosen].astype(np.float64), share[chosen].astype(np.float64)
+    np.testing.assert_allclose(found[0][0].second[0][0], (taken.T * weights) @ taken / weights.sum(), rtol=1e-4)
+    np.testing.assert_allclose(found[0][0].mean[0], weights @ taken / weights.sum(), rtol=1e-5)
+    assert plain[0] is plain[1] and found[0] is not found[1]
+    np.testing.assert_allclose(found[1][0].mean, plain[1][0].mean, rtol=0.05)  # of which nothing is known
+    np.testing.assert_array_equal(found[2][0].mean, plain[2][0].mean)  # … or not of all products
+    assert nbytes(linear) == 2 * 2 * 8 * 9
+    assert nbytes(linear, shares={outputs[0]: [share]}) == 3 * 2 * 8 * 9
 
 
 def test_a_layer_of_many_columns_gets_more_rows() -> None:

@@ -107,6 +107,10 @@ def test_every_sample_has_one_role_and_every_role_its_samples(count: int, holdou
     assert len(fitted_to) == (min(len(found.probed), len(first) + len(second)) if few else 0)
     assert abs(len(fitted_to & set(first)) - len(fitted_to & set(second))) <= 1 or fitted_to >= set(second)
     assert few or set(found.searched) == set(found.probed)
+    assert sorted((*found.refit[0], *found.refit[1])) == list(found.others)
+    for half, before in zip(found.refit, found.fit, strict=True):
+        assert set(before) <= set(half) and list(half) == sorted(half)
+    assert found.every == tuple(range(count))
 
 
 def test_samples_that_are_alike_have_the_same_role() -> None:
@@ -118,6 +122,7 @@ def test_samples_that_are_alike_have_the_same_role() -> None:
     parts = (*found.fit, found.probed, found.held)
     assert [len(part) for part in parts] == [8, 8, 8, 8]
     assert [len(set(photos[list(part)])) for part in parts] == [2, 2, 2, 2]
+    assert [len(set(photos[list(half)])) for half in found.refit] == [3, 3]
 
 
 def test_the_most_alike_become_clusters_first() -> None:

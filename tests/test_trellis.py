@@ -7,6 +7,7 @@ import itertools
 import math
 import struct
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -213,6 +214,23 @@ def test_rows_of_zeros_stay_near_zero() -> None:
     assert loud is not None
     assert loud.rows[0, [0, 3]].tolist() == [2, -38]
     assert len(loud.scales) == 1
+
+
+def test_columns_of_zeros_stay_near_zero_where_errors_do_not_spread_to_them() -> None:
+    """So does the padding entry of a table, whose entries are the columns."""
+    values = np.random.default_rng(9).normal(size=(50, 64))
+    values[3] = 0
+    layer = layer_of(values)
+    table = Arrangement.of(values.shape).matrix((), (1,), (0,))
+    found = Plan.of(table).with_trellis(layer, 0.5)
+    assert found is not None
+    assert found.columns[0, [0, 3, 49]].tolist() == [0, -40, 0] and not found.rows.any()
+    restored = found.rounded(layer, 0.5)[0].restored("float32", layer.shape).reshape(layer.shape)
+    assert np.abs(restored[3]).max() < 0.5 / 1024
+    assert found.rounded(layer, 0.5)[0].trellis == (1,)
+    spreading = replace(Plan.of(table), factors=(Factor(0, 50, np.triu(np.ones((1, 50, 50), np.float32))),))
+    other = spreading.with_trellis(layer, 0.5)
+    assert other is None or not other.columns.any()
 
 
 def archive_of(layer: Layer, quantized: Quantized) -> Archive:

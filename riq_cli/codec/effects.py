@@ -45,7 +45,7 @@ def with_effects(
         widths: about the bin widths that layers will have.
         pool: its threads work at the same time.
         progress: called with steps through the model done, and their number in all.
-        before: plans that tell which rows are told apart, and the damping; None: where and as it does best.
+        before: plans fitted to fewer samples: only layers whose rows they tell apart are told apart again.
 
     Raises:
         ModelError: onnxruntime cannot run the model so that its inner tensors are seen.
@@ -72,8 +72,8 @@ def with_effects(
         plan = plans.get(number) or Plan.of(chosen[number].matrix)
         width = widths[number]
         assert width is not None
-        damping = None if before is None else before[number].row_damping
-        return with_importance(plan, weights.layers[number], width, collected.halves.pop(number), damping)
+        earlier = None if before is None else before[number]
+        return with_importance(plan, weights.layers[number], width, collected.halves.pop(number), earlier)
 
     found = zip(chosen, pool.map(fit, chosen), strict=True)
     return dict(plans) | {number: plan for number, plan in found if plan is not None}

@@ -46,7 +46,7 @@ def plans_of(
         pool: its threads work at the same time.
         progress: called with what is done, steps of it, and their number in all.
         warn: called if gradients cannot be taken.
-        before: plans fitted to fewer samples; the layers that have them get others with the same damping.
+        before: plans fitted to fewer samples: what they do without is done without again.
     """
     told, fit = partial(progress, "gradients"), partial(progress, "fit")
     fitted_to = gradients.weights, linear, gradients.observer, halves, widths, pool, fit
@@ -80,7 +80,7 @@ def fitted_plans(
         pool: its threads work at the same time.
         progress: called with layers done and layers in all.
         shares: how much the positions of products matter, by the samples of the observer, where that is known.
-        before: plans that tell which layers are compensated, and the damping; None: where and as it does best.
+        before: plans fitted to fewer samples: only layers that they compensate are compensated again.
     """
     fit_for = {
         number: item
@@ -96,8 +96,8 @@ def fitted_plans(
     def fit(number: int) -> Plan | None:
         width = widths[number]
         assert width is not None
-        damping = None if before is None else before[number].damping
-        plan = fitted(weights.layers[number], fit_for[number], found[number], width, damping)
+        earlier = None if before is None else before[number]
+        plan = fitted(weights.layers[number], fit_for[number], found[number], width, earlier)
         weights.release()
         return plan
 

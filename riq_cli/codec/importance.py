@@ -25,7 +25,7 @@ _TINY = 1e-300
 
 
 def with_importance(
-    plan: Plan, layer: Layer, width: float, halves: tuple[Effects, Effects], damping: float | None = None
+    plan: Plan, layer: Layer, width: float, halves: tuple[Effects, Effects], before: Plan | None = None
 ) -> Plan | None:
     """The plan with rows told apart by what their errors do to the outputs; None where that does not pay.
 
@@ -37,13 +37,14 @@ def with_importance(
         layer: the weights.
         width: about the bin width that it will have.
         halves: effects of the rows' errors, on two halves of the samples.
-        damping: the damping, if it is known.
+        before: a plan fitted to fewer samples, which no others can call for more damping than.
     """
     if any(half.count == 0 or not half.squares.any() for half in halves):
         return None
     judged = [_Moments.of(half) for half in halves]
-    if damping is None:
-        damping = _best_damping(plan, layer, width, judged)
+    damping = _best_damping(plan, layer, width, judged)
+    if before is not None:
+        damping = min(before.row_damping, damping or before.row_damping)
     if damping is None:
         return None
     found = judged[0].joined(judged[1]).found(damping)

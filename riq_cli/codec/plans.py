@@ -93,7 +93,7 @@ class Plan:
         codes: rounding.Integers,
         importance: Float64,
         spreads: Sequence[rounding.Spread],
-        damping: float,
+        damping: float = math.nan,
     ) -> Plan:
         """The same with bin widths of rows by how much they matter, and errors that spread among them.
 
@@ -245,7 +245,7 @@ def nearest_widths(plan: Plan | None, layer: Layer, width: float) -> quantizer.W
 
 
 def fitted(
-    layer: Layer, linear: Linear, halves: tuple[Moments, Moments], width: float, damping: float | None = None
+    layer: Layer, linear: Linear, halves: tuple[Moments, Moments], width: float, before: Plan | None = None
 ) -> Plan | None:
     """The plan for a layer whose damping does best on the half of the samples that it was not fitted to.
 
@@ -254,13 +254,14 @@ def fitted(
         linear: the layer as matrices.
         halves: moments of its inputs on two halves of the samples.
         width: about the bin width that it will have.
-        damping: the damping, if it is known.
+        before: a plan fitted to fewer samples, which no others can call for more damping than.
 
     Returns:
-        None where nearest rounding does as well, or where a half holds nothing.
+        None where nearest rounding does as well, or where a half holds nothing; not if there was a plan before.
     """
-    if damping is None:
-        damping = _best_damping(layer, linear, halves, width)
+    damping = _best_damping(layer, linear, halves, width)
+    if before is not None:
+        damping = min(before.damping, damping or before.damping)
     if damping is None:
         return None
     return _plan(

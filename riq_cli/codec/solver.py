@@ -101,6 +101,11 @@ class Solver(Searcher):
             if min(solution.deviation for solution in candidates) < _FAR * paper.deviation:
                 break
         best = min(candidates, key=lambda solution: solution.deviation)
+        refitted = self._refitted_scheme(best, means)
+        if refitted is not None:
+            found = self.within(refitted, budget, best.k)
+            if found.deviation <= self.deviation(best.scheme, best.k, self._parts.every, best.widths):
+                return found
         trellised = self._with_trellis(best)
         if trellised is not None:
             best = min(best, self.within(trellised, budget, best.k), key=lambda solution: solution.deviation)
@@ -245,22 +250,30 @@ class Solver(Searcher):
         return replace(measured, name=measured.name.replace("measured", "blend"), shapes=shapes)
 
     def _refitted(self, found: Solution, target: float, means: Means) -> Solution | None:
-        """A solution fitted to all samples that are not held out, along a trellis; None if there is none.
+        """The smallest solution of the scheme refitted; None if there is none.
 
-        More samples tell more of what errors do. Few are left that nothing was fitted to, too few to search on; so k is
-        taken where on all samples together it does as well as `found`: what is fitted to more of them does less well on
-        those that `found` was fitted to.
+        Few samples are left that nothing was fitted to, too few to search on. So k is taken where on all samples
+        together it does as well as `found`: it does better on those that `found` was not fitted to, and less well on
+        the others.
+        """
+        goal = min(self.deviation(found.scheme, found.k, self._parts.every, found.widths), target)
+        scheme = self._refitted_scheme(found, means)
+        if scheme is not None:
+            with contextlib.suppress(TargetError):
+                return self.confirmed(self._solved(scheme, goal, found.k), target)
+        return None
+
+    def _refitted_scheme(self, found: Solution, means: Means) -> Scheme | None:
+        """The solution's scheme fitted to all samples that are not held out, along a trellis; None if it cannot be.
+
+        More samples tell more of what errors do.
         """
         if means.refit is None or not found.scheme.is_fitted:
             return None
-        goal = min(self.deviation(found.scheme, found.k, self._parts.every, found.widths), target)
         self.rest()
         plans = means.refit(found.widths, found.scheme.plans)
         scheme = replace(found.scheme, plans={**found.scheme.plans, **plans}, refitted=True)
-        scheme = self._with_trellis(replace(found, scheme=scheme)) or scheme
-        with contextlib.suppress(TargetError):
-            return self.confirmed(self._solved(scheme, goal, found.k), target)
-        return None
+        return self._with_trellis(replace(found, scheme=scheme)) or scheme
 
     def _with_trellis(self, solution: Solution) -> Scheme | None:
         """The solution's scheme with those layers along a trellis that it saves bits of; None if it does of none."""
