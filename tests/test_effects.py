@@ -332,7 +332,7 @@ def test_effects_of_a_layer_are_those_of_all_its_products(products: int, tmp_pat
     samples = [({"x": random.standard_normal((3, 12), np.float32)}, 3) for _ in range(2)]
     values = loaded.layers[0].values
     observer = Observer(form, [values], samples, threads=1)
-    collected = _Collected(linear, {}, (1,), 1024)
+    collected = _Collected(linear, {}, (1,), 1024, 128)
     gradients = ProductGradients(Weights(loaded.layers), form, observer, form.measured, [3, 3])
     assert gradients.run(linear, collected.found, lambda *_: None) == {0}
     step, rows = 1e-2, (0, 7)
@@ -356,9 +356,8 @@ def test_effects_of_a_layer_are_those_of_all_its_products(products: int, tmp_pat
 
 
 @pytest.mark.parametrize("equal", [False, True])
-def test_errors_are_drawn_as_compensation_leaves_them(equal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_drawn_as_compensation_leaves_them(equal: bool) -> None:
     """Their second moments are those of what rounding did to many rows, but for a factor, at any bin widths."""
-    monkeypatch.setattr("riq_cli.codec.effects._DRAWN", 20000)
     random = np.random.default_rng(0)
     base = random.standard_normal((6, 6)) * [1, 2, 3, 0.3, 1, 0.5]
     moments = (base @ base.T)[None]
@@ -369,7 +368,7 @@ def test_errors_are_drawn_as_compensation_leaves_them(equal: bool, monkeypatch: 
     plan = replace(Plan.of(matrix), factors=factors, columns=codes, scales=() if equal else (Codes((1,), codes[0]),))
     layer = Layer("w", "MatMul", ("graph.initializer[0]",), "float32", weights.shape, weights)
     rounded = plan.rounded(layer, 0.05)[0].restored("float32", weights.shape).reshape(weights.shape)
-    drawn = _Collected._drawn(Linear(matrix, ()), plan, 0)[0].astype(float)
+    drawn = _Collected._drawn(Linear(matrix, ()), plan, 0, 20000)[0].astype(float)
     left = rounded.astype(float) - weights
     found, expected = drawn @ drawn.T, left.T @ left
     np.testing.assert_allclose(

@@ -17,6 +17,7 @@ from riq_cli.model import Linear
 
 _ERRORS = 16  # of a layer's weights in each sample
 _DRAWN = 8 * _ERRORS  # errors of a layer in all
+_DRAWN_LEAN = 2 * _ERRORS  # … beside a large model
 _ENTRIES = 4096  # of a table, whose errors are drawn: as many as a sample's indices are likely to tell apart
 _SPREADS = (1024, 512, 256)  # rows whose errors spread among each other
 _BYTES = 0.5  # bytes of second moments, at most, for each byte of weights
@@ -63,7 +64,8 @@ def with_effects(
     }
     if not chosen or sum(gradients.rows) < _SAMPLES:
         return dict(plans)
-    collected = _Collected(chosen, plans, second, _most(weights, chosen))
+    drawn = _DRAWN_LEAN if gradients.observer.is_lean else _DRAWN
+    collected = _Collected(chosen, plans, second, _most(weights, chosen), drawn)
     known = gradients.run(chosen, collected.found, progress)
 
     def fit(number: int) -> Plan | None:
@@ -93,14 +95,16 @@ def _most(weights: Weights, linear: Mapping[int, Linear]) -> int:
 class _Collected:
     """Effects of all layers, as they come in."""
 
-    def __init__(self, linear: Mapping[int, Linear], plans: Plans, second: Sequence[int], most: int) -> None:
-        self._linear, self._second = linear, frozenset(second)
+    def __init__(
+        self, linear: Mapping[int, Linear], plans: Plans, second: Sequence[int], most: int, drawn: int
+    ) -> None:
+        self._linear, self._second, self._count = linear, frozenset(second), drawn
         shapes = {number: item.matrix.shape[:2] for number, item in linear.items()}
         self.halves = {
             number: (Effects(*shape, most, shape[1] < FEW), Effects(*shape, most, shape[1] < FEW))
             for number, shape in shapes.items()
         }
-        self._errors = {number: self._drawn(item, plans.get(number), number) for number, item in linear.items()}
+        self._errors = {number: self._drawn(item, plans.get(number), number, drawn) for number, item in linear.items()}
         self._waiting: dict[tuple[int, int], Floats] = {}  # of layers with several products: their sum so far
         self._left: dict[tuple[int, int], int] = {}
 
@@ -108,7 +112,7 @@ class _Collected:
         """Take in the gradients at a product of a layer, and what enters it."""
         assert value is not None
         entering, leaving = self._linear[number].products[index]
-        first = run * _ERRORS % _DRAWN
+        first = run * _ERRORS % self._count
         errors = self._errors[number][:, :, first : first + _ERRORS]
         self._add(number, run, effects(entering, leaving, value, gradient, errors))
 
@@ -125,12 +129,12 @@ class _Collected:
         self.halves[number][run in self._second].add(found)
 
     @staticmethod
-    def _drawn(item: Linear, plan: Plan | None, seed: int) -> Floats:
+    def _drawn(item: Linear, plan: Plan | None, seed: int, count: int) -> Floats:
         """Random errors of a row of weights, f32[groups, columns, errors], as its compensation leaves them."""
         groups, _, columns = item.matrix.shape
         if item.is_table:
             columns = min(columns, _ENTRIES)
-        errors = np.random.default_rng(seed).standard_normal((groups, columns, _DRAWN), np.float32)
+        errors = np.random.default_rng(seed).standard_normal((groups, columns, count), np.float32)
         if plan is not None:
             widths = np.exp2(plan.columns / np.float32(4))
             for factor in plan.factors:

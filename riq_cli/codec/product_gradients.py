@@ -65,6 +65,8 @@ class ProductGradients:
                     beside.setdefault(leaving.operation, []).append(source.tensor)
 
         def at(operation: Operation, run: int, values: Mapping[str, Array], gradients: Gradients) -> None:
+            if self.observer.is_lean:
+                self.weights.release()  # or what rules have read of them would add up
             gates: tuple[Floats, Floats] | None = None
             for number, index in uses[operation.outputs]:
                 source, leaving = linear[number].products[index]
