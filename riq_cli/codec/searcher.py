@@ -155,9 +155,9 @@ class Searcher:
 
     def _searched(self, scheme: Scheme) -> Sequence[int]:
         """The samples that the search measures a scheme on."""
-        if scheme.refitted or not scheme.guarded:
+        if not scheme.guarded:
             return self._parts.every
-        return self._parts.searched if scheme.is_fitted else self._parts.others
+        return self._parts.searched if scheme.is_fitted and not scheme.refitted else self._parts.others
 
     def _unseen_deviation(self, solution: Solution) -> float:
         """The mean deviation on the samples held out, or on all samples if that is larger; 0 if the search saw all."""

@@ -104,7 +104,7 @@ class Solver(Searcher):
         refitted = self._refitted_scheme(best, means)
         if refitted is not None:
             found = self.within(refitted, budget, best.k)
-            if found.deviation <= self.deviation(best.scheme, best.k, self._parts.every, best.widths):
+            if found.deviation <= self.deviation(best.scheme, best.k, self._parts.others, best.widths):
                 return found
         trellised = self._with_trellis(best)
         if trellised is not None:
@@ -252,11 +252,11 @@ class Solver(Searcher):
     def _refitted(self, found: Solution, target: float, means: Means) -> Solution | None:
         """The smallest solution of the scheme refitted; None if there is none.
 
-        Few samples are left that nothing was fitted to, too few to search on. So k is taken where on all samples
+        Nothing is left to search on that it was not fitted to, but for those held out. So k is taken where on all others
         together it does as well as `found`: it does better on those that `found` was not fitted to, and less well on
-        the others.
+        the rest.
         """
-        goal = min(self.deviation(found.scheme, found.k, self._parts.every, found.widths), target)
+        goal = min(self.deviation(found.scheme, found.k, self._parts.others, found.widths), target)
         scheme = self._refitted_scheme(found, means)
         if scheme is not None:
             with contextlib.suppress(TargetError):
