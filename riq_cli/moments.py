@@ -65,9 +65,10 @@ class Moments:
         self.count += count
         weights = np.broadcast_to(np.asarray(weight, np.float64), (count,))
         self._weight += float(weights.sum())
-        self._sum += np.matmul(weights.astype(rows.dtype), rows)
+        self._sum += np.einsum("m,gmk->gk", weights, rows, dtype=np.float64)
         roots = np.sqrt(weights).astype(rows.dtype)
-        self._pending.append(rows if np.ndim(weight) == 0 and weight == 1 else rows * roots[:, None])
+        with np.errstate(over="ignore"):
+            self._pending.append(rows if np.ndim(weight) == 0 and weight == 1 else rows * roots[:, None])
         count, size = (sum(part.shape[1] for part in self._pending), sum(part.nbytes for part in self._pending))
         if count >= _CHUNK or size >= self._pending_max:
             self.flush()
@@ -161,10 +162,11 @@ def collect(
             random = np.random.default_rng((*use.seed, sample))
             chosen = use.entering.chosen(activation.shape, use.limit, random)
             if chosen.size:
-                weight = use.entering.positions(activation.shape) / chosen.size
-                known = None if use.leaving is None else shares[use.leaving][sample][chosen]
-                rows = use.entering.rows_at(activation, chosen)
-                use.halves[sample in second].add(rows, weight if known is None else weight * known)
+                weight: float | Array = use.entering.positions(activation.shape) / chosen.size
+                known = None if use.leaving is None else shares[use.leaving][sample]
+                if known is not None and len(known) == use.entering.positions(activation.shape):
+                    weight = weight * known[chosen]
+                use.halves[sample in second].add(use.entering.rows_at(activation, chosen), weight)
     for pair in halves.values():  # layers that share moments may be fitted at the same time
         for half in pair:
             half.flush()

@@ -271,11 +271,14 @@ def squared_error(weights: Array, restored: Array, dtype: str) -> float:
     return total
 
 
+def computable(weights: Array, dtype: str) -> Array:
+    """The weights in a type that numpy computes with, in their own shape: themselves, but for bfloat16 in float32."""
+    return (weights.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else weights
+
+
 def widened(weights: Array, dtype: str) -> NDArray[np.float64]:
     """The weights in float64, in their own shape."""
-    if dtype == "bfloat16":
-        return (weights.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return weights.astype(np.float64)
+    return computable(weights, dtype).astype(np.float64)
 
 
 def added(weights: Array, shift: NDArray[np.float64], dtype: str) -> Array:

@@ -49,13 +49,19 @@ def plans_of(
         before: plans fitted to fewer samples: what they do without is done without again.
     """
     told, fit = partial(progress, "gradients"), partial(progress, "fit")
-    fitted_to = gradients.weights, linear, gradients.observer, halves, widths, pool, fit
+    shares: moments.Shares | None = None
     try:
-        plans = fitted_plans(*fitted_to, position_shares(gradients, linear, told), before)
-        return with_effects(gradients, linear, plans, halves[1], widths, pool, told, before)
+        shares = position_shares(gradients, linear, told)
     except ModelError as error:
         warn(f"gradients cannot be taken, so nothing is told apart by them: {error}")
-    return fitted_plans(*fitted_to, before=before)
+    plans = fitted_plans(gradients.weights, linear, gradients.observer, halves, widths, pool, fit, shares, before)
+    if shares is None:
+        return plans
+    try:
+        return with_effects(gradients, linear, plans, halves[1], widths, pool, told, before)
+    except ModelError as error:
+        warn(f"gradients cannot be taken, so rows are not told apart by them: {error}")
+        return plans
 
 
 def fitted_plans(

@@ -37,7 +37,7 @@ def with_importance(
         layer: the weights.
         width: about the bin width that it will have.
         halves: effects of the rows' errors, on two halves of the samples.
-        before: a plan fitted to fewer samples, which no others can call for more damping than.
+        before: a plan fitted to fewer samples: more of them need no more damping.
     """
     if any(half.count == 0 or not half.squares.any() for half in halves):
         return None

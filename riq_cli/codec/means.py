@@ -34,6 +34,15 @@ class Means:
         def fitted() -> Plans:
             return {} if fit is None else fit(about.widths)
 
+        again: dict[frozenset[tuple[int, bool]], Plans] = {}  # by what was found to pay, which targets may differ in
+
+        def refitted(_: Widths, before: Plans) -> Plans:
+            assert refit is not None
+            paid = frozenset((number, plan.importance is not None) for number, plan in before.items())
+            if paid not in again:
+                again[paid] = refit(about.widths, before)
+            return again[paid]
+
         @functools.cache
         def probed(compensated: bool) -> Probes:
             assert probe is not None
@@ -42,5 +51,5 @@ class Means:
         return Means(
             None if probe is None else lambda _, plans: probed(bool(plans)),
             None if fit is None else lambda _: fitted(),
-            None if refit is None else lambda _, plans: refit(about.widths, plans),
+            None if refit is None else refitted,
         )

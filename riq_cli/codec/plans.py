@@ -107,6 +107,15 @@ class Plan:
         plan = replace(self, importance=importance, spreads=tuple(spreads), row_damping=damping)
         return plan.with_row_codes(layer, codes) if codes.any() else plan
 
+    def after(self, before: Plan, layer: Layer) -> Plan:
+        """This plan in the place of one fitted to fewer samples, with the bin widths of rows that this does not tell.
+
+        That is the plan before itself, where gradients told rows apart and do so no longer.
+        """
+        if before.importance is not None:
+            return before if self.importance is None else self
+        return self.with_row_codes(layer, before.rows) if before.rows.any() else self
+
     @property
     def plain(self) -> Plan:
         """The same with equal bin widths of rows, whose errors do not spread."""
@@ -125,7 +134,7 @@ class Plan:
         """The same with bins of rows that are nearly 0 as narrow as these: on a trellis, 0 is a quarter of a bin.
 
         Rounding to the nearest leaves nothing of such rows, of dead channels and of padding, and nothing is what later
-        layers expect of them. So it is with columns, unless they make up for the errors of others.
+        layers expect of them. So it is with columns, unless they make up for the errors of others or are short.
         """
         groups, rows, columns = self.matrix.shape
         peaks, tops = np.empty((groups, rows)), np.zeros((groups, columns))
@@ -135,7 +144,7 @@ class Plan:
             np.maximum(tops, magnitudes.max(axis=1), out=tops)
         result = self
         codes, quiet = _narrower(self.columns, tops, width * 2.0 ** (int(self.rows.min()) / 4))
-        if quiet.any() and not self.factors and self.matrix.column_axes:
+        if quiet.any() and not self.factors and self.matrix.column_axes and rows >= _PARTS:
             own = _along(self.matrix, layer, codes[:, None, :], False)
             result = replace(self, columns=codes, scales=(own, *self.scales[bool(self.columns.any()) :]))
         codes, quiet = _narrower(self.rows, peaks, width)
@@ -201,8 +210,7 @@ class Plan:
         return result.reshape(-1)
 
     def _weights(self, layer: Layer) -> quantizer.Array:
-        bits = layer.dtype == "bfloat16"
-        return self.matrix.view(quantizer.widened(layer.values, layer.dtype) if bits else layer.values)
+        return self.matrix.view(quantizer.computable(layer.values, layer.dtype))
 
     def _quantized(
         self, layer: Layer, levels: rounding.Integers, width: float, lanes: tuple[int, ...] | None = None
@@ -254,31 +262,30 @@ def fitted(
         linear: the layer as matrices.
         halves: moments of its inputs on two halves of the samples.
         width: about the bin width that it will have.
-        before: a plan fitted to fewer samples, which no others can call for more damping than.
+        before: a plan fitted to fewer samples: more of them need no more damping.
 
     Returns:
-        None where nearest rounding does as well, or where a half holds nothing; not if there was a plan before.
+        None where a half of the samples tells nothing, or, without a plan before, where nearest rounding does as well.
     """
-    damping = _best_damping(layer, linear, halves, width)
+    moments = [_Second(half, linear.bias is not None) for half in halves]
+    if not all(moment.is_usable for moment in moments):
+        return None
+    damping = _best_damping(layer, linear, halves[0].bounds, moments, width)
     if before is not None:
         damping = min(before.damping, damping or before.damping)
     if damping is None:
         return None
-    return _plan(
-        layer, linear, halves[0].bounds, _Second(halves[0].joined(halves[1]), linear.bias is not None), damping
-    )
+    joined = _Second(halves[0].joined(halves[1]), linear.bias is not None)
+    return _plan(layer, linear, halves[0].bounds, joined, damping)
 
 
-def _best_damping(layer: Layer, linear: Linear, halves: tuple[Moments, Moments], width: float) -> float | None:
-    """The damping that does best on the half that it was not fitted to; None where `fitted` gives no plan."""
-    centred = linear.bias is not None
-    moments = [_Second(half, centred) for half in halves]
-    if not all(moment.is_usable for moment in moments):
-        return None
+def _best_damping(
+    layer: Layer, linear: Linear, bounds: Sequence[tuple[int, int]], moments: Sequence[_Second], width: float
+) -> float | None:
+    """The damping that does best on the half that it was not fitted to; None where nearest rounding does as well."""
     matrix = linear.matrix
     peak = quantizer.peak(layer.values, layer.dtype)
     weights, width = _some_rows(matrix, layer) / peak, width / peak
-    bounds = halves[0].bounds
 
     def cost(symbols: rounding.Integers, difference: Float64, fit: _Second, judge: _Second) -> float:
         """Bits at equal error of the outputs: half a bit a weight for each doubling of the error."""

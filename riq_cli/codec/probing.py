@@ -19,6 +19,7 @@ _SATURATED = 0.05  # above this a deviation grows no longer with the square of t
 _LARGEST = 2.0  # cosine distance; NaN outputs count as that
 _TRIES = 4  # probes of a layer until its deviation is readable
 _WIDER = 8.0
+_WIDEST = 16.0  # times bins beside a layer's norm may be wider than typically: a few samples may not exercise it
 _FINER = 8.0
 _SMALL = 1e-3  # share of all bits below which a layer is not probed again
 _WORTH_PARTS = 1024  # weights at least of a layer whose rows may have bin widths of their own
@@ -83,7 +84,8 @@ class Probes:
 
         First, about where their bin widths will be; then, with narrow bins. A layer without a measurable effect keeps
         the norm's bin width, and none wider than in the paper's solution: samples that do not exercise it say nothing
-        about it.
+        about it. Those that hardly exercise it say little: an attention that is saturated in all of them need not be so
+        in others.
         """
         finely = self.sensitivity | self._finely
         return [
@@ -94,7 +96,10 @@ class Probes:
     def _allocation(self, name: str, sensitivity: Mapping[int, float], paper: Solution) -> Allocation:
         weights, k = self._weights, paper.k
         chosen = self.filled(paper, sensitivity)
-        shapes = {number: width * k for number, width in chosen.items()}
+        relative = {number: width / weights.norms[number] for number, width in chosen.items()}
+        sizes = [weights.sizes[number] for number in chosen]
+        typical = math.exp(float(np.average(np.log(list(relative.values())), weights=sizes))) if chosen else 1.0
+        shapes = {n: min(relative[n], _WIDEST * typical) * weights.norms[n] * k for n in chosen}
         silent = [number for number in weights.matrices + weights.vectors if number not in chosen]
         shapes |= {number: weights.norms[number] for number in silent}
         bounds = {number: weights.peak(number) for number in chosen}  # wider, and nothing of the layer would be left

@@ -15,6 +15,7 @@ from riq_cli.moments import Shares
 
 _PROBES = 8  # directions of the output in each run: squares over all rows of a layer average over more than these
 _EVEN = 0.1  # part of the shares that all positions have alike: what few gradients say is not all there is
+_ENOUGH = 2  # times as many positions as columns at least have to count, or second moments would rest on too few
 _LEAST = 1024  # weights of a layer that is worth it
 
 
@@ -32,7 +33,8 @@ def position_shares(
         progress: called with steps through the model done, and their number in all.
 
     Returns:
-        For the products of all layers whose gradients are known.
+        For the products of layers whose gradients are known and where enough positions count, as many as would tell as
+        much if all counted alike: (Σ s)² / Σ s².
 
     Raises:
         ModelError: onnxruntime cannot run the model so that its inner tensors are seen.
@@ -45,17 +47,21 @@ def position_shares(
         runs = squares.setdefault((number, index), {})
         for one in gradient:
             rows = item.products[index][1].rows(one, item.matrix.shape[0])
-            runs[run] = runs.get(run, 0.0) + np.einsum("gpn,gpn->p", rows, rows)
+            runs[run] = runs.get(run, 0.0) + np.einsum("gpn,gpn->p", rows, rows, dtype=np.float64)
 
     known = gradients.run(chosen, found, progress, _PROBES, entering=False) if chosen else set[int]()
     shares: dict[Any, list[Array]] = {}
     for number in known:
         products = [squares.get((number, index), {}) for index in range(len(chosen[number].products))]
         values = [[runs.get(run, np.zeros(0)) for run in range(len(gradients.rows))] for runs in products]
-        total = sum(float(part.sum(dtype=np.float64)) for runs in values for part in runs)
+        total = sum(float(part.sum()) for runs in values for part in runs)
         count = sum(part.size for runs in values for part in runs)
         if not 0 < total < math.inf or not all(part.size for runs in values for part in runs):
             continue
+        scale = (1 - _EVEN) * count / total
+        squared = sum(float(np.square(_EVEN + scale * part).sum()) for runs in values for part in runs)
+        if count**2 / squared < _ENOUGH * chosen[number].matrix.shape[2]:
+            continue
         for (_, leaving), runs in zip(chosen[number].products, values, strict=True):
-            shares[leaving] = [_EVEN + part * np.float32((1 - _EVEN) * count / total) for part in runs]
+            shares[leaving] = [(_EVEN + scale * part).astype(np.float32) for part in runs]
     return shares

@@ -22,6 +22,7 @@ _FAR = (
 )
 _SURE = 0.7  # share of them below which it is smaller than the paper's own, which may happen upon a small k
 _PATIENCE = 200  # steps that the paper's own search may take
+_CLEARLY = 0.95  # share of a solution's bits below which a trellis cannot bring it
 _LOOSE = 0.5  # share of the target below which a solution says that the deviation falls in leaps
 _ABOUT = ("secant", 0.1, 5)  # search for a solution that others start from: tolerance, evaluations
 _WIDER = math.sqrt(2)  # bins where errors are compensated are about as much wider: it is fitted and probed there
@@ -44,11 +45,11 @@ class Solver(Searcher):
         """
         found = self._for_deviation(target, means)
         refitted = self._refitted(found, target, means)
-        if refitted is not None and refitted.bits < found.bits:
+        if refitted is not None and refitted.bits < _CLEARLY * found.bits:
             return refitted
+        best = found if refitted is None else _smaller(refitted, found)
         trellised = self._with_trellis(found)
-        best = None if trellised is None else self._best([trellised], target, found.k, found)
-        return best or found
+        return best if trellised is None else self._best([trellised], target, found.k, best) or best
 
     def _for_deviation(self, target: float, means: Means) -> Solution:
         best: Solution | None = None
@@ -101,14 +102,13 @@ class Solver(Searcher):
             if min(solution.deviation for solution in candidates) < _FAR * paper.deviation:
                 break
         best = min(candidates, key=lambda solution: solution.deviation)
-        refitted = self._refitted_scheme(best, means)
-        if refitted is not None:
-            found = self.within(refitted, budget, best.k)
-            if found.deviation <= self.deviation(best.scheme, best.k, self._parts.others, best.widths):
-                return found
-        trellised = self._with_trellis(best)
+        refitted, trellised = self._refitted_scheme(best, means), self._with_trellis(best)
         if trellised is not None:
             best = min(best, self.within(trellised, budget, best.k), key=lambda solution: solution.deviation)
+        if refitted is not None:
+            found = self.within(refitted, budget, best.k)
+            unseen = [self.deviation(one.scheme, one.k, self._parts.held, one.widths) for one in (found, best)]
+            best = found if unseen[0] <= unseen[1] else best
         return best
 
     def at(self, k: float) -> Solution:
@@ -252,15 +252,15 @@ class Solver(Searcher):
     def _refitted(self, found: Solution, target: float, means: Means) -> Solution | None:
         """The smallest solution of the scheme refitted; None if there is none.
 
-        Nothing is left to search on that it was not fitted to, but for those held out. So k is taken where on all others
-        together it does as well as `found`: it does better on those that `found` was not fitted to, and less well on
-        the rest.
+        Nothing is left to search on that it was not fitted to, but for those held out. So k is taken where it does on
+        all others together as well as `found`: better on those that `found` was not fitted to, less well on the rest.
         """
-        goal = min(self.deviation(found.scheme, found.k, self._parts.others, found.widths), target)
         scheme = self._refitted_scheme(found, means)
-        if scheme is not None:
-            with contextlib.suppress(TargetError):
-                return self.confirmed(self._solved(scheme, goal, found.k), target)
+        if scheme is None:
+            return None
+        goal = min(self.deviation(found.scheme, found.k, self._parts.others, found.widths), target)
+        with contextlib.suppress(TargetError):
+            return self.confirmed(self._solved(scheme, goal, found.k), target)
         return None
 
     def _refitted_scheme(self, found: Solution, means: Means) -> Scheme | None:
@@ -271,8 +271,10 @@ class Solver(Searcher):
         if means.refit is None or not found.scheme.is_fitted:
             return None
         self.rest()
-        plans = means.refit(found.widths, found.scheme.plans)
-        scheme = replace(found.scheme, plans={**found.scheme.plans, **plans}, refitted=True)
+        before, layers = found.scheme.plans, self._weights.layers
+        plans = means.refit(found.widths, before)
+        plans = {n: plan.after(before[n], layers[n]) if n in before else plan for n, plan in plans.items()}
+        scheme = replace(found.scheme, plans={**before, **plans}, refitted=True)
         return self._with_trellis(replace(found, scheme=scheme)) or scheme
 
     def _with_trellis(self, solution: Solution) -> Scheme | None:

@@ -197,9 +197,7 @@ class Weights:
     def widened(self, number: int) -> quantizer.Array:
         """The weights of one layer in a type that numpy computes with."""
         layer = self.layers[number]
-        if layer.dtype != "bfloat16":
-            return layer.values
-        return (layer.values.astype(np.uint32) << 16).view(np.float32)
+        return quantizer.computable(layer.values, layer.dtype)
 
     def peak(self, number: int) -> float:
         """Largest magnitude max |w| of one layer."""
