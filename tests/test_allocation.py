@@ -2,6 +2,8 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -9,7 +11,10 @@ import pytest
 
 import riq_cli as riq
 from riq_cli.allocation import Curve, bin_width, curve, expected_k, water_filling
+from riq_cli.codec.probing import Probes
+from riq_cli.codec.weights import Weights
 from riq_cli.errors import TargetError
+from riq_cli.model import Layer
 from tests import builders
 from tests.test_codec import calibration, load, wide
 
@@ -146,3 +151,23 @@ def test_max_bits_bounds_the_levels_of_every_layer(bits: int, tmp_path: Path) ->
         assert 2 ** (bits - 1) < entry.symbols <= 2**bits
         span = float(layer.values.max() - layer.values.min())
         assert entry.bin_width == pytest.approx(span / (2**bits - 1), rel=1e-6)
+
+
+def test_a_layer_that_samples_hardly_exercise_gets_no_bins_far_wider_than_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beside its norm, at most 16 times those of all layers in the mean."""
+    values = np.random.default_rng(0).standard_normal((1100, 10)).astype(np.float32)
+    layers = [
+        Layer(name, "MatMul", (f"graph.initializer[{number}]",), "float32", part.shape, part)
+        for number, (name, part) in enumerate([("large", values[:1000]), ("small", values[1000:])])
+    ]
+    weights = Weights(layers)
+    probes = Probes(weights, {})
+    paper: Any = SimpleNamespace(k=10.0, widths=[0.1, 0.1])
+    for factor, kept in ((8.0, 8.0), (1000.0, 16.0 * 1000 ** (100 / 1100))):
+        widths = {0: 1e-3 * weights.norms[0], 1: factor * 1e-3 * weights.norms[1]}
+        monkeypatch.setattr(probes, "filled", lambda *_, widths=widths: widths)
+        shapes = probes._allocation("measured", {}, paper).shapes
+        assert shapes[0] == pytest.approx(10 * widths[0])
+        assert shapes[1] == pytest.approx(10 * 1e-3 * weights.norms[1] * kept)

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from riq_cli import quantizer
+from riq_cli.codec.descent import least
 from riq_cli.codec.fitting import _batches, _block, fitted_plans
-from riq_cli.codec.plans import Plan, _Second, fitted, least
+from riq_cli.codec.plans import Plan, _Second, fitted
 from riq_cli.codec.split import FIT_SAMPLES, clusters, held_count, roles
 from riq_cli.codec.weights import Weights
 from riq_cli.model import Layer, Linear, Matrix
@@ -213,6 +214,35 @@ def test_halves_without_rows_or_beyond_all_numbers_are_not_compensated() -> None
     huge = Moments(1, 32)
     huge.add(correlated(400, 32).astype(np.float64) * 1e200)
     assert fitted(layer, linear, (good, huge), 0.2) is None
+
+
+def test_after_a_plan_of_fewer_samples_damping_is_no_larger_and_compensation_stays() -> None:
+    layer, linear = weights(96, 32), Linear(ROWS_FIRST, ())
+    good = moments(correlated(4000, 32, 0)), moments(correlated(4000, 32, 1))
+    poor = moments(correlated(12, 32, 0)), moments(correlated(12, 32, 1))
+    white = moments(correlated(4000, 32, 0, 0.0)), moments(correlated(4000, 32, 1, 0.0))
+    tightly, loosely = fitted(layer, linear, good, 0.2), fitted(layer, linear, poor, 0.2)
+    assert tightly is not None and loosely is not None
+    assert (tightly.damping, loosely.damping) == (0.01, 1.0)
+    for halves, before, damping in (
+        (good, loosely, 0.01), (poor, tightly, 0.01), (white, loosely, 1.0), (white, tightly, 0.01),
+    ):  # fmt: skip
+        plan = fitted(layer, linear, halves, 0.2, before)
+        assert plan is not None
+        assert plan.damping == chosen_damping(plan, halves) == damping
+    assert fitted(layer, linear, (good[0], Moments(1, 32)), 0.2, tightly) is None
+
+
+def test_a_plan_after_another_keeps_the_rows_that_it_does_not_tell() -> None:
+    layer, plan = weights(96, 32), Plan.of(ROWS_FIRST)
+    codes = np.arange(96, dtype=np.int32)[None] % 5
+    assert plan.after(plan, layer) is plan
+    parted = plan.with_row_codes(layer, codes)
+    after = plan.after(parted, layer)
+    np.testing.assert_array_equal(after.rows, codes)
+    assert len(after.scales) == 1
+    told = plan.with_importance(layer, codes, np.ones((1, 96)), ())
+    assert plan.after(told, layer) is told and told.after(told, layer) is told
 
 
 def test_a_mean_is_the_bias_s_where_there_is_one() -> None:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli import rounding
-from riq_cli.codec.plans import Plan, least
+from riq_cli.codec.descent import least
+from riq_cli.codec.plans import Plan
 from riq_cli.gradients import Effects
 from riq_cli.model import Layer
 from riq_cli.moments import Float64

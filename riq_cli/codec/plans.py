@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli import coder, quantizer, rounding, trellis
+from riq_cli.codec.descent import least
 from riq_cli.model import Layer, Linear, Matrix
 from riq_cli.moments import Float64, Moments
 from riq_cli.quantizer import Codes, Quantized
@@ -308,22 +309,6 @@ def _best_damping(
 
     best, lowest = least(_DAMPINGS, _FIRST, tried)
     return best if lowest < nearest else None
-
-
-def least(choices: Sequence[float], start: int, cost: Callable[[float], float]) -> tuple[float, float]:
-    """The choice of least cost and its cost, going from one to the next from `start` as long as it falls."""
-    found = {start: cost(choices[start])}
-    for step in (1, -1):
-        position = start
-        while 0 <= position + step < len(choices):
-            found[position + step] = cost(choices[position + step])
-            if found[position + step] >= found[position]:
-                break
-            position += step
-        if position != start:
-            break
-    best = min(found, key=lambda position: found[position])
-    return choices[best], found[best]
 
 
 class _Second:

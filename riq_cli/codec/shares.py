@@ -15,7 +15,7 @@ from riq_cli.moments import Shares
 
 _PROBES = 8  # directions of the output in each run: squares over all rows of a layer average over more than these
 _EVEN = 0.1  # part of the shares that all positions have alike: what few gradients say is not all there is
-_ENOUGH = 2  # times as many positions as columns at least have to count, or second moments would rest on too few
+_ENOUGH = 2  # times as many positions as columns, at least: where there are fewer, each of them is needed
 _LEAST = 1024  # weights of a layer that is worth it
 
 
@@ -33,8 +33,7 @@ def position_shares(
         progress: called with steps through the model done, and their number in all.
 
     Returns:
-        For the products of layers whose gradients are known and where enough positions count, as many as would tell as
-        much if all counted alike: (Σ s)² / Σ s².
+        For the products of layers whose gradients are known and that have enough positions.
 
     Raises:
         ModelError: onnxruntime cannot run the model so that its inner tensors are seen.
@@ -58,10 +57,9 @@ def position_shares(
         count = sum(part.size for runs in values for part in runs)
         if not 0 < total < math.inf or not all(part.size for runs in values for part in runs):
             continue
-        scale = (1 - _EVEN) * count / total
-        squared = sum(float(np.square(_EVEN + scale * part).sum()) for runs in values for part in runs)
-        if count**2 / squared < _ENOUGH * chosen[number].matrix.shape[2]:
+        if count < _ENOUGH * chosen[number].matrix.shape[2]:
             continue
+        scale = (1 - _EVEN) * count / total
         for (_, leaving), runs in zip(chosen[number].products, values, strict=True):
             shares[leaving] = [(_EVEN + scale * part).astype(np.float32) for part in runs]
     return shares
