@@ -12,6 +12,7 @@ import pytest
 
 import riq_cli as riq
 from riq_cli.codec.plans import Plan
+from riq_cli.codec.split import REFIT_SAMPLES
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
 TARGET = 0.003
@@ -76,11 +77,17 @@ def test_gradients_save_a_part_of_the_archive(
     assert archives["lstm"].size < 0.92 * without.size
 
 
-def test_fitting_again_to_more_samples_saves_a_part_of_the_archive(
-    archives: Mapping[str, riq.Archive], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("riq_cli.codec.compression.REFIT_SAMPLES", 100)
-    phases: list[str] = []
-    without = riq.compress(model("lstm"), data(), deviation=TARGET, progress=lambda step: phases.append(step.phase))
-    assert [phase for phase, _ in itertools.groupby(phases)].count("fit") == 1
-    assert archives["lstm"].size < 0.97 * without.size
+def test_fitting_again_to_more_samples_saves_a_part_of_the_archive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """15 % where this was written, at this target; at others it may be less."""
+    sizes, fits = [], []
+    for least in (REFIT_SAMPLES, 100):
+        monkeypatch.setattr("riq_cli.codec.compression.REFIT_SAMPLES", least)
+        phases: list[str] = []
+        archive = riq.compress(
+            model("lstm"), data(), deviation=0.001, progress=lambda step, phases=phases: phases.append(step.phase)
+        )
+        assert max(archive.manifest.result["deviation"], archive.manifest.result["holdout"]) <= 0.001
+        sizes.append(archive.size)
+        fits.append([phase for phase, _ in itertools.groupby(phases)].count("fit"))
+    assert fits == [2, 1]
+    assert sizes[0] < 0.97 * sizes[1]
