@@ -157,7 +157,9 @@ class Searcher:
         """The samples that the search measures a scheme on."""
         if not scheme.guarded:
             return self._parts.every
-        return self._parts.searched if scheme.is_fitted and not scheme.refitted else self._parts.others
+        if scheme.refitted:
+            return self._parts.weighed
+        return self._parts.searched if scheme.is_fitted else self._parts.others
 
     def _unseen_deviation(self, solution: Solution) -> float:
         """The mean deviation on the samples held out, or on all samples if that is larger; 0 if the search saw all."""

@@ -252,13 +252,13 @@ class Solver(Searcher):
     def _refitted(self, found: Solution, target: float, means: Means) -> Solution | None:
         """The smallest solution of the scheme refitted; None if there is none.
 
-        Nothing is left to search on that it was not fitted to, but for those held out. So k is taken where it does on
-        all others together as well as `found`: better on those that `found` was not fitted to, less well on the rest.
+        Nothing is left to search on that it was not fitted to, but for those held out. So k is taken where it does as
+        well as `found` on samples most of which that was fitted to as well.
         """
         scheme = self._refitted_scheme(found, means)
         if scheme is None:
             return None
-        goal = min(self.deviation(found.scheme, found.k, self._parts.others, found.widths), target)
+        goal = min(self.deviation(found.scheme, found.k, self._parts.weighed, found.widths), target)
         with contextlib.suppress(TargetError):
             return self.confirmed(self._solved(scheme, goal, found.k), target)
         return None
