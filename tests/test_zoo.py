@@ -1,5 +1,6 @@
 """Real models: compressed, restored, and measured again. Run with `pytest -m zoo`."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,22 @@ def some(path: Path, count: int) -> riq.Calibration:
     )
 
 
+@functools.cache
+def loaded(name: str) -> tuple[riq.Model, riq.Calibration]:
+    entry = fetched(name)
+    return riq.Model.load(entry.path), some(entry.calibration, SAMPLES.get(name, 8))
+
+
+@functools.cache
+def compressed(name: str) -> riq.Archive:
+    """The archive of a model at 0.01: several tests look at it."""
+    return riq.compress(*loaded(name), deviation=0.01, **PRESETS[QUICK.get(name, "small")])
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_promise_holds_on_a_real_model(name: str, tmp_path: Path) -> None:
     entry = fetched(name)
-    data = some(entry.calibration, SAMPLES.get(name, 8))
-    model = riq.Model.load(entry.path)
-    archive = riq.compress(model, data, deviation=0.01, **PRESETS[QUICK.get(name, "small")])
+    (model, data), archive = loaded(name), compressed(name)
     archive.save(tmp_path / "model.riqz")
     with riq.Archive.open(tmp_path / "model.riqz") as opened:
         riq.decompress(opened).save(tmp_path / "restored.onnx")
@@ -71,10 +82,8 @@ def test_the_promise_holds_on_a_real_model(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["magika", "ppocr4-cls"])  # where the deviation is rough
 def test_nothing_is_larger_than_the_papers_own_solution(name: str) -> None:
-    entry = fetched(name)
-    model, data = riq.Model.load(entry.path), some(entry.calibration, SAMPLES.get(name, 8))
-    paper = riq.compress(model, data, deviation=0.01, **PRESETS["paper"])
-    assert riq.compress(model, data, deviation=0.01).size <= paper.size
+    paper = riq.compress(*loaded(name), deviation=0.01, **PRESETS["paper"])
+    assert compressed(name).size <= paper.size
 
 
 def test_magika_is_measured_on_its_logits_too() -> None:
@@ -101,9 +110,8 @@ def run(path: Path, entry: zoo.ZooModel) -> list[Any]:
     return list(session.run(None, samples[0].feed))
 
 
-def test_manifest_tables_and_skeleton_are_small_where_the_model_is_large(tmp_path: Path) -> None:
-    entry = fetched("minilm-l6")
-    archive = riq.compress(riq.Model.load(entry.path), some(entry.calibration, 4), deviation=0.01)
+def test_manifest_tables_and_skeleton_are_small_where_the_model_is_large() -> None:
+    archive = compressed("minilm-l6")
     streams = sum(sum(layer.streams) for layer in archive.manifest.layers)
     assert 1 - streams / archive.size <= 0.03
     for layer in archive.manifest.layers:
