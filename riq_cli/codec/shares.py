@@ -14,6 +14,7 @@ from riq_cli.model import Linear
 from riq_cli.moments import Shares
 
 _PROBES = 8  # directions of the output in each run: squares over all rows of a layer average over more than these
+_PROBES_LEAN = 2  # … of a large model, which takes them one by one
 _EVEN = 0.1  # part of the shares that all positions have alike: what few gradients say is not all there is
 _ENOUGH = 2  # times as many positions as columns, at least: where there are fewer, each of them is needed
 _LEAST = 1024  # weights of a layer that is worth it
@@ -48,7 +49,8 @@ def position_shares(
             rows = item.products[index][1].rows(one, item.matrix.shape[0])
             runs[run] = runs.get(run, 0.0) + np.einsum("gpn,gpn->p", rows, rows, dtype=np.float64)
 
-    known = gradients.run(chosen, found, progress, _PROBES, entering=False) if chosen else set[int]()
+    probes = _PROBES_LEAN if gradients.observer.is_lean else _PROBES
+    known = gradients.run(chosen, found, progress, probes, entering=False) if chosen else set[int]()
     shares: dict[Any, list[Array]] = {}
     for number in known:
         products = [squares.get((number, index), {}) for index in range(len(chosen[number].products))]
