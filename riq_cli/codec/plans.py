@@ -138,16 +138,19 @@ class Plan:
         layers expect of them. So it is with columns, unless they make up for the errors of others or are short.
         """
         groups, rows, columns = self.matrix.shape
+        may_narrow_columns = not self.factors and self.matrix.column_axes and rows >= _PARTS
         peaks, tops = np.empty((groups, rows)), np.zeros((groups, columns))
         for part in _runs(self.matrix):
             magnitudes = np.abs(_widened(self.matrix, layer, part))
             np.max(magnitudes, axis=2, out=peaks[:, part])
-            np.maximum(tops, magnitudes.max(axis=1), out=tops)
+            if may_narrow_columns:
+                np.maximum(tops, magnitudes.max(axis=1), out=tops)
         result = self
-        codes, quiet = _narrower(self.columns, tops, width * 2.0 ** (int(self.rows.min()) / 4))
-        if quiet.any() and not self.factors and self.matrix.column_axes and rows >= _PARTS:
-            own = _along(self.matrix, layer, codes[:, None, :], False)
-            result = replace(self, columns=codes, scales=(own, *self.scales[bool(self.columns.any()) :]))
+        if may_narrow_columns:
+            codes, quiet = _narrower(self.columns, tops, width * 2.0 ** (int(self.rows.min()) / 4))
+            if quiet.any():
+                own = _along(self.matrix, layer, codes[:, None, :], False)
+                result = replace(self, columns=codes, scales=(own, *self.scales[bool(self.columns.any()) :]))
         codes, quiet = _narrower(self.rows, peaks, width)
         if not quiet.any():
             return result

@@ -16,8 +16,7 @@ _ENOUGH = 8  # samples that are neither fitted to nor held out, to search on no 
 _PROBED, _HELD = 2, 3  # roles, after the two halves that are fitted to
 _MANY = 1024  # samples; of more, each is taken for unlike the others
 
-
-Halves = tuple[tuple[int, ...], tuple[int, ...]]
+Halves = tuple[tuple[int, ...], tuple[int, ...]]  # numbers of samples, those of each half
 
 
 @dataclass(frozen=True)
@@ -79,14 +78,13 @@ def roles(count: int, holdout: float, likeness: NDArray[np.float64] | None = Non
     half = min(count // 2, count - spare - 1)
     wanted = [half - half // 2, half // 2, count - spare - half, spare]
     given: list[list[int]] = [[], [], [], []]
-    halves: tuple[list[int], list[int]] = ([], [])
+    again: tuple[list[int], list[int]] = ([], [])
     # No cluster is larger than what a role wants: so none that wants samples stays without.
     for cluster in clusters(likeness, min(2 + count // 16, *filter(None, wanted))):
         role = int(np.argmax([size - len(numbers) for size, numbers in zip(wanted, given, strict=True)]))
         given[role] += cluster
         if role < _HELD:
-            half = role if role < _PROBED else int(len(halves[1]) < len(halves[0]))
-            halves[half].extend(cluster)
+            again[role if role < _PROBED else int(len(again[1]) < len(again[0]))].extend(cluster)
     first, second, probed, held_out = (tuple(sorted(numbers)) for numbers in given)
     seen = [number for pair in itertools.zip_longest(first, second) for number in pair if number is not None]
     return Roles(
@@ -95,7 +93,7 @@ def roles(count: int, holdout: float, likeness: NDArray[np.float64] | None = Non
         searched=probed if len(probed) >= _ENOUGH else tuple(sorted((*probed, *seen[: len(probed)]))),
         probed=probed,
         fit=(first, second),
-        refit=(tuple(sorted(halves[0])), tuple(sorted(halves[1]))),
+        refit=(tuple(sorted(again[0])), tuple(sorted(again[1]))),
     )
 
 
