@@ -11,6 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "riq_cli"
 FLOORS = {
     "errors": 0, "limits": 0, "files": 0, "version": 0, "text": 0, "table": 0, "trellis": 0, "memory": 0,
+    "executors": 0,
     "points": 1, "callables": 1,
     "model": 1, "quantizer": 1, "coder": 1, "archive": 1,
     "calibration": 2, "evaluator": 2, "constraint": 2, "allocation": 2, "search": 2, "rounding": 2, "moments": 2,
@@ -36,6 +37,7 @@ WITHOUT_NUMPY = {
     "table",
     "points",
     "callables",
+    "executors",
 }
 SAME_FLOOR = {("files", "errors"), ("table", "errors"), ("table", "limits")}  # they stand on nothing else
 

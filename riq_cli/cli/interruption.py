@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import os
 import signal
+import sys
 from typing import Any, NoReturn
 
 _SIGNALS = ("SIGTERM", "SIGHUP")  # Python itself makes KeyboardInterrupt of SIGINT; Windows has no SIGHUP
@@ -17,11 +20,6 @@ class Terminated(KeyboardInterrupt):
         self.number = number
 
 
-def exit_code(error: BaseException | None) -> int:
-    """128 + the number of the signal, as shells have it."""
-    return 128 + (error.number if isinstance(error, Terminated) else signal.SIGINT)
-
-
 def catch() -> None:
     """Make exceptions of signals that would end the process at once, and leave half of a file behind."""
     for name in _SIGNALS:
@@ -29,6 +27,18 @@ def catch() -> None:
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # `nohup` has it ignored
             with contextlib.suppress(ValueError):  # not in the main thread
                 signal.signal(number, _end)
+
+
+def leave(error: BaseException | None) -> NoReturn:
+    """End the process with 128 + the number of the signal, as shells have it, and with what it has printed.
+
+    Without waiting for threads, as Python's own end does: those of an interrupted pool may never end.
+    """
+    atexit._run_exitfuncs()  # multiprocessing gives back what the system keeps by name
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a pipe that nobody reads, a stream that is closed
+            stream.flush()
+    os._exit(128 + (error.number if isinstance(error, Terminated) else signal.SIGINT))
 
 
 def _end(number: int, frame: Any) -> NoReturn:

@@ -79,7 +79,7 @@ def main() -> None:
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt) as error:  # click makes the one of the other
         error_line("interrupted; no output was written")
-        code = interruption.exit_code(error.__cause__ or error)
+        interruption.leave(error.__cause__ or error)
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stdout = open(os.devnull, "w")
         code = exit_codes.FAILED

@@ -210,6 +210,7 @@ def coding_executor(weights: int) -> Iterator[Executor | None]:
     from multiprocessing import get_context
 
     from riq_cli.evaluator import available_threads
+    from riq_cli.executors import interruptible
 
-    with ProcessPoolExecutor(available_threads(), mp_context=get_context("spawn")) as executor:
+    with interruptible(ProcessPoolExecutor(available_threads(), mp_context=get_context("spawn"))) as executor:
         yield executor

@@ -166,7 +166,7 @@ def sweep(
         again = "the same command" + (" without --force" if force else "")
         hint = "" if path is None else f"; {again} goes on with {path}"
         error_line(f"interrupted after {counted(len(points), 'point')}{hint}")
-        raise click.exceptions.Exit(interruption.exit_code(error)) from None
+        interruption.leave(error)
     if as_json:
         click.echo(json.dumps({"model": model, "points": [point.document() for point in points]}, indent=2))
     if picture is not None:

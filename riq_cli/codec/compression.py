@@ -29,6 +29,7 @@ from riq_cli.codec.split import FIT_SAMPLES, REFIT_SAMPLES, held_count, roles
 from riq_cli.codec.weights import Plans, Shift, Weights, Widths
 from riq_cli.errors import SettingsError, TargetError
 from riq_cli.evaluator import Deviation, Evaluator, Observer, Prober, available_threads
+from riq_cli.executors import interruptible
 from riq_cli.model import Linear, Model, SessionForm, linear_layers, probe_form
 from riq_cli.version import VERSION
 
@@ -143,7 +144,7 @@ class Compression:
             settings.holdout if settings.k is None else 0.0,
             evaluator.likeness() if fits else None,
         )
-        with ThreadPoolExecutor(settings.threads or available_threads()) as pool:
+        with interruptible(ThreadPoolExecutor(settings.threads or available_threads())) as pool:
             make = solver_class(settings, self._model.layers, self._progress)
             solver = make(settings, self._weights, evaluator, form, parts, pool,
                           self._note, self._warn, self._model.release)  # fmt: skip

@@ -1,0 +1,32 @@
+"""Pools of threads and of processes, and how they end."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from typing import TypeVar
+
+Pool = TypeVar("Pool", bound=Executor)
+
+
+@contextlib.contextmanager
+def interruptible(pool: Pool) -> Iterator[Pool]:
+    """The pool; an interruption ends it without waiting for its workers, as the pool's own `with` would.
+
+    A signal may come after a lock of the pool was taken and before the block that gives it back; the worker that wants
+    it then never ends. Who catches the interruption has to leave without Python's own end, which waits as well.
+    """
+    try:
+        yield pool
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        if isinstance(pool, ProcessPoolExecutor):  # they would stay behind, and wait for work
+            for process in multiprocessing.active_children():
+                process.terminate()
+        raise
+    except BaseException:
+        pool.shutdown()
+        raise
+    pool.shutdown()
