@@ -14,7 +14,6 @@ from riq_cli.model import Linear, LinearInput, LinearOutput
 
 Array = NDArray[Any]
 Float64 = NDArray[np.float64]
-Shares = Mapping[LinearOutput, Sequence[Array]]  # what each position of a product counts for, f32[positions] by run
 
 BLOCK = 4096  # columns at most of one block of second moments: 128 MiB in float64
 _ROWS_MIN = 8192  # of a layer, where there are as many
@@ -22,6 +21,18 @@ _ROWS_PER_COLUMN = 4  # so that second moments of many columns have full rank, i
 _ROWS_MAX = 65536
 _CHUNK = 1024  # rows that are multiplied at a time: sums of so many are exact enough in float32
 _PENDING = 1 << 19  # bytes of rows that wait to be multiplied together; more where that is little beside their moments
+
+
+@dataclass(frozen=True)
+class PositionShares:
+    """What each of the `count` positions of a product counts for in one run: position n for `values[n // step]`."""
+
+    count: int
+    step: int
+    values: Array
+
+
+Shares = Mapping[LinearOutput, Sequence[PositionShares]]  # by run
 
 
 class Moments:
@@ -164,8 +175,8 @@ def collect(
             if chosen.size:
                 weight: float | Array = use.entering.positions(activation.shape) / chosen.size
                 known = None if use.leaving is None else shares[use.leaving][sample]
-                if known is not None and len(known) == use.entering.positions(activation.shape):
-                    weight = weight * known[chosen]
+                if known is not None and known.count == use.entering.positions(activation.shape):
+                    weight = weight * known.values[chosen // known.step]
                 use.halves[sample in second].add(use.entering.rows_at(activation, chosen), weight)
     for pair in halves.values():  # layers that share moments may be fitted at the same time
         for half in pair:

@@ -14,7 +14,7 @@ from riq_cli.model import Linear, Model, linear_layers
 from riq_cli.model.linear_inputs import ProductInput
 from riq_cli.model.linear_outputs import ProductOutput
 from riq_cli.model.matrix import Arrangement
-from riq_cli.moments import Moments, collect, inputs_of, nbytes
+from riq_cli.moments import Moments, PositionShares, collect, inputs_of, nbytes
 
 
 def rows(*shape: int, seed: int = 0) -> np.ndarray:
@@ -195,9 +195,10 @@ def test_shares_say_how_much_positions_count() -> None:
         2: Linear(matrix, ((x, outputs[0]), (y, outputs[2]))),
     }
     activations = [("x", 0, rows(20000, 3)), ("y", 0, rows(50, 3, seed=1))]
-    share = np.random.default_rng(2).random(20000, np.float32)
+    shares = PositionShares(20000, 3, np.random.default_rng(2).random(6667, np.float32))
+    share = np.repeat(shares.values, 3)
     plain = collect(linear, activations, 1, ())
-    found = collect(linear, activations, 1, (), shares={outputs[0]: [share]})
+    found = collect(linear, activations, 1, (), shares={outputs[0]: [shares]})
     chosen = x.chosen((20000, 3), found[0][0].count, np.random.default_rng((0, 0, 0, 0)))
     assert chosen.size == 8192
     taken, weights = activations[0][2][chosen].astype(np.float64), share[chosen].astype(np.float64)
@@ -207,7 +208,7 @@ def test_shares_say_how_much_positions_count() -> None:
     np.testing.assert_allclose(found[1][0].mean, plain[1][0].mean, rtol=0.05)  # of which nothing is known
     np.testing.assert_array_equal(found[2][0].mean, plain[2][0].mean)  # … or not of all products
     assert nbytes(linear) == 2 * 2 * 8 * 9
-    assert nbytes(linear, shares={outputs[0]: [share]}) == 3 * 2 * 8 * 9
+    assert nbytes(linear, shares={outputs[0]: [shares]}) == 3 * 2 * 8 * 9
 
 
 def test_a_layer_of_many_columns_gets_more_rows() -> None:

@@ -28,7 +28,10 @@ def shares_of(proto: onnx.ModelProto, feeds: Feeds, folder: Path) -> dict[str, l
     steps: list[tuple[int, int]] = []
     found = position_shares(gradients, linear, lambda done, total: steps.append((done, total)))
     assert steps == [(number, len(feeds)) for number in range(1, len(feeds) + 1)]
-    return {leaving.operation[0]: list(shares) for leaving, shares in found.items()}
+    return {
+        leaving.operation[0]: [np.repeat(share.values, share.step)[: share.count] for share in shares]
+        for leaving, shares in found.items()
+    }
 
 
 def inputs(*shape: int, count: int = 3) -> Feeds:
@@ -71,6 +74,25 @@ def test_of_what_is_pooled_the_largest_counts(tmp_path: Path) -> None:
         product = np.tensordot(Random(0)(1, 32, 1, 1)[0, :, 0, 0], feed["x"][0], 1)
         largest = product == product.reshape(2, 4, 2, 4).max(axis=(1, 3)).repeat(4, axis=0).repeat(4, axis=1)
         np.testing.assert_array_equal(share.reshape(8, 8) > 0.2, largest)
+
+
+def test_of_many_positions_those_that_follow_each_other_are_taken_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proto = model(
+        [node("Conv", "x w", "a"), node("MaxPool", "a", "y", kernel_shape=[5, 5])],
+        [info("x", 1, 32, 67, 67)],
+        [unknown("y")],
+        [tensor("w", Random(0)(32, 32, 1, 1))],
+    )
+    feeds = inputs(1, 32, 67, 67, count=2)
+    together = shares_of(proto, feeds, tmp_path)["a"]
+    monkeypatch.setattr("riq_cli.codec.shares._TOLD_APART", 67 * 67)
+    for share, each in zip(together, shares_of(proto, feeds, tmp_path)["a"], strict=True):
+        assert share.shape == each.shape == (67 * 67,)
+        starts = np.arange(0, 67 * 67, 2)
+        means = np.add.reduceat(each, starts) / np.add.reduceat(np.ones(67 * 67), starts)
+        np.testing.assert_allclose(share, np.repeat(means, 2)[: 67 * 67], rtol=1e-5)
 
 
 def test_a_loud_sample_counts_no_more_than_a_quiet_one(tmp_path: Path) -> None:

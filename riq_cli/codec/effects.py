@@ -75,7 +75,10 @@ def with_effects(
         width = widths[number]
         assert width is not None
         earlier = None if before is None else before[number]
-        return with_importance(plan, weights.layers[number], width, collected.halves.pop(number), earlier)
+        told = with_importance(plan, weights.layers[number], width, collected.halves.pop(number), earlier)
+        if gradients.observer.is_lean:
+            weights.release()
+        return told
 
     found = zip(chosen, pool.map(fit, chosen), strict=True)
     return dict(plans) | {number: plan for number, plan in found if plan is not None}

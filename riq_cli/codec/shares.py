@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
 from riq_cli.codec.product_gradients import ProductGradients
 from riq_cli.gradients import Array, Floats
-from riq_cli.model import Linear
-from riq_cli.moments import Shares
+from riq_cli.model import Linear, LinearOutput
+from riq_cli.moments import PositionShares, Shares
 
 _PROBES = 8  # directions of the output in each run: squares over all rows of a layer average over more than these
 _PROBES_LEAN = 2  # … of a large model, which takes them one by one
 _EVEN = 0.1  # part of the shares that all positions have alike: what few gradients say is not all there is
 _ENOUGH = 2  # times as many positions as columns, at least: where there are fewer, each of them is needed
 _LEAST = 1024  # weights of a layer that is worth it
+_TOLD_APART = 4096  # positions of a product in one run, about; of more, some that follow each other are taken together
 
 
 def position_shares(
@@ -40,28 +40,40 @@ def position_shares(
         ModelError: onnxruntime cannot run the model so that its inner tensors are seen.
     """
     chosen = {n: item for n, item in linear.items() if not item.is_table and math.prod(item.matrix.shape) >= _LEAST}
-    squares: dict[tuple[int, int], dict[int, Any]] = {}
+    squares: dict[tuple[int, int], dict[int, PositionShares]] = {}  # sums of them
 
-    def found(number: int, index: int, run: int, _: Array | None, gradient: Floats) -> None:
+    def take_in(number: int, index: int, run: int, _: Array | None, gradient: Floats) -> None:
         item = linear[number]
         runs = squares.setdefault((number, index), {})
         for one in gradient:
             rows = item.products[index][1].rows(one, item.matrix.shape[0])
-            runs[run] = runs.get(run, 0.0) + np.einsum("gpn,gpn->p", rows, rows, dtype=np.float64)
+            sums = np.einsum("gpn,gpn->p", rows, rows, dtype=np.float64)
+            step = -(-sums.size // _TOLD_APART) or 1
+            together = np.add.reduceat(sums, np.arange(0, sums.size, step)) if step > 1 else sums
+            before = runs[run].values if run in runs else 0.0
+            runs[run] = PositionShares(sums.size, step, before + together)
 
     probes = _PROBES_LEAN if gradients.observer.is_lean else _PROBES
-    known = gradients.run(chosen, found, progress, probes, entering=False) if chosen else set[int]()
-    shares: dict[Any, list[Array]] = {}
+    known = gradients.run(chosen, take_in, progress, probes, entering=False) if chosen else set[int]()
+    shares: dict[LinearOutput, list[PositionShares]] = {}
     for number in known:
-        products = [squares.get((number, index), {}) for index in range(len(chosen[number].products))]
-        values = [[runs.get(run, np.zeros(0)) for run in range(len(gradients.rows))] for runs in products]
-        total = sum(float(part.sum()) for runs in values for part in runs)
-        count = sum(part.size for runs in values for part in runs)
-        if not 0 < total < math.inf or not all(part.size for runs in values for part in runs):
+        item = chosen[number]
+        products = [squares.get((number, index), {}) for index in range(len(item.products))]
+        parts = [part for runs in products for part in runs.values()]
+        total = sum(float(part.values.sum()) for part in parts)
+        count = sum(part.count for part in parts)
+        if not 0 < total < math.inf or len(parts) < len(products) * len(gradients.rows):
             continue
-        if count < _ENOUGH * chosen[number].matrix.shape[2]:
+        if count < _ENOUGH * item.matrix.shape[2]:
             continue
-        scale = (1 - _EVEN) * count / total
-        for (_, leaving), runs in zip(chosen[number].products, values, strict=True):
-            shares[leaving] = [(_EVEN + scale * part).astype(np.float32) for part in runs]
+        for (_, leaving), runs in zip(item.products, products, strict=True):
+            shares[leaving] = [_share(runs[run], count / total) for run in range(len(gradients.rows))]
     return shares
+
+
+def _share(squares: PositionShares, scale: float) -> PositionShares:
+    """What positions count for, by the sums of squared gradients at those taken together."""
+    sizes = np.full(squares.values.size, squares.step)
+    sizes[-1:] = squares.count - (sizes.size - 1) * squares.step
+    values = _EVEN + (1 - _EVEN) * scale * squares.values / sizes
+    return PositionShares(squares.count, squares.step, values.astype(np.float32))

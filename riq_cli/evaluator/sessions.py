@@ -92,6 +92,7 @@ def _options(threads: int, patient: bool) -> onnxruntime.SessionOptions:
     options.use_deterministic_compute = True
     options.log_severity_level = _LOG_NOTHING
     if patient:
+        options.enable_cpu_mem_arena = False  # it keeps twice what a run needs
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
