@@ -59,8 +59,9 @@ def _best_damping(plan: Plan, layer: Layer, width: float, judged: Sequence[_Mome
 
     def cost(found: _Found | None, judge: _Moments) -> float:
         """Bits at equal error of the outputs: half a bit a weight for each doubling of the error."""
-        own = widths * (np.ones((*weights.shape[:2], 1)) if found is None else np.exp2(found.codes / 4)[..., None])
-        symbols, _ = rounding.compensated(weights, (), own, () if found is None else found.spreads)
+        scales = np.ones(weights.shape[:2]) if found is None else np.exp2(found.codes / 4)
+        symbols, _ = rounding.compensated(weights, (), widths, () if found is None else found.spreads, None, scales)
+        own = widths * scales[..., None]
         error = judge.error(symbols * own - weights)
         return _bits(symbols, own / np.maximum(np.abs(weights).mean(axis=2, keepdims=True), _TINY)) + (
             symbols.size / 2 * math.log2(max(error, _TINY))

@@ -162,13 +162,13 @@ class Plan:
 
         Without compensation the error is ‖Ŵ − W‖² / max |W|².
         """
-        widths = self._widths(width)
+        widths, scales = self._widths(width), self._scales()
         # Others were narrowed: their weights are small.
         loud = (codes[codes >= -rounding.CODES_MAX].min(initial=0) for codes in (self.rows, self.columns))
         narrowest = width * 2 ** (int(sum(loud)) / 4)
         if self.trellis and quantizer.peak(layer.values, layer.dtype) < trellis.SYMBOL_MAX * narrowest:
             levels, error = rounding.trellised(
-                self._weights(layer), self.factors, widths, self.spreads, self.importance
+                self._weights(layer), self.factors, widths, self.spreads, self.importance, scales
             )
             return self._quantized(layer, levels, width, self.matrix.lanes), error
         if not self.factors and self.importance is None:
@@ -180,7 +180,7 @@ class Plan:
             restored = quantized.restored(layer.dtype, layer.shape)
             return quantized, quantizer.squared_error(layer.values, restored, layer.dtype)
         weights = self._weights(layer)
-        symbols, error = rounding.compensated(weights, self.factors, widths, self.spreads, self.importance)
+        symbols, error = rounding.compensated(weights, self.factors, widths, self.spreads, self.importance, scales)
         return self._quantized(layer, symbols, width), error
 
     def sampled(self, layer: Layer, width: float) -> tuple[float, float]:
@@ -190,7 +190,7 @@ class Plan:
         """
         columns = slice(None, None, 1 if self.factors else max(1, self.matrix.shape[2] // _COLUMNS))
         weights = _some_rows(self.matrix, layer, columns)
-        symbols, error = self._symbols(weights, self._widths(width, _step(self.matrix))[..., columns])
+        symbols, error = self._symbols(weights, self._widths(width)[..., columns])
         scale = layer.size / symbols.size
         share = float(np.max(np.abs(weights))) / quantizer.peak(layer.values, layer.dtype)  # errors are in such units
         return scale * _bits(symbols), scale * share**2 * error
@@ -223,21 +223,26 @@ class Plan:
         return Quantized(flat, width, self.scales, trellis=lanes)
 
     def _symbols(self, weights: Float64, widths: Float64) -> tuple[rounding.Integers, float]:
-        importance = None if self.importance is None else self.importance[:, :: _step(self.matrix)]
+        step = _step(self.matrix)
+        importance = None if self.importance is None else self.importance[:, ::step]
+        scales = self._scales(step)
         if self.trellis:
-            levels, error = rounding.trellised(weights, self.factors, widths, (), importance)
+            levels, error = rounding.trellised(weights, self.factors, widths, (), importance, scales)
             return trellis.symbols(levels), error
         if self.factors or importance is not None:
-            return rounding.compensated(weights, self.factors, widths, (), importance)
+            return rounding.compensated(weights, self.factors, widths, (), importance, scales)
+        widths = widths if scales is None else widths * scales[..., None]
         rounded = np.rint(weights / widths)
         left = (rounded * widths - weights) / (float(np.max(np.abs(weights))) or 1.0)
         return rounded.astype(np.int32), float(np.einsum("gnk,gnk->", left, left))
 
-    def _widths(self, width: float, step: int = 1) -> Float64:
-        """Bin widths that broadcast to the matrices, or to every so-manieth of their rows."""
-        if not self.rows.any():
-            return quantizer.scaled_widths(width, self.columns)[:, None, :]
-        return quantizer.scaled_widths(width, self.columns[:, None, :] + self.rows[:, ::step, None])
+    def _widths(self, width: float) -> Float64:
+        """Bin widths of columns, f64[groups, 1, columns]."""
+        return quantizer.scaled_widths(width, self.columns)[:, None, :]
+
+    def _scales(self, step: int = 1) -> Float64 | None:
+        """What rows multiply them by, or every so-manieth row, f64[groups, rows]; None where all are 1."""
+        return np.exp2(self.rows[:, ::step] / 4) if self.rows.any() else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -192,6 +192,7 @@ class Weights:
             return curve(layer.values, layer.dtype, middle)
         widths = middle * PLAN_STEPS
         bits, errors = np.array([plan.sampled(layer, width) for width in widths]).T
+        self.release()
         return Curve(widths, bits, np.maximum(errors, 1e-300)).interpolated()
 
     def widened(self, number: int) -> quantizer.Array:

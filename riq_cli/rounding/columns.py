@@ -10,7 +10,7 @@ from riq_cli.rounding.factor import Factor, Floats, Integers
 from riq_cli.trellis import Ways
 
 _LEAF = 8  # columns that are rounded one by one; wider blocks go by halves, so that most of the work is matrix products
-_SMALL = 64  # columns up to which many groups go side by side
+_SMALL, _FEW = 64, 4  # columns and rows up to which many groups go side by side
 _WAYS_LEAF = 64  # columns that ways through a trellis go on by, where errors of one spread to the others
 _WAYS_ALONE = 128  # … where they do not
 
@@ -61,8 +61,8 @@ def round_columns(
 
     With ways through a trellis, these go on, and levels are written for symbols.
     """
-    groups, size, _ = left.shape
-    if size > (_LEAF if ways is None else _WAYS_LEAF) and not (groups > 1 and size <= _SMALL):
+    groups, size, rows = left.shape
+    if size > (_LEAF if ways is None else _WAYS_LEAF) and not (groups > 1 and rows < _FEW and size <= _SMALL):
         middle = size // 2
         first, second = slice(0, middle), slice(middle, size)
         round_columns(left[:, first], bins[:, first], upper[:, first, first], symbols[:, first], errors[:, first], ways)

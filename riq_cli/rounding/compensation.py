@@ -11,7 +11,10 @@ Where it is known how rows matter to the model's outputs, errors are pushed onto
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +28,8 @@ from riq_cli.trellis import Ways
 _LANES = 1024  # whose ways through a trellis are followed side by side: so many stay in the processor's cache
 _PANELS = 16  # about, into which columns are cut where blocks of rows follow each other
 _PANEL_MIN, _PANEL_MAX = 8, 64  # columns
+_TOGETHER = 1 << 20  # weights of spreads that are rounded side by side, at most, if they are several
+_ALL = slice(None)
 _ALONE = 4096  # columns that are held at a time where errors do not spread to others
 _WAYS_MIN = (
     32  # of a panel along a trellis: at its end a way is settled on, which costs a part of what the trellis saves
@@ -37,6 +42,7 @@ def compensated(
     widths: NDArray[np.float64],
     spreads: Sequence[Spread] = (),
     importance: NDArray[np.float64] | None = None,
+    scales: NDArray[np.float64] | None = None,
 ) -> tuple[Integers, float]:
     """Symbols i32[groups, rows, K] of error-compensated rounding, and the error of the outputs that they leave.
 
@@ -46,11 +52,12 @@ def compensated(
         widths: bin widths > 0, broadcastable to W.
         spreads: of all rows of all groups, if errors spread among rows too.
         importance: weights of rows in the error, f64[groups, rows]; None: all are 1.
+        scales: of the bin widths of rows, f64[groups, rows]; None: all are 1.
 
     Returns:
         The symbols, and Σ tr((Ŵ − W)(H + λI)(Ŵ − W)ᵀ) / max |W|² in the units of H, each row by its importance.
     """
-    return _Rounding(matrix, factors, widths, importance, False).run(spreads)
+    return _Rounding(matrix, factors, widths, importance, scales, False).run(spreads)
 
 
 def trellised(
@@ -59,9 +66,24 @@ def trellised(
     widths: NDArray[np.float64],
     spreads: Sequence[Spread] = (),
     importance: NDArray[np.float64] | None = None,
+    scales: NDArray[np.float64] | None = None,
 ) -> tuple[Integers, float]:
     """Levels i32[groups, rows, K] of a trellis whose lanes are the rows, and the error, as `compensated` has it."""
-    return _Rounding(matrix, factors, widths, importance, True).run(spreads)
+    return _Rounding(matrix, factors, widths, importance, scales, True).run(spreads)
+
+
+class _Panel(NamedTuple):
+    """Columns `begin` up to `end`, of a factor if there is one.
+
+    Once they are rounded, errors of those from `since` on are pushed onto those up to `until`: the later, the more
+    panels go at a time, so that every two are met once.
+    """
+
+    factor: int | None
+    begin: int
+    end: int
+    since: int
+    until: int
 
 
 class _Rounding:
@@ -73,25 +95,33 @@ class _Rounding:
         factors: Sequence[Factor],
         widths: NDArray[np.float64],
         importance: NDArray[np.float64] | None,
+        scales: NDArray[np.float64] | None,
         trellised: bool,
     ) -> None:
         groups, rows, size = matrix.shape
         self._matrix, self._factors, self._importance, self._trellised = matrix, factors, importance, trellised
         self._peak = float(max(matrix.max(), -matrix.min())) or 1.0
-        self._widths = np.broadcast_to(widths / self._peak, (groups, widths.shape[1], size))
+        self._widths, self._scales = np.broadcast_to(widths, (groups, widths.shape[1], size)), scales
         self._uppers = [factor.upper for factor in factors]
         self._symbols = np.empty((groups, rows, size), np.int32)
         self._total = 0.0
 
     def run(self, spreads: Sequence[Spread]) -> tuple[Integers, float]:
         """Symbols or levels, and the error that they leave."""
-        for spread in spreads:
-            self._in_waves(spread)
+        for together in self._together(spreads):
+            self._in_waves(together)
         groups, rows, _ = self._matrix.shape
         step = max(_LANES // groups, 1) if self._trellised else rows
         for begin in () if spreads else range(0, rows, step):
             self._at_once(slice(begin, begin + step))
         return self._symbols, self._total
+
+    def _together(self, spreads: Sequence[Spread]) -> Iterator[Sequence[Spread]]:
+        """Runs of spreads of a group with as many rows each: what is done for one may as well be done for several."""
+        for (_, shape), run in itertools.groupby(spreads, key=lambda spread: (spread.group, spread.rows.shape)):
+            alike, most = list(run), max(1, _TOGETHER // (math.prod(shape) * self._matrix.shape[2]))
+            for first in range(0, len(alike), most):
+                yield alike[first : first + most]
 
     def _at_once(self, chosen: slice) -> None:
         """Round some rows of all groups, whose errors do not spread to others."""
@@ -100,8 +130,7 @@ class _Rounding:
         left = np.empty((groups, size, rows), np.float32)
         # float32 holds columns of W / peak, whatever the scale of the weights
         np.divide(part.transpose(0, 2, 1), self._peak, out=left, dtype=np.float64, casting="same_kind")
-        widths = self._widths[:, chosen] if self._widths.shape[1] > 1 else self._widths
-        bins = np.broadcast_to(widths.transpose(0, 2, 1), left.shape).astype(np.float32)
+        bins = self._bins(_ALL, chosen)
         symbols, errors = np.empty(left.shape, np.int32), np.empty_like(left)
         ways = Ways(groups, rows) if self._trellised else None
         round_all(left, bins, self._factors, self._uppers, symbols, errors, ways)
@@ -112,98 +141,127 @@ class _Rounding:
             squares = np.einsum("gkn,gkn->gn", errors, errors, dtype=np.float64)
             self._total += float(np.sum(squares * self._importance[:, chosen]))
 
-    def _in_waves(self, spread: Spread) -> None:
-        """Round the rows of a spread: a block follows the one before it one panel of columns behind.
+    def _in_waves(self, spreads: Sequence[Spread]) -> None:
+        """Round the rows of spreads that are alike: a block follows the one before it one panel of columns behind.
 
         So many blocks are rounded side by side: what errors of a panel move in later blocks is that panel alone.
         """
-        ways = Ways(*spread.rows.shape) if self._trellised else None
+        rows = np.stack([spread.rows for spread in spreads], axis=1)
+        shares = [np.stack([spread.shares[block] for spread in spreads]) for block in range(len(rows))]
+        ways = Ways(len(rows), rows[0].size) if self._trellised else None
         size = self._matrix.shape[2]
         step = size if self._factors else _ALONE
         for begin in range(0, size, step):
-            self._columns_in_waves(spread, slice(begin, begin + step), ways)
+            self._columns_in_waves(spreads[0].group, rows, shares, slice(begin, begin + step), ways)
 
-    def _columns_in_waves(self, spread: Spread, columns: slice, ways: Ways | None) -> None:
-        group, rows = spread.group, spread.rows
-        blocks, length = rows.shape
-        there, flat = rows.reshape(-1) >= 0, rows.reshape(-1)
-        part = self._matrix[group, flat, columns].T
+    def _columns_in_waves(
+        self,
+        group: int,
+        rows: NDArray[np.int64],
+        shares: Sequence[Floats],
+        columns: slice,
+        ways: Ways | None,
+    ) -> None:
+        """Round some columns of the rows [blocks, spreads, length]; shares [spreads, length, rows after the block]."""
+        blocks, flat = len(rows), rows.reshape(-1)
+        there = flat >= 0
+        beside = rows.swapaxes(0, 1)
+        part = self._matrix[group, beside.reshape(-1), columns].T
         size = len(part)
-        goal = np.empty(part.shape, np.float32)  # the weights, and what earlier rows are off
-        np.divide(part, self._peak, out=goal, dtype=np.float64, casting="same_kind")
-        goal *= there
-        left = goal.copy()  # and what earlier columns are off
-        widths = self._widths[group, flat if self._widths.shape[1] > 1 else slice(None), columns]
-        bins = np.broadcast_to(widths.T, left.shape).astype(np.float32)
-        symbols, errors = np.empty(left.shape, np.int32), np.empty_like(left)
-        panels = self._panels(size)
+        goal = np.empty((size, *beside.shape), np.float32)  # the weights, and what earlier rows are off
+        np.divide(part.reshape(goal.shape), self._peak, out=goal, dtype=np.float64, casting="same_kind")
+        del part
+        goal *= beside >= 0
+        pushed = np.zeros((size, flat.size), np.float32)  # what earlier columns are off
+        bins = self._bins(slice(group, group + 1), flat, columns)[0]
+        symbols, errors = np.empty(pushed.shape, np.int32), np.empty_like(pushed)
+        panels, extent = self._panels(size), flat.size // blocks
         for step in range(len(panels) + blocks - 1):
             active = [
-                (block, slice(block * length, (block + 1) * length), *panels[step - block])
+                (block, slice(block * extent, (block + 1) * extent), panels[step - block])
                 for block in range(blocks)
                 if 0 <= step - block < len(panels)
             ]
-            for extent in {end - begin for _, _, _, begin, end in active}:
-                wave = [item for item in active if item[4] - item[3] == extent]
-                self._round_wave(group, wave, left, bins, symbols, errors, ways)
-            for block, lanes, factor, begin, end in active:
-                if factor is not None and end < self._factors[factor].end:
-                    first, last = self._factors[factor].begin, self._factors[factor].end
-                    upper = self._uppers[factor][group, begin - first : end - first, end - first :]
-                    left[end:last, lanes] -= upper.T @ errors[begin:end, lanes]
-                if lanes.stop < flat.size:
-                    restored = symbols[begin:end, lanes] * bins[begin:end, lanes]
-                    residual = goal[begin:end, lanes] - (restored / trellis.PARTS if self._trellised else restored)
-                    moved = residual @ spread.shares[block]
-                    goal[begin:end, lanes.stop :] -= moved
-                    left[begin:end, lanes.stop :] -= moved
+            for columns_each in {panel.end - panel.begin for _, _, panel in active}:
+                wave = [item for item in active if item[2].end - item[2].begin == columns_each]
+                self._round_wave(group, wave, goal, pushed, bins, symbols, errors, ways)
+            for block, lanes, panel in active:
+                own = slice(panel.begin, panel.end)
+                if panel.until > panel.end:
+                    upper = self._upper(group, panel, (panel.since, panel.end), (panel.end, panel.until))
+                    pushed[panel.end : panel.until, lanes] += upper.T @ errors[panel.since : panel.end, lanes]
+                if block + 1 < blocks:
+                    restored = symbols[own, lanes] * bins[own, lanes]
+                    if self._trellised:
+                        restored /= trellis.PARTS
+                    residual = goal[own, :, block].swapaxes(0, 1) - restored.reshape(-1, *rows.shape[1:]).swapaxes(0, 1)
+                    moved = (residual @ shares[block]).swapaxes(0, 1)
+                    goal[own, :, block + 1 :] -= moved.reshape(*moved.shape[:2], -1, rows.shape[2])
         self._symbols[group, flat[there], columns] = symbols.T[there]
         squares = np.einsum("kn,kn->n", errors, errors, dtype=np.float64)[there]
         if self._importance is not None:
             squares *= self._importance[group, flat[there]]
         self._total += float(squares.sum())
 
-    def _panels(self, size: int) -> list[tuple[int | None, int, int]]:
-        """Runs of columns with the number of their factor, each with its begin and end."""
+    def _bins(self, groups: slice, rows: slice | NDArray[np.int64], columns: slice = _ALL) -> Floats:
+        """Bin widths of some weights, f32[groups, columns, rows], where the largest weight is 1; not to be written."""
+        widths = self._widths[groups, :, columns]
+        if widths.shape[1] > 1:
+            widths = widths[:, rows]
+        widths = widths.transpose(0, 2, 1) / self._peak
+        count = np.arange(self._matrix.shape[1])[rows].size
+        if self._scales is None:
+            return np.broadcast_to(widths.astype(np.float32), (*widths.shape[:2], count))
+        bins = np.empty((*widths.shape[:2], count), np.float32)
+        return np.multiply(widths, self._scales[groups, None, rows], out=bins, dtype=np.float64, casting="same_kind")
+
+    def _panels(self, size: int) -> list[_Panel]:
+        """Runs of columns one after the other."""
         extent = min(max(size // _PANELS, _WAYS_MIN if self._trellised else _PANEL_MIN), _PANEL_MAX)
         bounds: list[tuple[int | None, int, int]] = [(n, item.begin, item.end) for n, item in enumerate(self._factors)]
-        return [
-            (number, first, min(first + extent, end))
-            for number, begin, end in bounds or [(None, 0, size)]
-            for first in range(begin, end, extent)
-        ]
+        found = []
+        for factor, begin, end in bounds or [(None, 0, size)]:
+            for number, first in enumerate(range(begin, end, extent), start=1):
+                last, together = min(first + extent, end), extent * (number & -number)
+                until = last if factor is None else min(last + together, end)
+                found.append(_Panel(factor, first, last, first + extent - together, until))
+        return found
 
     def _round_wave(
         self,
         group: int,
-        wave: Sequence[tuple[int, slice, int | None, int, int]],
-        left: Floats,
+        wave: Sequence[tuple[int, slice, _Panel]],
+        goal: Floats,
+        pushed: Floats,
         bins: Floats,
         symbols: Integers,
         errors: Floats,
         ways: Ways | None,
     ) -> None:
         """Round a panel of each of some blocks, panels of the same length, side by side."""
-
-        def of(array: Floats) -> Floats:
-            return np.stack([array[begin:end, lanes] for _, lanes, _, begin, end in wave])
-
-        weights = of(left)
+        wanted = [goal[panel.begin : panel.end, :, block] for block, _, panel in wave]
+        weights = np.stack([part.reshape(len(part), -1) for part in wanted])
+        weights -= np.stack([pushed[panel.begin : panel.end, lanes] for _, lanes, panel in wave])
+        widths = np.stack([bins[panel.begin : panel.end, lanes] for _, lanes, panel in wave])
         found, missing = np.empty(weights.shape, np.int32), np.empty_like(weights)
-        blocks = [item[0] for item in wave]
+        blocks = [block for block, _, _ in wave]
         own = None if ways is None else ways.of(blocks)
         if self._factors:
-            upper = np.stack([self._upper(group, *item[2:]) for item in wave])
-            round_columns(weights, of(bins), upper, found, missing, own)
+            among = [(panel, (panel.begin, panel.end)) for _, _, panel in wave]
+            upper = np.stack([self._upper(group, panel, both, both) for panel, both in among])
+            round_columns(weights, widths, upper, found, missing, own)
         else:
-            round_alone(weights, of(bins), found, missing, own)
+            round_alone(weights, widths, found, missing, own)
         if ways is not None and own is not None:
             ways.put(blocks, own)
-        for number, (_, lanes, _, begin, end) in enumerate(wave):
-            symbols[begin:end, lanes], errors[begin:end, lanes] = found[number], missing[number]
+        for number, (_, lanes, panel) in enumerate(wave):
+            part = slice(panel.begin, panel.end)
+            symbols[part, lanes], errors[part, lanes] = found[number], missing[number]
 
-    def _upper(self, group: int, number: int | None, begin: int, end: int) -> Floats:
-        assert number is not None
-        first = self._factors[number].begin
-        part = slice(begin - first, end - first)
-        return self._uppers[number][group, part, part]
+    def _upper(self, group: int, panel: _Panel, rows: tuple[int, int], columns: tuple[int, int]) -> Floats:
+        """A part of U of the factor that a panel is of."""
+        assert panel.factor is not None
+        first = self._factors[panel.factor].begin
+        return self._uppers[panel.factor][
+            group, rows[0] - first : rows[1] - first, columns[0] - first : columns[1] - first
+        ]
