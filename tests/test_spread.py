@@ -143,6 +143,39 @@ def test_runs_of_rows_are_rounded_on_their_own() -> None:
     np.testing.assert_array_equal(compensated(matrix, factors, widths, spreads[::-1])[0], symbols)
 
 
+@pytest.mark.parametrize("together", [1, 300, 1 << 20])
+@pytest.mark.parametrize(("rounded", "part"), [(compensated, 1.0), (trellised, 0.25)])
+def test_runs_of_as_many_rows_are_rounded_side_by_side(
+    rounded: Rounded, part: float, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One by one, two and two, or all four of a group: it is the same; panels of columns that double too."""
+    monkeypatch.setattr("riq_cli.rounding.compensation._TOGETHER", together)
+    monkeypatch.setattr("riq_cli.rounding.compensation._WAYS_MIN", 64)
+    matrix, widths = np.random.default_rng(5).standard_normal((2, 50, 11)), np.full((1, 1, 11), 0.3)
+    spreads, importance = spreads_of(2, 50, 12, 24, 36)
+    assert [each.rows.shape for each in spreads[:4]] == [(12, 1), (12, 1), (12, 1), (14, 1)]
+    factors = factors_of(2, 11, 4)
+    symbols, error = rounded(matrix, factors, widths, spreads, importance)
+    wanted, total = in_order(rounded, matrix, factors, widths, spreads, importance, part)
+    np.testing.assert_array_equal(symbols, wanted)
+    assert error == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.parametrize("rounded", [compensated, trellised])
+@pytest.mark.parametrize("spread_out", [False, True])
+def test_rows_may_scale_bin_widths(rounded: Rounded, spread_out: bool) -> None:
+    generator = np.random.default_rng(6)
+    matrix, scales = generator.standard_normal((2, 30, 40)), np.exp2(generator.integers(-3, 3, (2, 30)))
+    widths = 0.3 * np.exp2(generator.uniform(-1, 1, (2, 1, 40)))
+    spreads, importance = spreads_of(2, 30)
+    given = (spreads if spread_out else (), importance)
+    symbols, error = rounded(matrix, factors_of(2, 40), widths, *given, scales)
+    wanted, same = rounded(matrix, factors_of(2, 40), widths * scales[..., None], *given)
+    np.testing.assert_array_equal(symbols, wanted)
+    assert error == same
+    assert (symbols != rounded(matrix, factors_of(2, 40), widths, *given)[0]).any()
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 1 << 30),
