@@ -115,7 +115,7 @@ class Job:
             script = self.folder / "temp" / "step.sh"
             script.write_text(step["run"])
             done = subprocess.run(["bash", "--noprofile", "--norc", "-eo", "pipefail", script], cwd=self.folder,
-                                  capture_output=True, text=True, env=environment, timeout=120)  # fmt: skip
+                                  capture_output=True, text=True, env=environment, timeout=600)  # fmt: skip
             if done.returncode:
                 return done.returncode, done.stderr
         return 0, done.stderr

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 def riq(*arguments: object, folder: Path, data: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "riq_cli", *map(str, arguments)]
     environment = os.environ | {"COLUMNS": "100", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=folder, capture_output=True, input=data, env=environment, timeout=120)
+    return subprocess.run(command, cwd=folder, capture_output=True, input=data, env=environment, timeout=600)
 
 
 def fails(code: int, message: str, *arguments: object, folder: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 
 def run(program: str) -> tuple[int, str, str]:
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout, done.stderr
 
 

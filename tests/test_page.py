@@ -275,7 +275,7 @@ def dumped(path: Path, fragment: str = "") -> tuple[Tree, list[str]]:
         f"--user-data-dir={path.parent / 'profile'}", "--virtual-time-budget=3000", "--enable-logging=stderr",
         "--dump-dom", path.as_uri() + fragment,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     return Tree(done.stdout), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
@@ -372,7 +372,7 @@ def test_light_and_dark_are_two_pictures(saved: Path) -> None:
             [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--blink-settings=preferredColorScheme={scheme}",
              f"--user-data-dir={saved.parent / 'profile'}", "--virtual-time-budget=3000",
              "--window-size=1280,2000", f"--screenshot={picture}", saved.as_uri()],
-            capture_output=True, timeout=120, check=True,
+            capture_output=True, timeout=600, check=True,
         )  # fmt: skip
         sizes.append(picture.read_bytes())
     assert sizes[0] != sizes[1]
@@ -384,7 +384,7 @@ def test_light_and_dark_are_two_pictures(saved: Path) -> None:
 def riq(folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     environment = os.environ | {"COLUMNS": "100", "PYTHONPATH": str(Path(__file__).parent.parent)}
     command = [sys.executable, "-m", "riq_cli", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, env=environment, timeout=60)
+    return subprocess.run(command, cwd=folder, capture_output=True, env=environment, timeout=600)
 
 
 def test_the_command_writes_the_page_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 def riq(folder: Path, *arguments: str, data: bytes | None = None) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"COLUMNS": "100", "PYTHONPATH": str(ROOT)}
     run = subprocess.run([sys.executable, "-m", "riq_cli", *arguments], cwd=folder, capture_output=True, input=data,
-                         env=environment, timeout=120)  # fmt: skip
+                         env=environment, timeout=600)  # fmt: skip
     return subprocess.CompletedProcess(run.args, run.returncode, run.stdout.decode(), run.stderr.decode())
 
 

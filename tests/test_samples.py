@@ -95,7 +95,7 @@ def in_a_shell(command: str, folder: Path) -> subprocess.CompletedProcess[bytes]
     """The command line as a user of the folder would type it, at home there."""
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "HOME": str(folder), "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
-    return subprocess.run(["sh", "-c", command], cwd=folder, capture_output=True, env=environment, timeout=120)
+    return subprocess.run(["sh", "-c", command], cwd=folder, capture_output=True, env=environment, timeout=600)
 
 
 @pytest.mark.skipif(shutil.which("sh") is None, reason="needs a shell")
