@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := sample_models
 BENCH ?=
+# Tests run side by side already, and layers within them; more threads of numpy only wait for each other.
+export OPENBLAS_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test zoo bench bench-allocation bench-loss clean
