@@ -18,15 +18,14 @@ def interruptible(pool: Pool) -> Iterator[Pool]:
     A signal may come after a lock of the pool was taken and before the block that gives it back; the worker that wants
     it then never ends. Who catches the interruption has to leave without Python's own end, which waits as well.
     """
+    interrupted = False
     try:
         yield pool
     except KeyboardInterrupt:
-        pool.shutdown(wait=False, cancel_futures=True)
-        if isinstance(pool, ProcessPoolExecutor):  # they would stay behind, and wait for work
+        interrupted = True
+        raise
+    finally:
+        pool.shutdown(wait=not interrupted, cancel_futures=interrupted)
+        if interrupted and isinstance(pool, ProcessPoolExecutor):  # they would stay behind, and wait for work
             for process in multiprocessing.active_children():
                 process.terminate()
-        raise
-    except BaseException:
-        pool.shutdown()
-        raise
-    pool.shutdown()

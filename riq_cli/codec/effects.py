@@ -10,7 +10,7 @@ import numpy as np
 
 from riq_cli.codec.importance import FEW, with_importance
 from riq_cli.codec.plans import Plan
-from riq_cli.codec.product_gradients import ProductGradients
+from riq_cli.codec.product_gradients import LEAST, ProductGradients
 from riq_cli.codec.weights import Plans, Weights, Widths
 from riq_cli.gradients import Array, Effects, Floats, effects
 from riq_cli.model import Linear
@@ -23,7 +23,6 @@ _SPREADS = (1024, 512, 256)  # rows whose errors spread among each other
 _BYTES = 0.5  # bytes of second moments, at most, for each byte of weights
 _FEW = 1 << 27  # bytes of them that are always granted
 _SAMPLES = 8  # at least: two that judge two others know next to nothing of how samples differ
-_LEAST = 1024  # weights of a layer that is worth it
 
 
 def with_effects(
@@ -59,7 +58,7 @@ def with_effects(
         and widths[number] is not None
         and item.matrix.row_axes is not None
         and math.prod(item.matrix.shape[:2]) >= FEW
-        and weights.sizes[number] >= _LEAST
+        and weights.sizes[number] >= LEAST
         and (before is None or (number in before and before[number].importance is not None))
     }
     if not chosen or sum(gradients.rows) < _SAMPLES:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from riq_cli.codec.product_gradients import ProductGradients
+from riq_cli.codec.product_gradients import LEAST, ProductGradients
 from riq_cli.gradients import Array, Floats
 from riq_cli.model import Linear, LinearOutput
 from riq_cli.moments import PositionShares, Shares
@@ -16,7 +16,6 @@ _PROBES = 8  # directions of the output in each run: squares over all rows of a 
 _PROBES_LEAN = 2  # … of a large model, which takes them one by one
 _EVEN = 0.1  # part of the shares that all positions have alike: what few gradients say is not all there is
 _ENOUGH = 2  # times as many positions as columns, at least: where there are fewer, each of them is needed
-_LEAST = 1024  # weights of a layer that is worth it
 _TOLD_APART = 4096  # positions of a product in one run, about; of more, some that follow each other are taken together
 
 
@@ -39,7 +38,7 @@ def position_shares(
     Raises:
         ModelError: onnxruntime cannot run the model so that its inner tensors are seen.
     """
-    chosen = {n: item for n, item in linear.items() if not item.is_table and math.prod(item.matrix.shape) >= _LEAST}
+    chosen = {n: item for n, item in linear.items() if not item.is_table and math.prod(item.matrix.shape) >= LEAST}
     squares: dict[tuple[int, int], dict[int, PositionShares]] = {}  # sums of them
 
     def take_in(number: int, index: int, run: int, _: Array | None, gradient: Floats) -> None:

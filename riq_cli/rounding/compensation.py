@@ -130,7 +130,7 @@ class _Rounding:
         left = np.empty((groups, size, rows), np.float32)
         # float32 holds columns of W / peak, whatever the scale of the weights
         np.divide(part.transpose(0, 2, 1), self._peak, out=left, dtype=np.float64, casting="same_kind")
-        bins = self._bins(_ALL, chosen)
+        bins = self._bins(left.shape, _ALL, chosen)
         symbols, errors = np.empty(left.shape, np.int32), np.empty_like(left)
         ways = Ways(groups, rows) if self._trellised else None
         round_all(left, bins, self._factors, self._uppers, symbols, errors, ways)
@@ -173,7 +173,7 @@ class _Rounding:
         del part
         goal *= beside >= 0
         pushed = np.zeros((size, flat.size), np.float32)  # what earlier columns are off
-        bins = self._bins(slice(group, group + 1), flat, columns)[0]
+        bins = self._bins((1, *pushed.shape), slice(group, group + 1), flat, columns)[0]
         symbols, errors = np.empty(pushed.shape, np.int32), np.empty_like(pushed)
         panels, extent = self._panels(size), flat.size // blocks
         for step in range(len(panels) + blocks - 1):
@@ -203,16 +203,17 @@ class _Rounding:
             squares *= self._importance[group, flat[there]]
         self._total += float(squares.sum())
 
-    def _bins(self, groups: slice, rows: slice | NDArray[np.int64], columns: slice = _ALL) -> Floats:
+    def _bins(
+        self, shape: tuple[int, ...], groups: slice, rows: slice | NDArray[np.int64], columns: slice = _ALL
+    ) -> Floats:
         """Bin widths of some weights, f32[groups, columns, rows], where the largest weight is 1; not to be written."""
         widths = self._widths[groups, :, columns]
         if widths.shape[1] > 1:
             widths = widths[:, rows]
         widths = widths.transpose(0, 2, 1) / self._peak
-        count = np.arange(self._matrix.shape[1])[rows].size
         if self._scales is None:
-            return np.broadcast_to(widths.astype(np.float32), (*widths.shape[:2], count))
-        bins = np.empty((*widths.shape[:2], count), np.float32)
+            return np.broadcast_to(widths.astype(np.float32), shape)
+        bins = np.empty(shape, np.float32)
         return np.multiply(widths, self._scales[groups, None, rows], out=bins, dtype=np.float64, casting="same_kind")
 
     def _panels(self, size: int) -> list[_Panel]:
