@@ -57,7 +57,7 @@ def round_alone(left: Floats, bins: Floats, symbols: Integers, errors: Floats, w
 def round_columns(
     left: Floats, bins: Floats, upper: Floats, symbols: Integers, errors: Floats, ways: Ways | None = None
 ) -> None:
-    """Round the columns f32[groups, K, rows] of `left`, which is used up, and write symbols and scaled errors.
+    """Round the columns f32[groups, K, rows] of `left`, which may be used up, and write symbols and scaled errors.
 
     With ways through a trellis, these go on, and levels are written for symbols.
     """
@@ -74,13 +74,17 @@ def round_columns(
     if ways is not None:
         ways.extend(left, bins, upper, symbols, errors)
         return
-    for column in range(size):
-        weights, width = left[:, column], bins[:, column]
-        rounded = np.rint(weights / width)
+    # Errors of a column are scaled by what it has on the diagonal, in the end, those of all columns at once.
+    diagonal = np.ascontiguousarray(np.einsum("gii->ig", upper))[..., None]
+    spread = np.ascontiguousarray(upper.transpose(1, 2, 0) / diagonal.swapaxes(1, 2))[..., None]
+    missing, widths = (np.ascontiguousarray(part.swapaxes(0, 1)) for part in (left, bins))
+    for column, (weights, width) in enumerate(zip(missing, widths, strict=True)):
+        rounded = weights / width
+        np.rint(rounded, out=rounded)
         symbols[:, column] = rounded
         rounded *= width
-        error = errors[:, column]
-        np.subtract(weights, rounded, out=error)
-        error /= upper[:, column, column, None]
+        weights -= rounded
         if column + 1 < size:
-            left[:, column + 1 :] -= upper[:, column, column + 1 :, None] * error[:, None]
+            missing[column + 1 :] -= spread[column, column + 1 :] * weights
+    missing /= diagonal
+    errors[...] = missing.swapaxes(0, 1)

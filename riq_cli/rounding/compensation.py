@@ -172,33 +172,31 @@ class _Rounding:
         np.divide(part.reshape(goal.shape), self._peak, out=goal, dtype=np.float64, casting="same_kind")
         del part
         goal *= beside >= 0
-        pushed = np.zeros((size, flat.size), np.float32)  # what earlier columns are off
-        bins = self._bins((1, *pushed.shape), slice(group, group + 1), flat, columns)[0]
+        extent = flat.size // blocks
+        pushed = np.zeros((blocks, size, extent), np.float32)  # what earlier columns are off
+        bins = self._bins((1, size, flat.size), slice(group, group + 1), flat, columns)[0]
+        bins = np.ascontiguousarray(bins.reshape(size, blocks, extent).swapaxes(0, 1))
         symbols, errors = np.empty(pushed.shape, np.int32), np.empty_like(pushed)
-        panels, extent = self._panels(size), flat.size // blocks
+        panels = self._panels(size)
         for step in range(len(panels) + blocks - 1):
-            active = [
-                (block, slice(block * extent, (block + 1) * extent), panels[step - block])
-                for block in range(blocks)
-                if 0 <= step - block < len(panels)
-            ]
-            for columns_each in {panel.end - panel.begin for _, _, panel in active}:
-                wave = [item for item in active if item[2].end - item[2].begin == columns_each]
+            active = [(block, panels[step - block]) for block in range(blocks) if 0 <= step - block < len(panels)]
+            for columns_each in {panel.end - panel.begin for _, panel in active}:
+                wave = [item for item in active if item[1].end - item[1].begin == columns_each]
                 self._round_wave(group, wave, goal, pushed, bins, symbols, errors, ways)
-            for block, lanes, panel in active:
+            for block, panel in active:
                 own = slice(panel.begin, panel.end)
                 if panel.until > panel.end:
                     upper = self._upper(group, panel, (panel.since, panel.end), (panel.end, panel.until))
-                    pushed[panel.end : panel.until, lanes] += upper.T @ errors[panel.since : panel.end, lanes]
+                    pushed[block, panel.end : panel.until] += upper.T @ errors[block, panel.since : panel.end]
                 if block + 1 < blocks:
-                    restored = symbols[own, lanes] * bins[own, lanes]
+                    restored = np.multiply(symbols[block, own], bins[block, own], dtype=np.float32)
                     if self._trellised:
                         restored /= trellis.PARTS
                     residual = goal[own, :, block].swapaxes(0, 1) - restored.reshape(-1, *rows.shape[1:]).swapaxes(0, 1)
                     moved = (residual @ shares[block]).swapaxes(0, 1)
                     goal[own, :, block + 1 :] -= moved.reshape(*moved.shape[:2], -1, rows.shape[2])
-        self._symbols[group, flat[there], columns] = symbols.T[there]
-        squares = np.einsum("kn,kn->n", errors, errors, dtype=np.float64)[there]
+        self._symbols[group, flat[there], columns] = symbols.swapaxes(1, 2).reshape(-1, size)[there]
+        squares = np.einsum("bkn,bkn->bn", errors, errors, dtype=np.float64).reshape(-1)[there]
         if self._importance is not None:
             squares *= self._importance[group, flat[there]]
         self._total += float(squares.sum())
@@ -231,7 +229,7 @@ class _Rounding:
     def _round_wave(
         self,
         group: int,
-        wave: Sequence[tuple[int, slice, _Panel]],
+        wave: Sequence[tuple[int, _Panel]],
         goal: Floats,
         pushed: Floats,
         bins: Floats,
@@ -240,24 +238,22 @@ class _Rounding:
         ways: Ways | None,
     ) -> None:
         """Round a panel of each of some blocks, panels of the same length, side by side."""
-        wanted = [goal[panel.begin : panel.end, :, block] for block, _, panel in wave]
-        weights = np.stack([part.reshape(len(part), -1) for part in wanted])
-        weights -= np.stack([pushed[panel.begin : panel.end, lanes] for _, lanes, panel in wave])
-        widths = np.stack([bins[panel.begin : panel.end, lanes] for _, lanes, panel in wave])
+        parts = [(block, slice(panel.begin, panel.end)) for block, panel in wave]
+        weights = np.stack([goal[part, :, block].reshape(-1, pushed.shape[2]) - pushed[block, part] for block, part in parts])
+        widths = np.stack([bins[block, part] for block, part in parts])
         found, missing = np.empty(weights.shape, np.int32), np.empty_like(weights)
-        blocks = [block for block, _, _ in wave]
+        blocks = [block for block, _ in wave]
         own = None if ways is None else ways.of(blocks)
         if self._factors:
-            among = [(panel, (panel.begin, panel.end)) for _, _, panel in wave]
+            among = [(panel, (panel.begin, panel.end)) for _, panel in wave]
             upper = np.stack([self._upper(group, panel, both, both) for panel, both in among])
             round_columns(weights, widths, upper, found, missing, own)
         else:
             round_alone(weights, widths, found, missing, own)
         if ways is not None and own is not None:
             ways.put(blocks, own)
-        for number, (_, lanes, panel) in enumerate(wave):
-            part = slice(panel.begin, panel.end)
-            symbols[part, lanes], errors[part, lanes] = found[number], missing[number]
+        for number, (block, part) in enumerate(parts):
+            symbols[block, part], errors[block, part] = found[number], missing[number]
 
     def _upper(self, group: int, panel: _Panel, rows: tuple[int, int], columns: tuple[int, int]) -> Floats:
         """A part of U of the factor that a panel is of."""
