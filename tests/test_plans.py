@@ -174,8 +174,9 @@ def chosen_damping(plan: Plan, halves: tuple[Moments, Moments]) -> float:
     second = joined.second[0]
     if plan.bias is not None:
         second = second - joined.mean[:, :, None] * joined.mean[:, None]
+    own = plan.factors[0].upper
     (found,) = [
-        damping for damping in DAMPINGS if np.allclose(plan.factors[0].upper, factorized(second, damping), rtol=1e-5)
+        damping for damping in DAMPINGS if np.allclose(own, factorized(second, damping), 1e-3, 1e-4 * own.max())
     ]
     return found
 

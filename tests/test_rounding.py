@@ -300,15 +300,22 @@ def test_every_column_is_rounded_by_half_a_bin_at_most(
 
 
 @pytest.mark.parametrize("size", [1, 2, 33])
-def test_a_factor_gives_back_its_triangle_from_half_the_memory(size: int) -> None:
+def test_a_factor_gives_back_its_triangle_from_a_quarter_of_the_memory(size: int) -> None:
+    """What errors spread by is held in half precision, beside the diagonal."""
     upper = np.triu(np.random.default_rng(0).standard_normal((3, size, size))).astype(np.float32)
     factor = Factor(5, 5 + size, upper)
-    np.testing.assert_array_equal(factor.upper, upper)
+    np.testing.assert_allclose(factor.upper, upper, rtol=2**-11 + 1e-6)
     np.testing.assert_array_equal(factor.diagonal, np.einsum("gii->gi", upper))
+    np.testing.assert_array_equal(Factor(5, 5 + size, factor.upper).upper, factor.upper)
     assert factor.upper is not factor.upper
-    assert sum(part.nbytes for part in vars(factor).values() if isinstance(part, np.ndarray)) == 3 * 2 * size * (
-        size + 1
-    )
+    held = sum(part.nbytes for part in vars(factor).values() if isinstance(part, np.ndarray))
+    assert held == 3 * size * (4 + 2 * (size - 1) // 2)
+
+
+def test_a_factor_s_triangle_ends_where_half_precision_does() -> None:
+    upper = np.array([[[2.0, -1e9, 1e-9], [0, 1e-30, 1e-31], [0, 0, 1e30]]], np.float32)
+    wanted = [[2.0, -65504.0 * 2, 0.0], [0.0, 1e-30, 1e-31], [0.0, 0.0, 1e30]]
+    np.testing.assert_allclose(Factor(0, 3, upper).upper[0], wanted, rtol=2**-11)
 
 
 # ---- column_codes ---------------------------------------------------------------------------------------------------

