@@ -150,7 +150,7 @@ def test_runs_of_as_many_rows_are_rounded_side_by_side(
 ) -> None:
     """One by one, two and two, or all four of a group: it is the same; panels of columns that double too."""
     monkeypatch.setattr("riq_cli.rounding.compensation._TOGETHER", together)
-    monkeypatch.setattr("riq_cli.rounding.compensation._WAYS_MIN", 64)
+    monkeypatch.setattr("riq_cli.rounding.waves._WAYS_MIN", 64)
     matrix, widths = np.random.default_rng(5).standard_normal((2, 50, 11)), np.full((1, 1, 11), 0.3)
     spreads, importance = spreads_of(2, 50, 12, 24, 36)
     assert [each.rows.shape for each in spreads[:4]] == [(12, 1), (12, 1), (12, 1), (14, 1)]

@@ -14,26 +14,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli import trellis
-from riq_cli.rounding.columns import round_all, round_alone, round_columns
+from riq_cli.rounding.columns import round_all
 from riq_cli.rounding.factor import Factor, Floats, Integers
 from riq_cli.rounding.spread import Spread
+from riq_cli.rounding.waves import Waves
 from riq_cli.trellis import Ways
 
 _LANES = 1024  # whose ways through a trellis are followed side by side: so many stay in the processor's cache
-_PANELS = 16  # about, into which columns are cut where blocks of rows follow each other
-_PANEL_MIN, _PANEL_MAX = 8, 64  # columns
 _TOGETHER = 1 << 20  # weights of spreads that are rounded side by side, at most, if they are several
 _ALL = slice(None)
 _ALONE = 4096  # columns that are held at a time where errors do not spread to others
-_WAYS_MIN = (
-    32  # of a panel along a trellis: at its end a way is settled on, which costs a part of what the trellis saves
-)
 
 
 def compensated(
@@ -70,20 +64,6 @@ def trellised(
 ) -> tuple[Integers, float]:
     """Levels i32[groups, rows, K] of a trellis whose lanes are the rows, and the error, as `compensated` has it."""
     return _Rounding(matrix, factors, widths, importance, scales, True).run(spreads)
-
-
-class _Panel(NamedTuple):
-    """Columns `begin` up to `end`, of a factor if there is one.
-
-    Once they are rounded, errors of those from `since` on are pushed onto those up to `until`: the later, the more
-    panels go at a time, so that every two are met once.
-    """
-
-    factor: int | None
-    begin: int
-    end: int
-    since: int
-    until: int
 
 
 class _Rounding:
@@ -142,10 +122,7 @@ class _Rounding:
             self._total += float(np.sum(squares * self._importance[:, chosen]))
 
     def _in_waves(self, spreads: Sequence[Spread]) -> None:
-        """Round the rows of spreads that are alike: a block follows the one before it one panel of columns behind.
-
-        So many blocks are rounded side by side: what errors of a panel move in later blocks is that panel alone.
-        """
+        """Round the rows of spreads that are alike."""
         rows = np.stack([spread.rows for spread in spreads], axis=1)
         shares = [
             np.stack([spread.shares[block] for spread in spreads], dtype=np.float32) for block in range(len(rows))
@@ -154,51 +131,25 @@ class _Rounding:
         size = self._matrix.shape[2]
         step = size if self._factors else _ALONE
         for begin in range(0, size, step):
-            self._columns_in_waves(spreads[0].group, rows, shares, slice(begin, begin + step), ways)
+            self._columns_in_waves(spreads[0].group, rows, slice(begin, begin + step), shares, ways)
 
     def _columns_in_waves(
-        self,
-        group: int,
-        rows: NDArray[np.int64],
-        shares: Sequence[Floats],
-        columns: slice,
-        ways: Ways | None,
+        self, group: int, rows: NDArray[np.int64], columns: slice, shares: Sequence[Floats], ways: Ways | None
     ) -> None:
-        """Round some columns of the rows [blocks, spreads, length]; shares [spreads, length, rows after the block]."""
-        blocks, flat = len(rows), rows.reshape(-1)
+        """Round some columns of the rows i64[blocks, spreads, length]."""
+        flat, beside = rows.reshape(-1), rows.swapaxes(0, 1)
         there = flat >= 0
-        beside = rows.swapaxes(0, 1)
         part = self._matrix[group, beside.reshape(-1), columns].T
         size = len(part)
-        goal = np.empty((size, *beside.shape), np.float32)  # the weights, and what earlier rows are off
+        goal = np.empty((size, *beside.shape), np.float32)
         np.divide(part.reshape(goal.shape), self._peak, out=goal, dtype=np.float64, casting="same_kind")
         del part
         goal *= beside >= 0
-        extent = flat.size // blocks
-        pushed = np.zeros((blocks, size, extent), np.float32)  # what earlier columns are off
         bins = self._bins((1, size, flat.size), slice(group, group + 1), flat, columns)[0]
-        bins = np.ascontiguousarray(bins.reshape(size, blocks, extent).swapaxes(0, 1))
-        symbols, errors = np.empty(pushed.shape, np.int32), np.empty_like(pushed)
-        panels = self._panels(size)
-        for step in range(len(panels) + blocks - 1):
-            active = [(block, panels[step - block]) for block in range(blocks) if 0 <= step - block < len(panels)]
-            for columns_each in {panel.end - panel.begin for _, panel in active}:
-                wave = [item for item in active if item[1].end - item[1].begin == columns_each]
-                self._round_wave(group, wave, goal, pushed, bins, symbols, errors, ways)
-            for block, panel in active:
-                own = slice(panel.begin, panel.end)
-                if panel.until > panel.end:
-                    upper = self._upper(group, panel, (panel.since, panel.end), (panel.end, panel.until))
-                    pushed[block, panel.end : panel.until] += upper.T @ errors[block, panel.since : panel.end]
-                if block + 1 < blocks:
-                    restored = np.multiply(symbols[block, own], bins[block, own], dtype=np.float32)
-                    if self._trellised:
-                        restored /= trellis.PARTS
-                    residual = goal[own, :, block].swapaxes(0, 1) - restored.reshape(-1, *rows.shape[1:]).swapaxes(0, 1)
-                    moved = (residual @ shares[block]).swapaxes(0, 1)
-                    goal[own, :, block + 1 :] -= moved.reshape(*moved.shape[:2], -1, rows.shape[2])
-        self._symbols[group, flat[there], columns] = symbols.swapaxes(1, 2).reshape(-1, size)[there]
-        squares = np.einsum("bkn,bkn->bn", errors, errors, dtype=np.float64).reshape(-1)[there]
+        waves = Waves(goal, bins, shares, self._factors, [upper[group] for upper in self._uppers], ways)
+        waves.run()
+        self._symbols[group, flat[there], columns] = waves.symbols.swapaxes(1, 2).reshape(-1, size)[there]
+        squares = np.einsum("bkn,bkn->bn", waves.errors, waves.errors, dtype=np.float64).reshape(-1)[there]
         if self._importance is not None:
             squares *= self._importance[group, flat[there]]
         self._total += float(squares.sum())
@@ -215,54 +166,3 @@ class _Rounding:
             return np.broadcast_to(widths.astype(np.float32), shape)
         bins = np.empty(shape, np.float32)
         return np.multiply(widths, self._scales[groups, None, rows], out=bins, dtype=np.float64, casting="same_kind")
-
-    def _panels(self, size: int) -> list[_Panel]:
-        """Runs of columns one after the other."""
-        extent = min(max(size // _PANELS, _WAYS_MIN if self._trellised else _PANEL_MIN), _PANEL_MAX)
-        bounds: list[tuple[int | None, int, int]] = [(n, item.begin, item.end) for n, item in enumerate(self._factors)]
-        found = []
-        for factor, begin, end in bounds or [(None, 0, size)]:
-            for number, first in enumerate(range(begin, end, extent), start=1):
-                last, together = min(first + extent, end), extent * (number & -number)
-                until = last if factor is None else min(last + together, end)
-                found.append(_Panel(factor, first, last, first + extent - together, until))
-        return found
-
-    def _round_wave(
-        self,
-        group: int,
-        wave: Sequence[tuple[int, _Panel]],
-        goal: Floats,
-        pushed: Floats,
-        bins: Floats,
-        symbols: Integers,
-        errors: Floats,
-        ways: Ways | None,
-    ) -> None:
-        """Round a panel of each of some blocks, panels of the same length, side by side."""
-        parts = [(block, slice(panel.begin, panel.end)) for block, panel in wave]
-        weights = np.stack(
-            [goal[part, :, block].reshape(-1, pushed.shape[2]) - pushed[block, part] for block, part in parts]
-        )
-        widths = np.stack([bins[block, part] for block, part in parts])
-        found, missing = np.empty(weights.shape, np.int32), np.empty_like(weights)
-        blocks = [block for block, _ in wave]
-        own = None if ways is None else ways.of(blocks)
-        if self._factors:
-            among = [(panel, (panel.begin, panel.end)) for _, panel in wave]
-            upper = np.stack([self._upper(group, panel, both, both) for panel, both in among])
-            round_columns(weights, widths, upper, found, missing, own)
-        else:
-            round_alone(weights, widths, found, missing, own)
-        if ways is not None and own is not None:
-            ways.put(blocks, own)
-        for number, (block, part) in enumerate(parts):
-            symbols[block, part], errors[block, part] = found[number], missing[number]
-
-    def _upper(self, group: int, panel: _Panel, rows: tuple[int, int], columns: tuple[int, int]) -> Floats:
-        """A part of U of the factor that a panel is of."""
-        assert panel.factor is not None
-        first = self._factors[panel.factor].begin
-        return self._uppers[panel.factor][
-            group, rows[0] - first : rows[1] - first, columns[0] - first : columns[1] - first
-        ]
