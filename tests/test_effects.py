@@ -203,6 +203,7 @@ def test_effects_of_half_precision_are_single() -> None:
 # ---- with_effects ---------------------------------------------------------------------------------------------------
 
 HIDDEN = 64
+WORDS = 40
 
 
 def perceptron(unknown_end: bool = False) -> onnx.ModelProto:
@@ -230,7 +231,11 @@ def fitted(
     loaded = Model.load(save(proto, folder))
     form, linear = linear_layers(loaded.session_form(), loaded.layers)
     random = np.random.default_rng(1)
-    samples = [({"x": random.standard_normal((1, 32), np.float32)}, 1) for _ in range(12)]
+    of_words = proto.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.INT64
+    samples = [
+        ({"x": random.integers(0, WORDS, (1, 5)) if of_words else random.standard_normal((1, 32), np.float32)}, 1)
+        for _ in range(12)
+    ]
     observer = Observer(form, [layer.values for layer in loaded.layers], samples, threads=1)
     names = [layer.name for layer in loaded.layers]
     steps: list[tuple[int, int]] = []
@@ -260,6 +265,25 @@ def test_rows_that_lead_nowhere_get_wide_bins(tmp_path: Path) -> None:
     np.testing.assert_array_equal(codes.values, plan.rows[0])
     assert sorted(row for spread in plan.spreads for row in spread.rows.reshape(-1) if row >= 0) == list(range(HIDDEN))
     assert steps == [(done, 12) for done in range(1, 13)]
+
+
+def test_so_do_those_of_a_table(tmp_path: Path) -> None:
+    """Its rows are what all words have in common: places in what is looked up."""
+    out = Random(0)(HIDDEN, 16)
+    out[HIDDEN // 2 :] = 0
+    proto = model(
+        [node("Gather", "words x", "h"), node("MatMul", "h w2", "y")],
+        [info("x", "n", "length", dtype=onnx.TensorProto.INT64)],
+        [unknown("y")],
+        [tensor("words", Random(1)(WORDS, HIDDEN)), tensor("w2", out)],
+    )
+    found, _, _ = fitted(proto, tmp_path)
+    plan = found["words"]
+    assert (plan.matrix.shape, plan.rows.shape, plan.factors) == ((1, HIDDEN, WORDS), (1, HIDDEN), ())
+    assert plan.rows[0, HIDDEN // 2 :].min() > plan.rows[0, : HIDDEN // 2].max()
+    assert plan.importance is not None
+    assert plan.importance[0, : HIDDEN // 2].min() > 1.2 * plan.importance[0, HIDDEN // 2 :].max()
+    assert [codes.axes for codes in plan.scales] == [(1,)]
 
 
 def test_what_plans_said_stays(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,17 @@ import numpy as np
 import pytest
 
 import riq_cli as riq
+from riq_cli.codec import Progress, Settings, sweep
 from riq_cli.codec.plans import Plan
 from riq_cli.codec.split import REFIT_SAMPLES
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
 TARGET = 0.003
+
+
+def fits_of(steps: Sequence[Progress]) -> int:
+    """How often compensation was fitted."""
+    return [phase for phase, _ in itertools.groupby(step.phase for step in steps)].count("fit")
 
 
 def model(name: str) -> riq.Model:
@@ -82,12 +88,28 @@ def test_fitting_again_to_more_samples_saves_a_part_of_the_archive(monkeypatch: 
     sizes, fits = [], []
     for least in (REFIT_SAMPLES, 100):
         monkeypatch.setattr("riq_cli.codec.compression.REFIT_SAMPLES", least)
-        phases: list[str] = []
-        archive = riq.compress(
-            model("lstm"), data(), deviation=0.001, progress=lambda step, phases=phases: phases.append(step.phase)
-        )
+        steps: list[Progress] = []
+        archive = riq.compress(model("lstm"), data(), deviation=0.001, progress=steps.append)
         assert max(archive.manifest.result["deviation"], archive.manifest.result["holdout"]) <= 0.001
         sizes.append(archive.size)
-        fits.append([phase for phase, _ in itertools.groupby(phases)].count("fit"))
+        fits.append(fits_of(steps))
     assert fits == [2, 1]
     assert sizes[0] < 0.97 * sizes[1]
+
+
+def test_within_a_budget_it_is_fitted_again_too() -> None:
+    steps: list[Progress] = []
+    archive = riq.compress(model("lstm"), data(), rate=2.5, exclude=("lstm2.*",), progress=steps.append)
+    assert fits_of(steps) == 2
+    entries = [entry for entry in archive.manifest.layers if len(entry.shape) > 1]
+    assert 2.45 <= 8 * sum(entry.stored for entry in entries) / sum(entry.size for entry in entries) <= 2.5
+
+
+def test_a_sweep_fits_once_and_once_again_for_all_its_goals() -> None:
+    steps: list[Progress] = []
+    goals = [Settings(deviation=target, exclude=("lstm2.*",)) for target in (0.01, 0.005, 0.002)]
+    outcomes = list(sweep(model("lstm"), data(), goals, about=0.005, progress=steps.append))
+    assert fits_of(steps) == 2
+    for goal, outcome in zip(goals, outcomes, strict=True):
+        assert outcome.archive is not None
+        assert max(outcome.deviation, outcome.archive.manifest.result["holdout"]) <= (goal.deviation or 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +25,7 @@ from riq_cli.model.linear_outputs import ProductOutput
 from riq_cli.model.matrix import Arrangement
 from riq_cli.moments import Moments
 from riq_cli.quantizer import Quantized, bin_widths
-from riq_cli.rounding import factorized
+from riq_cli.rounding import Factor, factorized
 
 DAMPINGS = (0.01, 0.1, 1.0, 10.0)
 
@@ -392,6 +393,34 @@ def test_nearest_rounding_in_parts_is_that_of_the_symbols(monkeypatch: pytest.Mo
         assert found[-1][2] is layers[2].values
     assert whole[0] == whole[1]
     assert len(released) > 20  # part by part
+
+
+def test_what_was_rounded_to_be_measured_is_counted_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compensated layers are rounded once for a bin width, the largest first, and as much is counted as without."""
+    layers = [weights(8, 30), weights(40, 30), weights(16, 30)]
+    factor = Factor(0, 30, factorized(np.eye(30)[None] + 0.5, 0.1))
+    plans = {number: replace(Plan.nearest(layer), factors=(factor,)) for number, layer in enumerate(layers)}
+    rounded: list[tuple[int, float]] = []
+    before = Plan.rounded
+
+    def noted(plan: Plan, layer: Layer, width: float) -> tuple[Quantized, float]:
+        rounded.append((layer.shape[0], width))
+        return before(plan, layer, width)
+
+    monkeypatch.setattr(Plan, "rounded", noted)
+    bits = []
+    for measured_first in (True, False):
+        every = Weights(layers)
+        with ThreadPoolExecutor(1) as pool:
+            if measured_first:
+                every.requantize([0.3, 0.4, 0.5], plans, every.buffers(), pool)
+            bits.append(every.bits([0.3, 0.4, 0.5], plans, pool))
+        assert rounded == [(40, 0.4), (16, 0.5), (8, 0.3)]
+        rounded.clear()
+    assert bits[0] == bits[1]
+    with ThreadPoolExecutor(1) as pool:
+        every.bits([0.3, 0.4, 0.6], plans, pool)
+    assert rounded == [(16, 0.6)]
 
 
 def test_scales_are_along_whole_axes_or_there_are_none() -> None:
