@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,6 +129,16 @@ class Moments:
                 total += product
 
 
+Halves = tuple[Moments, Moments]  # of the samples
+
+
+class Collected(NamedTuple):
+    """Moments of what enters a layer: where positions count `alike`, and where they count by what is known of them."""
+
+    alike: Halves
+    shared: Halves | None
+
+
 def collect(
     linear: Mapping[int, Linear],
     activations: Iterable[tuple[str, int, Array]],
@@ -137,7 +147,7 @@ def collect(
     seed: int = 0,
     block: int = BLOCK,
     shares: Shares | None = None,
-) -> dict[int, tuple[Moments, Moments]]:
+) -> dict[int, Collected]:
     """For each layer the moments over two halves of the samples; layers with the same inputs may share them.
 
     About 8192 rows of each layer are used, more of one with many columns: as many of each sample, evenly spread.
@@ -150,10 +160,10 @@ def collect(
         second: numbers of those in the second half.
         seed: decides which rows are used, together with the numbers of layer, input and sample.
         block: columns at most of a block.
-        shares: what rows count for besides, where that is known; layers with such products share nothing.
+        shares: what positions count for, where that is known; layers with such products share nothing.
     """
     shares = shares or {}
-    halves: dict[tuple[object, ...], tuple[Moments, Moments]] = {}
+    halves: dict[tuple[object, ...], Collected] = {}
     uses: dict[str, list[_Use]] = {}
     found = {}
     for number, item in linear.items():
@@ -161,7 +171,9 @@ def collect(
         sources = _sources(item, shares)
         key = (sources, groups, columns)
         if key not in halves:
-            halves[key] = Moments(groups, columns, block), Moments(groups, columns, block)
+            alike, shared = ((Moments(groups, columns, block), Moments(groups, columns, block)) for _ in range(2))
+            told = any(leaving is not None for _, leaving in sources)
+            halves[key] = Collected(alike, shared if told else None)
             wanted = min(max(_ROWS_PER_COLUMN * columns, _ROWS_MIN), _ROWS_MAX)
             limit = -(-wanted // (samples * len(sources)))
             for index, (entering, leaving) in enumerate(sources):
@@ -174,12 +186,15 @@ def collect(
             chosen = use.entering.chosen(activation.shape, use.limit, random)
             if chosen.size:
                 weight: float | Array = use.entering.positions(activation.shape) / chosen.size
-                known = None if use.leaving is None else shares[use.leaving][sample]
-                if known is not None and known.count == use.entering.positions(activation.shape):
-                    weight = weight * known.values[chosen // known.step]
-                use.halves[sample in second].add(use.entering.rows_at(activation, chosen), weight)
-    for pair in halves.values():  # layers that share moments may be fitted at the same time
-        for half in pair:
+                taken = use.entering.rows_at(activation, chosen)
+                use.collected.alike[sample in second].add(taken, weight)
+                if use.leaving is not None and use.collected.shared is not None:
+                    known = shares[use.leaving][sample]
+                    if known.count == use.entering.positions(activation.shape):
+                        weight = weight * known.values[chosen // known.step]
+                    use.collected.shared[sample in second].add(taken, weight)
+    for each in halves.values():  # layers that share moments may be fitted at the same time
+        for half in (*each.alike, *(each.shared or ())):
             half.flush()
     return found
 
@@ -192,7 +207,7 @@ class _Use:
     entering: LinearInput
     leaving: LinearOutput | None
     limit: int
-    halves: tuple[Moments, Moments]
+    collected: Collected
 
 
 def _sources(item: Linear, shares: Shares) -> tuple[tuple[LinearInput, LinearOutput | None], ...]:
@@ -210,4 +225,5 @@ def inputs_of(linear: Mapping[int, Linear]) -> list[str]:
 def nbytes(linear: Mapping[int, Linear], block: int = BLOCK, shares: Shares | None = None) -> int:
     """Bytes that `collect` takes for the moments of layers, both halves."""
     shapes = {(_sources(item, shares or {}), item.matrix.shape[0], item.matrix.shape[2]) for item in linear.values()}
-    return sum(2 * 8 * groups * columns * min(columns, block) for _, groups, columns in shapes)
+    kinds = {sources: 1 + any(leaving is not None for _, leaving in sources) for sources, _, _ in shapes}
+    return sum(kinds[sources] * 2 * 8 * groups * columns * min(columns, block) for sources, groups, columns in shapes)

@@ -136,7 +136,7 @@ def product(shape: tuple[int, int], *names: str) -> Linear:
 def test_layers_that_share_moments_may_look_at_them_at_the_same_time() -> None:
     """Nothing is left to be multiplied then."""
     x = rows(2000, 3)
-    one, other = collect({0: product((3, 2), "x")}, [("x", 0, x), ("x", 1, x)], 2, (1,))[0]
+    one, other = collect({0: product((3, 2), "x")}, [("x", 0, x), ("x", 1, x)], 2, (1,))[0].alike
     assert not one._pending and not other._pending
     np.testing.assert_allclose(one.second[0], second(x[None]), rtol=1e-5)
 
@@ -144,7 +144,7 @@ def test_layers_that_share_moments_may_look_at_them_at_the_same_time() -> None:
 def test_halves_are_the_samples_named_and_all_others() -> None:
     samples = [rows(20, 3, seed=number) for number in range(5)]
     found = collect({4: product((3, 2), "x")}, [("x", number, x) for number, x in enumerate(samples)], 5, (0, 3))
-    one, other = found[4]
+    one, other = found[4].alike
     np.testing.assert_allclose(one.second[0], second(np.concatenate([samples[n] for n in (1, 2, 4)])[None]), rtol=1e-5)
     np.testing.assert_allclose(other.second[0], second(np.concatenate([samples[n] for n in (0, 3)])[None]), rtol=1e-5)
     assert (one.count, other.count) == (60, 40)
@@ -155,20 +155,20 @@ def test_the_order_of_activations_does_not_matter() -> None:
     activations = [(name, number, rows(30000, 3, seed=number)) for name in "xy" for number in range(4)]
     one, other = collect(linear, activations, 4, (1, 3)), collect(linear, reversed(activations), 4, (1, 3))
     for number in linear:
-        for a, b in zip(one[number], other[number], strict=True):
+        for a, b in zip(one[number].alike, other[number].alike, strict=True):
             np.testing.assert_allclose(a.second[0], b.second[0], rtol=1e-6)
             np.testing.assert_allclose(a.mean, b.mean, rtol=1e-12)
             assert a.count == b.count == 4096
     again = collect(linear, activations, 4, (1, 3))
-    assert all(np.array_equal(one[n][0].second[0], again[n][0].second[0]) for n in linear)
-    assert not np.array_equal(collect(linear, activations, 4, (1, 3), seed=1)[0][0].mean, one[0][0].mean)
+    assert all(np.array_equal(one[n].alike[0].second[0], again[n].alike[0].second[0]) for n in linear)
+    assert not np.array_equal(collect(linear, activations, 4, (1, 3), seed=1)[0].alike[0].mean, one[0].alike[0].mean)
 
 
 def test_every_position_counts_the_same_however_many_are_taken() -> None:
     """A large and a small activation of one shared layer: 9 of 10 positions are in the large one."""
     large, small = np.full((90000, 1), 2.0, np.float32), np.full((10000, 1), 12.0, np.float32)
     found = collect({0: product((1, 1), "large", "small")}, [("large", 0, large), ("small", 0, small)], 1, ())
-    all_rows, none = found[0]
+    all_rows, none = found[0].alike
     assert all_rows.count == 8192
     np.testing.assert_allclose(all_rows.mean, [[3.0]], rtol=1e-6)
     np.testing.assert_allclose(all_rows.second[0], [[[0.9 * 4 + 0.1 * 144]]], rtol=1e-5)
@@ -199,21 +199,24 @@ def test_shares_say_how_much_positions_count() -> None:
     share = np.repeat(shares.values, 3)
     plain = collect(linear, activations, 1, ())
     found = collect(linear, activations, 1, (), shares={outputs[0]: [shares]})
-    chosen = x.chosen((20000, 3), found[0][0].count, np.random.default_rng((0, 0, 0, 0)))
+    first, *others = (found[number].shared for number in linear)
+    assert first is not None and others == [None, None]  # nothing is known of all products
+    chosen = x.chosen((20000, 3), first[0].count, np.random.default_rng((0, 0, 0, 0)))
     assert chosen.size == 8192
     taken, weights = activations[0][2][chosen].astype(np.float64), share[chosen].astype(np.float64)
-    np.testing.assert_allclose(found[0][0].second[0][0], (taken.T * weights) @ taken / weights.sum(), rtol=1e-4)
-    np.testing.assert_allclose(found[0][0].mean[0], weights @ taken / weights.sum(), rtol=1e-5)
+    np.testing.assert_allclose(first[0].second[0][0], (taken.T * weights) @ taken / weights.sum(), rtol=1e-4)
+    np.testing.assert_allclose(first[0].mean[0], weights @ taken / weights.sum(), rtol=1e-5)
     assert plain[0] is plain[1] and found[0] is not found[1]
-    np.testing.assert_allclose(found[1][0].mean, plain[1][0].mean, rtol=0.05)  # of which nothing is known
-    np.testing.assert_array_equal(found[2][0].mean, plain[2][0].mean)  # … or not of all products
+    for number in linear:
+        assert plain[number].shared is None
+        np.testing.assert_allclose(found[number].alike[0].mean, plain[number].alike[0].mean, rtol=0.05)
     assert nbytes(linear) == 2 * 2 * 8 * 9
-    assert nbytes(linear, shares={outputs[0]: [shares]}) == 3 * 2 * 8 * 9
+    assert nbytes(linear, shares={outputs[0]: [shares]}) == (3 + 1) * 2 * 8 * 9
 
 
 def test_a_layer_of_many_columns_gets_more_rows() -> None:
     x = rows(40000, 2100)
-    one, other = collect({0: product((2100, 1), "x")}, [("x", number, x) for number in range(3)], 3, (1,))[0]
+    one, other = collect({0: product((2100, 1), "x")}, [("x", number, x) for number in range(3)], 3, (1,))[0].alike
     assert (one.count, other.count) == (2 * 2800, 2800)
 
 
@@ -259,7 +262,7 @@ def test_moments_of_a_model_tell_the_energy_of_its_products(tmp_path: Path) -> N
     for layer, name in (("w", "c"), ("depthwise", "d"), ("head", "y")):
         number = numbers[layer]
         matrices = linear[number].matrix.view(weights[number])
-        _, odd = found[number]
+        _, odd = found[number].alike
         truth = np.concatenate(outputs[name], axis=1).reshape(*matrices.shape[:2], -1)
         (moments,) = odd.second
         np.testing.assert_allclose(

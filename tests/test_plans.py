@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from riq_cli import quantizer
+from riq_cli.codec.damping import _Second, fitted
 from riq_cli.codec.descent import least
 from riq_cli.codec.fitting import _batches, _block, fitted_plans
-from riq_cli.codec.plans import Plan, _Second, fitted
+from riq_cli.codec.plans import Plan
 from riq_cli.codec.split import FIT_SAMPLES, clusters, held_count, roles
 from riq_cli.codec.weights import Weights
 from riq_cli.model import Layer, Linear, Matrix
@@ -219,6 +220,31 @@ def test_halves_without_rows_or_beyond_all_numbers_are_not_compensated() -> None
     huge = Moments(1, 32)
     huge.add(correlated(400, 32).astype(np.float64) * 1e200)
     assert fitted(layer, linear, (good, huge), 0.2) is None
+
+
+def test_positions_that_matter_are_fitted_to_as_well_where_that_does_better() -> None:
+    """They judge: what is correlated there may not be so elsewhere; but a few of them tell little of what is."""
+    layer, linear = weights(96, 32), Linear(ROWS_FIRST, ())
+    white = moments(correlated(4000, 32, 0, 0.0)), moments(correlated(4000, 32, 1, 0.0))
+    alike = moments(correlated(400, 32, 2)), moments(correlated(400, 32, 3))
+    loud = moments(100 * correlated(4000, 32, 4)), moments(100 * correlated(4000, 32, 5))
+    few = moments(correlated(3, 32, 6)), moments(correlated(3, 32, 7))
+    for halves, shared, damping in ((white, alike, 0.01), (loud, few, 0.01)):
+        plan = fitted(layer, linear, halves, 0.2, None, shared)
+        assert plan is not None and plan.mean is not None
+        both = tuple(one.joined(more) for one, more in zip(halves, shared, strict=True))
+        fit = both if shared is alike else halves
+        assert chosen_damping(plan, (fit[0], fit[1])) == plan.damping == damping
+        np.testing.assert_array_equal(plan.mean, fit[0].joined(fit[1]).mean)
+    assert fitted(layer, linear, white, 0.2, None, few) is None
+
+
+def test_where_nothing_matters_nothing_is_judged_by_it() -> None:
+    halves = moments(correlated(4000, 32, 0)), moments(correlated(4000, 32, 1))
+    silent = moments(np.zeros((1, 50, 32), np.float32)), moments(correlated(4000, 32, 0, -0.9))
+    plan = fitted(weights(96, 32), Linear(ROWS_FIRST, ()), halves, 0.2, None, silent)
+    assert plan is not None
+    assert chosen_damping(plan, halves) == 0.01
 
 
 def test_after_a_plan_of_fewer_samples_damping_is_no_larger_and_compensation_stays() -> None:

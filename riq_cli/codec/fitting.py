@@ -8,8 +8,9 @@ from functools import partial
 from typing import Literal
 
 from riq_cli import moments
+from riq_cli.codec.damping import fitted
 from riq_cli.codec.effects import with_effects
-from riq_cli.codec.plans import Plan, fitted
+from riq_cli.codec.plans import Plan
 from riq_cli.codec.product_gradients import ProductGradients
 from riq_cli.codec.settings import Warn
 from riq_cli.codec.shares import position_shares
@@ -49,14 +50,13 @@ def plans_of(
         before: plans fitted to fewer samples: what they do without is done without again.
     """
     told, fit = partial(progress, "gradients"), partial(progress, "fit")
-    shares: moments.Shares | None = None
-    try:
-        shares = position_shares(gradients, linear, told)
-    except ModelError as error:
-        warn(f"gradients cannot be taken, so nothing is told apart by them: {error}")
+    shares: moments.Shares = {}
+    if not gradients.observer.is_lean:  # moments of all kinds take twice the memory
+        try:
+            shares = position_shares(gradients, linear, told)
+        except ModelError as error:
+            warn(f"gradients cannot be taken, so positions are not told apart by them: {error}")
     plans = fitted_plans(gradients.weights, linear, gradients.observer, halves, widths, pool, fit, shares, before)
-    if shares is None:
-        return plans
     try:
         return with_effects(gradients, linear, plans, halves[1], widths, pool, told, before)
     except ModelError as error:
@@ -103,7 +103,8 @@ def fitted_plans(
         width = widths[number]
         assert width is not None
         earlier = None if before is None else before[number]
-        plan = fitted(weights.layers[number], fit_for[number], found[number], width, earlier)
+        alike, shared = found[number]
+        plan = fitted(weights.layers[number], fit_for[number], alike, width, earlier, shared)
         weights.release()
         return plan
 

@@ -10,22 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli import coder, quantizer, rounding, trellis
-from riq_cli.codec.descent import least
 from riq_cli.model import Layer, Linear, Matrix
-from riq_cli.moments import Float64, Moments
+from riq_cli.moments import Float64
 from riq_cli.quantizer import Codes, Quantized
 
-_DAMPINGS = (0.01, 0.1, 1.0, 10.0)
-_FIRST = 1  # the damping that is tried first, and then its neighbours as long as they are better
 _ROWS = 256  # of a matrix that stand for all of them where variants are compared
 _COLUMNS = 4096  # … and columns, where their errors do not spread
 _ALL = slice(None)
 _RUN = 1 << 18  # weights that are held in float64 at a time where all of them are passed over
-_CODE_BITS = 4.0  # of a column, to be safe
 _NARROWER = 40  # quarters of an octave: 2¹⁰ times
 _LANE = 8  # columns from which on a trellis is tried: at the beginning of a lane there is little choice
 _PARTS = 8  # rows or columns at least, for bin widths of their own
-_EXERCISED = 1e-3  # a column with a smaller share of the mean second moment is one that the samples do not exercise
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +61,34 @@ class Plan:
         """Nearest rounding of a layer as these matrices."""
         groups, rows, columns = matrix.shape
         return cls(matrix, np.zeros((groups, columns), np.int32), np.zeros((groups, rows), np.int32))
+
+    @classmethod
+    def compensating(
+        cls,
+        layer: Layer,
+        linear: Linear,
+        factors: tuple[rounding.Factor, ...],
+        exercised: NDArray[np.bool_],
+        mean: Float64,
+        damping: float,
+    ) -> Plan:
+        """Rounding whose errors spread among columns, with bin widths of columns that suit that.
+
+        Args:
+            layer: the weights.
+            linear: the layer as matrices.
+            factors: of all columns, in order.
+            exercised: columns that the samples exercise, bool[groups, columns].
+            mean: of what the columns multiply, f64[groups, columns].
+            damping: that of the factors.
+        """
+        matrix = linear.matrix
+        columns, rows = np.zeros(mean.shape, np.int32), np.zeros(matrix.shape[:2], np.int32)
+        plan = cls(matrix, columns, rows, factors, (), linear.bias, mean, damping=damping)
+        if not matrix.column_axes or matrix.shape[1] < _PARTS:  # of few rows a column is not worth its code
+            return plan
+        codes = rounding.column_codes(factors, exercised)
+        return replace(plan, columns=codes, scales=(_along(matrix, layer, codes[:, None, :], False),))
 
     def with_rows(self, layer: Layer) -> Plan | None:
         """The same with bin widths ∝ √‖row‖, half-way from equal ones to equal relative ones; None if equal."""
@@ -162,7 +185,7 @@ class Plan:
 
         Without compensation the error is ‖Ŵ − W‖² / max |W|².
         """
-        widths, scales = self._widths(width), self._scales()
+        widths, scales = self.column_widths(width), self._scales()
         # Others were narrowed: their weights are small.
         loud = (codes[codes >= -rounding.CODES_MAX].min(initial=0) for codes in (self.rows, self.columns))
         narrowest = width * 2 ** (int(sum(loud)) / 4)
@@ -189,11 +212,11 @@ class Plan:
         Where those of columns do not spread either, from some of many columns.
         """
         columns = slice(None, None, 1 if self.factors else max(1, self.matrix.shape[2] // _COLUMNS))
-        weights = _some_rows(self.matrix, layer, columns)
-        symbols, error = self._symbols(weights, self._widths(width)[..., columns])
+        weights = some_rows(self.matrix, layer, columns)
+        symbols, error = self._symbols(weights, self.column_widths(width)[..., columns])
         scale = layer.size / symbols.size
         share = float(np.max(np.abs(weights))) / quantizer.peak(layer.values, layer.dtype)  # errors are in such units
-        return scale * _bits(symbols), scale * share**2 * error
+        return scale * bits_of(symbols), scale * share**2 * error
 
     def some_columns(self, layer: Layer, weights: int) -> Columns:
         """Evenly spaced columns of the matrices, about as many as hold so many weights."""
@@ -236,7 +259,7 @@ class Plan:
         left = (rounded * widths - weights) / (float(np.max(np.abs(weights))) or 1.0)
         return rounded.astype(np.int32), float(np.einsum("gnk,gnk->", left, left))
 
-    def _widths(self, width: float) -> Float64:
+    def column_widths(self, width: float) -> Float64:
         """Bin widths of columns, f64[groups, 1, columns]."""
         return quantizer.scaled_widths(width, self.columns)[:, None, :]
 
@@ -261,118 +284,6 @@ def nearest_widths(plan: Plan | None, layer: Layer, width: float) -> quantizer.W
     return quantizer.bin_widths(width, plan.scales, len(layer.shape)) if alone else None
 
 
-def fitted(
-    layer: Layer, linear: Linear, halves: tuple[Moments, Moments], width: float, before: Plan | None = None
-) -> Plan | None:
-    """The plan for a layer whose damping does best on the half of the samples that it was not fitted to.
-
-    Args:
-        layer: the weights.
-        linear: the layer as matrices.
-        halves: moments of its inputs on two halves of the samples.
-        width: about the bin width that it will have.
-        before: a plan fitted to fewer samples: more of them need no more damping.
-
-    Returns:
-        None where a half of the samples tells nothing, or, without a plan before, where nearest rounding does as well.
-    """
-    moments = [_Second(half, linear.bias is not None) for half in halves]
-    if not all(moment.is_usable for moment in moments):
-        return None
-    damping = _best_damping(layer, linear, halves[0].bounds, moments, width)
-    if before is not None:
-        damping = min(before.damping, damping or before.damping)
-    if damping is None:
-        return None
-    joined = _Second(halves[0].joined(halves[1]), linear.bias is not None)
-    return _plan(layer, linear, halves[0].bounds, joined, damping)
-
-
-def _best_damping(
-    layer: Layer, linear: Linear, bounds: Sequence[tuple[int, int]], moments: Sequence[_Second], width: float
-) -> float | None:
-    """The damping that does best on the half that it was not fitted to; None where nearest rounding does as well."""
-    matrix = linear.matrix
-    peak = quantizer.peak(layer.values, layer.dtype)
-    weights, width = _some_rows(matrix, layer) / peak, width / peak
-
-    def cost(symbols: rounding.Integers, difference: Float64, fit: _Second, judge: _Second) -> float:
-        """Bits at equal error of the outputs: half a bit a weight for each doubling of the error."""
-        error = judge.error(difference, bounds, fit.mean)
-        return _bits(symbols) + symbols.size / 2 * math.log2(max(error, 1e-300))
-
-    pairs = ((moments[0], moments[1]), (moments[1], moments[0]))
-    rounded = np.rint(weights / width)
-    nearest = sum(cost(rounded.astype(np.int32), rounded * width - weights, fit, judge) for fit, judge in pairs)
-
-    def tried(damping: float) -> float:
-        total = 0.0
-        for fit, judge in pairs:
-            plan = _plan(layer, linear, bounds, fit, damping)
-            widths = plan._widths(width)
-            symbols, _ = rounding.compensated(weights, plan.factors, widths)
-            total += cost(symbols, symbols * widths - weights, fit, judge)
-            total += _CODE_BITS * plan.columns.size * bool(plan.scales)
-        return total
-
-    best, lowest = least(_DAMPINGS, _FIRST, tried)
-    return best if lowest < nearest else None
-
-
-class _Second:
-    """Second moments and means of a layer's inputs, without the means where a bias can take them."""
-
-    def __init__(self, moments: Moments, centred: bool) -> None:
-        self._moments, self.mean, self.centred = moments, moments.mean, False
-        self.diagonal = np.concatenate([np.einsum("gii->gi", block) for block in self.blocks], axis=1)
-        self.is_usable = moments.count > 0 and all(np.isfinite(block).all() for block in self.blocks)
-        self.centred = centred
-
-    @property
-    def blocks(self) -> Iterator[Float64]:
-        """The blocks on the diagonal, one after the other: together they may be much larger than the layer."""
-        for number, (begin, end) in enumerate(self._moments.bounds):
-            block = self._moments.block(number)
-            if self.centred:
-                mean = self.mean[:, begin:end]
-                for row in range(end - begin):  # no second array as large as the block
-                    block[:, row] -= mean[:, row, None] * mean
-            yield block
-
-    def error(self, difference: Float64, bounds: Sequence[tuple[int, int]], bias_mean: Float64) -> float:
-        """E ‖(Ŵ − W) x‖² of these inputs, where the bias has taken over what it is at `bias_mean`."""
-        total = 0.0
-        for block, (begin, end) in zip(self.blocks, bounds, strict=True):
-            part = difference[:, :, begin:end]
-            total += float(np.sum(np.matmul(part, block) * part))
-        if self.centred:
-            total += float(np.sum(np.square(np.einsum("gnk,gk->gn", difference, self.mean - bias_mean))))
-        return total
-
-
-def _plan(layer: Layer, linear: Linear, bounds: Sequence[tuple[int, int]], fit: _Second, damping: float) -> Plan:
-    matrix = linear.matrix
-    factors = tuple(
-        rounding.Factor(begin, end, rounding.factorized(block, damping))
-        for block, (begin, end) in zip(fit.blocks, bounds, strict=True)
-    )
-    plan = Plan(
-        matrix,
-        np.zeros(fit.mean.shape, np.int32),
-        np.zeros(matrix.shape[:2], np.int32),
-        factors,
-        (),
-        linear.bias,
-        fit.mean,
-        damping=damping,
-    )
-    if not matrix.column_axes or matrix.shape[1] < _PARTS:  # of few rows a column is not worth its code
-        return plan
-    exercised = fit.diagonal > _EXERCISED * fit.diagonal.mean()
-    codes = rounding.column_codes(factors, exercised)
-    return replace(plan, columns=codes, scales=(_along(matrix, layer, codes[:, None, :], False),))
-
-
 def _along(matrix: Matrix, layer: Layer, codes: rounding.Integers, rows: bool) -> Codes:
     """Codes of rows, i32[groups, rows, 1], or columns, i32[groups, 1, columns], along axes of the layer's tensor."""
     axes = matrix.row_axes if rows else matrix.column_axes
@@ -391,7 +302,7 @@ def _narrower(codes: rounding.Integers, peaks: Float64, width: float) -> tuple[r
     return np.where(quiet, narrower, codes).astype(np.int32), quiet
 
 
-def _some_rows(matrix: Matrix, layer: Layer, columns: slice = _ALL) -> Float64:
+def some_rows(matrix: Matrix, layer: Layer, columns: slice = _ALL) -> Float64:
     """Evenly spaced rows of a layer's matrices in float64, as many as stand for all."""
     return _widened(matrix, layer, slice(None, None, _step(matrix)), columns)
 
@@ -413,6 +324,7 @@ def _step(matrix: Matrix) -> int:
     return max(1, matrix.shape[1] // _ROWS)
 
 
-def _bits(symbols: rounding.Integers) -> float:
+def bits_of(symbols: rounding.Integers) -> float:
+    """What symbols take at their entropy."""
     histogram = coder.Histogram.of(symbols.reshape(-1))
     return symbols.size * quantizer.entropy(histogram.counts)

@@ -13,8 +13,6 @@ from riq_cli.model import Linear, LinearOutput
 from riq_cli.moments import PositionShares, Shares
 
 _PROBES = 8  # directions of the output in each run: squares over all rows of a layer average over more than these
-_PROBES_LEAN = 2  # … of a large model, which takes them one by one
-_EVEN = 0.1  # part of the shares that all positions have alike: what few gradients say is not all there is
 _ENOUGH = 2  # times as many positions as columns, at least: where there are fewer, each of them is needed
 _TOLD_APART = 4096  # positions of a product in one run, about; of more, some that follow each other are taken together
 
@@ -52,8 +50,7 @@ def position_shares(
             before = runs[run].values if run in runs else 0.0
             runs[run] = PositionShares(sums.size, step, before + together)
 
-    probes = _PROBES_LEAN if gradients.observer.is_lean else _PROBES
-    known = gradients.run(chosen, take_in, progress, probes, entering=False) if chosen else set[int]()
+    known = gradients.run(chosen, take_in, progress, _PROBES, entering=False) if chosen else set[int]()
     shares: dict[LinearOutput, list[PositionShares]] = {}
     for number in known:
         item = chosen[number]
@@ -74,5 +71,4 @@ def _share(squares: PositionShares, scale: float) -> PositionShares:
     """What positions count for, by the sums of squared gradients at those taken together."""
     sizes = np.full(squares.values.size, squares.step)
     sizes[-1:] = squares.count - (sizes.size - 1) * squares.step
-    values = _EVEN + (1 - _EVEN) * scale * squares.values / sizes
-    return PositionShares(squares.count, squares.step, values.astype(np.float32))
+    return PositionShares(squares.count, squares.step, (scale * squares.values / sizes).astype(np.float32))

@@ -1,0 +1,139 @@
+"""Second moments of what a layer multiplies → the plan that does best on samples that it was not fitted to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+
+from riq_cli import quantizer, rounding
+from riq_cli.codec.descent import least
+from riq_cli.codec.plans import Plan, bits_of, some_rows
+from riq_cli.model import Layer, Linear
+from riq_cli.moments import Float64, Halves, Moments
+
+_DAMPINGS = (0.01, 0.1, 1.0, 10.0)
+_FIRST = 1  # the damping that is tried first, and then its neighbours as long as they are better
+_CODE_BITS = 4.0  # of a column, to be safe
+_EXERCISED = 1e-3  # a column with a smaller share of the mean second moment is one that the samples do not exercise
+
+
+def fitted(
+    layer: Layer, linear: Linear, halves: Halves, width: float, before: Plan | None = None, shared: Halves | None = None
+) -> Plan | None:
+    """The plan for a layer whose damping does best on the half of the samples that it was not fitted to.
+
+    Args:
+        layer: the weights.
+        linear: the layer as matrices.
+        halves: moments of its inputs on two halves of the samples.
+        width: about the bin width that it will have.
+        before: a plan fitted to fewer samples: more of them need no more damping.
+        shared: moments in which positions count as much as they matter, where that is known. They judge: to fit to, few
+            may matter. So it is fitted to those where they count alike, or to both, whichever does better.
+
+    Returns:
+        None where a half of the samples tells nothing, or, without a plan before, where nearest rounding does as well.
+    """
+    centred, bounds = linear.bias is not None, halves[0].bounds
+    alike = [_Second(half, centred) for half in halves]
+    if not all(half.is_usable for half in alike):
+        return None
+    fits, judges = [alike], alike
+    if shared is not None and all(half.mean.any() for half in shared):
+        judges = [_Second(half, centred) for half in shared]
+        fits.append([_Second(one.joined(more), centred) for one, more in zip(halves, shared, strict=True)])
+    trial = _Trial(layer, linear, bounds, judges, width)
+    found: list[tuple[float, float]] = []  # cost and damping
+    for fit in fits:
+        start = _DAMPINGS.index(found[0][1]) if found else _FIRST
+        damping, cost = least(_DAMPINGS, start, partial(trial.cost, fit))
+        found.append((cost, damping))
+    cost, damping = min(found)
+    helps = cost < trial.nearest(alike)
+    if before is not None:
+        damping = min(before.damping, damping) if helps else before.damping
+    elif not helps:
+        return None
+    both = halves[0].joined(halves[1])
+    if shared is not None and found.index(min(found)) > 0:
+        both = both.joined(shared[0].joined(shared[1]))
+    return _plan_of(layer, linear, bounds, _Second(both, centred), damping)
+
+
+class _Trial:
+    """What dampings cost a layer, at about one bin width, fitted to each half of the samples and judged on the other.
+
+    That is bits at equal error of the outputs: half a bit a weight for each doubling of the error.
+    """
+
+    def __init__(
+        self, layer: Layer, linear: Linear, bounds: Sequence[tuple[int, int]], judges: Sequence[_Second], width: float
+    ) -> None:
+        peak = quantizer.peak(layer.values, layer.dtype)
+        self._layer, self._linear, self._bounds, self._judges = layer, linear, bounds, judges
+        self._weights, self._width = some_rows(linear.matrix, layer) / peak, width / peak
+
+    def nearest(self, fits: Sequence[_Second]) -> float:
+        """The cost of nearest rounding."""
+        rounded = np.rint(self._weights / self._width)
+        symbols, difference = rounded.astype(np.int32), rounded * self._width - self._weights
+        return sum(self._cost(symbols, difference, *pair) for pair in zip(fits, reversed(self._judges), strict=True))
+
+    def cost(self, fits: Sequence[_Second], damping: float) -> float:
+        """The cost of compensation fitted to two halves."""
+        total = 0.0
+        for fit, judge in zip(fits, reversed(self._judges), strict=True):
+            plan = _plan_of(self._layer, self._linear, self._bounds, fit, damping)
+            widths = plan.column_widths(self._width)
+            symbols, _ = rounding.compensated(self._weights, plan.factors, widths)
+            total += self._cost(symbols, symbols * widths - self._weights, fit, judge)
+            total += _CODE_BITS * plan.columns.size * bool(plan.scales)
+        return total
+
+    def _cost(self, symbols: rounding.Integers, difference: Float64, fit: _Second, judge: _Second) -> float:
+        error = judge.error(difference, self._bounds, fit.mean)
+        return bits_of(symbols) + symbols.size / 2 * math.log2(max(error, 1e-300))
+
+
+class _Second:
+    """Second moments and means of a layer's inputs, without the means where a bias can take them."""
+
+    def __init__(self, moments: Moments, centred: bool) -> None:
+        self._moments, self.mean, self.centred = moments, moments.mean, False
+        self.diagonal = np.concatenate([np.einsum("gii->gi", block) for block in self.blocks], axis=1)
+        self.is_usable = moments.count > 0 and all(np.isfinite(block).all() for block in self.blocks)
+        self.centred = centred
+
+    @property
+    def blocks(self) -> Iterator[Float64]:
+        """The blocks on the diagonal, one after the other: together they may be much larger than the layer."""
+        for number, (begin, end) in enumerate(self._moments.bounds):
+            block = self._moments.block(number)
+            if self.centred:
+                mean = self.mean[:, begin:end]
+                for row in range(end - begin):  # no second array as large as the block
+                    block[:, row] -= mean[:, row, None] * mean
+            yield block
+
+    def error(self, difference: Float64, bounds: Sequence[tuple[int, int]], bias_mean: Float64) -> float:
+        """E ‖(Ŵ − W) x‖² of these inputs, where the bias has taken over what it is at `bias_mean`."""
+        total = 0.0
+        for block, (begin, end) in zip(self.blocks, bounds, strict=True):
+            part = difference[:, :, begin:end]
+            total += float(np.sum(np.matmul(part, block) * part))
+        if self.centred:
+            total += float(np.sum(np.square(np.einsum("gnk,gk->gn", difference, self.mean - bias_mean))))
+        return total
+
+
+def _plan_of(layer: Layer, linear: Linear, bounds: Sequence[tuple[int, int]], fit: _Second, damping: float) -> Plan:
+    """The plan that is fitted to some moments."""
+    factors = tuple(
+        rounding.Factor(begin, end, rounding.factorized(block, damping))
+        for block, (begin, end) in zip(fit.blocks, bounds, strict=True)
+    )
+    exercised = fit.diagonal > _EXERCISED * fit.diagonal.mean()
+    return Plan.compensating(layer, linear, factors, exercised, fit.mean, damping)
