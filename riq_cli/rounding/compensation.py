@@ -78,23 +78,24 @@ class _Rounding:
         scales: NDArray[np.float64] | None,
         trellised: bool,
     ) -> None:
-        groups, rows, size = matrix.shape
+        groups, _, size = matrix.shape
         self._matrix, self._factors, self._importance, self._trellised = matrix, factors, importance, trellised
         self._peak = float(max(matrix.max(), -matrix.min())) or 1.0
         self._widths, self._scales = np.broadcast_to(widths, (groups, widths.shape[1], size)), scales
         self._uppers = [factor.upper for factor in factors]
-        self._symbols = np.empty((groups, rows, size), np.int32)
         self._total = 0.0
 
     def run(self, spreads: Sequence[Spread]) -> tuple[Integers, float]:
         """Symbols or levels, and the error that they leave."""
-        for together in self._together(spreads):
-            self._in_waves(together)
+        if spreads:
+            symbols = np.empty(self._matrix.shape, np.int32)
+            for together in self._together(spreads):
+                self._in_waves(together, symbols)
+            return symbols, self._total
         groups, rows, _ = self._matrix.shape
         step = max(_LANES // groups, 1) if self._trellised else rows
-        for begin in () if spreads else range(0, rows, step):
-            self._at_once(slice(begin, begin + step))
-        return self._symbols, self._total
+        parts = [self._at_once(slice(begin, begin + step)) for begin in range(0, rows, step)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1), self._total
 
     def _together(self, spreads: Sequence[Spread]) -> Iterator[Sequence[Spread]]:
         """Runs of spreads of a group with as many rows each: what is done for one may as well be done for several."""
@@ -103,8 +104,8 @@ class _Rounding:
             for first in range(0, len(alike), most):
                 yield alike[first : first + most]
 
-    def _at_once(self, chosen: slice) -> None:
-        """Round some rows of all groups, whose errors do not spread to others."""
+    def _at_once(self, chosen: slice) -> Integers:
+        """Symbols of some rows of all groups, whose errors do not spread to others."""
         part = self._matrix[:, chosen]
         groups, rows, size = part.shape
         left = np.empty((groups, size, rows), np.float32)
@@ -114,15 +115,15 @@ class _Rounding:
         symbols, errors = np.empty(left.shape, np.int32), np.empty_like(left)
         ways = Ways(groups, rows) if self._trellised else None
         round_all(left, bins, self._factors, self._uppers, symbols, errors, ways)
-        self._symbols[:, chosen] = symbols.transpose(0, 2, 1)
         if self._importance is None:
             self._total += float(np.einsum("gkn,gkn->", errors, errors, dtype=np.float64))
         else:
             squares = np.einsum("gkn,gkn->gn", errors, errors, dtype=np.float64)
             self._total += float(np.sum(squares * self._importance[:, chosen]))
+        return symbols.transpose(0, 2, 1)
 
-    def _in_waves(self, spreads: Sequence[Spread]) -> None:
-        """Round the rows of spreads that are alike."""
+    def _in_waves(self, spreads: Sequence[Spread], symbols: Integers) -> None:
+        """Round the rows of spreads that are alike, and write their symbols."""
         rows = np.stack([spread.rows for spread in spreads], axis=1)
         shares = [
             np.stack([spread.shares[block] for spread in spreads], dtype=np.float32) for block in range(len(rows))
@@ -131,12 +132,19 @@ class _Rounding:
         size = self._matrix.shape[2]
         step = size if self._factors else _ALONE
         for begin in range(0, size, step):
-            self._columns_in_waves(spreads[0].group, rows, slice(begin, begin + step), shares, ways)
+            part = slice(begin, begin + step)
+            self._columns_in_waves(spreads[0].group, rows, part, shares, ways, symbols[spreads[0].group, :, part])
 
     def _columns_in_waves(
-        self, group: int, rows: NDArray[np.int64], columns: slice, shares: Sequence[Floats], ways: Ways | None
+        self,
+        group: int,
+        rows: NDArray[np.int64],
+        columns: slice,
+        shares: Sequence[Floats],
+        ways: Ways | None,
+        symbols: Integers,
     ) -> None:
-        """Round some columns of the rows i64[blocks, spreads, length]."""
+        """Round some columns of the rows i64[blocks, spreads, length], and write them to symbols [rows, columns]."""
         flat, beside = rows.reshape(-1), rows.swapaxes(0, 1)
         there = flat >= 0
         part = self._matrix[group, beside.reshape(-1), columns].T
@@ -145,10 +153,12 @@ class _Rounding:
         np.divide(part.reshape(goal.shape), self._peak, out=goal, dtype=np.float64, casting="same_kind")
         del part
         goal *= beside >= 0
+        uppers = [upper[group] for upper in self._uppers]
         bins = self._bins((1, size, flat.size), slice(group, group + 1), flat, columns)[0]
-        waves = Waves(goal, bins, shares, self._factors, [upper[group] for upper in self._uppers], ways)
+        waves = Waves(goal, bins, shares, self._factors, uppers, ways)
+        del goal, bins  # waves need one of them only, and in another order
         waves.run()
-        self._symbols[group, flat[there], columns] = waves.symbols.swapaxes(1, 2).reshape(-1, size)[there]
+        symbols[flat[there]] = waves.symbols.swapaxes(1, 2).reshape(-1, size)[there]
         squares = np.einsum("bkn,bkn->bn", waves.errors, waves.errors, dtype=np.float64).reshape(-1)[there]
         if self._importance is not None:
             squares *= self._importance[group, flat[there]]
