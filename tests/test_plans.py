@@ -222,20 +222,23 @@ def test_halves_without_rows_or_beyond_all_numbers_are_not_compensated() -> None
     assert fitted(layer, linear, (good, huge), 0.2) is None
 
 
-def test_positions_that_matter_are_fitted_to_as_well_where_that_does_better() -> None:
-    """They judge: what is correlated there may not be so elsewhere; but a few of them tell little of what is."""
+def test_positions_that_matter_judge_and_are_fitted_to_where_that_does_best() -> None:
+    """What is correlated there may not be so elsewhere; but a few of them tell little of what is."""
     layer, linear = weights(96, 32), Linear(ROWS_FIRST, ())
     white = moments(correlated(4000, 32, 0, 0.0)), moments(correlated(4000, 32, 1, 0.0))
-    alike = moments(correlated(400, 32, 2)), moments(correlated(400, 32, 3))
+    many = moments(correlated(400, 32, 2)), moments(correlated(400, 32, 3))
+    some = moments(correlated(40, 32, 8)), moments(correlated(40, 32, 9))
     loud = moments(100 * correlated(4000, 32, 4)), moments(100 * correlated(4000, 32, 5))
     few = moments(correlated(3, 32, 6)), moments(correlated(3, 32, 7))
-    for halves, shared, damping in ((white, alike, 0.01), (loud, few, 0.01)):
+    others = moments(correlated(40, 32, 10)), moments(correlated(40, 32, 11))
+    both = some[0].joined(others[0]), some[1].joined(others[1])
+    for halves, shared, wanted, damping in (
+        (white, many, many, 0.01), (loud, few, loud, 0.01), (some, others, both, 0.1),
+    ):  # fmt: skip
         plan = fitted(layer, linear, halves, 0.2, None, shared)
         assert plan is not None and plan.mean is not None
-        both = tuple(one.joined(more) for one, more in zip(halves, shared, strict=True))
-        fit = both if shared is alike else halves
-        assert chosen_damping(plan, (fit[0], fit[1])) == plan.damping == damping
-        np.testing.assert_array_equal(plan.mean, fit[0].joined(fit[1]).mean)
+        np.testing.assert_array_equal(plan.mean, wanted[0].joined(wanted[1]).mean)
+        assert chosen_damping(plan, wanted) == plan.damping == damping
     assert fitted(layer, linear, white, 0.2, None, few) is None
 
 

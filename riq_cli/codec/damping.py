@@ -32,35 +32,33 @@ def fitted(
         width: about the bin width that it will have.
         before: a plan fitted to fewer samples: more of them need no more damping.
         shared: moments in which positions count as much as they matter, where that is known. They judge: to fit to, few
-            may matter. So it is fitted to those where they count alike, or to both, whichever does better.
+            may matter. So it is fitted to those in which all count alike, to both, or to these, as does best.
 
     Returns:
         None where a half of the samples tells nothing, or, without a plan before, where nearest rounding does as well.
     """
     centred, bounds = linear.bias is not None, halves[0].bounds
-    alike = [_Second(half, centred) for half in halves]
-    if not all(half.is_usable for half in alike):
-        return None
-    fits, judges = [alike], alike
+    kinds, judges = [halves], halves
     if shared is not None and all(half.mean.any() for half in shared):
-        judges = [_Second(half, centred) for half in shared]
-        fits.append([_Second(one.joined(more), centred) for one, more in zip(halves, shared, strict=True)])
-    trial = _Trial(layer, linear, bounds, judges, width)
+        kinds += [(halves[0].joined(shared[0]), halves[1].joined(shared[1])), shared]
+        judges = shared
+    fits = [(_Second(one, centred), _Second(other, centred)) for one, other in kinds]
+    if not all(half.is_usable for fit in fits for half in fit):
+        return None
+    trial = _Trial(layer, linear, bounds, fits[kinds.index(judges)], width)
     found: list[tuple[float, float]] = []  # cost and damping
     for fit in fits:
-        start = _DAMPINGS.index(found[0][1]) if found else _FIRST
+        start = _DAMPINGS.index(found[-1][1]) if found else _FIRST
         damping, cost = least(_DAMPINGS, start, partial(trial.cost, fit))
         found.append((cost, damping))
     cost, damping = min(found)
-    helps = cost < trial.nearest(alike)
+    helps = cost < trial.nearest(fits[0])
     if before is not None:
         damping = min(before.damping, damping) if helps else before.damping
     elif not helps:
         return None
-    both = halves[0].joined(halves[1])
-    if shared is not None and found.index(min(found)) > 0:
-        both = both.joined(shared[0].joined(shared[1]))
-    return _plan_of(layer, linear, bounds, _Second(both, centred), damping)
+    one, other = kinds[found.index(min(found))]
+    return _plan_of(layer, linear, bounds, _Second(one.joined(other), centred), damping)
 
 
 class _Trial:
