@@ -239,6 +239,21 @@ def test_positions_that_matter_judge_and_are_fitted_to_where_that_does_best() ->
         assert plan is not None and plan.mean is not None
         np.testing.assert_array_equal(plan.mean, wanted[0].joined(wanted[1]).mean)
         assert chosen_damping(plan, wanted) == plan.damping == damping
+        even = fitted(layer, linear, halves, 0.2)
+        if wanted is halves or even is None:
+            assert plan.alike is None and plan.even is plan
+            continue
+        assert plan.alike is not None
+        codes = np.arange(-48, 48, dtype=np.int32)[None] // 4
+        for each in (plan, plan.with_row_codes(layer, codes)):
+            assert each.even.is_even and not each.is_even
+            np.testing.assert_array_equal(each.even.factors[0].upper, even.factors[0].upper)
+            np.testing.assert_array_equal(each.even.rows, each.rows)
+            assert [scale.axes for scale in each.even.scales] == [scale.axes for scale in each.scales]
+            np.testing.assert_array_equal(each.even.scales[0].values, even.scales[0].values)
+            again = fitted(layer, linear, halves, 0.2, each.even, shared)
+            assert again is not None and again.is_even and again.alike is None
+            np.testing.assert_array_equal(again.factors[0].upper, even.factors[0].upper)
 
 
 def test_where_nothing_matters_nothing_is_judged_by_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -30,7 +31,7 @@ def fitted(
         linear: the layer as matrices.
         halves: moments of its inputs on two halves of the samples.
         width: about the bin width that it will have.
-        before: a plan fitted to fewer samples: more of them need no more damping.
+        before: a plan fitted to fewer samples: more of them need no more damping, and count as they did there.
         shared: moments in which positions count as much as they matter, where that is known. They judge: to fit to, few
             may matter. So it is fitted to those in which all count alike, to both, or to these, as does best.
 
@@ -39,7 +40,8 @@ def fitted(
     """
     centred, bounds = linear.bias is not None, halves[0].bounds
     kinds, judges = [halves], halves
-    if shared is not None and all(half.mean.any() for half in shared):
+    is_even = before is not None and before.is_even
+    if shared is not None and not is_even and all(half.mean.any() for half in shared):
         kinds += [(halves[0].joined(shared[0]), halves[1].joined(shared[1])), shared]
         judges = shared
     fits = [(_Second(one, centred), _Second(other, centred)) for one, other in kinds]
@@ -51,14 +53,17 @@ def fitted(
         start = _DAMPINGS.index(found[-1][1]) if found else _FIRST
         damping, cost = least(_DAMPINGS, start, partial(trial.cost, fit))
         found.append((cost, damping))
-    cost, damping = min(found)
-    helps = cost < trial.nearest(fits[0])
+    helps = min(found) < (trial.nearest(fits[0]), 0.0)
+    if before is None and not helps:
+        return None
+
+    best = found.index(min(found))
+    (one, other), (_, damping) = kinds[best], found[best]
     if before is not None:
         damping = min(before.damping, damping) if helps else before.damping
-    elif not helps:
-        return None
-    one, other = kinds[found.index(min(found))]
-    return _plan_of(layer, linear, bounds, _Second(one.joined(other), centred), damping)
+    plan = _plan_of(layer, linear, bounds, _Second(one.joined(other), centred), damping)
+    alike = fitted(layer, linear, halves, width) if best > 0 and before is None else None
+    return replace(plan, alike=alike, is_even=is_even)
 
 
 class _Trial:

@@ -33,7 +33,8 @@ class Plan:
     tensor. Where the layer has a `bias` (the number of that layer), what rounding adds to the outputs on average,
     (Ŵ − W) E[x], is taken off it; `mean` f64[groups, columns] is E[x]. `importance` f64[groups, rows] tells how much
     each row matters to the outputs, where that is known; errors of rows may spread too, by `spreads`. `damping` and
-    `row_damping` tell how far the moments behind `factors` and `spreads` were trusted.
+    `row_damping` tell how far the moments behind `factors` and `spreads` were trusted. `alike` is the plan in whose
+    factors all positions of what the layer multiplies count alike, where they do not in this one's.
     """
 
     matrix: Matrix
@@ -49,6 +50,8 @@ class Plan:
     spreads: tuple[rounding.Spread, ...] = ()
     damping: float = math.nan
     row_damping: float = math.nan
+    alike: Plan | None = None
+    is_even: bool = False
 
     @classmethod
     def nearest(cls, layer: Layer) -> Plan:
@@ -139,6 +142,15 @@ class Plan:
         if before.importance is not None:
             return before if self.importance is None else self
         return self.with_row_codes(layer, before.rows) if before.rows.any() else self
+
+    @property
+    def even(self) -> Plan:
+        """The same with the factors in which all positions count alike."""
+        if self.alike is None:
+            return self
+        scales = (*self.alike.scales, *(self.scales[-1:] if self.rows.any() else ()))
+        return replace(self.alike, rows=self.rows, scales=scales, importance=self.importance, spreads=self.spreads,
+                       row_damping=self.row_damping, is_even=True)  # fmt: skip
 
     @property
     def plain(self) -> Plan:
