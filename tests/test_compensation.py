@@ -151,6 +151,7 @@ def test_what_was_measured_is_what_ships(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_large_models_are_measured_as_they_ship(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are about as small as others: positions are not told apart for them."""
     for file in ("evaluator", "sessions"):
         monkeypatch.setattr(f"riq_cli.evaluator.{file}.LARGE", 0)
     model, data = loaded(name, tmp_path)
@@ -162,7 +163,7 @@ def test_large_models_are_measured_as_they_ship(name: str, tmp_path: Path, monke
     assert stored(again) == stored(archive)
     monkeypatch.undo()
     usual = riq.compress(model, data, deviation=TARGET, rounding="compensated")
-    assert archive.size == pytest.approx(usual.size, rel=0.03)
+    assert archive.size == pytest.approx(usual.size, rel=0.1)
 
 
 def _streams(archive: riq.Archive) -> int:

@@ -38,67 +38,88 @@ def fitted(
     Returns:
         None where a half of the samples tells nothing, or, without a plan before, where nearest rounding does as well.
     """
-    centred, bounds = linear.bias is not None, halves[0].bounds
-    kinds, judges = [halves], halves
+    kinds = [halves]
     is_even = before is not None and before.is_even
     if shared is not None and not is_even and all(half.mean.any() for half in shared):
         kinds += [(halves[0].joined(shared[0]), halves[1].joined(shared[1])), shared]
-        judges = shared
-    fits = [(_Second(one, centred), _Second(other, centred)) for one, other in kinds]
-    if not all(half.is_usable for fit in fits for half in fit):
+    trials, judge = _Trials(layer, linear, kinds, width), len(kinds) - 1
+    if not trials.are_usable:
         return None
-    trial = _Trial(layer, linear, bounds, fits[kinds.index(judges)], width)
-    found: list[tuple[float, float]] = []  # cost and damping
-    for fit in fits:
-        start = _DAMPINGS.index(found[-1][1]) if found else _FIRST
-        damping, cost = least(_DAMPINGS, start, partial(trial.cost, fit))
-        found.append((cost, damping))
-    helps = min(found) < (trial.nearest(fits[0]), 0.0)
-    if before is None and not helps:
-        return None
-
-    best = found.index(min(found))
-    (one, other), (_, damping) = kinds[best], found[best]
+    first, _ = least(_DAMPINGS, _FIRST, partial(trials.cost, 0, judge))
+    best = min(range(len(kinds)), key=lambda kind: trials.cost(kind, judge, first))
+    damping, cost = least(_DAMPINGS, _DAMPINGS.index(first), partial(trials.cost, best, judge))
+    helps, alike = cost < trials.nearest(judge), None
     if before is not None:
         damping = min(before.damping, damping) if helps else before.damping
-    plan = _plan_of(layer, linear, bounds, _Second(one.joined(other), centred), damping)
-    alike = fitted(layer, linear, halves, width) if best > 0 and before is None else None
-    return replace(plan, alike=alike, is_even=is_even)
+    elif not helps:
+        return None
+    elif best > 0:
+        first, cost = least(_DAMPINGS, _FIRST, partial(trials.cost, 0, 0))
+        alike = trials.plan(halves[0].joined(halves[1]), first) if cost < trials.nearest(0) else None
+    one, other = kinds[best]
+    return replace(trials.plan(one.joined(other), damping), alike=alike, is_even=is_even)
 
 
-class _Trial:
-    """What dampings cost a layer, at about one bin width, fitted to each half of the samples and judged on the other.
+class _Trials:
+    """What it costs a layer, at about one bin width, to be fitted to each half of the samples and judged on the other.
 
     That is bits at equal error of the outputs: half a bit a weight for each doubling of the error.
     """
 
-    def __init__(
-        self, layer: Layer, linear: Linear, bounds: Sequence[tuple[int, int]], judges: Sequence[_Second], width: float
-    ) -> None:
+    def __init__(self, layer: Layer, linear: Linear, kinds: Sequence[Halves], width: float) -> None:
+        """Take moments of several kinds: the first and the last judge."""
         peak = quantizer.peak(layer.values, layer.dtype)
-        self._layer, self._linear, self._bounds, self._judges = layer, linear, bounds, judges
+        self._layer, self._linear, self._bounds = layer, linear, kinds[0][0].bounds
         self._weights, self._width = some_rows(linear.matrix, layer) / peak, width / peak
+        self._kinds = [(self._second(one), self._second(other)) for one, other in kinds]
+        self._judges = {0, len(kinds) - 1}
+        self._costs: dict[tuple[int, float], dict[int, float]] = {}  # by what was fitted, and by the judge
 
-    def nearest(self, fits: Sequence[_Second]) -> float:
+    @property
+    def are_usable(self) -> bool:
+        """Whether there are rows in all halves, and no infinity in their moments."""
+        return all(half.is_usable for halves in self._kinds for half in halves)
+
+    def plan(self, moments: Moments, damping: float) -> Plan:
+        """The plan that is fitted to some moments."""
+        return self._plan(self._second(moments), damping)
+
+    def nearest(self, judge: int) -> float:
         """The cost of nearest rounding."""
         rounded = np.rint(self._weights / self._width)
         symbols, difference = rounded.astype(np.int32), rounded * self._width - self._weights
-        return sum(self._cost(symbols, difference, *pair) for pair in zip(fits, reversed(self._judges), strict=True))
+        pairs = zip(self._kinds[0], reversed(self._kinds[judge]), strict=True)
+        return bits_of(symbols) * 2 + sum(self._error_bits(difference, fit, half) for fit, half in pairs)
 
-    def cost(self, fits: Sequence[_Second], damping: float) -> float:
-        """The cost of compensation fitted to two halves."""
-        total = 0.0
-        for fit, judge in zip(fits, reversed(self._judges), strict=True):
-            plan = _plan_of(self._layer, self._linear, self._bounds, fit, damping)
-            widths = plan.column_widths(self._width)
-            symbols, _ = rounding.compensated(self._weights, plan.factors, widths)
-            total += self._cost(symbols, symbols * widths - self._weights, fit, judge)
-            total += _CODE_BITS * plan.columns.size * bool(plan.scales)
-        return total
+    def cost(self, kind: int, judge: int, damping: float) -> float:
+        """The cost of compensation fitted to moments of one kind."""
+        if (kind, damping) not in self._costs:
+            costs = dict.fromkeys(self._judges, 0.0)
+            for half, fit in enumerate(self._kinds[kind]):
+                plan = self._plan(fit, damping)
+                widths = plan.column_widths(self._width)
+                symbols, _ = rounding.compensated(self._weights, plan.factors, widths)
+                bits = bits_of(symbols) + _CODE_BITS * plan.columns.size * bool(plan.scales)
+                for number in costs:
+                    other = self._kinds[number][1 - half]
+                    costs[number] += bits + self._error_bits(symbols * widths - self._weights, fit, other)
+            self._costs[kind, damping] = costs
+        return self._costs[kind, damping][judge]
 
-    def _cost(self, symbols: rounding.Integers, difference: Float64, fit: _Second, judge: _Second) -> float:
+    def _second(self, moments: Moments) -> _Second:
+        return _Second(moments, self._linear.bias is not None)
+
+    def _plan(self, fit: _Second, damping: float) -> Plan:
+        factors = tuple(
+            rounding.Factor(begin, end, rounding.factorized(block, damping))
+            for block, (begin, end) in zip(fit.blocks, self._bounds, strict=True)
+        )
+        exercised = fit.diagonal > _EXERCISED * fit.diagonal.mean()
+        return Plan.compensating(self._layer, self._linear, factors, exercised, fit.mean, damping)
+
+    def _error_bits(self, difference: Float64, fit: _Second, judge: _Second) -> float:
         error = judge.error(difference, self._bounds, fit.mean)
-        return bits_of(symbols) + symbols.size / 2 * math.log2(max(error, 1e-300))
+        return difference.size / 2 * math.log2(max(error, 1e-300))
 
 
 class _Second:
@@ -130,13 +151,3 @@ class _Second:
         if self.centred:
             total += float(np.sum(np.square(np.einsum("gnk,gk->gn", difference, self.mean - bias_mean))))
         return total
-
-
-def _plan_of(layer: Layer, linear: Linear, bounds: Sequence[tuple[int, int]], fit: _Second, damping: float) -> Plan:
-    """The plan that is fitted to some moments."""
-    factors = tuple(
-        rounding.Factor(begin, end, rounding.factorized(block, damping))
-        for block, (begin, end) in zip(fit.blocks, bounds, strict=True)
-    )
-    exercised = fit.diagonal > _EXERCISED * fit.diagonal.mean()
-    return Plan.compensating(layer, linear, factors, exercised, fit.mean, damping)
