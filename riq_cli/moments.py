@@ -188,7 +188,7 @@ def collect(
                 weight: float | Array = use.entering.positions(activation.shape) / chosen.size
                 taken = use.entering.rows_at(activation, chosen)
                 use.collected.alike[sample in second].add(taken, weight)
-                if use.leaving is not None and use.collected.shared is not None:
+                if use.collected.shared is not None and use.leaving is not None:  # neither or both
                     known = shares[use.leaving][sample]
                     if known.count == use.entering.positions(activation.shape):
                         weight = weight * known.values[chosen // known.step]

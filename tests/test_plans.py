@@ -228,32 +228,50 @@ def test_positions_that_matter_judge_and_are_fitted_to_where_that_does_best() ->
     white = moments(correlated(4000, 32, 0, 0.0)), moments(correlated(4000, 32, 1, 0.0))
     many = moments(correlated(400, 32, 2)), moments(correlated(400, 32, 3))
     some = moments(correlated(40, 32, 8)), moments(correlated(40, 32, 9))
+    others = moments(correlated(40, 32, 10)), moments(correlated(40, 32, 11))
     loud = moments(100 * correlated(4000, 32, 4)), moments(100 * correlated(4000, 32, 5))
     few = moments(correlated(3, 32, 6)), moments(correlated(3, 32, 7))
-    others = moments(correlated(40, 32, 10)), moments(correlated(40, 32, 11))
     both = some[0].joined(others[0]), some[1].joined(others[1])
-    for halves, shared, wanted, damping in (
-        (white, many, many, 0.01), (loud, few, loud, 0.01), (some, others, both, 0.1),
+    codes = np.arange(-48, 48, dtype=np.int32)[None] // 4
+    for halves, shared, wanted, positions in (
+        (white, many, many, "shared"), (loud, few, loud, "alike"), (some, others, both, "both"),
     ):  # fmt: skip
         plan = fitted(layer, linear, halves, 0.2, None, shared)
         assert plan is not None and plan.mean is not None
+        assert plan.positions == positions
         np.testing.assert_array_equal(plan.mean, wanted[0].joined(wanted[1]).mean)
-        assert chosen_damping(plan, wanted) == plan.damping == damping
-        even = fitted(layer, linear, halves, 0.2)
-        if wanted is halves or even is None:
-            assert plan.alike is None and plan.even is plan
-            continue
-        assert plan.alike is not None
-        codes = np.arange(-48, 48, dtype=np.int32)[None] // 4
+        assert chosen_damping(plan, wanted) == plan.damping
+        even = fitted(layer, linear, halves, 0.2)  # without anything that gradients say
         for each in (plan, plan.with_row_codes(layer, codes)):
-            assert each.even.is_even and not each.is_even
-            np.testing.assert_array_equal(each.even.factors[0].upper, even.factors[0].upper)
+            assert each.even.positions == "alike" and each.even.alike is None
             np.testing.assert_array_equal(each.even.rows, each.rows)
-            assert [scale.axes for scale in each.even.scales] == [scale.axes for scale in each.scales]
-            np.testing.assert_array_equal(each.even.scales[0].values, even.scales[0].values)
-            again = fitted(layer, linear, halves, 0.2, each.even, shared)
-            assert again is not None and again.is_even and again.alike is None
-            np.testing.assert_array_equal(again.factors[0].upper, even.factors[0].upper)
+            assert len(each.even.scales) == (even is not None) + bool(each.rows.any())
+            assert bool(each.even.factors) == (even is not None)
+            if even is not None:
+                np.testing.assert_array_equal(each.even.factors[0].upper, even.factors[0].upper)
+                np.testing.assert_array_equal(each.even.scales[0].values, even.scales[0].values)
+
+
+def test_after_a_plan_of_fewer_samples_positions_count_as_they_did() -> None:
+    layer, linear = weights(96, 32), Linear(ROWS_FIRST, ())
+    white = moments(correlated(4000, 32, 0, 0.0)), moments(correlated(4000, 32, 1, 0.0))
+    many = moments(correlated(4000, 32, 2)), moments(correlated(4000, 32, 3))
+    alike, shared = fitted(layer, linear, many, 0.2), fitted(layer, linear, white, 0.2, None, many)
+    assert alike is not None and shared is not None
+    for before, halves, judges, wanted in ((alike, many, white, many), (shared, many, white, white)):
+        plan = fitted(layer, linear, halves, 0.2, before, judges)
+        assert plan is not None and plan.mean is not None
+        assert (plan.positions, plan.alike) == (before.positions, None)
+        assert chosen_damping(plan, wanted) == plan.damping <= before.damping
+    plan = fitted(layer, linear, many, 0.2, shared)  # of which nothing is known any more
+    assert plan is not None and plan.positions == "alike"
+
+
+def test_where_what_is_known_of_positions_is_no_number_all_count_alike() -> None:
+    good, huge = moments(correlated(400, 32)), Moments(1, 32)
+    huge.add(correlated(400, 32).astype(np.float64) * 1e200)
+    plan = fitted(weights(96, 32), Linear(ROWS_FIRST, ()), (good, good), 0.2, None, (good, huge))
+    assert plan is not None and plan.positions == "alike"
 
 
 def test_where_nothing_matters_nothing_is_judged_by_it() -> None:

@@ -316,6 +316,8 @@ def test_a_factor_s_triangle_ends_where_half_precision_does() -> None:
     upper = np.array([[[2.0, -1e9, 1e-9], [0, 1e-30, 1e-31], [0, 0, 1e30]]], np.float32)
     wanted = [[2.0, -65504.0 * 2, 0.0], [0.0, 1e-30, 1e-31], [0.0, 0.0, 1e30]]
     np.testing.assert_allclose(Factor(0, 3, upper).upper[0], wanted, rtol=2**-11)
+    upper[0, 0] = 0  # of moments beyond what single precision holds
+    np.testing.assert_allclose(Factor(0, 3, upper).upper[0], [[0.0] * 3, *wanted[1:]], rtol=2**-11)
 
 
 # ---- column_codes ---------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from riq_cli import quantizer, rounding
 from riq_cli.codec.descent import least
-from riq_cli.codec.plans import Plan, bits_of, some_rows
+from riq_cli.codec.plans import Plan, Positions, bits_of, some_rows
 from riq_cli.model import Layer, Linear
 from riq_cli.moments import Float64, Halves, Moments
 
@@ -31,33 +31,35 @@ def fitted(
         linear: the layer as matrices.
         halves: moments of its inputs on two halves of the samples.
         width: about the bin width that it will have.
-        before: a plan fitted to fewer samples: more of them need no more damping, and count as they did there.
+        before: a plan fitted to fewer samples: more of them need no more damping, and positions count as they do in it.
         shared: moments in which positions count as much as they matter, where that is known. They judge: to fit to, few
             may matter. So it is fitted to those in which all count alike, to both, or to these, as does best.
 
     Returns:
         None where a half of the samples tells nothing, or, without a plan before, where nearest rounding does as well.
     """
-    kinds = [halves]
-    is_even = before is not None and before.is_even
-    if shared is not None and not is_even and all(half.mean.any() for half in shared):
-        kinds += [(halves[0].joined(shared[0]), halves[1].joined(shared[1])), shared]
-    trials, judge = _Trials(layer, linear, kinds, width), len(kinds) - 1
+    kinds: dict[Positions, Halves] = {"alike": halves}
+    if shared is not None and all(half.mean.any() and _Second(half, False).is_usable for half in shared):
+        kinds |= {"both": (halves[0].joined(shared[0]), halves[1].joined(shared[1])), "shared": shared}
+    trials = _Trials(layer, linear, kinds, width)
     if not trials.are_usable:
         return None
-    first, _ = least(_DAMPINGS, _FIRST, partial(trials.cost, 0, judge))
-    best = min(range(len(kinds)), key=lambda kind: trials.cost(kind, judge, first))
-    damping, cost = least(_DAMPINGS, _DAMPINGS.index(first), partial(trials.cost, best, judge))
-    helps, alike = cost < trials.nearest(judge), None
+    if before is not None and before.positions in kinds:
+        best = before.positions
+    else:
+        first, _ = trials.least("alike", trials.judge)
+        best = min(kinds, key=lambda kind: trials.cost(kind, trials.judge, first))
+    alike = trials.chosen("alike")
+    chosen = alike if best == "alike" else trials.chosen(best)
     if before is not None:
-        damping = min(before.damping, damping) if helps else before.damping
-    elif not helps:
+        least_damping = before.damping if chosen is None else min(before.damping, chosen)
+        return trials.plan(best, least_damping)
+    if chosen is None:
         return None
-    elif best > 0:
-        first, cost = least(_DAMPINGS, _FIRST, partial(trials.cost, 0, 0))
-        alike = trials.plan(halves[0].joined(halves[1]), first) if cost < trials.nearest(0) else None
-    one, other = kinds[best]
-    return replace(trials.plan(one.joined(other), damping), alike=alike, is_even=is_even)
+    if best == "alike":
+        return trials.plan(best, chosen)
+    other = Plan.of(linear.matrix) if alike is None else trials.plan("alike", alike)
+    return replace(trials.plan(best, chosen), alike=other)
 
 
 class _Trials:
@@ -66,45 +68,57 @@ class _Trials:
     That is bits at equal error of the outputs: half a bit a weight for each doubling of the error.
     """
 
-    def __init__(self, layer: Layer, linear: Linear, kinds: Sequence[Halves], width: float) -> None:
-        """Take moments of several kinds: the first and the last judge."""
+    def __init__(self, layer: Layer, linear: Linear, kinds: Mapping[Positions, Halves], width: float) -> None:
+        """Take moments of several kinds."""
         peak = quantizer.peak(layer.values, layer.dtype)
-        self._layer, self._linear, self._bounds = layer, linear, kinds[0][0].bounds
+        self._layer, self._linear, self._kinds = layer, linear, kinds
+        self._bounds = kinds["alike"][0].bounds
         self._weights, self._width = some_rows(linear.matrix, layer) / peak, width / peak
-        self._kinds = [(self._second(one), self._second(other)) for one, other in kinds]
-        self._judges = {0, len(kinds) - 1}
-        self._costs: dict[tuple[int, float], dict[int, float]] = {}  # by what was fitted, and by the judge
+        self._halves = {kind: [self._second(half) for half in halves] for kind, halves in kinds.items()}
+        self.judge: Positions = "shared" if "shared" in kinds else "alike"
+        self._costs: dict[tuple[Positions, float], dict[Positions, float]] = {}  # … by the judge
 
     @property
     def are_usable(self) -> bool:
         """Whether there are rows in all halves, and no infinity in their moments."""
-        return all(half.is_usable for halves in self._kinds for half in halves)
+        return all(half.is_usable for halves in self._halves.values() for half in halves)
 
-    def plan(self, moments: Moments, damping: float) -> Plan:
-        """The plan that is fitted to some moments."""
-        return self._plan(self._second(moments), damping)
+    def chosen(self, kind: Positions) -> float | None:
+        """The damping for a kind; None where nearest rounding does as well. If all count alike, that judges, too."""
+        judge = "alike" if kind == "alike" else self.judge
+        damping, cost = self.least(kind, judge)
+        return damping if cost < self._nearest(judge) else None
 
-    def nearest(self, judge: int) -> float:
-        """The cost of nearest rounding."""
-        rounded = np.rint(self._weights / self._width)
-        symbols, difference = rounded.astype(np.int32), rounded * self._width - self._weights
-        pairs = zip(self._kinds[0], reversed(self._kinds[judge]), strict=True)
-        return bits_of(symbols) * 2 + sum(self._error_bits(difference, fit, half) for fit, half in pairs)
+    def least(self, kind: Positions, judge: Positions) -> tuple[float, float]:
+        """The damping of least cost, and that."""
+        return least(_DAMPINGS, _FIRST, partial(self.cost, kind, judge))
 
-    def cost(self, kind: int, judge: int, damping: float) -> float:
+    def plan(self, kind: Positions, damping: float) -> Plan:
+        """The plan that is fitted to both halves."""
+        one, other = self._kinds[kind]
+        return replace(self._plan(self._second(one.joined(other)), damping), positions=kind)
+
+    def cost(self, kind: Positions, judge: Positions, damping: float) -> float:
         """The cost of compensation fitted to moments of one kind."""
         if (kind, damping) not in self._costs:
-            costs = dict.fromkeys(self._judges, 0.0)
-            for half, fit in enumerate(self._kinds[kind]):
+            costs: dict[Positions, float] = dict.fromkeys(("alike", self.judge), 0.0)
+            for half, fit in enumerate(self._halves[kind]):
                 plan = self._plan(fit, damping)
                 widths = plan.column_widths(self._width)
                 symbols, _ = rounding.compensated(self._weights, plan.factors, widths)
                 bits = bits_of(symbols) + _CODE_BITS * plan.columns.size * bool(plan.scales)
-                for number in costs:
-                    other = self._kinds[number][1 - half]
-                    costs[number] += bits + self._error_bits(symbols * widths - self._weights, fit, other)
+                for each in costs:
+                    other = self._halves[each][1 - half]
+                    costs[each] += bits + self._error_bits(symbols * widths - self._weights, fit, other)
             self._costs[kind, damping] = costs
         return self._costs[kind, damping][judge]
+
+    def _nearest(self, judge: Positions) -> float:
+        """The cost of nearest rounding."""
+        rounded = np.rint(self._weights / self._width)
+        symbols, difference = rounded.astype(np.int32), rounded * self._width - self._weights
+        pairs = zip(self._halves["alike"], reversed(self._halves[judge]), strict=True)
+        return 2 * bits_of(symbols) + sum(self._error_bits(difference, fit, half) for fit, half in pairs)
 
     def _second(self, moments: Moments) -> _Second:
         return _Second(moments, self._linear.bias is not None)

@@ -50,13 +50,16 @@ def plans_of(
         before: plans fitted to fewer samples: what they do without is done without again.
     """
     told, fit = partial(progress, "gradients"), partial(progress, "fit")
-    shares: moments.Shares = {}
-    if not gradients.observer.is_lean:  # moments of all kinds take twice the memory
+    shares: moments.Shares | None = {}
+    if not gradients.observer.is_lean:  # several kinds of moments take as many times the memory
         try:
             shares = position_shares(gradients, linear, told)
         except ModelError as error:
-            warn(f"gradients cannot be taken, so positions are not told apart by them: {error}")
+            shares = None
+            warn(f"gradients cannot be taken, so nothing is told apart by them: {error}")
     plans = fitted_plans(gradients.weights, linear, gradients.observer, halves, widths, pool, fit, shares, before)
+    if shares is None:
+        return plans
     try:
         return with_effects(gradients, linear, plans, halves[1], widths, pool, told, before)
     except ModelError as error:

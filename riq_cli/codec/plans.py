@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ _LANE = 8  # columns from which on a trellis is tried: at the beginning of a lan
 _PARTS = 8  # rows or columns at least, for bin widths of their own
 
 
+Positions = Literal["alike", "both", "shared"]
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """How one layer is rounded: with what error compensation, and at what relative bin widths of columns and rows.
@@ -33,8 +37,9 @@ class Plan:
     tensor. Where the layer has a `bias` (the number of that layer), what rounding adds to the outputs on average,
     (Ŵ − W) E[x], is taken off it; `mean` f64[groups, columns] is E[x]. `importance` f64[groups, rows] tells how much
     each row matters to the outputs, where that is known; errors of rows may spread too, by `spreads`. `damping` and
-    `row_damping` tell how far the moments behind `factors` and `spreads` were trusted. `alike` is the plan in whose
-    factors all positions of what the layer multiplies count alike, where they do not in this one's.
+    `row_damping` tell how far the moments behind `factors` and `spreads` were trusted. `positions` tells how those of
+    what the layer multiplies count in `factors`: alike, by how much they matter (shared), or half so (both); where not
+    alike, `alike` is the plan in which they do.
     """
 
     matrix: Matrix
@@ -50,8 +55,8 @@ class Plan:
     spreads: tuple[rounding.Spread, ...] = ()
     damping: float = math.nan
     row_damping: float = math.nan
+    positions: Positions = "alike"
     alike: Plan | None = None
-    is_even: bool = False
 
     @classmethod
     def nearest(cls, layer: Layer) -> Plan:
@@ -150,7 +155,7 @@ class Plan:
             return self
         scales = (*self.alike.scales, *(self.scales[-1:] if self.rows.any() else ()))
         return replace(self.alike, rows=self.rows, scales=scales, importance=self.importance, spreads=self.spreads,
-                       row_damping=self.row_damping, is_even=True)  # fmt: skip
+                       row_damping=self.row_damping)  # fmt: skip
 
     @property
     def plain(self) -> Plan:

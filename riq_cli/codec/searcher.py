@@ -22,7 +22,8 @@ _STEPS = 20
 _HALVINGS = 3
 _BISECTIONS = 20
 _CLOSE = 1.001  # between a k within a budget and one beyond it
-_NEWTON, _ABOUT = 2, 1 / 8  # steps; bits a weight from which on bits grow as log k does
+_NEWTON = 2  # steps at most
+_NEAR = 1 / 32  # bits a weight that one step takes to almost none
 _LOWEST = 1e-3  # k where Proposition 2 says nothing: it bounds that of nearest rounding by norm
 
 
@@ -214,7 +215,7 @@ class Searcher:
         for _ in range(_NEWTON):
             excess = self._weights.bits(self._coded(scheme, k), scheme.plans, self._pool) - bits
             k *= 2.0 ** max(min(-excess / self._weights.total, 3.0), -3.0)
-            if abs(excess) < _ABOUT * self._weights.total:
+            if abs(excess) < _NEAR * self._weights.total:
                 break
         return max(k, _LOWEST)
 

@@ -53,8 +53,8 @@ class Scheme:
     @property
     def kind(self) -> Kind:
         """Name and what else matters: what was measured of a kind tells what to expect of it."""
-        is_even = any(plan.is_even for plan in self.plans.values())
-        return *self.name, self.has_importance, is_even, self.guarded, self.refitted
+        has_positions = any(plan.positions != "alike" for plan in self.plans.values())
+        return *self.name, self.has_importance, has_positions, self.guarded, self.refitted
 
 
 @dataclass(frozen=True)

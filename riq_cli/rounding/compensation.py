@@ -156,7 +156,7 @@ class _Rounding:
         uppers = [upper[group] for upper in self._uppers]
         bins = self._bins((1, size, flat.size), slice(group, group + 1), flat, columns)[0]
         waves = Waves(goal, bins, shares, self._factors, uppers, ways)
-        del goal, bins  # waves need one of them only, and in another order
+        del goal, bins  # waves have them in another order
         waves.run()
         symbols[flat[there]] = waves.symbols.swapaxes(1, 2).reshape(-1, size)[there]
         squares = np.einsum("bkn,bkn->bn", waves.errors, waves.errors, dtype=np.float64).reshape(-1)[there]

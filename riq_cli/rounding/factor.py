@@ -31,7 +31,8 @@ class Factor:
         self.diagonal: NDArray[np.float32] = np.einsum("gii->gi", upper).copy()  # U_jj, f32[groups, columns]
         self._packed = np.empty((groups, size * (size - 1) // 2), np.float16)
         for row, place in enumerate(self._rows()):
-            relative = upper[:, row, row + 1 :] / self.diagonal[:, row, None]
+            part, own = upper[:, row, row + 1 :], self.diagonal[:, row, None]  # 0 where moments are beyond float32
+            relative = np.divide(part, own, out=np.zeros_like(part), where=own != 0)
             self._packed[:, place] = half(relative)
 
     @property
