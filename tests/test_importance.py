@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from riq_cli import quantizer
+from riq_cli.allocation import Allocation
 from riq_cli.codec.importance import FEW, with_importance
 from riq_cli.codec.plans import Plan, nearest_widths
 from riq_cli.codec.probing import Probes
+from riq_cli.codec.solution import Scheme
 from riq_cli.codec.weights import Weights
 from riq_cli.gradients import Effects
 from riq_cli.model import Layer
@@ -404,3 +406,24 @@ def test_effects_that_cannot_be_told_are_left_out() -> None:
     np.testing.assert_allclose(one.squares, other.squares, rtol=1e-12)
     wanted = np.delete(values, [7, 20], axis=0)[:, 1]
     np.testing.assert_allclose(one.moments(1, np.arange(2, 9)), (wanted.T @ wanted)[2:, 2:] / 48, rtol=1e-3, atol=1e-4)
+
+
+def test_schemes_go_without_what_gradients_say_of_positions_or_of_anything() -> None:
+    layer, plan = important(1, 64, 64, factors=True)
+    alike = replace(Plan.of(plan.matrix), factors=(Factor(0, 64, factorized(np.eye(64)[None], 0.1)),))
+    nearest = Plan.nearest(layer)
+    plans = {0: replace(plan, positions="shared", alike=alike), 1: nearest}
+    scheme = Scheme(Allocation("measured", {0: 1.0}), plans)
+    assert (scheme.has_positions, scheme.has_importance) == (True, True)
+    even, plain, decided = scheme.even, scheme.plain, scheme.decided
+    assert (even.has_positions, even.has_importance) == (False, True)
+    assert (plain.has_positions, plain.has_importance) == (False, False)
+    assert (decided.has_positions, decided.has_importance) == (True, True)
+    assert even.plans[0].factors == plain.plans[0].factors == alike.factors
+    assert even.plans[0].spreads == plan.spreads and plain.plans[0].spreads == ()
+    np.testing.assert_array_equal(even.plans[0].rows, plan.rows)
+    assert plan.rows.any() and not plain.plans[0].rows.any()
+    assert decided.plans[0].alike is None and decided.plans[0].factors == plan.factors
+    assert decided.even.plans[0].factors == plan.factors, "it is too late"
+    assert even.plans[1] is plain.plans[1] is nearest
+    assert len({each.kind for each in (scheme, even, plain)}) == 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from riq_cli.allocation import Allocation
 from riq_cli.codec.weights import Plans, Widths
@@ -46,6 +46,27 @@ class Scheme:
         return any(plan.importance is not None for plan in self.plans.values())
 
     @property
+    def has_positions(self) -> bool:
+        """Whether positions of what any layer multiplies count by how much they matter."""
+        return any(plan.positions != "alike" for plan in self.plans.values())
+
+    @property
+    def even(self) -> Scheme:
+        """The same with all positions alike."""
+        return replace(self, plans={number: plan.even for number, plan in self.plans.items()})
+
+    @property
+    def plain(self) -> Scheme:
+        """The same with all positions alike, and all rows of layers that gradients tell apart."""
+        plans = {n: plan if plan.importance is None else plan.plain for n, plan in self.even.plans.items()}
+        return replace(self, plans=plans)
+
+    @property
+    def decided(self) -> Scheme:
+        """The same, which cannot be made even any more: that takes a second set of factors."""
+        return replace(self, plans={number: replace(plan, alike=None) for number, plan in self.plans.items()})
+
+    @property
     def name(self) -> tuple[str, str]:
         """Allocation and rounding, for those who follow the search."""
         return self.allocation.name, self.rounding
@@ -53,8 +74,7 @@ class Scheme:
     @property
     def kind(self) -> Kind:
         """Name and what else matters: what was measured of a kind tells what to expect of it."""
-        has_positions = any(plan.positions != "alike" for plan in self.plans.values())
-        return *self.name, self.has_importance, has_positions, self.guarded, self.refitted
+        return *self.name, self.has_importance, self.has_positions, self.guarded, self.refitted
 
 
 @dataclass(frozen=True)

@@ -239,15 +239,9 @@ class Solver(Searcher):
         blended = [self._blended(allocation, paper.scheme.allocation) for allocation in allocations]
         schemes = [Scheme(allocation, plans) for pair in zip(allocations, blended, strict=True) for allocation in pair]
         # What gradients say of few samples, or where little is left of rows, may be worth less than nothing.
-        even = {number: plan.even for number, plan in plans.items()}
-        plain = {number: plan if plan.importance is None else plan.plain for number, plan in even.items()}
-        others = []
-        if any(plan.alike is not None for plan in plans.values()):
-            others += [replace(scheme, plans=even) for scheme in schemes[:2]]
-        if schemes[0].has_importance:
-            others += [replace(scheme, plans=plain) for scheme in schemes[:2]]
-        kept = {number: replace(plan, alike=None) for number, plan in plans.items()}
-        return [replace(scheme, plans=kept) for scheme in schemes] + others
+        even = [scheme.even for scheme in schemes[:2] if scheme.has_positions]
+        plain = [scheme.plain for scheme in schemes[:2] if scheme.has_importance]
+        return [scheme.decided for scheme in schemes] + even + plain
 
     def _blended(self, measured: Allocation, norm: Allocation) -> Allocation:
         shapes = {
