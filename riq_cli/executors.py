@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from typing import TypeVar
+
+_PATIENCE = 2.0  # seconds that an interruption waits for a pool of processes to end
 
 Pool = TypeVar("Pool", bound=Executor)
 
@@ -25,7 +28,12 @@ def interruptible(pool: Pool) -> Iterator[Pool]:
         interrupted = True
         raise
     finally:
-        pool.shutdown(wait=not interrupted, cancel_futures=interrupted)
-        if interrupted and isinstance(pool, ProcessPoolExecutor):  # they would stay behind, and wait for work
-            for process in multiprocessing.active_children():
+        if interrupted and isinstance(pool, ProcessPoolExecutor):
+            for process in multiprocessing.active_children():  # they would stay behind, and wait for work
                 process.terminate()
+            # The pool's own thread gives back what the system keeps by name: that should not be cut off.
+            end = threading.Thread(target=pool.shutdown, kwargs={"cancel_futures": True}, daemon=True)
+            end.start()
+            end.join(_PATIENCE)
+        else:
+            pool.shutdown(wait=not interrupted, cancel_futures=interrupted)

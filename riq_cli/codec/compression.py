@@ -38,6 +38,7 @@ _PROBE_SAMPLES = 8, 4  # of small models, of large ones
 _SMALL = 1 << 22  # weights
 _BUDGET_TRIES = 10
 _FULL = 0.998  # share of a budget that counts as all of it
+_NEARLY, _OVER = 0.99, 2  # share of it that will do where another try was beyond it; such tries, where it is less
 
 
 def compress(
@@ -199,7 +200,7 @@ class Compression:
     def _within_budget(self, bench: Bench, executor: Executor | None) -> Archive:
         """The archive of least deviation within a budget of real bytes, or of bits/weight."""
         budget, wish = self._budget()
-        aim, margin, best, least = budget, 8.0, None, math.inf
+        aim, margin, best, least, over = budget, 8.0, None, math.inf, 0
         solution = bench.solver.for_bits(8 * aim, bench.means)
         for number in range(_BUDGET_TRIES):
             if number:
@@ -209,7 +210,9 @@ class Compression:
             least = min(least, spent)
             if spent <= budget and (best is None or spent > self._spent(best[0])):
                 best = archive, deviation
-            if _FULL * budget <= spent <= budget or (best is not None and spent > budget) or aim <= 0:
+            over += spent > budget
+            enough = best is not None and (self._spent(best[0]) >= _NEARLY * budget or over > _OVER)
+            if _FULL * budget <= spent <= budget or (spent > budget and enough) or aim <= 0:
                 break
             if spent > budget:
                 margin *= 2
