@@ -47,10 +47,8 @@ def fitted(
     if before is not None and before.positions in kinds:
         best = before.positions
     else:
-        first, _ = trials.least("alike", trials.judge)
-        best = min(kinds, key=lambda kind: trials.cost(kind, trials.judge, first))
-    alike = trials.chosen("alike")
-    chosen = alike if best == "alike" else trials.chosen(best)
+        best = min(kinds, key=lambda kind: trials.least(kind, trials.judge)[1])
+    chosen = trials.chosen(best, trials.judge)
     if before is not None:
         least_damping = before.damping if chosen is None else min(before.damping, chosen)
         return trials.plan(best, least_damping)
@@ -58,6 +56,7 @@ def fitted(
         return None
     if best == "alike":
         return trials.plan(best, chosen)
+    alike = trials.chosen("alike", "alike")
     other = Plan.of(linear.matrix) if alike is None else trials.plan("alike", alike)
     return replace(trials.plan(best, chosen), alike=other)
 
@@ -83,9 +82,8 @@ class _Trials:
         """Whether there are rows in all halves, and no infinity in their moments."""
         return all(half.is_usable for halves in self._halves.values() for half in halves)
 
-    def chosen(self, kind: Positions) -> float | None:
-        """The damping for a kind; None where nearest rounding does as well. If all count alike, that judges, too."""
-        judge = "alike" if kind == "alike" else self.judge
+    def chosen(self, kind: Positions, judge: Positions) -> float | None:
+        """The damping for a kind by what judges; None where nearest rounding does as well."""
         damping, cost = self.least(kind, judge)
         return damping if cost < self._nearest(judge) else None
 

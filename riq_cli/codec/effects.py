@@ -10,7 +10,7 @@ import numpy as np
 
 from riq_cli.codec.importance import FEW, with_importance
 from riq_cli.codec.plans import Plan
-from riq_cli.codec.product_gradients import LEAST, ProductGradients
+from riq_cli.codec.product_gradients import LEAST, LEAST_SAMPLES, ProductGradients
 from riq_cli.codec.weights import Plans, Weights, Widths
 from riq_cli.gradients import Array, Effects, Floats, effects
 from riq_cli.model import Linear
@@ -22,7 +22,6 @@ _ENTRIES = 4096  # of a table, whose errors are drawn: as many as a sample's ind
 _SPREADS = (1024, 512, 256)  # rows whose errors spread among each other
 _BYTES = 0.5  # bytes of second moments, at most, for each byte of weights
 _FEW = 1 << 27  # bytes of them that are always granted
-_SAMPLES = 8  # at least: two that judge two others know next to nothing of how samples differ
 
 
 def with_effects(
@@ -61,7 +60,7 @@ def with_effects(
         and weights.sizes[number] >= LEAST
         and (before is None or (number in before and before[number].importance is not None))
     }
-    if not chosen or sum(gradients.rows) < _SAMPLES:
+    if not chosen or sum(gradients.rows) < LEAST_SAMPLES:
         return dict(plans)
     drawn = _DRAWN_LEAN if gradients.observer.is_lean else _DRAWN
     collected = _Collected(chosen, plans, second, _most(weights, chosen), drawn)

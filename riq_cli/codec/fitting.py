@@ -11,7 +11,7 @@ from riq_cli import moments
 from riq_cli.codec.damping import fitted
 from riq_cli.codec.effects import with_effects
 from riq_cli.codec.plans import Plan
-from riq_cli.codec.product_gradients import ProductGradients
+from riq_cli.codec.product_gradients import LEAST_SAMPLES, ProductGradients
 from riq_cli.codec.settings import Warn
 from riq_cli.codec.shares import position_shares
 from riq_cli.codec.weights import Plans, Weights, Widths
@@ -51,7 +51,8 @@ def plans_of(
     """
     told, fit = partial(progress, "gradients"), partial(progress, "fit")
     shares: moments.Shares | None = {}
-    if not gradients.observer.is_lean:  # several kinds of moments take as many times the memory
+    # Several kinds of moments take as many times the memory.
+    if not gradients.observer.is_lean and sum(gradients.rows) >= LEAST_SAMPLES:
         try:
             shares = position_shares(gradients, linear, told)
         except ModelError as error:

@@ -11,6 +11,7 @@ from riq_cli.gradients import Array, Backward, Floats, Gradients, gate_gradients
 from riq_cli.model import GateOutput, Linear, Operation, SessionForm, operations
 
 LEAST = 1024  # weights of a layer for which gradients are worth it
+LEAST_SAMPLES = 8  # two that judge two others know next to nothing of how samples differ
 _VALUES = 1 << 28  # bytes of inner tensors that are held at the same time
 _VALUES_LEAN = 1 << 25  # … beside a large model
 
