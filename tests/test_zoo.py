@@ -15,8 +15,8 @@ from tests import zoo
 
 pytestmark = pytest.mark.zoo
 
-# Large images, two classes whose flips are deviations of 2, and models with as many samples as it takes to tell rows and
-# positions apart and to fit again; eight say too little of speech. Of the others eight are taken.
+# Large images, two classes whose flips are deviations of 2, and models with as many samples as it takes to tell rows
+# and positions apart and to fit again; eight say too little of speech. Of the others eight are taken.
 SAMPLES = {"ppocr4-det": 4, "ddddocr-det": 2, "ppocr4-cls": 32, "romanizer-decoder": 32, "silero-vad-seq": 32}
 MODELS = (
     "magika",
