@@ -105,11 +105,11 @@ def test_within_a_budget_it_is_fitted_again_too() -> None:
     assert 2.45 <= 8 * sum(entry.stored for entry in entries) / sum(entry.size for entry in entries) <= 2.5
 
 
-def test_a_sweep_fits_once_and_once_again_for_all_its_goals() -> None:
+def test_a_sweep_fits_once_and_once_again_for_what_pays() -> None:
     steps: list[Progress] = []
     goals = [Settings(deviation=target, exclude=("lstm2.*",)) for target in (0.01, 0.005, 0.002)]
     outcomes = list(sweep(model("lstm"), data(), goals, about=0.005, progress=steps.append))
-    assert fits_of(steps) == 2
+    assert 2 <= fits_of(steps) <= 3, "not twice for each: goals may differ in whether gradients pay"
     for goal, outcome in zip(goals, outcomes, strict=True):
         assert outcome.archive is not None
         assert max(outcome.deviation, outcome.archive.manifest.result["holdout"]) <= (goal.deviation or 0)
