@@ -40,7 +40,9 @@ def fitted(
     """
     kinds: dict[Positions, Halves] = {"alike": halves}
     if shared is not None and all(half.mean.any() and _Second(half, False).is_usable for half in shared):
-        kinds |= {"both": (halves[0].joined(shared[0]), halves[1].joined(shared[1])), "shared": shared}
+        if before is None or before.positions == "both":
+            kinds["both"] = halves[0].joined(shared[0]), halves[1].joined(shared[1])
+        kinds["shared"] = shared
     trials = _Trials(layer, linear, kinds, width)
     if not trials.are_usable:
         return None
