@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -25,6 +27,8 @@ _ENTRY_BITS = 8 * 45  # about what a layer adds to the stored manifest
 _CODE_BITS = 3.0  # about what a code of a scale takes
 _DEFLATED = 0.92  # about what deflate leaves of float data in the skeleton
 
+Result = TypeVar("Result")
+
 Widths = list[float | None]  # of every layer; None: it stays exact
 Shift = NDArray[np.float64]  # what is added to a bias, one number for each of its elements
 Plans = Mapping[int, Plan]  # of the layers that are not just rounded to the nearest at one bin width, by their number
@@ -43,6 +47,7 @@ class Weights:
         max_bits: int | None = None,
         min_size: int | None = None,
         release: Callable[[], None] = lambda: None,
+        threads: int = 1,
     ) -> None:
         """Measure norm and peak of every layer.
 
@@ -51,8 +56,9 @@ class Weights:
             max_bits: R: bin widths are kept so large that no layer has more than 2^R levels; None: no such bound.
             min_size: weights that a matrix has at least, 256 by default; smaller ones count as vectors.
             release: called when a layer was passed over: its memory may be mapped from a file.
+            threads: of the pools that work on the layers.
         """
-        self.layers, self.release = layers, release
+        self.layers, self.release, self._threads = layers, release, threads
         self.sizes = [layer.size for layer in layers]
         self.norms = [quantizer.norm(layer.values, layer.dtype) for layer in layers]
         active = [number for number, norm in enumerate(self.norms) if 0 < norm < math.inf]
@@ -117,13 +123,13 @@ class Weights:
     def bits(self, widths: Widths, plans: Plans, pool: Executor) -> float:
         """About the bits of the archive that depend on bin widths: of coded layers, and of those that stay exact."""
 
-        def of(number: int, width: float | None) -> float:
+        def of(number: int) -> float:
+            width = widths[number]
             found = self.exact_bits(number) if width is None else self.coded_bits(number, width, plans.get(number))
             self.release()
             return found
 
-        numbers = self._largest_first(range(len(widths)))
-        return sum(pool.map(of, numbers, [widths[number] for number in numbers]))
+        return sum(self._mapped(of, range(len(widths)), pool))
 
     def coded_bits(self, number: int, width: float, plan: Plan | None = None) -> float:
         """About the bits of one layer in the archive at a bin width."""
@@ -272,11 +278,20 @@ class Weights:
             self.release()
             return found
 
-        return dict(found for found in pool.map(job, self._largest_first(plans)) if found is not None)
+        return dict(found for found in self._mapped(job, plans, pool) if found is not None)
 
-    def _largest_first(self, numbers: Iterable[int]) -> list[int]:
-        """Layers in the order in which threads are best given them: none is left with a large one in the end."""
-        return sorted(numbers, key=lambda number: -self.sizes[number])
+    def _mapped(self, job: Callable[[int], Result], numbers: Iterable[int], pool: Executor) -> Iterator[Result]:
+        """What a job returns for each of some layers, the largest first: no thread is left with one in the end.
+
+        The largest take turns in one thread, as many as make up its share of the work: two at a time, each with several
+        arrays of its size, would be the most memory that all of compress takes.
+        """
+        ordered = sorted(numbers, key=lambda number: -self.sizes[number])
+        share = sum(self.sizes[number] for number in ordered) / self._threads
+        sums = itertools.accumulate(self.sizes[number] for number in ordered)
+        turns = max(sum(total <= share for total in sums), 1)
+        runs = [ordered[:turns], *([number] for number in ordered[turns:])]
+        return itertools.chain.from_iterable(pool.map(lambda run: [job(number) for number in run], runs))
 
 
 def is_matrix(layer: Layer, min_size: int | None) -> bool:

@@ -153,10 +153,16 @@ class _Rounding:
         np.divide(part.reshape(goal.shape), self._peak, out=goal, dtype=np.float64, casting="same_kind")
         del part
         goal *= beside >= 0
-        uppers = [upper[group] for upper in self._uppers]
-        bins = self._bins((1, size, flat.size), slice(group, group + 1), flat, columns)[0]
-        waves = Waves(goal, bins, shares, self._factors, uppers, ways)
-        del goal, bins  # waves have them in another order
+
+        def bins(block: int, chosen: slice) -> Floats:
+            own = rows[block].reshape(-1)
+            shape = 1, chosen.stop - chosen.start, own.size
+            first = columns.start
+            within = slice(first + chosen.start, first + chosen.stop)
+            return self._bins(shape, slice(group, group + 1), own, within)[0]
+
+        waves = Waves(goal, bins, shares, self._factors, [upper[group] for upper in self._uppers], ways)
+        del goal  # waves use it up
         waves.run()
         symbols[flat[there]] = waves.symbols.swapaxes(1, 2).reshape(-1, size)[there]
         squares = np.einsum("bkn,bkn->bn", waves.errors, waves.errors, dtype=np.float64).reshape(-1)[there]

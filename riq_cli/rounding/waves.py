@@ -6,7 +6,7 @@ before it is off, the columns of a panel need that in the same columns alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +49,7 @@ class Waves:
     def __init__(
         self,
         goal: Floats,
-        bins: Floats,
+        bins: Callable[[int, slice], Floats],
         shares: Sequence[Floats],
         factors: Sequence[Factor],
         uppers: Sequence[Floats],
@@ -59,7 +59,8 @@ class Waves:
 
         Args:
             goal: the weights, f32[K, spreads, blocks, length]; used up.
-            bins: their bin widths, f32[K, blocks · spreads · length].
+            bins: gives the bin widths of some columns of a block, f32[columns, spreads · length]: those of all weights
+                would take as much memory as these.
             shares: what part of the errors of each block later rows take over, f32[spreads, length, rows after it].
             factors: of all columns, in order; none: their errors do not spread.
             uppers: U of each, f32[columns, columns].
@@ -67,25 +68,28 @@ class Waves:
         """
         size, spreads, blocks, length = goal.shape
         self._goal, self._shares, self._ways = goal, shares, ways
+        self._bins_of = bins
+        self._bins: dict[int, Floats] = {}  # of the panels of this wave, by block
         self._factors, self._uppers = factors, uppers
         shape = blocks, size, spreads * length
-        self._bins = np.ascontiguousarray(bins.reshape(size, blocks, -1).swapaxes(0, 1))
         self._pushed = np.zeros(shape, np.float32)  # what earlier columns are off
         self.symbols: Integers = np.empty(shape, np.int32)
         self.errors: Floats = np.empty(shape, np.float32)
 
     def run(self) -> None:
-        """Write symbols i32[blocks, K, lanes], or levels, and scaled errors f32[blocks, K, lanes]."""
+        """Write symbols i32[blocks, K, lanes], or levels, and scaled errors f32[blocks, K, lanes]; the rest goes."""
         blocks, size, _ = self.symbols.shape
         panels = self._panels(size)
         for step in range(len(panels) + blocks - 1):
             wave = [(block, panels[step - block]) for block in range(blocks) if 0 <= step - block < len(panels)]
+            self._bins = {block: self._bins_of(block, panel.columns) for block, panel in wave}
             for extent in {panel.end - panel.begin for _, panel in wave}:
                 self._round([(block, panel) for block, panel in wave if panel.end - panel.begin == extent])
             for block, panel in wave:
                 self._push_columns(block, panel)
                 if block + 1 < blocks:
                     self._push_rows(block, panel.columns)
+        del self._goal, self._pushed  # what comes next takes memory of its own
 
     def _panels(self, size: int) -> list[_Panel]:
         """Runs of columns one after the other."""
@@ -104,7 +108,7 @@ class Waves:
         parts = [(block, panel.columns) for block, panel in wave]
         lanes = self.symbols.shape[2]
         wanted = [self._goal[part, :, block].reshape(-1, lanes) - self._pushed[block, part] for block, part in parts]
-        weights, widths = np.stack(wanted), np.stack([self._bins[block, part] for block, part in parts])
+        weights, widths = np.stack(wanted), np.stack([self._bins[block] for block, _ in parts])
         found, missing = np.empty(weights.shape, np.int32), np.empty_like(weights)
         blocks = [block for block, _ in wave]
         ways = None if self._ways is None else self._ways.of(blocks)
@@ -126,7 +130,7 @@ class Waves:
 
     def _push_rows(self, block: int, columns: slice) -> None:
         """Push what some columns of a block are off onto those of later blocks."""
-        restored = np.multiply(self.symbols[block, columns], self._bins[block, columns], dtype=np.float32)
+        restored = np.multiply(self.symbols[block, columns], self._bins[block], dtype=np.float32)
         if self._ways is not None:
             restored /= trellis.PARTS
         goal = self._goal[columns]
