@@ -484,6 +484,28 @@ def test_what_was_rounded_to_be_measured_is_counted_as_it_is(monkeypatch: pytest
     assert rounded == [(16, 0.6)]
 
 
+@pytest.mark.parametrize(
+    ("threads", "runs"),
+    [(1, [[2, 0, 3, 4, 1]]), (2, [[2, 0], [3], [4], [1]]), (4, [[2], [0], [3], [4], [1]])],
+)
+def test_the_largest_layers_take_turns(threads: int, runs: list[list[int]]) -> None:
+    """In one thread one after another, up to its share of the weights: two of them at once would take most memory."""
+    layers = [weights(rows, 30) for rows in (24, 12, 26, 20, 18)]
+    taken: list[list[int]] = []
+
+    class Noting(ThreadPoolExecutor):
+        def map(self, function: Any, *iterables: Any, **options: Any) -> Iterator[Any]:
+            items = [list(items) for items in iterables]
+            taken.extend(items[0])
+            return super().map(function, *items, **options)
+
+    every = Weights(layers, threads=threads)
+    with Noting(threads) as pool:
+        bits = every.bits([0.3] * 5, {}, pool)
+    assert taken == runs
+    assert bits == sum(every.coded_bits(number, 0.3) for number in (2, 0, 3, 4, 1))
+
+
 def test_scales_are_along_whole_axes_or_there_are_none() -> None:
     assert {name: [scale.axes for scale in planned(name)[1].scales] for name in FORMS} == {
         "Gemm": [(1,)],

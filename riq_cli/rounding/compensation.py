@@ -156,10 +156,10 @@ class _Rounding:
 
         def bins(block: int, chosen: slice) -> Floats:
             own = rows[block].reshape(-1)
+            within = slice(columns.start + chosen.start, columns.start + chosen.stop)
             shape = 1, chosen.stop - chosen.start, own.size
-            first = columns.start
-            within = slice(first + chosen.start, first + chosen.stop)
-            return self._bins(shape, slice(group, group + 1), own, within)[0]
+            result: Floats = self._bins(shape, slice(group, group + 1), own, within)[0]
+            return result
 
         waves = Waves(goal, bins, shares, self._factors, [upper[group] for upper in self._uppers], ways)
         del goal  # waves use it up
