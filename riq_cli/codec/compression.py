@@ -87,10 +87,8 @@ class Compression:
         self._calibration = calibration
         self._model = candidates(model, settings)
         self._originals = [layer.values for layer in self._model.layers]
-        self._threads = settings.threads or available_threads()
-        self._weights = Weights(
-            self._model.layers, settings.max_bits, settings.min_size, self._model.release, self._threads
-        )
+        threads = settings.threads or available_threads()
+        self._weights = Weights(self._model.layers, settings.max_bits, settings.min_size, self._model.release, threads)
         self._model.release()
         for pattern in (*settings.include, *settings.exclude):
             if not any(fnmatch.fnmatchcase(layer.name, pattern) for layer in model.layers):
@@ -148,7 +146,7 @@ class Compression:
             settings.holdout if settings.k is None else 0.0,
             evaluator.likeness() if fits else None,
         )
-        with interruptible(ThreadPoolExecutor(self._threads)) as pool:
+        with interruptible(ThreadPoolExecutor(self._weights.threads)) as pool:
             make = solver_class(settings, self._model.layers, self._progress)
             solver = make(settings, self._weights, evaluator, form, parts, pool,
                           self._note, self._warn, self._model.release)  # fmt: skip

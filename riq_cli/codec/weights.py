@@ -58,7 +58,7 @@ class Weights:
             release: called when a layer was passed over: its memory may be mapped from a file.
             threads: of the pools that work on the layers.
         """
-        self.layers, self.release, self._threads = layers, release, threads
+        self.layers, self.release, self.threads = layers, release, threads
         self.sizes = [layer.size for layer in layers]
         self.norms = [quantizer.norm(layer.values, layer.dtype) for layer in layers]
         active = [number for number, norm in enumerate(self.norms) if 0 < norm < math.inf]
@@ -287,7 +287,7 @@ class Weights:
         arrays of its size, would be the most memory that all of compress takes.
         """
         ordered = sorted(numbers, key=lambda number: -self.sizes[number])
-        share = sum(self.sizes[number] for number in ordered) / self._threads
+        share = sum(self.sizes[number] for number in ordered) / self.threads
         sums = itertools.accumulate(self.sizes[number] for number in ordered)
         turns = max(sum(total <= share for total in sums), 1)
         runs = [ordered[:turns], *([number] for number in ordered[turns:])]

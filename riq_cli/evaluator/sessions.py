@@ -49,7 +49,7 @@ class FedSession:
     def __init__(self, form: SessionForm, threads: int, provider: str, patient: bool = False) -> None:
         """Start it; without some optimizations, if they take for granted that weights are constant."""
         levels = onnxruntime.GraphOptimizationLevel
-        options = _options(threads, patient)
+        options = _options(threads, patient, lean=patient)
         try:
             options.graph_optimization_level = levels.ORT_ENABLE_ALL
             self._session = onnxruntime.InferenceSession(form.model, options, providers=[provider])
@@ -74,8 +74,8 @@ def start(
     form: SessionForm, weights: Sequence[Array], threads: int, provider: str, patient: bool = False
 ) -> onnxruntime.InferenceSession:
     """A session of a form whose layers are initializers; see `runner`."""
-    options = _options(threads, patient)
     large = nbytes(weights) > LARGE
+    options = _options(threads, patient, lean=patient or large)
     if patient or large:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if form.weights:
@@ -85,14 +85,15 @@ def start(
     return onnxruntime.InferenceSession(form.model, options, providers=[provider], disabled_optimizers=unwanted)
 
 
-def _options(threads: int, patient: bool) -> onnxruntime.SessionOptions:
+def _options(threads: int, patient: bool, lean: bool) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or available_threads()
     options.inter_op_num_threads = 1
     options.use_deterministic_compute = True
     options.log_severity_level = _LOG_NOTHING
-    if patient:
+    if lean:
         options.enable_cpu_mem_arena = False  # it keeps twice what a run needs
+    if patient:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
