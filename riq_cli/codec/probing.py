@@ -64,7 +64,6 @@ def probed(weights: Weights, plans: Plans, prober: Prober, about: Solution, pool
         finely = None if small else probes.finely(prober, number)
         progress(2 * len(numbers) + done + 1, 3 * len(numbers), None if finely is None else number, finely or 0.0)
     progress(3 * len(numbers), 3 * len(numbers), None, 0.0)
-    weights.release()  # all were read in the last run, and what comes next takes much memory
     return probes
 
 

@@ -11,6 +11,7 @@ from riq_cli.codec.layers import decode_layer
 from riq_cli.codec.settings import Progress, Report
 from riq_cli.constraint import Constraint, Judge, Judgement
 from riq_cli.evaluator import DEFAULT_PROVIDER, Array, Deviation, Evaluator
+from riq_cli.memory import give_back_free_memory
 from riq_cli.model import Model, SessionForm
 
 
@@ -117,6 +118,7 @@ def measure_restored(
 ) -> Deviation:
     """Deviation of a model in the form that ships: no layer is hoisted, each is where it will be in the file."""
     form = restored.session_form(outputs, hoist=False)
+    give_back_free_memory()  # decoding leaves much of it between small arrays, and onnxruntime copies all weights
     return evaluator.deviation(form, [layer.values for layer in restored.layers], among)
 
 

@@ -71,7 +71,8 @@ class Weights:
             n for n, norm in enumerate(self.norms) if not math.isfinite(norm) and is_matrix(layers[n], min_size)
         ]
         self.may_part = max_bits is None  # whether parts of a layer may have bin widths of their own
-        self._finest = {number: _finest_width(layers[number], max_bits) for number in active}
+        self._peaks = {number: quantizer.peak(layers[number].values, layers[number].dtype) for number in active}
+        self._finest = {number: _finest_width(layers[number], self._peaks[number], max_bits) for number in active}
         # Bits of compensated layers by bin width: what was rounded to be measured need not be rounded to be counted.
         self._counted: WeakKeyDictionary[Plan, dict[float, float]] = WeakKeyDictionary()
 
@@ -215,9 +216,8 @@ class Weights:
         return quantizer.computable(layer.values, layer.dtype)
 
     def peak(self, number: int) -> float:
-        """Largest magnitude max |w| of one layer."""
-        layer = self.layers[number]
-        return quantizer.peak(layer.values, layer.dtype)
+        """Largest magnitude max |w| of one layer that is finite and not all zero."""
+        return self._peaks[number]
 
     def requantize(
         self, widths: Widths, plans: Plans, out: Sequence[quantizer.Array], pool: Executor
@@ -311,9 +311,9 @@ def _along(steps: quantizer.Width, part: slice) -> quantizer.Width:
     return steps[part] if isinstance(steps, np.ndarray) and len(steps) > 1 else steps
 
 
-def _finest_width(layer: Layer, max_bits: int | None) -> float:
+def _finest_width(layer: Layer, peak: float, max_bits: int | None) -> float:
     """The smallest bin width that a layer may have: symbols stay exact in any arithmetic, and within `max_bits`."""
-    finest = quantizer.peak(layer.values, layer.dtype) / quantizer.SYMBOL_MAX
+    finest = peak / quantizer.SYMBOL_MAX
     if max_bits is None:
         return finest
     low, high = quantizer.extremes(layer.values, layer.dtype)
