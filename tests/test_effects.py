@@ -27,7 +27,7 @@ from riq_cli.model.linear_inputs import ProductInput
 from riq_cli.model.linear_outputs import ProductOutput
 from riq_cli.model.matrix import Arrangement
 from riq_cli.quantizer import Codes
-from riq_cli.rounding import Factor, column_codes, factorized
+from riq_cli.rounding import Damping, Factor, column_codes, factorized
 
 # ---- Effects --------------------------------------------------------------------------------------------------------
 
@@ -291,7 +291,7 @@ def test_what_plans_said_stays(tmp_path: Path) -> None:
     _, _, loaded = fitted(perceptron(), tmp_path)
     (number,) = [number for number, layer in enumerate(loaded.layers) if layer.name == "w1"]
     _, linear = linear_layers(loaded.session_form(), loaded.layers)
-    factor = Factor(0, 32, factorized(np.eye(32)[None] + 0.5, 0.1))
+    factor = Factor(0, 32, factorized(np.eye(32)[None] + 0.5, Damping(0.1)))
     plan = replace(Plan.of(linear[number].matrix), factors=(factor,))
     found, _, _ = fitted(perceptron(), tmp_path, {"w1": plan})
     assert found["w1"].factors == (factor,)
@@ -385,7 +385,7 @@ def test_errors_are_drawn_as_compensation_leaves_them(equal: bool) -> None:
     random = np.random.default_rng(0)
     base = random.standard_normal((6, 6)) * [1, 2, 3, 0.3, 1, 0.5]
     moments = (base @ base.T)[None]
-    factors = tuple(Factor(b, e, factorized(moments[:, b:e, b:e], 0.01)) for b, e in ((0, 4), (4, 6)))
+    factors = tuple(Factor(b, e, factorized(moments[:, b:e, b:e], Damping(0.01))) for b, e in ((0, 4), (4, 6)))
     codes = np.zeros((1, 6), np.int32) if equal else column_codes(factors, np.ones((1, 6), np.bool_))
     matrix = Arrangement.of((5000, 6)).matrix((), (0,), (1,))
     weights = random.standard_normal((5000, 6)).astype(np.float32)

@@ -23,7 +23,7 @@ from riq_cli.gradients import Effects
 from riq_cli.model import Layer
 from riq_cli.model.matrix import Arrangement
 from riq_cli.quantizer import bin_widths
-from riq_cli.rounding import CODES_MAX, Factor, factorized, spread
+from riq_cli.rounding import CODES_MAX, Damping, Factor, factorized, spread
 from tests.test_codes import layer_of
 
 Floats = NDArray[np.float64]
@@ -62,9 +62,10 @@ def found(halves: tuple[Effects, Effects], groups: int, rows: int) -> Plan | Non
     return with_importance(plan, layer, 0.02, halves)
 
 
-def expected_codes(squares: Floats, damping: float) -> NDArray[np.int32]:
-    """Bin widths ∝ 1/√(mean square + damping), four steps for each octave."""
-    steps = -2 * np.log2(squares + damping * squares.mean())
+def expected_codes(squares: Floats, damping: Damping | None) -> NDArray[np.int32]:
+    """Bin widths ∝ 1/√(mean square, damped), four steps for each octave."""
+    assert damping is not None
+    steps = -2 * np.log2(squares * (1 + damping.own) + damping.even * squares.mean())
     return np.clip(np.rint(steps - steps.mean()), -16, 16).astype(np.int32)
 
 
@@ -91,10 +92,11 @@ def test_bins_are_as_much_narrower_as_effects_are_larger(groups: int, rows: int,
     halves = one_at_a_time(squares * scale), one_at_a_time(squares * scale)
     plan = found(halves, groups, rows)
     assert plan is not None
-    np.testing.assert_array_equal(plan.rows, expected_codes(squares, 0.1))
+    assert plan.row_damping == Damping.of(0.1, 0.5)
+    np.testing.assert_array_equal(plan.rows, expected_codes(squares, plan.row_damping))
     assert np.ptp(plan.rows) > 4 * 3
     assert plan.importance is not None
-    wanted = squares + 0.1 * squares.mean()
+    wanted = 1.05 * squares + 0.05 * squares.mean()
     np.testing.assert_allclose(plan.importance, wanted / np.exp(np.log(wanted).mean()), rtol=1e-4)
     assert bool(plan.spreads) == (rows >= FEW)
     assert all(not share.any() for each in plan.spreads for share in each.shares)
@@ -106,7 +108,7 @@ def test_a_doubling_is_an_octave_where_damping_is_little() -> None:
     squares = np.concatenate([np.full(300, 1.0), 4.0 ** np.arange(2, 5)])[None]
     plan = found((one_at_a_time(squares), one_at_a_time(squares)), 1, 303)
     assert plan is not None
-    assert any((plan.rows == expected_codes(squares, damping)).all() for damping in (0.1, 0.3, 1.0, 3.0))
+    np.testing.assert_array_equal(plan.rows, expected_codes(squares, plan.row_damping))
     np.testing.assert_array_equal(np.diff(plan.rows[0, -3:]), [-4, -4])
 
 
@@ -150,12 +152,10 @@ def test_damping_is_what_the_other_half_bears() -> None:
         assert plan is not None
         assert plan.importance is not None
         both = sum(half.moments(0, np.arange(40)) for half in halves)
-        near = []
-        for damping in (0.1, 0.3, 1.0, 3.0):
-            wanted = spread(0, np.arange(40), both, damping)[1]
-            near.append(np.allclose(plan.importance[0], wanted / np.exp(np.log(wanted).mean()), rtol=1e-3))
-        assert sum(near) == 1
-        chosen.append((0.1, 0.3, 1.0, 3.0)[near.index(True)])
+        assert plan.row_damping is not None
+        wanted = spread(0, np.arange(40), both, plan.row_damping)[1]
+        np.testing.assert_allclose(plan.importance[0], wanted / np.exp(np.log(wanted).mean()), rtol=1e-3)
+        chosen.append(round(plan.row_damping.level, 4))
     assert chosen == sorted(chosen)
     assert chosen[0] == 0.1
     assert chosen[-1] > 0.1
@@ -198,7 +198,7 @@ def test_rows_without_effects_are_damped_as_all_others_are(most: int) -> None:
         plan = found((one_at_a_time(first, most), one_at_a_time(second, most)), 3, 40)
         assert plan is not None
         joined = first + second
-        np.testing.assert_array_equal(plan.rows, expected_codes(joined, 0.1))
+        np.testing.assert_array_equal(plan.rows, expected_codes(joined, plan.row_damping))
         assert all(np.isfinite(share).all() for each in plan.spreads for share in each.shares)
 
 
@@ -218,7 +218,7 @@ def important(
     if factors:
         x = generator.standard_normal((groups, 2 * columns, columns)) @ generator.standard_normal((columns, columns))
         moments = x.swapaxes(1, 2) @ x / columns
-        told = replace(told, factors=(Factor(0, columns, factorized(moments, 0.1)),))
+        told = replace(told, factors=(Factor(0, columns, factorized(moments, Damping(0.1))),))
     return layer, told if spreads else replace(told, spreads=())
 
 
@@ -410,7 +410,7 @@ def test_effects_that_cannot_be_told_are_left_out() -> None:
 
 def test_schemes_go_without_what_gradients_say_of_positions_or_of_anything() -> None:
     layer, plan = important(1, 64, 64, factors=True)
-    alike = replace(Plan.of(plan.matrix), factors=(Factor(0, 64, factorized(np.eye(64)[None], 0.1)),))
+    alike = replace(Plan.of(plan.matrix), factors=(Factor(0, 64, factorized(np.eye(64)[None], Damping(0.1))),))
     nearest = Plan.nearest(layer)
     plans = {0: replace(plan, positions="shared", alike=alike), 1: nearest}
     scheme = Scheme(Allocation("measured", {0: 1.0}), plans)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from riq_cli import quantizer
 from riq_cli.codec.damping import _Second, fitted
-from riq_cli.codec.descent import least
+from riq_cli.codec.descent import least_damping, less
 from riq_cli.codec.fitting import _batches, _block, fitted_plans
 from riq_cli.codec.plans import Plan
 from riq_cli.codec.split import FIT_SAMPLES, clusters, held_count, roles
@@ -26,9 +26,9 @@ from riq_cli.model.linear_outputs import ProductOutput
 from riq_cli.model.matrix import Arrangement
 from riq_cli.moments import Moments
 from riq_cli.quantizer import Quantized, bin_widths
-from riq_cli.rounding import Factor, factorized
+from riq_cli.rounding import Damping, Factor, factorized
 
-DAMPINGS = (0.01, 0.1, 1.0, 10.0)
+LEVELS = [10 ** (half / 2) for half in range(-4, 3)]  # of damping
 
 
 # ---- which samples do what ------------------------------------------------------------------------------------------
@@ -170,17 +170,16 @@ def weights(*shape: int, dtype: str = "float32", scale: float = 1.0, seed: int =
 ROWS_FIRST = Arrangement.of((96, 32)).matrix((), (0,), (1,))  # Gemm with transB = 1
 
 
-def chosen_damping(plan: Plan, halves: tuple[Moments, Moments]) -> float:
-    """The one of which the plan's factors are."""
+def chosen_level(plan: Plan, halves: tuple[Moments, Moments]) -> float:
+    """How much the plan's factors are damped, which is what it says of them."""
     joined = halves[0].joined(halves[1])
     second = joined.second[0]
     if plan.bias is not None:
         second = second - joined.mean[:, :, None] * joined.mean[:, None]
+    assert plan.damping is not None
     own = plan.factors[0].upper
-    (found,) = [
-        damping for damping in DAMPINGS if np.allclose(own, factorized(second, damping), 1e-3, 1e-4 * own.max())
-    ]
-    return found
+    np.testing.assert_allclose(own, factorized(second, plan.damping), 1e-3, 1e-4 * own.max())
+    return round(plan.damping.level, 4)
 
 
 def test_inputs_that_are_not_correlated_are_not_compensated() -> None:
@@ -192,7 +191,7 @@ def test_correlated_inputs_are_compensated_with_little_damping_where_the_halves_
     halves = moments(correlated(4000, 32, 0)), moments(correlated(4000, 32, 1))
     plan = fitted(weights(96, 32), Linear(ROWS_FIRST, ()), halves, 0.2)
     assert plan is not None
-    assert chosen_damping(plan, halves) == 0.01
+    assert chosen_level(plan, halves) == 0.01
     assert plan.bias is None
 
 
@@ -203,7 +202,7 @@ def test_more_damping_where_the_halves_disagree() -> None:
         halves = moments(correlated(rows, 32, 0)), moments(correlated(rows, 32, 1))
         plan = fitted(weights(96, 32), Linear(ROWS_FIRST, ()), halves, 0.2)
         assert plan is not None
-        found.append(chosen_damping(plan, halves))
+        found.append(chosen_level(plan, halves))
     assert found == [0.01, 0.1, 1.0]
 
 
@@ -240,7 +239,7 @@ def test_positions_that_matter_judge_and_are_fitted_to_where_that_does_best() ->
         assert plan is not None and plan.mean is not None
         assert plan.positions == positions
         np.testing.assert_array_equal(plan.mean, wanted[0].joined(wanted[1]).mean)
-        assert chosen_damping(plan, wanted) == plan.damping
+        chosen_level(plan, wanted)
         even = fitted(layer, linear, halves, 0.2)  # without anything that gradients say
         for each in (plan, plan.with_row_codes(layer, codes)):
             assert each.even.positions == "alike" and each.even.alike is None
@@ -262,7 +261,8 @@ def test_after_a_plan_of_fewer_samples_positions_count_as_they_did() -> None:
         plan = fitted(layer, linear, halves, 0.2, before, judges)
         assert plan is not None and plan.mean is not None
         assert (plan.positions, plan.alike) == (before.positions, None)
-        assert chosen_damping(plan, wanted) == plan.damping <= before.damping
+        assert before.damping is not None
+        assert chosen_level(plan, wanted) <= before.damping.level
     plan = fitted(layer, linear, many, 0.2, shared)  # of which nothing is known any more
     assert plan is not None and plan.positions == "alike"
 
@@ -279,7 +279,7 @@ def test_where_nothing_matters_nothing_is_judged_by_it() -> None:
     silent = moments(np.zeros((1, 50, 32), np.float32)), moments(correlated(4000, 32, 0, -0.9))
     plan = fitted(weights(96, 32), Linear(ROWS_FIRST, ()), halves, 0.2, None, silent)
     assert plan is not None
-    assert chosen_damping(plan, halves) == 0.01
+    assert chosen_level(plan, halves) == 0.01
 
 
 def test_after_a_plan_of_fewer_samples_damping_is_no_larger_and_compensation_stays() -> None:
@@ -289,13 +289,13 @@ def test_after_a_plan_of_fewer_samples_damping_is_no_larger_and_compensation_sta
     white = moments(correlated(4000, 32, 0, 0.0)), moments(correlated(4000, 32, 1, 0.0))
     tightly, loosely = fitted(layer, linear, good, 0.2), fitted(layer, linear, poor, 0.2)
     assert tightly is not None and loosely is not None
-    assert (tightly.damping, loosely.damping) == (0.01, 1.0)
+    assert (chosen_level(tightly, good), chosen_level(loosely, poor)) == (0.01, 1.0)
     for halves, before, damping in (
         (good, loosely, 0.01), (poor, tightly, 0.01), (white, loosely, 1.0), (white, tightly, 0.01),
     ):  # fmt: skip
         plan = fitted(layer, linear, halves, 0.2, before)
         assert plan is not None
-        assert plan.damping == chosen_damping(plan, halves) == damping
+        assert chosen_level(plan, halves) == damping
     assert fitted(layer, linear, (good[0], Moments(1, 32)), 0.2, tightly) is None
 
 
@@ -323,7 +323,7 @@ def test_a_mean_is_the_bias_s_where_there_is_one() -> None:
     plan = fitted(layer, Linear(ROWS_FIRST, (), bias=3), skewed, 0.2)
     assert plan is not None
     assert plan.bias == 3
-    assert chosen_damping(plan, skewed) == 0.01
+    assert chosen_level(plan, skewed) == 0.01
     np.testing.assert_array_equal(plan.mean, skewed[0].joined(skewed[1]).mean)
 
 
@@ -332,7 +332,7 @@ def test_the_scale_of_weights_does_not_matter(scale: float) -> None:
     halves = moments(correlated(40, 32, 0)), moments(correlated(40, 32, 1))
     plan = fitted(weights(96, 32, scale=scale), Linear(ROWS_FIRST, ()), halves, 0.2 * scale)
     assert plan is not None
-    assert chosen_damping(plan, halves) == 0.1
+    assert chosen_level(plan, halves) == 0.1
 
 
 def test_the_error_of_a_half_is_that_of_its_rows() -> None:
@@ -345,21 +345,38 @@ def test_the_error_of_a_half_is_that_of_its_rows() -> None:
         assert other.error(difference, moments(judge, block).bounds, one.mean) == pytest.approx(wanted, rel=1e-5)
 
 
-def test_the_least_is_found_by_going_downhill_from_the_start() -> None:
-    def found(*costs: float) -> tuple[tuple[float, float], list[float]]:
-        asked: list[float] = []
+@pytest.mark.parametrize(
+    ("costs", "even", "wanted", "asked"),
+    [
+        ("9919999", 1, (0.1, 0.5), "4 2 0 2e 3 1"),
+        ("9919999", -1, (0.1, 0.0), "4 2 0 2e 3e 1e"),
+        ("9951999", 1, (0.3162, 0.5), "4 2 0 2e 3"),
+        ("9931219", 1, (3.1623, 0.5), "4 2 6 4e 5"),
+        ("9939210", 1, (10.0, 0.5), "4 2 6 6e 5"),
+        ("1299999", 1, (0.01, 0.5), "4 2 0 0e 1"),
+        ("1111111", 0, (0.1, 0.5), "4 2 0 2e 3 1"),
+    ],
+)
+def test_the_least_damping_is_found_downhill_then_by_kind_then_in_finer_steps(
+    costs: str, even: int, wanted: tuple[float, float], asked: str
+) -> None:
+    """Of levels 0.01, 0.03, … 10, half for each by its own, or, at another cost, even (e)."""
+    tried = []
 
-        def cost(choice: float) -> float:
-            asked.append(choice)
-            return costs[DAMPINGS.index(choice)]
+    def cost(damping: Damping) -> int:
+        level = int(np.argmin(np.abs(np.log(np.array(LEVELS) / damping.level))))
+        tried.append(f"{level}{'' if damping.own else 'e'}")
+        return int(costs[level]) + (0 if damping.own else even)
 
-        return least(DAMPINGS, 1, cost), asked
+    damping, lowest = least_damping(cost, -4)
+    assert (round(damping.level, 4), round(damping.own / damping.level, 4)) == wanted
+    assert lowest == cost(damping)
+    assert " ".join(tried[:-1]) == asked
 
-    assert found(3, 2, 1, 4) == ((1.0, 1), [0.1, 1.0, 10.0])
-    assert found(3, 2, 1, 0) == ((10.0, 0), [0.1, 1.0, 10.0])
-    assert found(1, 2, 3, 0) == ((0.01, 1), [0.1, 1.0, 0.01])  # the last one is behind a hill
-    assert found(2, 1, 3, 0) == ((0.1, 1), [0.1, 1.0, 0.01])
-    assert found(1, 1, 1, 1) == ((0.1, 1), [0.1, 1.0, 0.01])
+
+def test_the_damping_of_more_samples_is_the_lesser() -> None:
+    assert less(Damping(1, 1), None) == Damping(1, 1)
+    assert less(Damping(1, 1), Damping(1.5)) == less(Damping(1.5), Damping(1, 1)) == Damping(1.5)
 
 
 # ---- Plan -----------------------------------------------------------------------------------------------------------
@@ -459,7 +476,7 @@ def test_nearest_rounding_in_parts_is_that_of_the_symbols(monkeypatch: pytest.Mo
 def test_what_was_rounded_to_be_measured_is_counted_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compensated layers are rounded once for a bin width, the largest first, and as much is counted as without."""
     layers = [weights(8, 30), weights(40, 30), weights(16, 30)]
-    factor = Factor(0, 30, factorized(np.eye(30)[None] + 0.5, 0.1))
+    factor = Factor(0, 30, factorized(np.eye(30)[None] + 0.5, Damping(0.1)))
     plans = {number: replace(Plan.nearest(layer), factors=(factor,)) for number, layer in enumerate(layers)}
     rounded: list[tuple[int, float]] = []
     before = Plan.rounded

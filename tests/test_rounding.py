@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from riq_cli import quantizer
-from riq_cli.rounding import CODES_MAX, Factor, column_codes, compensated, factorized
+from riq_cli.rounding import CODES_MAX, Damping, Factor, column_codes, compensated, factorized
 
 Floats = NDArray[np.float64]
 
@@ -40,7 +40,7 @@ def factors_of(moment: Floats, damping: float, *cuts: int) -> list[Factor]:
     """The factors of blocks on the diagonal, cut at these columns."""
     bounds = [0, *cuts, moment.shape[-1]]
     return [
-        Factor(begin, end, factorized(moment[:, begin:end, begin:end], damping))
+        Factor(begin, end, factorized(moment[:, begin:end, begin:end], Damping(damping)))
         for begin, end in itertools.pairwise(bounds)
     ]
 
@@ -77,7 +77,7 @@ def one_by_one(matrix: Floats, upper: Floats, widths: Floats) -> NDArray[np.int6
 @pytest.mark.parametrize("damping", [0.01, 1.0])
 def test_the_factor_is_that_of_the_damped_inverse(groups: int, size: int, damping: float) -> None:
     moment = moments(groups, size)
-    upper = factorized(moment, damping)
+    upper = factorized(moment, Damping(damping))
     assert (upper.dtype, upper.shape) == (np.float32, (groups, size, size))
     np.testing.assert_array_equal(upper, np.triu(upper))
     assert (np.einsum("gii->gi", upper) > 0).all()
@@ -87,16 +87,24 @@ def test_the_factor_is_that_of_the_damped_inverse(groups: int, size: int, dampin
         assert np.linalg.norm(product[group] - inverse[group]) < 1e-4 * np.linalg.norm(inverse[group])
 
 
+def test_a_column_s_own_damping_is_a_share_of_its_own_moment() -> None:
+    moment = np.diag([1.0, 4.0, 0.0, 3.0])[None]
+    (upper,) = factorized(moment, Damping(0.5, 0.25))
+    np.testing.assert_allclose(np.diagonal(upper) ** -2.0, 1.25 * np.diagonal(moment[0]) + 0.5 * 2, rtol=1e-6)
+    assert Damping.of(3, 0.25) == Damping(2.25, 0.75)
+    assert Damping.of(3, 0.25).level == 3
+
+
 def test_a_factor_tells_what_later_columns_leave_of_each() -> None:
     """1/U_jj² is the variance of x_j given all later columns: 1 − ρ² of an AR(1) process, 1 for the last column."""
-    (upper,) = factorized(autoregressive(100, 0.95), 1e-9)
+    (upper,) = factorized(autoregressive(100, 0.95), Damping(1e-9))
     np.testing.assert_allclose(np.diagonal(upper)[:-1] ** -2.0, 1 - 0.95**2, rtol=1e-5)
     assert upper[-1, -1] == pytest.approx(1, rel=1e-5)
 
 
 def test_each_group_has_its_own_level_of_damping() -> None:
     moment = moments(1, 6)
-    both = factorized(np.concatenate([moment, 1e12 * moment]), 0.1)
+    both = factorized(np.concatenate([moment, 1e12 * moment]), Damping(0.1))
     np.testing.assert_allclose(both[1] * 1e6, both[0], rtol=1e-5, atol=1e-6)
 
 
@@ -106,20 +114,20 @@ def test_a_moment_that_is_not_positive_definite_is_damped_more() -> None:
     moment = vector @ vector.swapaxes(1, 2)
     moment -= 0.005 / 1.005 * np.trace(moment[0]) / 8 * np.eye(8)
     assert np.linalg.eigvalsh(moment[0])[0] * 8 / np.trace(moment[0]) == pytest.approx(-0.005)
-    np.testing.assert_array_equal(factorized(moment, 0.001), factorized(moment, 0.01))
-    assert not np.array_equal(factorized(moment, 0.02), factorized(moment, 0.01))
-    both = factorized(np.concatenate([np.eye(8)[None], moment]), 0.001)
+    np.testing.assert_array_equal(factorized(moment, Damping(0.001)), factorized(moment, Damping(0.01)))
+    assert not np.array_equal(factorized(moment, Damping(0.02)), factorized(moment, Damping(0.01)))
+    both = factorized(np.concatenate([np.eye(8)[None], moment]), Damping(0.001))
     np.testing.assert_allclose(both[0], np.eye(8) / np.sqrt(1.001), rtol=1e-6)  # this group's own damping is kept
 
 
 def test_moments_in_single_precision_of_few_rows_have_a_factor() -> None:
     x = np.random.default_rng(0).standard_normal((1, 3, 300), np.float32) + np.float32(100)
     moment = (x.swapaxes(1, 2) @ x).astype(np.float64) / 3
-    assert np.isfinite(factorized(moment, 1e-9)).all()
+    assert np.isfinite(factorized(moment, Damping(1e-9))).all()
 
 
 def test_moments_of_zeros_have_a_factor() -> None:
-    (upper,) = factorized(np.zeros((1, 3, 3)), 0.01)
+    (upper,) = factorized(np.zeros((1, 3, 3)), Damping(0.01))
     np.testing.assert_allclose(upper, 1e16 * np.eye(3), rtol=1e-6)
 
 

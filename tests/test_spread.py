@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from riq_cli.rounding import Factor, Spread, compensated, factorized, spread, trellised
+from riq_cli.rounding import Damping, Factor, Spread, compensated, factorized, spread, trellised
 from riq_cli.trellis import Ways
 
 Floats = NDArray[np.float64]
@@ -30,7 +30,7 @@ def moment(size: int, seed: int = 0) -> Floats:
 def factors_of(groups: int, size: int, *cuts: int, damping: float = 0.1) -> list[Factor]:
     moments = np.stack([moment(size, 100 + group) for group in range(groups)])
     return [
-        Factor(begin, end, factorized(moments[:, begin:end, begin:end], damping))
+        Factor(begin, end, factorized(moments[:, begin:end, begin:end], Damping(damping)))
         for begin, end in itertools.pairwise([0, *cuts, size])
     ]
 
@@ -53,7 +53,7 @@ def spreads_of(groups: int, rows: int, *cuts: int, damping: float = 0.1) -> tupl
     importance, spreads = np.empty((groups, rows)), []
     for group, (begin, end) in itertools.product(range(groups), itertools.pairwise([0, *cuts, rows])):
         run = np.arange(begin, end)
-        found, importance[group, run] = spread(group, run, moment(end - begin, group), damping)
+        found, importance[group, run] = spread(group, run, moment(end - begin, group), Damping(damping))
         spreads.append(found)
     return spreads, importance
 
@@ -295,7 +295,7 @@ def damped(moments: Floats, damping: float) -> Floats:
 
 def test_rows_that_matter_each_on_their_own_are_rounded_alone() -> None:
     diagonal = np.exp2(np.arange(-20, 20) / 4)
-    found, importance = spread(0, np.arange(40), np.diag(diagonal), 0.1)
+    found, importance = spread(0, np.arange(40), np.diag(diagonal), Damping(0.1))
     assert all(not share.any() for share in found.shares)
     np.testing.assert_allclose(importance, diagonal + 0.1 * diagonal.mean(), rtol=1e-6)
     matrix, widths = np.random.default_rng(0).standard_normal((1, 40, 30)), np.full((1, 1, 30), 0.3)
@@ -306,7 +306,7 @@ def test_rows_that_matter_each_on_their_own_are_rounded_alone() -> None:
         assert error == pytest.approx(same, rel=1e-6)
         weighted = compensated(matrix, factors, widths, [found], importance[None])[1]
         assert weighted == pytest.approx(compensated(matrix, factors, widths, (), importance[None])[1], rel=1e-6)
-    _, scaled = spread(0, np.arange(40), np.diag(diagonal) * 1e20, 0.1)
+    _, scaled = spread(0, np.arange(40), np.diag(diagonal) * 1e20, Damping(0.1))
     np.testing.assert_allclose(scaled, 1e20 * importance, rtol=1e-5)
 
 
@@ -314,7 +314,7 @@ def test_rows_that_matter_each_on_their_own_are_rounded_alone() -> None:
 def test_a_row_matters_by_what_later_blocks_leave_of_it(rows: int) -> None:
     """The Schur complement of all later blocks; what these take over, −G_ll⁻¹ G_lb, makes up for as much as can be."""
     moments = damped(moment(rows), 0.05)
-    found, importance = spread(0, np.arange(rows), moment(rows), 0.05)
+    found, importance = spread(0, np.arange(rows), moment(rows), Damping(0.05))
     dets = 0.0
     for block, (numbers, shares) in enumerate(zip(found.rows, found.shares, strict=True)):
         own, later = numbers >= 0, found.rows[block + 1 :].reshape(-1)
@@ -355,7 +355,7 @@ def ways_of(found: Spread, rows: NDArray[np.int64]) -> Floats:
 
 @pytest.mark.parametrize("rows", [np.arange(7), np.arange(20, 60), np.arange(0, 140, 2)])
 def test_the_error_of_a_spread_is_that_of_its_steps(rows: NDArray[np.int64]) -> None:
-    found, importance = spread(0, rows, moment(len(rows)), 0.1)
+    found, importance = spread(0, rows, moment(len(rows)), Damping(0.1))
     ways, other = ways_of(found, rows), moment(len(rows), 7)
     wanted = ways.T @ other @ ways
     assert error_of(found, other, np.ones(len(rows))) == pytest.approx(np.trace(wanted), rel=1e-9)
@@ -372,11 +372,11 @@ def test_the_error_of_a_spread_is_that_of_its_steps(rows: NDArray[np.int64]) -> 
 def test_at_high_rate_outputs_move_as_much_less_as_a_spread_tells(rows: int, size: int, rounded: Rounded) -> None:
     """tr(G E H Eᵀ): of rows rounded alone it is Σ G_ii q, q = Σ_j Δ²/12/U_jj²; with a spread, `error_of` tells."""
     second, width, part = damped(moment(size, 1), 0.1), 0.02, 0.25 if rounded is trellised else 1.0
-    factors = [Factor(0, size, factorized(moment(size, 1)[None], 0.1))]
+    factors = [Factor(0, size, factorized(moment(size, 1)[None], Damping(0.1)))]
     found, predicted = [], []
     for seed in range(3):
         effects = damped(moment(rows, seed), 0.1)
-        each, importance = spread(0, np.arange(rows), moment(rows, seed), 0.1)
+        each, importance = spread(0, np.arange(rows), moment(rows, seed), Damping(0.1))
         matrix, widths = np.random.default_rng(seed).standard_normal((1, rows, size)), np.full((1, rows, 1), width)
         mean = float(np.exp(np.log(importance).mean()))
         suited = width * np.sqrt(mean / importance)[None, :, None]  # of the same geometric mean

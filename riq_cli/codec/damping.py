@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 
 from riq_cli import quantizer, rounding
-from riq_cli.codec.descent import least
+from riq_cli.codec.descent import least_damping, less
 from riq_cli.codec.plans import Plan, Positions, bits_of, some_rows
 from riq_cli.model import Layer, Linear
 from riq_cli.moments import Float64, Halves, Moments
+from riq_cli.rounding import Damping
 
-_DAMPINGS = (0.01, 0.1, 1.0, 10.0)
-_FIRST = 1  # the damping that is tried first, and then its neighbours as long as they are better
+_LOWEST = -4  # level of damping: a hundredth
 _CODE_BITS = 4.0  # of a column, to be safe
 _EXERCISED = 1e-3  # a column with a smaller share of the mean second moment is one that the samples do not exercise
 
@@ -52,8 +51,8 @@ def fitted(
         best = min(kinds, key=lambda kind: trials.least(kind, trials.judge)[1])
     chosen = trials.chosen(best, trials.judge)
     if before is not None:
-        least_damping = before.damping if chosen is None else min(before.damping, chosen)
-        return trials.plan(best, least_damping)
+        assert before.damping is not None
+        return trials.plan(best, less(before.damping, chosen))
     if chosen is None:
         return None
     if best == "alike":
@@ -77,28 +76,28 @@ class _Trials:
         self._weights, self._width = some_rows(linear.matrix, layer) / peak, width / peak
         self._halves = {kind: [self._second(half) for half in halves] for kind, halves in kinds.items()}
         self.judge: Positions = "shared" if "shared" in kinds else "alike"
-        self._costs: dict[tuple[Positions, float], dict[Positions, float]] = {}  # … by the judge
+        self._costs: dict[tuple[Positions, Damping], dict[Positions, float]] = {}  # … by the judge
 
     @property
     def are_usable(self) -> bool:
         """Whether there are rows in all halves, and no infinity in their moments."""
         return all(half.is_usable for halves in self._halves.values() for half in halves)
 
-    def chosen(self, kind: Positions, judge: Positions) -> float | None:
+    def chosen(self, kind: Positions, judge: Positions) -> Damping | None:
         """The damping for a kind by what judges; None where nearest rounding does as well."""
         damping, cost = self.least(kind, judge)
         return damping if cost < self._nearest(judge) else None
 
-    def least(self, kind: Positions, judge: Positions) -> tuple[float, float]:
+    def least(self, kind: Positions, judge: Positions) -> tuple[Damping, float]:
         """The damping of least cost, and that."""
-        return least(_DAMPINGS, _FIRST, partial(self.cost, kind, judge))
+        return least_damping(lambda damping: self.cost(kind, judge, damping), _LOWEST)
 
-    def plan(self, kind: Positions, damping: float) -> Plan:
+    def plan(self, kind: Positions, damping: Damping) -> Plan:
         """The plan that is fitted to both halves."""
         one, other = self._kinds[kind]
-        return replace(self._plan(self._second(one.joined(other)), damping), positions=kind)
+        return replace(self._plan(self._second(one.joined(other)), damping), positions=kind, damping=damping)
 
-    def cost(self, kind: Positions, judge: Positions, damping: float) -> float:
+    def cost(self, kind: Positions, judge: Positions, damping: Damping) -> float:
         """The cost of compensation fitted to moments of one kind."""
         if (kind, damping) not in self._costs:
             costs: dict[Positions, float] = dict.fromkeys(("alike", self.judge), 0.0)
@@ -123,13 +122,13 @@ class _Trials:
     def _second(self, moments: Moments) -> _Second:
         return _Second(moments, self._linear.bias is not None)
 
-    def _plan(self, fit: _Second, damping: float) -> Plan:
+    def _plan(self, fit: _Second, damping: Damping) -> Plan:
         factors = tuple(
             rounding.Factor(begin, end, rounding.factorized(block, damping))
             for block, (begin, end) in zip(fit.blocks, self._bounds, strict=True)
         )
         exercised = fit.diagonal > _EXERCISED * fit.diagonal.mean()
-        return Plan.compensating(self._layer, self._linear, factors, exercised, fit.mean, damping)
+        return Plan.compensating(self._layer, self._linear, factors, exercised, fit.mean)
 
     def _error_bits(self, difference: Float64, fit: _Second, judge: _Second) -> float:
         error = judge.error(difference, self._bounds, fit.mean)

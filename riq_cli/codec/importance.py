@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli import rounding
-from riq_cli.codec.descent import least
+from riq_cli.codec.descent import least_damping, less
 from riq_cli.codec.plans import Plan
 from riq_cli.gradients import Effects
 from riq_cli.model import Layer
 from riq_cli.moments import Float64
+from riq_cli.rounding import Damping
 
 FEW = 8  # rows of a group, and rows in all, of fewer than which errors do not spread and none are told apart
-_DAMPINGS = (0.1, 0.3, 1.0, 3.0)
-_FIRST = 1  # the damping that is tried first, and then its neighbours as long as they are better
+_LOWEST = -2  # level of damping: a tenth. Less of it lets errors grow to where second moments tell too little of them
 _SAVED = 0.02  # bits a weight at least, by what the other half of the samples says
 _WEIGHTS = 1 << 16  # of a layer that stand for all of them where dampings are compared: some of its columns
 _CLASSES, _CLASS_WEIGHTS = 8, 1 << 8  # of rows with a table each, and weights of each at least
@@ -45,14 +45,15 @@ def with_importance(
     judged = [_Moments.of(half) for half in halves]
     damping = _best_damping(plan, layer, width, judged)
     if before is not None:
-        damping = min(before.row_damping, damping or before.row_damping)
+        assert before.row_damping is not None
+        damping = less(before.row_damping, damping)
     if damping is None:
         return None
     found = judged[0].joined(judged[1]).found(damping)
     return plan.with_importance(layer, found.codes, found.importance, found.spreads, damping)
 
 
-def _best_damping(plan: Plan, layer: Layer, width: float, judged: Sequence[_Moments]) -> float | None:
+def _best_damping(plan: Plan, layer: Layer, width: float, judged: Sequence[_Moments]) -> Damping | None:
     """The damping that does best on the half that it was not fitted to; None where rows alike do as well."""
     columns = plan.some_columns(layer, _WEIGHTS)
     weights, widths = columns.weights, columns.widths * width
@@ -67,10 +68,10 @@ def _best_damping(plan: Plan, layer: Layer, width: float, judged: Sequence[_Mome
             symbols.size / 2 * math.log2(max(error, _TINY))
         )
 
-    def tried(damping: float) -> float:
+    def tried(damping: Damping) -> float:
         return sum(cost(fit.found(damping), judge) for fit, judge in (judged, judged[::-1]))
 
-    damping, lowest = least(_DAMPINGS, _FIRST, tried)
+    damping, lowest = least_damping(tried, _LOWEST)
     alone = sum(cost(None, judge) for judge in judged)
     return None if alone - lowest < 2 * _SAVED * weights.size else damping
 
@@ -116,15 +117,16 @@ class _Moments:
             total += float(np.sum(part * (moments @ part)))
         return total
 
-    def found(self, damping: float) -> _Found:
-        """What follows from the moments, trusted the less the larger λ is."""
+    def found(self, damping: Damping) -> _Found:
+        """What follows from the moments, trusted the less the more they are damped."""
         level = self.squares.mean()
-        importance = self.squares / level + damping
+        importance = self.squares / level * (1 + damping.own) + damping.even
         spreads = []
         for (group, run), moments in zip(self.parts, self.moments, strict=True):
             relative = moments / level
             own = max(float(np.trace(relative)) / len(run), rounding.TINY)  # rows of all runs are damped alike
-            spread, importance[group, run] = rounding.spread(group, run, relative, damping / own)
+            alike = damping._replace(even=damping.even / own)
+            spread, importance[group, run] = rounding.spread(group, run, relative, alike)
             spreads.append(spread)
         importance /= np.exp(np.log(importance).mean())
         codes = np.clip(np.rint(-2 * np.log2(importance)), -rounding.CODES_MAX, rounding.CODES_MAX)

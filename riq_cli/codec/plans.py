@@ -32,14 +32,13 @@ class Plan:
     """How one layer is rounded: with what error compensation, and at what relative bin widths of columns and rows.
 
     Without `factors` to the nearest, or, if `up` is not None, all weights up or all down. With `trellis`, along the
-    best way through one whose lanes are the rows. `columns` i32[groups,
-    columns] and `rows` i32[groups, rows] are codes, in quarters of an octave; `scales` say the same of the layer's
-    tensor. Where the layer has a `bias` (the number of that layer), what rounding adds to the outputs on average,
-    (Ŵ − W) E[x], is taken off it; `mean` f64[groups, columns] is E[x]. `importance` f64[groups, rows] tells how much
-    each row matters to the outputs, where that is known; errors of rows may spread too, by `spreads`. `damping` and
-    `row_damping` tell how far the moments behind `factors` and `spreads` were trusted. `positions` tells how those of
-    what the layer multiplies count in `factors`: alike, by how much they matter (shared), or half so (both); where not
-    alike, `alike` is the plan in which they do.
+    best way through one whose lanes are the rows. `columns` i32[groups, columns] and `rows` i32[groups, rows] are
+    codes, in quarters of an octave; `scales` say the same of the layer's tensor. Where the layer has a `bias` (the
+    number of that layer), what rounding adds to the outputs on average, (Ŵ − W) E[x], is taken off it; `mean`
+    f64[groups, columns] is E[x]. `importance` f64[groups, rows] tells how much each row matters to the outputs, where
+    that is known; errors of rows may spread too, by `spreads`. `damping` and `row_damping` are those of the moments
+    behind `factors` and `spreads`. `positions` tells how those of what the layer multiplies count in `factors`: alike,
+    by how much they matter (shared), or half so (both); where not alike, `alike` is the plan in which they do.
     """
 
     matrix: Matrix
@@ -53,8 +52,8 @@ class Plan:
     trellis: bool = False
     importance: Float64 | None = None
     spreads: tuple[rounding.Spread, ...] = ()
-    damping: float = math.nan
-    row_damping: float = math.nan
+    damping: rounding.Damping | None = None
+    row_damping: rounding.Damping | None = None
     positions: Positions = "alike"
     alike: Plan | None = None
 
@@ -78,7 +77,6 @@ class Plan:
         factors: tuple[rounding.Factor, ...],
         exercised: NDArray[np.bool_],
         mean: Float64,
-        damping: float,
     ) -> Plan:
         """Rounding whose errors spread among columns, with bin widths of columns that suit that.
 
@@ -88,11 +86,10 @@ class Plan:
             factors: of all columns, in order.
             exercised: columns that the samples exercise, bool[groups, columns].
             mean: of what the columns multiply, f64[groups, columns].
-            damping: that of the factors.
         """
         matrix = linear.matrix
         columns, rows = np.zeros(mean.shape, np.int32), np.zeros(matrix.shape[:2], np.int32)
-        plan = cls(matrix, columns, rows, factors, (), linear.bias, mean, damping=damping)
+        plan = cls(matrix, columns, rows, factors, (), linear.bias, mean)
         if not matrix.column_axes or matrix.shape[1] < _PARTS:  # of few rows a column is not worth its code
             return plan
         codes = rounding.column_codes(factors, exercised)
@@ -125,7 +122,7 @@ class Plan:
         codes: rounding.Integers,
         importance: Float64,
         spreads: Sequence[rounding.Spread],
-        damping: float = math.nan,
+        damping: rounding.Damping | None = None,
     ) -> Plan:
         """The same with bin widths of rows by how much they matter, and errors that spread among them.
 

@@ -1,12 +1,13 @@
 """Weights → symbols, with errors compensated where it is known what they do to the outputs."""
 
 from riq_cli.rounding.compensation import compensated, trellised
-from riq_cli.rounding.factor import CODES_MAX, TINY, Factor, Floats, Integers, column_codes, factorized
+from riq_cli.rounding.factor import CODES_MAX, TINY, Damping, Factor, Floats, Integers, column_codes, factorized
 from riq_cli.rounding.spread import Spread, spread
 
 __all__ = [
     "CODES_MAX",
     "TINY",
+    "Damping",
     "Factor",
     "Floats",
     "Integers",

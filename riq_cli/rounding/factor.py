@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,35 @@ CODES_MAX = 16  # of a column: 2⁴ times wider or narrower than the layer's bin
 _HALF_MAX = 65504.0  # largest number of half precision
 _HALVED = 64  # columns beyond which an inverse is made by halves
 TINY = 1e-30  # what the mean of a diagonal counts as at least: second moments may be all zero
+
+
+class Damping(NamedTuple):
+    """How little second moments H are trusted: H + even · mean(diag H) · I + own · diag(H) stands for them.
+
+    The first takes all columns for equal, the second each for as loud as it was, but for unlike the others.
+    """
+
+    even: float
+    own: float = 0.0
+
+    @classmethod
+    def of(cls, level: float, share: float) -> Damping:
+        """As much as this in all, of which a share is for each column by its own."""
+        return cls(level * (1 - share), level * share)
+
+    @property
+    def level(self) -> float:
+        """How much in all."""
+        return self.even + self.own
+
+    def added(self, moment: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What stands for a moment f64[K, K]."""
+        result = moment.copy()
+        diagonal = np.einsum("ii->i", result)
+        level = max(float(diagonal.mean()), TINY)
+        diagonal *= 1 + self.own
+        diagonal += self.even * level
+        return result
 
 
 class Factor:
@@ -58,12 +87,12 @@ def half(numbers: Floats) -> NDArray[np.float16]:
     return np.clip(numbers, -_HALF_MAX, _HALF_MAX).astype(np.float16)
 
 
-def factorized(moments: NDArray[np.float64], damping: float) -> NDArray[np.float32]:
-    """U, upper triangular f32[groups, K, K], with (H + λ mean(diag H) I)⁻¹ = UᵀU.
+def factorized(moments: NDArray[np.float64], damping: Damping) -> NDArray[np.float32]:
+    """U, upper triangular f32[groups, K, K], with Ĥ⁻¹ = UᵀU for the damped moments Ĥ.
 
     Args:
         moments: H f64[groups, K, K], symmetric and positive semidefinite.
-        damping: λ > 0; more of it trusts the moments less.
+        damping: `even` > 0.
     """
     groups, size, _ = moments.shape
     result = np.empty((groups, size, size), np.float32)
@@ -73,18 +102,15 @@ def factorized(moments: NDArray[np.float64], damping: float) -> NDArray[np.float
     return result
 
 
-def _cholesky(moment: NDArray[np.float64], damping: float) -> NDArray[np.float64]:
+def _cholesky(moment: NDArray[np.float64], damping: Damping) -> NDArray[np.float64]:
     """The Cholesky factor of a damped moment; damped more, where what was summed in float32 leaves it indefinite."""
-    level = max(float(np.trace(moment)) / len(moment), TINY)
     result: NDArray[np.float64]
     while True:
-        damped = moment.copy()
-        np.einsum("ii->i", damped)[...] += damping * level
         try:
-            result = np.asarray(np.linalg.cholesky(damped), np.float64)
+            result = np.asarray(np.linalg.cholesky(damping.added(moment)), np.float64)
             return result
         except np.linalg.LinAlgError:
-            damping *= 10
+            damping = Damping(10 * damping.even, 10 * damping.own)
 
 
 def column_codes(factors: Sequence[Factor], exercised: NDArray[np.bool_]) -> Integers:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.rounding.factor import factorized, half
+from riq_cli.rounding.factor import Damping, factorized, half
 
 _BLOCKS = 32  # at most, in which rows are rounded one after another
 
@@ -34,7 +34,7 @@ class Spread:
 
 
 def spread(
-    group: int, rows: NDArray[np.int64], moments: NDArray[np.float64], damping: float
+    group: int, rows: NDArray[np.int64], moments: NDArray[np.float64], damping: Damping
 ) -> tuple[Spread, NDArray[np.float64]]:
     """How errors of rows are spread by how much, and how alike, these matter to the outputs.
 
@@ -46,7 +46,7 @@ def spread(
         group: that the rows are in.
         rows: their numbers in it, ascending.
         moments: G f64[rows, rows] of these, in their order.
-        damping: λ > 0, in units of the mean of G's diagonal; more of it trusts the moments less.
+        damping: of G, `even` > 0.
 
     Returns:
         The spread, and how much each row matters when it is rounded, f64[rows]: G's diagonal without what later blocks
