@@ -23,7 +23,6 @@ _FAR = (
 _SURE = 0.7  # share of them below which it is smaller than the paper's own, which may happen upon a small k
 _PATIENCE = 200  # steps that the paper's own search may take
 _CLEARLY = 0.95  # share of a solution's bits below which a trellis cannot bring it
-_LEAST = 0.25  # share of the target that a smaller deviation counts as: luck is a large part of so small a one
 _LOOSE = 0.5  # share of the target below which a solution says that the deviation falls in leaps
 _ABOUT = ("secant", 0.1, 5)  # search for a solution that others start from: tolerance, evaluations
 _WIDER = math.sqrt(2)  # bins where errors are compensated are about as much wider: it is fitted and probed there
@@ -255,14 +254,12 @@ class Solver(Searcher):
         """The smallest solution of the scheme refitted; None if there is none.
 
         Nothing is left to search on that it was not fitted to, but for those held out. So k is taken where it does as
-        well as `found` on samples most of which that was fitted to as well; or less well, by as much as that is better
-        than it has to be: where the deviation falls in leaps, it may be much better.
+        well as `found` on samples most of which that was fitted to as well.
         """
         scheme = self._refitted_scheme(found, means)
         if scheme is None:
             return None
-        spare = target / max(found.deviation, self._unseen_deviation(found), _LEAST * target)
-        goal = min(spare * self.deviation(found.scheme, found.k, self._parts.weighed, found.widths), target)
+        goal = min(self.deviation(found.scheme, found.k, self._parts.weighed, found.widths), target)
         with contextlib.suppress(TargetError):
             return self.confirmed(self._solved(scheme, goal, found.k), target)
         return None
