@@ -72,15 +72,20 @@ def test_an_archive_tells_rows_apart_and_keeps_the_target(
 def test_gradients_save_a_part_of_the_archive(
     archives: Mapping[str, riq.Archive], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of an LSTM, whose rows matter very differently: 14 % where this was written."""
+    """Of an LSTM, whose rows matter very differently: 16 % where this was written.
+
+    Of two targets together: its deviation falls in leaps, and one alone is a matter of luck (4 % and 27 %).
+    """
+    other = 0.9 * TARGET
+    told = archives["lstm"].size + riq.compress(model("lstm"), data(), deviation=other).size
 
     def as_they_are(gradients: Any, linear: Any, plans: Mapping[int, Plan], *rest: Any) -> dict[int, Plan]:
         return dict(plans)
 
     monkeypatch.setattr("riq_cli.codec.fitting.with_effects", as_they_are)
-    without = riq.compress(model("lstm"), data(), deviation=TARGET)
-    assert without.manifest.result["deviation"] <= TARGET
-    assert archives["lstm"].size < 0.92 * without.size
+    without = [riq.compress(model("lstm"), data(), deviation=target) for target in (TARGET, other)]
+    assert without[0].manifest.result["deviation"] <= TARGET
+    assert told < 0.92 * sum(archive.size for archive in without)
 
 
 def test_fitting_again_to_more_samples_saves_a_part_of_the_archive(monkeypatch: pytest.MonkeyPatch) -> None:

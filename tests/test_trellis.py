@@ -27,7 +27,7 @@ from riq_cli.model.matrix import Arrangement
 from riq_cli.quantizer import Codes, Quantized
 from riq_cli.report import codes, rows
 from riq_cli.report.histogram import histograms
-from riq_cli.rounding import Factor, compensated, factorized, trellised
+from riq_cli.rounding import Damping, Factor, compensated, factorized, trellised
 from tests.archives import MANIFEST, SKELETON, TABLE, packed, refused
 from tests.test_codes import by_both_decoders, layer_of, written
 
@@ -129,7 +129,7 @@ def moment(size: int, rows: int = 200, groups: int = 1) -> Floats:
 @pytest.mark.parametrize(("groups", "rows_", "size"), [(1, 300, 150), (1, 1500, 40), (3, 50, 20), (2, 40, 130)])
 def test_errors_are_compensated_on_the_way(groups: int, rows_: int, size: int) -> None:
     second = moment(size, groups=groups)
-    factors = [Factor(0, size, factorized(second, 0.01))]
+    factors = [Factor(0, size, factorized(second, Damping(0.01)))]
     matrix = np.random.default_rng(3).normal(size=(groups, rows_, size))
     widths = np.full((1, 1, size), 0.8)
     levels, error = trellised(matrix, factors, widths)
@@ -144,7 +144,7 @@ def test_errors_are_compensated_on_the_way(groups: int, rows_: int, size: int) -
 
 def test_lanes_go_on_from_one_factor_to_the_next() -> None:
     second = moment(60)
-    cut = [Factor(b, b + 20, factorized(second[:, b : b + 20, b : b + 20], 0.1)) for b in (0, 20, 40)]
+    cut = [Factor(b, b + 20, factorized(second[:, b : b + 20, b : b + 20], Damping(0.1))) for b in (0, 20, 40)]
     levels, _ = trellised(np.random.default_rng(4).normal(size=(1, 20, 60)), cut, np.full((1, 1, 60), 0.5))
     assert levels[0].tolist() == [by_definition(lane) for lane in trellis.symbols(levels[0]).tolist()]
 
