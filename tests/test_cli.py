@@ -414,15 +414,17 @@ def test_a_folder_that_does_not_exist_is_told_before_the_work(folder: Path) -> N
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_told(folder: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_told(folder: Path, unbuffered: str) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             [sys.executable, "-m", "riq_cli", "decompress", "model.riqz", "-o", "-"],
-            cwd=folder, stdout=full, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)},
+            cwd=folder, stdout=full, stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered},
         )  # fmt: skip
     assert done.returncode == 1
     assert b"riq: error: " in done.stderr
-    assert b"No space left on device" in done.stderr
+    assert done.stderr.count(b"No space left on device") == 1
     assert b"Traceback" not in done.stderr
 
 
