@@ -120,6 +120,12 @@ def test_a_moment_that_is_not_positive_definite_is_damped_more() -> None:
     np.testing.assert_allclose(both[0], np.eye(8) / np.sqrt(1.001), rtol=1e-6)  # this group's own damping is kept
 
 
+def test_a_moment_whose_diagonal_is_below_zero_has_a_factor() -> None:
+    """What a mean leaves of a column without spread may be a little below zero."""
+    (upper,) = factorized(np.diag([-1e-3, -1e-4])[None], Damping(0.05, 0.05))
+    assert np.isfinite(upper).all()
+
+
 def test_moments_in_single_precision_of_few_rows_have_a_factor() -> None:
     x = np.random.default_rng(0).standard_normal((1, 3, 300), np.float32) + np.float32(100)
     moment = (x.swapaxes(1, 2) @ x).astype(np.float64) / 3

@@ -110,7 +110,7 @@ def _cholesky(moment: NDArray[np.float64], damping: Damping) -> NDArray[np.float
             result = np.asarray(np.linalg.cholesky(damping.added(moment)), np.float64)
             return result
         except np.linalg.LinAlgError:
-            damping = Damping(10 * damping.even, 10 * damping.own)
+            damping = damping._replace(even=10 * damping.even)  # a diagonal below zero would grow by its own
 
 
 def column_codes(factors: Sequence[Factor], exercised: NDArray[np.bool_]) -> Integers:
