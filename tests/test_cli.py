@@ -415,10 +415,11 @@ def test_a_folder_that_does_not_exist_is_told_before_the_work(folder: Path) -> N
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_full_disk_is_told(folder: Path, unbuffered: str) -> None:
+@pytest.mark.parametrize("command", ["decompress model.riqz -o -", "report model.riqz", "--help", "completion bash"])
+def test_a_full_disk_is_told(folder: Path, command: str, unbuffered: str) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "riq_cli", "decompress", "model.riqz", "-o", "-"],
+            [sys.executable, "-m", "riq_cli", *command.split()],
             cwd=folder, stdout=full, stderr=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered},
         )  # fmt: skip

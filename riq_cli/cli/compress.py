@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ import click
 from riq_cli.cli import constraints, layout, options
 from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.log import search_log, step_record
-from riq_cli.cli.paths import check_outputs, check_stdout, refuse_sources, standard_output
+from riq_cli.cli.paths import check_outputs, check_stdout, refuse_sources
 from riq_cli.cli.terminal import ProgressBar, warn_line
 from riq_cli.memory import give_back_large_arrays
 from riq_cli.report import judgement, layers_at, totals
@@ -142,8 +143,8 @@ def compress(
         finally:
             bar.close()
         if path == "-":
-            with standard_output() as output:
-                archive.write(output)
+            archive.write(sys.stdout.buffer)
+            sys.stdout.flush()  # what fails here is told before, and not after, that it was done
         else:
             archive.save(path, force)
         facts = _facts(archive, model, path, time.monotonic() - began)

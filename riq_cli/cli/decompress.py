@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
 from riq_cli.cli import options
 from riq_cli.cli.help import Command, grouped
-from riq_cli.cli.paths import check_outputs, refuse_sources, standard_output
+from riq_cli.cli.paths import check_outputs, refuse_sources
 from riq_cli.cli.terminal import ProgressBar
 from riq_cli.text import human_size
 
@@ -57,8 +58,7 @@ def decompress(archive: str, model_path: str | None, max_size: int, force: bool,
         finally:
             bar.close()
     if model_path == "-":
-        with standard_output() as output:
-            output.write(model.to_bytes())
+        sys.stdout.buffer.write(model.to_bytes())
         return
     model.save(model_path, force)
     if not quiet:

@@ -72,6 +72,7 @@ def main() -> None:
     interruption.catch()
     try:
         code = riq.main(prog_name="riq", standalone_mode=False)
+        _flush()
     except click.ClickException as error:
         error_line(error.format_message())
         if isinstance(error, click.UsageError) and error.ctx is not None:
@@ -81,7 +82,6 @@ def main() -> None:
         error_line("interrupted; no output was written")
         interruption.leave(error.__cause__ or error)
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        sys.stdout = open(os.devnull, "w")
         code = exit_codes.FAILED
     except (RiqError, OSError, MemoryError) as error:
         if debug:
@@ -93,7 +93,16 @@ def main() -> None:
             traceback.print_exc()
         error_line(f"unexpected {type(error).__name__}: {error}; please report it, with what -vv prints")
         code = exit_codes.FAILED
+    try:
+        _flush()
+    except OSError:  # it was told; what is left would fail once more as Python exits, with a code of its own
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # as it is where the caller closed it
+        sys.stdout.flush()
 
 
 def _message(error: BaseException) -> str:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import click
 from click.shell_completion import CompletionItem
@@ -99,17 +96,3 @@ def _matching(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
         and (beginning or not entry.name.startswith("."))
         and (entry.is_dir() or entry.name.endswith(suffixes))
     ]
-
-
-@contextlib.contextmanager
-def standard_output() -> Iterator[BinaryIO]:
-    """Standard output for bytes, flushed in the end: what cannot be written is an error here, not when Python exits."""
-    output = sys.stdout.buffer
-    try:
-        yield output
-        output.flush()
-    except OSError:
-        sink = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(sink, output.fileno())  # for what is left in the buffer
-        os.close(sink)
-        raise
