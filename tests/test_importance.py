@@ -108,6 +108,7 @@ def test_a_doubling_is_an_octave_where_damping_is_little() -> None:
     squares = np.concatenate([np.full(300, 1.0), 4.0 ** np.arange(2, 5)])[None]
     plan = found((one_at_a_time(squares), one_at_a_time(squares)), 1, 303)
     assert plan is not None
+    assert plan.row_damping == Damping.of(10, 0.5)
     np.testing.assert_array_equal(plan.rows, expected_codes(squares, plan.row_damping))
     np.testing.assert_array_equal(np.diff(plan.rows[0, -3:]), [-4, -4])
 
@@ -198,6 +199,7 @@ def test_rows_without_effects_are_damped_as_all_others_are(most: int) -> None:
         plan = found((one_at_a_time(first, most), one_at_a_time(second, most)), 3, 40)
         assert plan is not None
         joined = first + second
+        assert plan.row_damping == Damping.of(0.1, 0.5)
         np.testing.assert_array_equal(plan.rows, expected_codes(joined, plan.row_damping))
         assert all(np.isfinite(share).all() for each in plan.spreads for share in each.shares)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from riq_cli.rounding import Damping
@@ -25,13 +26,10 @@ def least_damping(cost: Callable[[Damping], float], lowest: int) -> tuple[Dampin
         cost: asked once for each damping tried.
         lowest: the least level, 10 to the half of this.
     """
-    found: dict[Damping, float] = {}
 
+    @functools.cache
     def tried(half: int, share: float) -> float:
-        damping = Damping.of(10 ** (half / 2), share)
-        if damping not in found:
-            found[damping] = cost(damping)
-        return found[damping]
+        return cost(Damping.of(10 ** (half / 2), share))
 
     def descended(begin: int, step: int, share: float) -> int:
         """From one level to the next as long as the cost falls, upwards or else downwards."""
