@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from riq_cli.errors import CorruptArchive
 from riq_cli.limits import STREAM_SYMBOLS
-from riq_cli.table import COUNT_ORDER, FIRST_ORDER, GAP_ORDER, ROOT_ORDER, TOO_LONG, read_table
+from riq_cli.student import frequencies_of
+from riq_cli.table import COUNT_ORDER, FIRST_ORDER, GAP_ORDER, ROOT_ORDER, TOO_LONG, golomb, packed, read_table, zigzag
 
-_PRECISION = 24  # bits of a frequency
 _ORDERS = np.arange(16)  # of the Exp-Golomb code of differences
 _DENSE = 1 << 22  # symbols from the first to the last at most, to look positions up in one array
 
@@ -75,31 +75,21 @@ class Table:
 
     def frequencies(self) -> Integers:
         """Frequencies f_i ≥ 1 in units of 2⁻²⁴, i64[s], of sum 2²⁴ exactly."""
-        squares = self.roots**2
-        spare = (1 << _PRECISION) - squares.size
-        if int(squares.max()) < 1 << (62 - _PRECISION):
-            result: Integers = 1 + squares * spare // squares.sum()
-        else:  # v² · 2²⁴ and Σ v² may leave 64 bits: Python's integers do not
-            total = sum(squares.tolist())
-            result = np.array([1 + square * spare // total for square in squares.tolist()], np.int64)
-        result[np.argmax(result)] += (1 << _PRECISION) - int(result.sum())
-        return result
+        return frequencies_of(self.roots**2)
 
     def to_bytes(self) -> bytes:
         """The table as FORMAT.md packs it."""
         gaps = np.diff(self.symbols) - 1
-        steps = [_zigzag(step) for step in np.diff(self.roots).tolist()]
+        steps = [zigzag(step) for step in np.diff(self.roots).tolist()]
         order = int(np.argmin(_golomb_bits(np.array(steps, np.int64)[:, None], _ORDERS).sum(axis=0)))
         head = [
             format(order, "04b"),
-            _golomb(len(self.symbols) - 1, COUNT_ORDER),
-            _golomb(_zigzag(int(self.symbols[0])), FIRST_ORDER),
-            _golomb(int(self.roots[0]) - 1, ROOT_ORDER),
+            golomb(len(self.symbols) - 1, COUNT_ORDER),
+            golomb(zigzag(int(self.symbols[0])), FIRST_ORDER),
+            golomb(int(self.roots[0]) - 1, ROOT_ORDER),
         ]
-        rest = (_golomb(gap, GAP_ORDER) + _golomb(step, order) for gap, step in zip(gaps.tolist(), steps, strict=True))
-        bits = "".join([*head, *rest])
-        bits += "0" * (-len(bits) % 8)
-        return int(bits, 2).to_bytes(len(bits) // 8, "big")
+        rest = (golomb(gap, GAP_ORDER) + golomb(step, order) for gap, step in zip(gaps.tolist(), steps, strict=True))
+        return packed([*head, *rest])
 
     @classmethod
     def from_bytes(cls, stored: bytes) -> Table:
@@ -232,8 +222,14 @@ def decode_codes(section: bytes, size: int) -> Symbols:
 
 def encode_stream(indices: Symbols, frequencies: Integers) -> bytes:
     """The rANS words, little-endian, of indices i32[m] into the frequencies i64[s]."""
+    return encode_runs([(indices, frequencies)])
+
+
+def encode_runs(runs: Sequence[tuple[Symbols, Integers]]) -> bytes:
+    """The rANS words, little-endian, of one run of indices after another, each into frequencies of its own."""
     coder = constriction.stream.stack.AnsCoder()
-    coder.encode_reverse(indices, _model(frequencies))
+    for indices, frequencies in reversed(runs):
+        coder.encode_reverse(indices, _model(frequencies))
     words: bytes = coder.get_compressed().astype("<u4").tobytes()
     return words
 
@@ -244,6 +240,15 @@ def decode_stream(stream: bytes, frequencies: Integers, size: int) -> Symbols:
     Raises:
         CorruptArchive: the stream is not used up by `size` symbols, or ends before them.
     """
+    return decode_runs(stream, [(frequencies, size)])[0]
+
+
+def decode_runs(stream: bytes, runs: Sequence[tuple[Integers, int]]) -> list[Symbols]:
+    """The runs of indices that `encode_runs` was given, of their frequencies and sizes.
+
+    Raises:
+        CorruptArchive: the stream is not used up by them, or ends before.
+    """
     message = "a stream does not hold the symbols it should; the archive is damaged"
     if len(stream) % 4:
         raise CorruptArchive(message)
@@ -252,7 +257,7 @@ def decode_stream(stream: bytes, frequencies: Integers, size: int) -> Symbols:
         coder = constriction.stream.stack.AnsCoder(words)
     except ValueError as error:  # the last word is 0
         raise CorruptArchive(message) from error
-    indices: Symbols = coder.decode(_model(frequencies), size)
+    indices = [coder.decode(_model(frequencies), size) for frequencies, size in runs]
     if not coder.is_empty():
         raise CorruptArchive(message)
     return indices
@@ -280,15 +285,6 @@ def _span(table: Table) -> int:
 
 def _has_gaps(table: Table) -> bool:
     return _span(table) != table.symbols.size
-
-
-def _zigzag(value: int) -> int:
-    return 2 * value if value >= 0 else -2 * value - 1
-
-
-def _golomb(value: int, order: int) -> str:
-    digits = format(value + (1 << order), "b")
-    return "0" * (len(digits) - 1 - order) + digits
 
 
 def _golomb_bits(values: Integers, order: Integers) -> Integers:

@@ -1,4 +1,4 @@
-"""Limits of the archive, FORMAT.md; checked before anything is allocated."""
+"""Limits of the archive, FORMAT.md, checked before anything is allocated; and what codes stand for."""
 
 MANIFEST_STORED = 16 << 20
 MANIFEST_INFLATED = 16 << 20
@@ -8,7 +8,9 @@ LAYER_SYMBOLS = 1 << 40
 DIMENSIONS = 32  # of a shape: numpy had no more before 2.0
 STREAM_SYMBOLS = 1 << 20  # of one stream: decoding needs bounded memory and can run in parallel
 TABLE_SYMBOLS = 1 << 16  # more symbols in use are not coded: the table would outweigh the gain
-SCALES = 4  # of one layer
-CODE_MAX = 256  # |code| of a bin width at most, all scales together: 2^±64 times the layer's own is beyond any use
+CELLS = 1 << 12  # of a distribution, each with a frequency for every magnitude
+SCALES = 4  # of one layer; and as many magnitudes
+CODE_MAX = 256  # |code| of a bin width or a magnitude at most, all of a weight together: 2^±64 is beyond any use
+QUARTERS = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)  # of an octave: 2^0, 2^¼, 2^½, 2^¾
 CODES = 1 << 24  # of one scale, or of a layer's classes: they are decoded in one piece
 CLASSES = 64  # of one layer: each needs a table

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli import trellis
-from riq_cli.limits import CLASSES, CODE_MAX
+from riq_cli.limits import CLASSES, CODE_MAX, QUARTERS
 
 Array = NDArray[Any]  # weights in storage type: float16, float32, float64, or uint16 for bfloat16
 Symbols = NDArray[np.int32]
@@ -40,7 +40,6 @@ _LARGEST = {  # finite value of a type
     "float64": sys.float_info.max,
 }
 _BLOCK = 1 << 15
-_FACTORS = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)  # 2^0, 2^¼, 2^½, 2^¾ (FORMAT.md, "Scales")
 
 
 @dataclass(frozen=True, eq=False)
@@ -351,7 +350,7 @@ def _scaled(width: float) -> NDArray[np.float64]:
 
     def scaled(code: int) -> float:
         try:
-            return math.ldexp(width * _FACTORS[code % 4], code // 4)
+            return math.ldexp(width * QUARTERS[code % 4], code // 4)
         except OverflowError:
             return math.inf
 

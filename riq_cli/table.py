@@ -1,6 +1,8 @@
-"""The table of a layer, read: which symbols are in use, and how often (FORMAT.md, "Table"). Standard library only."""
+"""The table of a layer as bits: which symbols are in use, and how often (FORMAT.md, "Table"). Standard library only."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from riq_cli.errors import CorruptArchive
 from riq_cli.limits import TABLE_SYMBOLS
@@ -36,30 +38,49 @@ def read_table(stored: bytes, begin: int = 0) -> tuple[list[int], list[int], int
     Raises:
         CorruptArchive: cut off, or with values that no encoder writes.
     """
-    reader = _Bits(stored, begin)
+    reader = Bits(stored, begin)
     order = reader.bits(4)
     count = reader.golomb(COUNT_ORDER) + 1
     if count > TABLE_SYMBOLS:
         raise CorruptArchive("a table has more symbols than allowed; the archive is damaged")
-    symbols = [_unzigzag(reader.golomb(FIRST_ORDER))]
+    symbols = [unzigzag(reader.golomb(FIRST_ORDER))]
     roots = [reader.golomb(ROOT_ORDER) + 1]
     for _ in range(count - 1):
         symbols.append(symbols[-1] + 1 + reader.golomb(GAP_ORDER))
-        roots.append(roots[-1] + _unzigzag(reader.golomb(order)))
+        roots.append(roots[-1] + unzigzag(reader.golomb(order)))
     end = reader.finish()
     if min(roots) < 1 or max(roots) > _ROOT_MAX or max(abs(symbols[0]), abs(symbols[-1])) >= 1 << 31:
         raise CorruptArchive("a table holds impossible values; the archive is damaged")
     return symbols, roots, end
 
 
-def _unzigzag(value: int) -> int:
+def zigzag(value: int) -> int:
+    """The place of an integer in 0, −1, 1, −2, 2 and so on."""
+    return 2 * value if value >= 0 else -2 * value - 1
+
+
+def unzigzag(value: int) -> int:
+    """The integer at a place in 0, −1, 1, −2, 2 and so on."""
     return value // 2 if value % 2 == 0 else -(value + 1) // 2
 
 
-class _Bits:
+def golomb(value: int, order: int) -> str:
+    """The digits of EG(order) for a value ≥ 0."""
+    digits = format(value + (1 << order), "b")
+    return "0" * (len(digits) - 1 - order) + digits
+
+
+def packed(parts: Iterable[str]) -> bytes:
+    """Digits, most significant bit of each byte first, filled up with 0 bits to a whole byte."""
+    bits = "".join(parts)
+    bits += "0" * (-len(bits) % 8)
+    return int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+
+class Bits:
     """Reads the bits of a table from the first to the last; of what may lie behind it, next to nothing."""
 
-    def __init__(self, data: bytes, begin: int) -> None:
+    def __init__(self, data: bytes, begin: int = 0) -> None:
         self._data = data
         self._next = begin  # byte that is not in the text yet
         self._text = ""
@@ -74,6 +95,7 @@ class _Bits:
             self._next += len(piece)
 
     def bits(self, count: int) -> int:
+        """The next `count` bits as a number."""
         self._fill(count)
         text = self._text[self._position : self._position + count]
         if len(text) < count:
@@ -82,6 +104,7 @@ class _Bits:
         return int(text, 2)
 
     def golomb(self, order: int) -> int:
+        """The value of the EG(order) code that comes next."""
         self._fill(_ZEROS + 1)
         one = self._text.find("1", self._position, self._position + _ZEROS + 1)
         if one < 0:

@@ -21,7 +21,8 @@ DIMENSIONS = 32
 LAYER_SYMBOLS, STREAM_SYMBOLS, TABLE_SYMBOLS = 1 << 40, 1 << 20, 1 << 16
 SCALES, CODE_MAX, CODES, CLASSES = 4, 256, 1 << 24, 64
 FACTORS = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)
-FEATURES = {"scales", "classes", "trellis"}
+FEATURES = {"scales", "classes", "trellis", "student"}
+CELLS = 1 << 12
 ROOT_MAX = 1 << 24
 SYMBOL_BOUND, LEVEL_BOUND = 1 << 31, 1 << 29
 TOTAL = 1 << 24  # sum of all frequencies
@@ -86,7 +87,7 @@ def decode(archive: bytes, bound: int = RESTORED) -> tuple[bytes, list[tuple[dic
     check(zlib.crc32(skeleton) == entry["crc32"], "the skeleton is damaged")
     restored = []
     for layer in layers:
-        needs = {feature for feature in FEATURES if layer.get(feature)}
+        needs = {feature for feature in FEATURES if layer.get(feature) or layer["coding"] == feature}
         check(needs.issubset(manifest["requires"]), f"{needs} are not required")
         codes = [section(entry["bytes"]) for entry in codes_of(layer)]
         table, streams = section(layer["table"]), [section(size) for size in layer["streams"]]
@@ -141,9 +142,11 @@ def size_of(layer: dict[str, Any]) -> int:
 
 def codes_of(layer: dict[str, Any]) -> list[dict[str, Any]]:
     """The entries of a layer's codes, in the order of their sections."""
-    scales, shape = layer.get("scales", []), layer["shape"]
-    entries = [*scales, layer["classes"]] if "classes" in layer else list(scales)
-    check(len(scales) <= SCALES and len({tuple(entry["axes"]) for entry in scales}) == len(scales), "scales")
+    scales, magnitudes, shape = layer.get("scales", []), layer.get("magnitudes", []), layer["shape"]
+    entries = [*scales, *([layer["classes"]] if "classes" in layer else []), *magnitudes]
+    for several in (scales, magnitudes):
+        check(len(several) <= SCALES, "too many codes")
+        check(len({tuple(entry["axes"]) for entry in several}) == len(several), "codes along the same axes")
     for axes in (entry["axes"] for entry in entries):
         check(ascending(axes, shape), "axes of codes")
         check(math.prod(shape[axis] for axis in axes) <= CODES, "too many codes")
@@ -159,8 +162,14 @@ def restore(layer: dict[str, Any], codes: list[bytes], table: bytes, streams: li
     if coding == "raw":
         check(len(streams) == 1 and not table and not codes and layer["symbols"] == 0, "sections of a raw layer")
         return inflate(streams[0], size_of(layer))
-    check(coding == "ans" or (coding == "constant" and "classes" not in layer), f"coding {coding!r}")
+    check(coding in ("ans", "student") or (coding == "constant" and "classes" not in layer), f"coding {coding!r}")
+    check(coding == "ans" or "classes" not in layer, "classes without tables")
+    check(coding == "student" or "magnitudes" not in layer, "magnitudes without a distribution")
     spread = [spread_codes(layer["shape"], *pair) for pair in zip(codes_of(layer), codes, strict=True)]
+    if coding == "student":
+        count = len(layer.get("scales", []))
+        symbols = spread_symbols(layer, spread[:count], spread[count:], table, streams)
+        return dequantized(layer, symbols, spread[:count])
     classes = spread.pop() if "classes" in layer else [0] * size
     check(max(classes) < CLASSES and set(classes) == set(range(max(classes) + 1)), "classes")
     symbols, in_use, position, rest = [0] * size, 0, 0, iter(streams)
@@ -180,7 +189,12 @@ def restore(layer: dict[str, Any], codes: list[bytes], table: bytes, streams: li
     check(position == len(table), "bytes behind the table")
     check(next(rest, None) is None, "a stream too many")
     check(in_use == layer["symbols"] and (in_use == 1) == (coding == "constant"), "symbols in use")
-    width = float(layer["bin_width"])
+    return dequantized(layer, symbols, spread)
+
+
+def dequantized(layer: dict[str, Any], symbols: list[int], spread: list[list[int]]) -> bytes:
+    """The bytes of a layer's tensor, from its symbols and the codes of its scales, for every weight."""
+    size, width = len(symbols), float(layer["bin_width"])
     if "trellis" in layer:
         symbols, width = levels_of(symbols, layer["shape"], layer["trellis"]), width / 4
     totals = [sum(parts) for parts in zip(*spread, strict=True)] or [0] * size
@@ -248,48 +262,112 @@ def cast(product: float, dtype: str) -> bytes:
     return struct.pack({"float16": "<e", "float32": "<f", "float64": "<d"}[dtype], product)
 
 
+# Student
+
+
+def spread_symbols(
+    layer: dict[str, Any], scales: list[list[int]], magnitudes: list[list[int]], table: bytes, streams: list[bytes]
+) -> list[int]:
+    """The symbols of a layer that are coded as far as they are spread."""
+    size = int(math.prod(layer["shape"]))
+    fields = Fields(table)
+    degrees, relative, low_bits = 2 << fields.bits(3), fields.bits(1), fields.bits(4)
+    scale, center = fields.signed(4), fields.signed(0)
+    first, cells = fields.signed(4), fields.golomb(4) + 1
+    check(fields.end() == len(table), "bytes behind the distribution")
+    check(abs(scale) <= CODE_MAX and cells <= CELLS, "an impossible distribution")
+    low, high = first << low_bits, (first + cells << low_bits) - 1
+    check(max(abs(center), -low, high) < SYMBOL_BOUND, "an impossible symbol")
+    signed = [*magnitudes, *([-code for code in codes] for codes in scales if relative)]
+    for end in (min, max):
+        check(abs(sum(end(codes) for codes in signed)) <= CODE_MAX, "an impossible magnitude")
+    sums = [sum(parts) for parts in zip(*signed, strict=True)] or [0] * size
+    order = sorted(range(size), key=lambda number: sums[number])  # stable: row-major among the same
+    edges = [4.0 * ((number << low_bits) - center) - (1 if "trellis" in layer else 2)
+             for number in range(first, first + cells + 1)]  # fmt: skip
+    frequencies = {}
+    for magnitude in set(sums):
+        check(abs(scale + magnitude) <= CODE_MAX, "an impossible magnitude")
+        shares = [share_below(edge, scale + magnitude, degrees) for edge in edges]
+        masses = [1 + int(2.0**32 * max(above - below, 0.0)) for below, above in itertools.pairwise(shares)]
+        frequencies[magnitude] = proportional(masses)
+    check(len(streams) == -(-size // STREAM_SYMBOLS), "number of streams")
+    symbols = [0] * size
+    for number, stream in enumerate(streams):
+        run = order[number * STREAM_SYMBOLS : (number + 1) * STREAM_SYMBOLS]
+        even = [[1 << 24 - low_bits] * (1 << low_bits)] if low_bits else []
+        parts = read_runs(stream, [frequencies[sums[member]] for member in run] + even * len(run))
+        for place, member in enumerate(run):
+            symbols[member] = (first + parts[place] << low_bits) + (parts[len(run) + place] if low_bits else 0)
+    return symbols
+
+
+def share_below(quarters: float, code: int, degrees: int) -> float:
+    """Student's distribution function, in exactly these operations."""
+    value = quarters / 4 / math.ldexp(FACTORS[code % 4], code // 4)
+    root = math.sqrt(degrees + value * value)
+    share, total = degrees / (root * root), 1.0
+    for number in range(degrees // 2 - 1, 0, -1):
+        total = 1 + total * share * ((2 * number - 1) / (2 * number))
+    return 0.5 + value / root * total / 2
+
+
 # Table
+
+
+class Fields:
+    """The fields of a table, one after another."""
+
+    def __init__(self, stored: bytes, begin: int = 0) -> None:
+        self._text = "".join(f"{byte:08b}" for byte in stored)
+        self._position = 8 * begin
+
+    def bits(self, count: int) -> int:
+        self._position += count
+        check(self._position <= len(self._text), "a table is cut off")
+        return int(self._text[self._position - count : self._position] or "0", 2)
+
+    def golomb(self, order: int) -> int:
+        zeros = 0
+        while self.bits(1) == 0:
+            zeros += 1
+        check(zeros <= 40, "an impossible code")
+        return (1 << (zeros + order) | self.bits(zeros + order)) - (1 << order)
+
+    def signed(self, order: int) -> int:
+        value = self.golomb(order)
+        return value // 2 if value % 2 == 0 else -(value // 2) - 1
+
+    def end(self) -> int:
+        """The byte behind the last field."""
+        end = -(-self._position // 8)
+        check("1" not in self._text[self._position : 8 * end], "bits behind the table")
+        return end
 
 
 def read_table(stored: bytes, begin: int = 0) -> tuple[list[int], list[int], int]:
     """Symbols in use, the roots of their counts, and the byte behind the table."""
-    text = "".join(f"{byte:08b}" for byte in stored)
-    position = 8 * begin
-
-    def bits(count: int) -> int:
-        nonlocal position
-        position += count
-        check(position <= len(text), "a table is cut off")
-        return int(text[position - count : position] or "0", 2)
-
-    def golomb(order: int) -> int:
-        zeros = 0
-        while bits(1) == 0:
-            zeros += 1
-        check(zeros <= 40, "an impossible code")
-        return (1 << (zeros + order) | bits(zeros + order)) - (1 << order)
-
-    def signed(order: int) -> int:
-        value = golomb(order)
-        return value // 2 if value % 2 == 0 else -(value // 2) - 1
-
-    order, count = bits(4), golomb(4) + 1
+    fields = Fields(stored, begin)
+    order, count = fields.bits(4), fields.golomb(4) + 1
     check(count <= TABLE_SYMBOLS, "too many symbols")
-    symbols, roots = [signed(4)], [golomb(8) + 1]
+    symbols, roots = [fields.signed(4)], [fields.golomb(8) + 1]
     while len(symbols) < count:
-        symbols.append(symbols[-1] + golomb(0) + 1)
-        roots.append(roots[-1] + signed(order))
+        symbols.append(symbols[-1] + fields.golomb(0) + 1)
+        roots.append(roots[-1] + fields.signed(order))
     check(all(1 <= root <= ROOT_MAX for root in roots), "an impossible root")
     check(max(abs(symbols[0]), abs(symbols[-1])) < SYMBOL_BOUND, "an impossible symbol")
-    end = -(-position // 8)
-    check("1" not in text[position : 8 * end], "bits behind the table")
-    return symbols, roots, end
+    return symbols, roots, fields.end()
 
 
 def frequencies_of(roots: list[int]) -> list[int]:
     """Frequencies in units of 2⁻²⁴."""
-    total = sum(root * root for root in roots)
-    frequencies = [1 + root * root * (TOTAL - len(roots)) // total for root in roots]
+    return proportional([root * root for root in roots])
+
+
+def proportional(masses: list[int]) -> list[int]:
+    """Frequencies in proportion to masses."""
+    total = sum(masses)
+    frequencies = [1 + mass * (TOTAL - len(masses)) // total for mass in masses]
     frequencies[frequencies.index(max(frequencies))] += TOTAL - sum(frequencies)
     return frequencies
 
@@ -299,20 +377,25 @@ def frequencies_of(roots: list[int]) -> list[int]:
 
 def read_stream(stream: bytes, frequencies: list[int], size: int) -> list[int]:
     """The `size` symbols of a stream, as positions in the table."""
+    return read_runs(stream, [frequencies] * size)
+
+
+def read_runs(stream: bytes, frequencies: list[list[int]]) -> list[int]:
+    """The symbols of a stream, as positions among the frequencies of each."""
     check(len(stream) % 4 == 0, "a stream of half words")
     words = list(struct.unpack(f"<{len(stream) // 4}I", stream))
     check(not words or words[-1] != 0, "the last word of a stream is 0")
-    cumulative = [0, *itertools.accumulate(frequencies)]
+    cumulative = {id(each): [0, *itertools.accumulate(each)] for each in {id(one): one for one in frequencies}.values()}
     state = 0
     for _ in range(2):
         if words:
             state = state << 32 | words.pop()
     indices = []
-    for _ in range(size):
-        low = state & TOTAL - 1
-        index = bisect_right(cumulative, low) - 1
+    for own in frequencies:
+        low, starts = state & TOTAL - 1, cumulative[id(own)]
+        index = bisect_right(starts, low) - 1
         indices.append(index)
-        state = frequencies[index] * (state >> 24) + low - cumulative[index]
+        state = own[index] * (state >> 24) + low - starts[index]
         if state < 1 << 32 and words:
             state = state << 32 | words.pop()
     check(state == 0 and not words, "a stream is not used up")

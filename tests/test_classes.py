@@ -41,9 +41,10 @@ def one_table(symbols: Ints) -> LayerEntry:
 
 
 def encoded(symbols: Ints) -> LayerEntry:
-    """The entry of the layer with the classes that are chosen for it, after it came back."""
+    """The entry of the layer with tables of the classes that are chosen for it, after it came back."""
     layer, quantized = layer_of(symbols)
-    entry, sections = encode_layer(layer, quantized, None)
+    classes = chosen(symbols) or Codes((0,), np.zeros(symbols.shape[0], np.int32))
+    entry, sections = encode_layer(layer, Quantized(quantized.symbols, quantized.width, (), classes), None)
     assert decode_layer(entry, sections, None).values.tobytes() == layer.values.tobytes()
     return entry
 
@@ -181,7 +182,7 @@ def test_layers_that_are_not_classed(symbols: Ints) -> None:
 def test_small_layers_are_not_classed() -> None:
     symbols = even(12, 40, 48) * np.where(np.arange(40) % 2, 800, 1)[:, None].astype(np.int32)
     assert chosen(symbols) is not None
-    assert encoded(symbols).classes is None
+    assert encode_layer(*layer_of(symbols), None)[0].classes is None
 
 
 def test_classes_that_are_given_stay() -> None:

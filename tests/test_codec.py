@@ -329,7 +329,7 @@ def test_float64_weights_of_any_size_are_quantized_like_others(scale: float, tmp
     data, warnings = riq.Calibration.from_feeds(feeds), []
     model = load(tmp_path, build)
     archive = riq.compress(model, data, deviation=0.01, warn=warnings.append)
-    assert [entry.coding for entry in archive.manifest.layers] == ["ans"]
+    assert [entry.coding for entry in archive.manifest.layers] == ["student"]
     assert riq.verify(archive, model, data).mean <= 0.01
 
 

@@ -482,7 +482,8 @@ def test_what_says_nothing_is_not_stored() -> None:
     values = np.random.default_rng(5).normal(size=(20, 30))
     layer = layer_of(values)
     zeros, some = Codes((0,), np.zeros(20, np.int32)), Codes((1,), np.arange(30, dtype=np.int32) % 3)
-    plain = encode_layer(layer, nearest(layer.values, "float32", 0.3), None)
+    plain = encode_layer(layer, nearest(layer.values, "float32", 0.3, (), zeros), None)
+    assert (plain[0].coding, plain[0].classes) == ("ans", None)
     assert encode_layer(layer, nearest(layer.values, "float32", 0.3, (zeros,), zeros), None) == plain
     entry, _ = encode_layer(layer, nearest(layer.values, "float32", 0.3, (zeros, some), zeros), None)
     assert [scale.axes for scale in entry.scales] == [(1,)]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from riq_cli import quantizer, trellis
 from riq_cli.archive import Archive, Manifest, SkeletonEntry, deflate
-from riq_cli.codec.layers import encode_layer
+from riq_cli.codec.layers import encode_layer, symbol_counts
 from riq_cli.codec.plans import Plan
 from riq_cli.errors import CorruptArchive
 from riq_cli.model import Layer
@@ -260,7 +260,8 @@ def test_a_layer_goes_through_an_archive(dtype: str, shape: tuple[int, ...]) -> 
         quantized = Quantized(levels, 0.3, given_scales, given_classes, axes)
         archive = archive_of(layer, quantized)
         assert archive.manifest.requires == (
-            *(("classes",) if given_classes else ()), *(("scales",) if given_scales else ()), "trellis",
+            *(("classes",) if given_classes else ()), *(("scales",) if given_scales else ()),
+            *(() if given_classes else ("student",)), "trellis",
         )  # fmt: skip
         data = by_both_decoders(written(archive))
         widths = 0.3 * 2.0 ** (scales[0].aligned(len(shape)) / 4.0) if given_scales else 0.3
@@ -325,7 +326,7 @@ def test_reports_tell_of_a_trellis() -> None:
     layer = layer_of(generator.normal(size=(40, 100)))
     symbols = np.rint(generator.normal(size=layer.size)).astype(np.int32)
     archive = archive_of(layer, Quantized(trellis.levels(symbols, layer.shape, (0,)), 1.0, trellis=(0,)))
-    [row], [histogram] = rows(archive), histograms(archive)
+    [row], [histogram] = rows(archive), histograms(archive, symbol_counts, 1)
     assert row["trellis"] == {"axes": [0]}
     assert codes.brief(row) == "trellis"
     assert codes.sentence(row, 1) == "a trellis with lanes along all but axis 0"

@@ -16,8 +16,9 @@ from riq_cli.archive.deflation import deflate, inflate
 from riq_cli.errors import CorruptArchive, LimitExceeded, UnsupportedArchive
 
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-CODINGS = ("ans", "constant", "raw")
-FEATURES = frozenset({"scales", "classes", "trellis"})  # what `requires` may name
+CODINGS = ("ans", "constant", "raw", "student")
+FEATURES = frozenset({"scales", "classes", "trellis", "student"})  # what `requires` may name
+_OPTIONAL = ("scales", "classes", "trellis", "magnitudes")  # keys of a layer
 _INDEX = r"\[(0|[1-9][0-9]{0,8})\]"  # one spelling for each number
 PLACE = re.compile(
     rf"(graph|functions{_INDEX})"
@@ -57,6 +58,7 @@ class LayerEntry:
     scales: tuple[CodesEntry, ...] = ()
     classes: CodesEntry | None = None
     trellis: tuple[int, ...] | None = None
+    magnitudes: tuple[CodesEntry, ...] = ()
 
     @property
     def size(self) -> int:
@@ -65,8 +67,8 @@ class LayerEntry:
 
     @property
     def codes(self) -> tuple[CodesEntry, ...]:
-        """All codes, in the order of their sections: those of the scales, then those of the classes."""
-        return self.scales if self.classes is None else (*self.scales, self.classes)
+        """All codes, in the order of their sections: those of the scales, then those of the classes or magnitudes."""
+        return (*self.scales, *(() if self.classes is None else (self.classes,)), *self.magnitudes)
 
     @property
     def sections(self) -> tuple[int, ...]:
@@ -76,7 +78,8 @@ class LayerEntry:
     @property
     def requires(self) -> frozenset[str]:
         """What a decoder must understand to decode the layer."""
-        return frozenset(feature for feature in FEATURES if getattr(self, feature))
+        features = {"scales": self.scales, "classes": self.classes, "trellis": self.trellis}
+        return frozenset(name for name in features if features[name]) | ({self.coding} & FEATURES)
 
     @property
     def stored(self) -> int:
@@ -135,7 +138,7 @@ class Manifest:
         for layer in document["layers"]:
             if layer["bin_width"] is None:
                 del layer["bin_width"]
-            for key in FEATURES:
+            for key in _OPTIONAL:
                 if not layer[key]:
                     del layer[key]
         text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -197,6 +200,7 @@ def _layer(entry: Checked) -> LayerEntry:
         scales=tuple(map(_codes, entry.objects("scales"))) if "scales" in entry else (),
         classes=_codes(entry.object("classes")) if "classes" in entry else None,
         trellis=tuple(entry.integers("trellis")) if "trellis" in entry else None,
+        magnitudes=tuple(map(_codes, entry.objects("magnitudes"))) if "magnitudes" in entry else (),
     )
     entry.require(layer.dtype in DTYPE_BYTES, f"unknown dtype {layer.dtype!r}")
     entry.require(coding in CODINGS, f"unknown coding {coding!r}")
@@ -217,9 +221,13 @@ def _codes(entry: Checked) -> CodesEntry:
 
 def _check_codes(entry: Checked, layer: LayerEntry) -> None:
     """Nothing, or a CorruptArchive for codes that a layer cannot have, whatever their sections hold."""
-    entry.require(len(layer.scales) <= limits.SCALES, f"{len(layer.scales)} scales; at most {limits.SCALES} are read")
+    for name, several in (("scales", layer.scales), ("magnitudes", layer.magnitudes)):
+        count = len(several)
+        entry.require(count <= limits.SCALES, f"{count} {name}; at most {limits.SCALES} are read")
+        entry.require(len({item.axes for item in several}) == count, f"two {name} along the same axes")
     entry.require(layer.coding != "raw" or not layer.scales, "scales with coding 'raw'")
     entry.require(layer.coding == "ans" or not layer.classes, f"classes with coding {layer.coding!r}")
+    entry.require(layer.coding == "student" or not layer.magnitudes, f"magnitudes with coding {layer.coding!r}")
     entry.require(layer.coding != "raw" or not layer.trellis, "a trellis with coding 'raw'")
     if layer.trellis is not None:
         entry.require(_ascending(layer.trellis, layer), "a trellis along what are not ascending axes of its shape")
@@ -227,8 +235,6 @@ def _check_codes(entry: Checked, layer: LayerEntry) -> None:
         entry.require(_ascending(codes.axes, layer), "codes along what are not ascending axes of its shape")
         count = math.prod(codes.shape(layer.shape))
         entry.require(count <= limits.CODES, f"{count} codes along some axes; at most {limits.CODES} are read")
-    axes = {scale.axes for scale in layer.scales}
-    entry.require(len(axes) == len(layer.scales), "two scales along the same axes")
 
 
 def _ascending(axes: Sequence[int], layer: LayerEntry) -> bool:
@@ -240,6 +246,7 @@ def _check_streams(entry: Checked, layer: LayerEntry) -> None:
     full = -(-layer.size // limits.STREAM_SYMBOLS)
     streams, fewest, most = {
         "ans": (full, 2, limits.TABLE_SYMBOLS),
+        "student": (full, 2, layer.size),
         "constant": (0, 1, 1),
         "raw": (1, 0, 0),
     }[layer.coding]

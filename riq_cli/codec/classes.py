@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from riq_cli.quantizer import Codes, Symbols
 
 _BLOCK = 1 << 18
 
 
-def grouped(symbols: Symbols, classes: Codes, shape: Sequence[int]) -> list[Symbols]:
-    """The symbols i32[n] of a layer of this shape, row-major, as one array for each class.
+Numbers = Callable[[int, int], Symbols]  # of the classes of weights from one number up to another, i32[end − begin]
 
-    Raises:
-        ValueError: the classes are not those of a layer, as `Codes.class_sizes` has it.
-    """
-    groups = [np.empty(size, np.int32) for size in classes.class_sizes(symbols.size).tolist()]
-    for begin, order, pieces in _pieces(classes, shape, symbols.size):
+
+def numbers_of(classes: Codes, shape: Sequence[int]) -> Numbers:
+    """The numbers of classes of a layer of this shape."""
+    return lambda begin, end: classes.run(shape, begin, end)
+
+
+def grouped(symbols: Symbols, numbers: Numbers, sizes: NDArray[np.int64]) -> list[Symbols]:
+    """The symbols i32[n] of a layer, row-major, as one array for each class, of these sizes."""
+    groups = [np.empty(size, np.int32) for size in sizes.tolist()]
+    for begin, order, pieces in _pieces(numbers, symbols.size):
         ordered = symbols[begin : begin + order.size][order]
         for group, target, source in pieces:
             groups[group][target] = ordered[source]
     return groups
 
 
-def scattered(groups: Sequence[Symbols], classes: Codes, shape: Sequence[int]) -> Symbols:
+def scattered(groups: Sequence[Symbols], numbers: Numbers) -> Symbols:
     """The symbols i32[n] that `grouped` was given."""
     symbols = np.empty(sum(group.size for group in groups), np.int32)
-    for begin, order, pieces in _pieces(classes, shape, symbols.size):
+    for begin, order, pieces in _pieces(numbers, symbols.size):
         ordered = np.empty(order.size, np.int32)
         for group, source, target in pieces:
             ordered[target] = groups[group][source]
@@ -37,19 +43,20 @@ def scattered(groups: Sequence[Symbols], classes: Codes, shape: Sequence[int]) -
 
 
 def _pieces(
-    classes: Codes, shape: Sequence[int], size: int
+    numbers: Numbers, size: int
 ) -> Iterator[tuple[int, np.ndarray[tuple[int], np.dtype[np.intp]], list[tuple[int, slice, slice]]]]:
     """Block by block, so that memory stays bounded: where it begins, and the order that sorts it by class.
 
     With it comes, for each class in the block: its number, where its weights are among all of the class, and where
     they are in the sorted block.
     """
-    done = [0] * (int(classes.values.max()) + 1)
-    narrow = Codes(classes.axes, classes.values.astype(np.uint8))  # bytes are sorted in linear time
+    done: Counter[int] = Counter()
     for begin in range(0, size, _BLOCK):
-        block = narrow.run(shape, begin, min(begin + _BLOCK, size))
+        block = numbers(begin, min(begin + _BLOCK, size)).astype(np.uint16)  # such are sorted in linear time
         pieces, position = [], 0
-        for group, count in enumerate(np.bincount(block).tolist()):
+        counts = np.bincount(block)
+        for group in np.flatnonzero(counts).tolist():
+            count = int(counts[group])
             pieces.append((group, slice(done[group], done[group] + count), slice(position, position + count)))
             done[group] += count
             position += count

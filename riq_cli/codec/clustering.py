@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli import coder
-from riq_cli.codec.classes import grouped
+from riq_cli.codec.classes import grouped, numbers_of
 from riq_cli.limits import CODES
 from riq_cli.quantizer import Codes, Symbols
 
@@ -80,7 +80,8 @@ def best_classes(symbols: Symbols, shape: Sequence[int], axes: Sequence[tuple[in
         used = [(each > 0, each.astype(np.int64)) for each in sums]
         histograms = [coder.Histogram(histogram.symbols[mask], counts[mask]) for mask, counts in used]
     else:
-        histograms = [coder.Histogram.of(group) for group in grouped(symbols, best, shape)]
+        groups = grouped(symbols, numbers_of(best, shape), best.class_sizes(symbols.size))
+        histograms = [coder.Histogram.of(group) for group in groups]
     one, several = _stored([histogram]), _stored(histograms) + len(coder.encode_codes(best.values.reshape(-1)))
     return best if one - several > max(_SAVED_BYTES, _SAVED * one) else None
 

@@ -224,6 +224,28 @@ def trellis() -> Golden:
 
 
 @golden
+def student() -> Golden:
+    """Distributions: off centre, of magnitudes along axes, beside bin widths, in cells, of lanes, by pairs."""
+    loud, quiet = (
+        2.0 ** (codes(50, -8, 8, 40, axes=(0,)).values / 4),
+        2.0 ** (codes(51, -6, 6, 50, axes=(0,)).values / 4),
+    )
+    widths = codes(52, -9, 9, 30, axes=(1,))
+    pairs = 2.0 ** (codes(53, -6, 6, 2, 24, axes=(0, 1)).values / 4)
+    return Golden(
+        (
+            Weights("rows and columns", "float32", normal(54, 40, 50) * loud[:, None] * quiet, 0.3),
+            Weights("bin widths", "float16", normal(55, 40, 30), 0.1, scales=(widths,)),
+            Weights("off centre", "bfloat16", 40 + 5 * normal(56, 90), 1.0),
+            Weights("cells", "float64", normal(57, 80) * 1e5, 1.0),
+            Weights("lanes", "float32", normal(58, 24, 40) * loud[:24, None], 0.2, trellis=(0,)),
+            Weights("pairs", "float32", normal(59, 2, 24, 30) * pairs[:, :, None], 0.3),
+            Weights("two symbols", "float32", np.sign(normal(60, 60)), 1.0),
+        )
+    )
+
+
+@golden
 def no_layers() -> Golden:
     return Golden(())
 

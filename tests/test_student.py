@@ -1,0 +1,421 @@
+"""Symbols that are coded as far as they are spread: frequencies, magnitudes, archives whole and damaged."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from riq_cli import limits, trellis
+from riq_cli.archive import manifest
+from riq_cli.codec import layers as layers_module
+from riq_cli.codec import magnitudes, spreading
+from riq_cli.codec.layers import decode_layer, encode_layer
+from riq_cli.codec.magnitudes import Magnitudes, Spread
+from riq_cli.codec.rates import bits_of
+from riq_cli.codec.spreading import best_spread
+from riq_cli.errors import CorruptArchive, UnsupportedArchive
+from riq_cli.quantizer import Codes, Quantized
+from riq_cli.student import Student, below_of
+from tests.archives import (
+    BOUND,
+    VALUES,
+    Edit,
+    edited,
+    mutations,
+    packed,
+    paths,
+    refused,
+    refused_or_restored,
+    restored,
+    traced,
+    written,
+)  # fmt: skip
+from tests.test_codes import archive_of, by_both_decoders, layer_of
+
+Ints = NDArray[np.int32]
+IMPOSSIBLE = "a distribution has impossible numbers; the archive is damaged"
+UNIT = Student(freedom=2, relative=False, scale=0, center=0, low_bits=0, first=-40, cells=81)
+
+
+def normal(seed: int, *shape: int, scale: Any = 1.0) -> Ints:
+    return np.rint(np.random.default_rng(seed).normal(size=shape) * scale).astype(np.int32)
+
+
+def found(symbols: Ints, scales: tuple[Codes, ...] = ()) -> spreading.Spreading:
+    spread = best_spread(Quantized(symbols.reshape(-1), 0.5, scales), symbols.shape)
+    assert spread is not None
+    return spread
+
+
+# ---- frequencies ----------------------------------------------------------------------------------------------------
+
+
+def test_two_and_four_degrees_of_freedom_are_as_in_the_textbook() -> None:
+    x = np.linspace(-9, 9, 37)
+    np.testing.assert_allclose(below_of(4 * x, 0, 0), 0.5 + x / (2 * np.sqrt(2 + x * x)), rtol=1e-14)
+    u = 1 + x * x / 4
+    np.testing.assert_allclose(below_of(4 * x, 0, 1), 0.5 + 3 / 8 * x / np.sqrt(u) * (1 - x * x / (12 * u)), rtol=1e-12)
+
+
+def test_many_degrees_of_freedom_are_a_gaussian() -> None:
+    x = np.linspace(-4, 4, 33)
+    gaussian = [(1 + math.erf(value / math.sqrt(2))) / 2 for value in x]
+    np.testing.assert_allclose(below_of(4 * x, 0, 7), gaussian, atol=1e-3)
+    assert np.abs(below_of(4 * x, 0, 5) - gaussian).max() > 1e-3
+
+
+def test_a_scale_is_in_quarters_of_an_octave() -> None:
+    np.testing.assert_allclose(below_of(np.array([8.0]), 4, 2), below_of(np.array([4.0]), 0, 2), rtol=0)
+    np.testing.assert_allclose(below_of(np.array([4 * 2**0.25]), 1, 2), below_of(np.array([4.0]), 0, 2), rtol=1e-15)
+    codes = np.array([[-6.0], [0.0], [9.0]])
+    every = below_of(np.arange(-9.0, 10), codes, 3)
+    for row, code in zip(every, (-6, 0, 9), strict=True):
+        np.testing.assert_array_equal(row, below_of(np.arange(-9.0, 10), code, 3))
+
+
+def test_frequencies_by_hand() -> None:
+    """Two cells of ±1 bin around −½, of two degrees of freedom: each has half; three, of three bins: 1/√(1 + 8/9)."""
+    halves = Student(0, False, 0, 0, 0, -1, 2).frequencies(0, True)
+    assert halves.sum() == 1 << 24
+    three = Student(0, False, 0, 0, 0, -1, 3).frequencies(0, False)
+    inner = 0.5 / math.sqrt(2 + 0.25)
+    outer = 1.5 / math.sqrt(2 + 2.25) - inner
+    assert three[1] == pytest.approx(2**24 * 2 * inner / (2 * inner + 2 * outer), abs=8)
+    assert (three[0], three.sum()) == (three[2], 1 << 24)
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    st.integers(0, 7), st.integers(-limits.CODE_MAX, limits.CODE_MAX), st.integers(-99, 99), st.integers(0, 15),
+    st.integers(-2000, 2000), st.integers(2, 300), st.booleans(),
+)  # fmt: skip
+def test_frequencies_are_positive_and_have_their_sum(
+    freedom: int, scale: int, center: int, low_bits: int, first: int, cells: int, lanes: bool
+) -> None:
+    student = Student(freedom, lanes, scale, center, low_bits, first, cells)
+    assert Student.from_bytes(student.to_bytes()) == student
+    frequencies = student.frequencies(0, lanes)
+    assert (frequencies.dtype, frequencies.size, frequencies.sum()) == (np.int64, cells, 1 << 24)
+    assert frequencies.min() >= 1
+
+
+def test_symbols_of_a_trellis_are_spread_around_a_quarter_below_their_center() -> None:
+    frequencies = UNIT.frequencies(0, True)
+    assert frequencies[39] > frequencies[41]
+    wide = Student(2, False, 0, 0, 0, -41, 82)  # symbols −41 … 40 lie at −40¾ … 40¼: as far to both sides, less ½
+    shares = wide.frequencies(8, True) / 2**24
+    assert abs(np.dot(shares, np.arange(-41, 41) + 0.25)) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        (b"", "a table is cut off; the archive is damaged"),
+        (UNIT.to_bytes()[:1], "a table holds an impossible code; the archive is damaged"),
+        (UNIT.to_bytes()[:-1], "a table holds an impossible code; the archive is damaged"),
+        (UNIT.to_bytes() + b"\0", "the numbers of a distribution are too long; the archive is damaged"),
+        (Student(2, False, 257, 0, 0, 0, 2).to_bytes(), IMPOSSIBLE),
+        (Student(2, False, 0, 0, 0, 0, 4097).to_bytes(), IMPOSSIBLE),
+        (Student(2, False, 0, 0, 15, 1 << 16, 2).to_bytes(), IMPOSSIBLE),
+        (Student(2, False, 0, 1 << 31, 0, 0, 2).to_bytes(), IMPOSSIBLE),
+    ],
+)  # fmt: skip
+def test_numbers_that_no_encoder_writes(stored: bytes, message: str) -> None:
+    with pytest.raises(CorruptArchive) as caught:
+        Student.from_bytes(stored)
+    assert str(caught.value) == message
+
+
+def test_a_magnitude_beyond_its_bound() -> None:
+    UNIT.frequencies(256, False)
+    with pytest.raises(ValueError, match="a magnitude beyond ±256"):
+        UNIT.frequencies(257, False)
+    with pytest.raises(ValueError, match="a magnitude beyond ±256"):
+        Magnitudes((Codes((0,), np.array([200, 0], np.int32)), Codes((1,), np.array([57, 0], np.int32))), (2, 2))
+
+
+# ---- what is there is found -----------------------------------------------------------------------------------------
+
+
+def test_symbols_without_a_difference_have_no_magnitudes() -> None:
+    for shape in ((400, 300), (64, 32, 3, 3), (2, 96, 48), (1, 70, 1, 80), (5000,)):
+        for scale in (0.4, 3.0, 30.0):
+            spreading_ = found(normal(1, *shape, scale=scale))
+            assert spreading_.codes == ()
+            assert spreading_.spread.student.freedom >= 3 or scale < 1
+    assert best_spread(Quantized(np.full(90, 7, np.int32), 1.0), (9, 10)) is None
+
+
+@pytest.mark.parametrize("scale", [0.5, 4.0, 300.0])
+def test_rows_and_columns_are_told_apart_at_the_same_time(scale: float) -> None:
+    """Bits are those of Gaussians whose scales are known, and of the codes; no table of rows or columns gets there."""
+    rows, columns = (np.random.default_rng(seed).integers(-6, 7, count) for seed, count in ((2, 200), (3, 300)))
+    own = scale * np.exp2(rows[:, None] / 4) * np.exp2(columns / 4)
+    symbols = normal(4, 200, 300, scale=own)
+    best = found(symbols)
+    assert [codes.axes for codes in best.codes] == [(0,), (1,)]
+    shares = [codes.values - true for codes, true in zip(best.codes, (rows, columns), strict=True)]
+    for share in shares:  # but for what all rows have more and all columns less
+        assert np.abs(share - np.median(share)).mean() < 0.7
+    upper, lower = ((symbols + side) / own / math.sqrt(2) for side in (0.5, -0.5))
+    masses = (np.vectorize(math.erf)(upper) - np.vectorize(math.erf)(lower)) / 2
+    ideal = -np.log2(masses).sum()
+    codes = 500 * math.log2(13)
+    assert ideal < best.bits < ideal + codes + 0.012 * symbols.size + 300
+    layer = layer_of(symbols * 0.5)
+    tables = []
+    for axis, size in ((0, 200), (1, 300)):
+        classes = Codes((axis,), np.arange(size, dtype=np.int32) // 5)
+        tables.append(encode_layer(layer, Quantized(symbols.reshape(-1), 0.5, (), classes), None)[0].stored)
+    assert best.bits / 8 < 0.97 * min(tables)
+
+
+def test_axes_that_share_one_are_told_apart_in_pairs() -> None:
+    """Directions of a recurrent layer have rows and columns of their own."""
+    generator = np.random.default_rng(5)
+    rows, columns = generator.integers(-6, 7, (2, 96, 1)), generator.integers(-6, 7, (2, 1, 80))
+    best = found(normal(6, 2, 96, 80, scale=3 * np.exp2((rows + columns) / 4)))
+    assert [codes.axes for codes in best.codes] == [(0, 1), (0, 2)]
+
+
+def test_magnitudes_are_those_of_weights_where_bins_differ() -> None:
+    """Columns of weights that are alike, in bins that are not: their codes say all, once."""
+    codes = Codes((1,), np.random.default_rng(7).integers(-9, 10, 300).astype(np.int32))
+    symbols = normal(8, 200, 300, scale=12 * np.exp2(-codes.values / 4))
+    best = found(symbols, (codes,))
+    assert (best.spread.student.relative, best.codes) == (True, ())
+    alone = found(symbols)
+    assert [codes.axes for codes in alone.codes] == [(1,)]
+    assert alone.bits - best.bits > 200 * math.log2(19)
+    loud = found(normal(9, 200, 300, scale=12), (codes,))
+    assert (loud.spread.student.relative, loud.codes) == (False, ())
+
+
+def test_a_vector_far_from_zero_has_its_own_center() -> None:
+    symbols = 500 + normal(10, 90, scale=3)
+    assert abs(found(symbols).spread.student.center - 500) <= 2
+    assert found(symbols).bits < 90 * (math.log2(3) + 2.05 + 0.2) + 80
+    assert found(normal(11, 90, scale=3)).spread.student.center == 0
+
+
+def test_symbols_that_are_far_apart_are_coded_in_cells() -> None:
+    symbols = normal(12, 200, scale=3e5)
+    student = found(symbols).spread.student
+    assert student.low_bits > 6
+    assert student.cells <= limits.CELLS
+    assert found(symbols).bits < 200 * (math.log2(3e5) + 2.05 + 0.1) + 100
+    layer = layer_of(symbols * 0.5, "float64")
+    entry, _ = encode_layer(layer, Quantized(symbols, 0.5), None)
+    assert entry.coding == "student"
+    one = encode_layer(layer, Quantized(symbols, 0.5, (), Codes((0,), np.zeros(200, np.int32))), None)[0]
+    assert entry.stored < 0.75 * one.stored
+
+
+def test_an_outlier_leaves_a_layer_to_its_table() -> None:
+    symbols = normal(13, 64, 64)
+    symbols[3, 5] = 1 << 23
+    entry, _ = encode_layer(layer_of(symbols * 0.5), Quantized(symbols.reshape(-1), 0.5), None)
+    assert entry.coding == "ans"
+
+
+def test_bits_are_those_of_the_archive() -> None:
+    for shape, scale in (((300, 200), 4.0), ((64, 32, 3, 3), 0.5), ((700,), 60.0)):
+        symbols = normal(
+            14,
+            *shape,
+            scale=scale * np.exp2(np.random.default_rng(15).normal(size=shape[:1] + (1,) * (len(shape) - 1))),
+        )
+        entry, _ = encode_layer(layer_of(symbols * 0.5), Quantized(symbols.reshape(-1), 0.5), None)
+        assert entry.coding == "student"
+        assert 8 * entry.stored == pytest.approx(found(symbols).bits, abs=200)
+
+
+def test_rates_of_searches_are_about_those_of_archives() -> None:
+    own = np.exp2(np.random.default_rng(16).normal(size=(200, 1)) + np.random.default_rng(17).normal(size=300))
+    for scale in (0.3, 2.0, 20.0):
+        for factor in (own, np.ones((200, 300))):
+            symbols = normal(18, 200, 300, scale=scale * factor)
+            assert bits_of(symbols) == pytest.approx(found(symbols).bits, rel=0.06)
+    assert bits_of(np.zeros((5, 7), np.int32)) == 0.0
+
+
+# ---- archives -------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> tuple[Ints, tuple[Codes, ...], tuple[int, ...] | None]:
+    """Symbols of all distributions, with slices that differ, in bins that do, along a trellis or not."""
+    shape = draw(st.sampled_from([(40,), (2, 3), (30, 20), (20, 1, 3, 3), (8, 6, 3, 2), (2, 20, 9), (1, 50, 1)]))
+    random = np.random.default_rng(draw(st.integers(0, 1 << 30)))
+    symbols = draw(st.sampled_from([random.normal, random.laplace, random.standard_cauchy]))(size=shape)
+    for axis in draw(st.sets(st.integers(0, len(shape) - 1), max_size=2)):
+        sizes = [size if number == axis else 1 for number, size in enumerate(shape)]
+        symbols = symbols * np.exp(random.normal(scale=draw(st.sampled_from([0.5, 2])), size=sizes))
+    rounded = np.rint(symbols * draw(st.sampled_from([0.3, 8, 1e4])) + draw(st.sampled_from([0, 0, 90])))
+    scales = tuple(
+        Codes((axis,), random.integers(-9, 10, shape[axis : axis + 1], np.int32))
+        for axis in draw(st.sets(st.integers(0, len(shape) - 1), max_size=2))
+    )
+    lanes = draw(st.sampled_from([None, None, (0,), (len(shape) - 1,)]))
+    return np.clip(rounded, -(1 << 23), 1 << 23).astype(np.int32), scales, lanes
+
+
+@settings(deadline=None, derandomize=True, max_examples=150)
+@given(layers())
+def test_layers_come_back_by_both_decoders(drawn: tuple[Ints, tuple[Codes, ...], tuple[int, ...] | None]) -> None:
+    symbols, scales, lanes = drawn
+    flat = symbols.reshape(-1)
+    levels = flat if lanes is None else trellis.levels(flat, symbols.shape, lanes)
+    quantized = Quantized(levels, 0.5, scales, None, lanes)
+    layer = layer_of(symbols, "float64")
+    with patch.object(layers_module, "_POOR", math.inf):
+        archive = archive_of(layer, quantized)
+    expected = quantized.restored("float64", symbols.shape)
+    assert by_both_decoders(written(archive)) == expected.tobytes()
+    spread = best_spread(quantized, symbols.shape)
+    if spread is not None:  # whether or not a table is smaller
+        streams = spread.spread.encode(flat, None)
+        np.testing.assert_array_equal(spread.spread.decode(streams, None), flat)
+
+
+def mixed() -> tuple[Ints, Quantized]:
+    """A layer with all that there is: magnitudes along two axes beside bin widths, low bits, lanes."""
+    codes = Codes((1,), np.random.default_rng(20).integers(-5, 6, 24).astype(np.int32))
+    symbols = normal(21, 10, 24, scale=900 * np.exp2(np.arange(10) - 5.0)[:, None] * np.exp2(2 * (np.arange(24) % 3)))
+    return symbols, Quantized(trellis.levels(symbols.reshape(-1), symbols.shape, (0,)), 0.25, (codes,), None, (0,))
+
+
+SYMBOLS, QUANTIZED = mixed()
+ARCHIVE = archive_of(layer_of(SYMBOLS, "float64"), QUANTIZED)
+DATA = written(ARCHIVE)
+WEIGHTS = restored(DATA)[1][0].values.tobytes()
+DOCUMENT = json.loads(zlib.decompress(DATA[24 : 24 + ARCHIVE.manifest_bytes]))
+SECTIONS = DATA[24 + ARCHIVE.manifest_bytes :]
+PATHS = [path for path in paths(DOCUMENT) if path[0] in ("layers", "requires")]
+CHANGES = [
+    *VALUES,
+    "delete",
+    "double",
+    "ans",
+    "raw",
+    "constant",
+    "magnitudes",
+    3,
+    5,
+    12,
+    [0, 1],
+    {"axes": [1], "bytes": 9},
+]
+
+
+def changed(**keys: Any) -> bytes:
+    return packed(DOCUMENT | {"layers": [DOCUMENT["layers"][0] | keys]}, SECTIONS)
+
+
+def test_the_archive_to_be_damaged_has_everything() -> None:
+    [entry] = ARCHIVE.manifest.layers
+    assert (entry.coding, ARCHIVE.manifest.requires) == ("student", ("scales", "student", "trellis"))
+    assert {item.axes for item in entry.magnitudes} >= {(0,)}
+    student = Student.from_bytes(next(iter(ARCHIVE.layer_sections()))[1][len(entry.codes)])
+    assert student.low_bits > 0
+    assert by_both_decoders(DATA) == WEIGHTS
+
+
+def test_a_decoder_that_does_not_know_the_coding_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "FEATURES", frozenset({"scales", "classes", "trellis"}))
+    refused(DATA, UnsupportedArchive, "needs a newer riq: this one does not know student")
+
+
+def test_the_coding_is_required() -> None:
+    document = DOCUMENT | {"requires": ["scales", "trellis"]}
+    refused(packed(document, SECTIONS), CorruptArchive, "layer 'w': student are not required; the archive is damaged")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"coding": "ans"}, "magnitudes with coding 'ans'"),
+        ({"magnitudes": [{"axes": [0], "bytes": 1}] * 2}, "two magnitudes along the same axes"),
+        ({"magnitudes": [{"axes": [0], "bytes": 1}] * 5}, "5 magnitudes; at most 4 are read"),
+        ({"magnitudes": [{"axes": [2], "bytes": 1}]}, "codes along what are not ascending axes of its shape"),
+        ({"streams": [8, 8]}, "2 streams instead of 1"),
+        ({"symbols": 1}, "1 symbols with coding 'student'"),
+        ({"symbols": 241}, "241 symbols with coding 'student'"),
+        ({"classes": {"axes": [0], "bytes": 1}}, "classes with coding 'student'"),
+    ],
+)
+def test_manifests_that_are_none(keys: dict[str, Any], message: str) -> None:
+    refused(changed(**keys), CorruptArchive, f"layer 'w': {message}; the archive is damaged")
+
+
+def test_every_flipped_bit_of_the_sections_is_refused_or_harmless() -> None:
+    for bit in range(8 * len(SECTIONS)):
+        data = bytearray(SECTIONS)
+        data[bit // 8] ^= 1 << bit % 8
+        refused_or_restored(packed(DOCUMENT, bytes(data)), [WEIGHTS])
+
+
+@settings(deadline=None, derandomize=True, max_examples=200)
+@given(mutations(SECTIONS))
+def test_any_mutation_of_the_sections_is_refused_or_harmless(sections: bytes) -> None:
+    refused_or_restored(packed(DOCUMENT, sections[: len(SECTIONS)].ljust(len(SECTIONS), b"\0")), [WEIGHTS])
+
+
+@settings(deadline=None, derandomize=True, max_examples=400)
+@given(st.lists(st.tuples(st.sampled_from(PATHS), st.sampled_from(CHANGES)), min_size=1, max_size=3))
+@example([(("layers", 0, "shape"), [240]), (("layers", 0, "scales"), [])])
+def test_any_value_of_the_manifest_is_refused_or_harmless(changes: list[Edit]) -> None:
+    refused_or_restored(packed(edited(DOCUMENT, changes), SECTIONS), [WEIGHTS])
+
+
+def test_hostile_values_are_met_in_bounded_memory() -> None:
+    def meet() -> None:
+        for path in PATHS:
+            for value in CHANGES:
+                if isinstance(value, int | list):
+                    refused_or_restored(packed(edited(DOCUMENT, [(path, value)]), SECTIONS), [WEIGHTS])
+
+    assert traced(meet) < 64 * BOUND
+
+
+def test_encoding_is_the_same_wherever_it_runs() -> None:
+    symbols = normal(22, 80, 64, 3, scale=2 * np.exp2(np.arange(80)[:, None, None] % 7))
+    layer, quantized = layer_of(symbols * 0.5), Quantized(symbols.reshape(-1), 0.5)
+    entry, sections = encode_layer(layer, quantized, None)
+    assert entry.magnitudes
+    with ThreadPoolExecutor(2) as executor:
+        assert encode_layer(layer, quantized, executor) == (entry, sections)
+        assert decode_layer(entry, sections, executor).values.tobytes() == layer.values.tobytes()
+    with patch.object(spreading, "_BLOCK", 1000), patch.object(magnitudes, "_BLOCK", 1000):
+        assert encode_layer(layer, quantized, None) == (entry, sections)
+
+
+def test_a_layer_has_several_streams_each_with_parts_of_magnitudes() -> None:
+    symbols = normal(23, 24, 50, scale=900 * np.exp2(np.arange(24)[:, None] % 5))
+    spread = found(symbols).spread
+    with patch.object(magnitudes, "STREAM_SYMBOLS", 256):
+        streams = spread.encode(symbols.reshape(-1), None)
+        assert len(streams) == 5
+        with ThreadPoolExecutor(2) as executor:
+            assert spread.encode(symbols.reshape(-1), executor) == streams
+            np.testing.assert_array_equal(spread.decode(streams, executor), symbols.reshape(-1))
+        with pytest.raises(CorruptArchive, match="4 streams instead of 5"):
+            spread.decode(streams[:4], None)
+
+
+def test_streams_that_meet_at_a_million_symbols_come_back() -> None:
+    symbols = normal(24, (1 << 20) + 9)
+    spread = Spread(Student(4, False, 0, 0, 0, -9, 19), Magnitudes((), symbols.shape), False)
+    streams = spread.encode(symbols, None)
+    assert len(streams) == 2
+    np.testing.assert_array_equal(spread.decode(streams, None), symbols)
