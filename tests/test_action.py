@@ -231,7 +231,7 @@ def test_a_model_is_compressed_and_reported(job: Job) -> None:
     assert float(outputs["ratio"]) == (job.folder / "cnn.onnx").stat().st_size / size
     assert 0.01 < float(outputs["deviation"]) <= 0.02
     assert job.summary.startswith("### `cnn.riqz`\n\n| size | source | ratio |")
-    assert "| `dense.weight` | `Gemm` | 64×576 | ans |" in job.summary
+    assert "| `dense.weight` | `Gemm` | 64×576 | student |" in job.summary
 
 
 def test_a_missed_bound_fails_the_job_with_the_report_in_its_summary(job: Job) -> None:

@@ -179,8 +179,8 @@ def test_report_shows_every_layer_and_the_sums(ready: Path) -> None:
     text = riq("report", "model.riqz", folder=ready).stdout.decode()
     header, first, second = text.splitlines()[:3]
     assert header.split() == "layer op shape coding symbols bin width entropy bits/weight bytes share".split()
-    assert first.split()[:4] == ["first.weight", "Gemm", "32×16", "ans"]
-    assert second.split()[:4] == ["second.weight", "Gemm", "10×32", "ans"]
+    assert first.split()[:4] == ["first.weight", "Gemm", "32×16", "student"]
+    assert second.split()[:4] == ["second.weight", "Gemm", "10×32", "student"]
     assert "2 layers, 832 weights at" in text
     assert "calibration: 12 samples, npz, SHA-256 " in text
     assert "settings: allocation = norm, deviation = 0.01; riq 0.1.0" in text
@@ -200,6 +200,13 @@ def test_report_shows_codes_where_there_are_any() -> None:
     row = json.loads(riq("report", "v1-scales.riqz", "--json", folder=folder).stdout)["layers"][0]
     assert [(scale["axes"], scale["codes"]) for scale in row["scales"]] == [([0], 12), ([1, 2, 3], 45)]
     assert row["classes"] is None
+    lines = riq("report", "v1-student.riqz", folder=folder).stdout.decode().splitlines()
+    shown = {line.split("  ")[0]: line for line in lines}
+    assert " student " in shown["rows and columns"]
+    assert " 40+50 loud " in shown["rows and columns"]
+    assert " 24 loud, trellis " in shown["lanes"]
+    row = json.loads(riq("report", "v1-student.riqz", "--json", folder=folder).stdout)["layers"][0]
+    assert [(item["axes"], item["codes"]) for item in row["magnitudes"]] == [([0], 40), ([1], 50)]
 
 
 def test_report_json_and_sorting(ready: Path) -> None:
@@ -207,7 +214,7 @@ def test_report_json_and_sorting(ready: Path) -> None:
     assert [row["name"] for row in document["layers"]] == ["first.weight", "second.weight"]
     assert set(document["layers"][0]) == {
         "name", "op", "shape", "dtype", "coding", "symbols", "bin_width", "entropy", "rate", "bytes", "share",
-        "scales", "classes", "trellis",
+        "scales", "classes", "magnitudes", "trellis",
     }  # fmt: skip
     assert document["totals"]["archive_bytes"] == (ready / "model.riqz").stat().st_size
     for key, name in (("size", "bytes"), ("rate", "rate")):

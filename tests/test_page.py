@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
+from riq_cli.codec.layers import symbol_counts
 from riq_cli.coder import Histogram, Table
 from riq_cli.errors import CorruptArchive
 from riq_cli.report import page
@@ -198,6 +199,19 @@ def test_every_layer_of_symbols_has_a_histogram_of_all_its_tables() -> None:
     assert told("v1-scales.riqz")[3:5] == [("far", 1), ("one symbol", None)]
 
 
+def test_symbols_without_a_table_are_counted() -> None:
+    golden = Archive.open(GOLDENS / "v1-student.riqz")
+    assert histograms(golden) == [None] * 7
+    largest, *_ = sorted(golden.manifest.layers, key=lambda layer: -layer.stored)
+    assert largest.name == "rows and columns"
+    found = [one for one in histograms(golden, symbol_counts, 1) if one is not None]
+    assert [(one.layer, one.tables) for one in found] == [(largest, 0)]
+    assert sum(found[0].shares) + found[0].beyond == pytest.approx(1)
+    text = page(golden, "model.riqz", symbol_counts)
+    assert text.count("<figure>") == 6
+    assert "2,000 weights, 95 symbols in use" in text
+
+
 def test_several_tables_are_one_histogram() -> None:
     entry, (first, _) = layer("w", np.repeat([-1, 0], [100, 400]))
     _, (second, _) = layer("w", np.repeat([0, 3], [225, 25]))
@@ -213,13 +227,14 @@ def test_pictures_are_of_the_largest_layers() -> None:
 
 def test_codes_are_a_column() -> None:
     found = []
-    for name in ("v1-scales.riqz", "v1-classes.riqz"):
+    for name in ("v1-scales.riqz", "v1-classes.riqz", "v1-student.riqz"):
         text = page(Archive.open(GOLDENS / name), name).replace("\N{NO-BREAK SPACE}", " ")
         found += re.findall(r'<td class="number slices" data-value="(\d+)"(?: title="([^"]*)")?>([^<]*)<', text)
     assert found[0] == ("57", "12 bin widths along axis 0; 45 bin widths along axes 1, 2, 3", "12+45")
     assert found[6] == ("40", "40 slices along axis 0 share 3 tables", "40 in 3 tables")
     both = "50 bin widths along axis 1; 24 slices along axes 0, 2 share 4 tables"
-    assert found[9:] == [("74", both, "50, 24 in 4 tables"), ("0", "", "–")]
+    assert found[9:11] == [("74", both, "50, 24 in 4 tables"), ("0", "", "–")]
+    assert found[11] == ("90", "40 magnitudes along axis 0; 50 magnitudes along axis 1", "40+50 loud")
 
 
 def test_a_long_name_is_shortened_in_the_middle_and_whole_in_its_title() -> None:
@@ -423,7 +438,7 @@ def test_a_damaged_table_leaves_no_page(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model.riqz"]
 
 
-def test_a_page_is_made_without_numpy(tmp_path: Path) -> None:
+def test_a_page_of_tables_is_made_without_numpy(tmp_path: Path) -> None:
     archive("first").save(tmp_path / "model.riqz")
     code = (
         "import sys; sys.argv = ['riq', 'report', 'model.riqz', '--html', 'r.html']\n"

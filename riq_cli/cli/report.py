@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from riq_cli.archive import Archive
+from riq_cli.archive import Archive, LayerEntry
 from riq_cli.cli import difference as compared
 from riq_cli.cli import markdown, options
 from riq_cli.cli.gates import check, gate_options, gates
@@ -84,7 +85,7 @@ def report(
 
     Exits with 3 when the archive (the second of two) misses --max-size, --min-ratio or --max-rate: a gate for
     continuous integration. Only the manifest is read, so that large archives report at once; --html reads the layers'
-    tables too. With --html or --plot, nothing is printed unless it is asked for.
+    tables too, and decodes the largest layers. With --html or --plot, nothing is printed unless it is asked for.
     """
     if len(archives) > 2:
         raise click.UsageError(f"one archive to report on, or two to compare; {len(archives)} were given")
@@ -104,7 +105,7 @@ def report(
         name = "model.riqz" if archives[0] == "-" else Path(archives[0]).name
         if page_path is not None:
             with options.naming(archives[0], ArchiveError):
-                _write_page(page(opened[0], name), page_path, force)
+                _write_page(page(opened[0], name, _symbol_counts), page_path, force)
         if picture is not None:
             _draw(opened[0], name, sort or "model", picture, force)
         document = _document(opened[0], name, sort or "model")
@@ -126,6 +127,13 @@ def _difference(found: Difference, archives: tuple[str, ...], as_markdown: bool)
     names = [Path(path).name for path in archives]
     old, new = archives if names[0] == names[1] else names
     return compared.as_markdown(found, old, new) if as_markdown else compared.text(found, old, new)
+
+
+def _symbol_counts(layer: LayerEntry, sections: Sequence[bytes]) -> Mapping[int, int]:
+    """How often each symbol of a layer occurs, decoded; what decodes is imported where there is such a layer."""
+    from riq_cli.codec.layers import symbol_counts
+
+    return symbol_counts(layer, sections)
 
 
 def _write_page(text: str, path: str, force: bool) -> None:
@@ -183,7 +191,7 @@ def _text(archive: Archive, sort: SortKey) -> str:
         )
         for row in layers
     ]
-    if any(row["scales"] or row["classes"] for row in layers):
+    if any(row["scales"] or row["classes"] or row["magnitudes"] for row in layers):
         header = (*header[:_CODES], "codes", *header[_CODES:])
         told = [codes.brief(row) or "-" for row in layers]
         lines = [(*line[:_CODES], word, *line[_CODES:]) for line, word in zip(lines, told, strict=True)]

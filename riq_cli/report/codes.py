@@ -1,4 +1,4 @@
-"""The codes of a layer in words: how many bin widths of their own, and slices that share tables; and its trellis."""
+"""The codes of a layer in words: how many bin widths, slices that share tables, and magnitudes; and its trellis."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 def brief(row: Mapping[str, Any], tables: int | None = None) -> str:
     """The codes of a report's row for a column: `64+576, 64 classed`, or `64+576, 64 in 5 tables`; empty without any.
 
-    Those are bin widths of 64 slices and of 576 others, one over the other, and 64 slices that share tables. A layer
-    with a trellis has `trellis` behind them.
+    Those are bin widths of 64 slices and of 576 others, one over the other, and 64 slices that share tables. `64+32
+    loud` are magnitudes of 64 slices and of 32 others. A layer with a trellis has `trellis` behind them.
 
     Args:
         row: of the layer.
@@ -20,6 +20,8 @@ def brief(row: Mapping[str, Any], tables: int | None = None) -> str:
     if row["classes"]:
         slices = row["classes"]["codes"]
         parts.append(f"{slices} classed" if tables is None else f"{slices} in {tables} tables")
+    if row["magnitudes"]:
+        parts.append("+".join(str(item["codes"]) for item in row["magnitudes"]) + " loud")
     if row["trellis"]:
         parts.append("trellis")
     return ", ".join(parts)
@@ -30,6 +32,7 @@ def sentence(row: Mapping[str, Any], tables: int) -> str:
     parts = [f"{scale['codes']} bin widths along {_axes(scale['axes'])}" for scale in row["scales"]]
     if row["classes"]:
         parts.append(f"{row['classes']['codes']} slices along {_axes(row['classes']['axes'])} share {tables} tables")
+    parts += [f"{item['codes']} magnitudes along {_axes(item['axes'])}" for item in row["magnitudes"]]
     if row["trellis"]:
         parts.append(f"a trellis with lanes along all but {_axes(row['trellis']['axes'])}")
     return "; ".join(parts)

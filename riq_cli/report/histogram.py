@@ -1,8 +1,9 @@
-"""How often each symbol of a layer occurs, read from its tables alone."""
+"""How often each symbol of a layer occurs: as its tables say, or counted where it has none."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from riq_cli.archive import Archive, LayerEntry
@@ -17,8 +18,9 @@ class Histogram:
     """Shares of a layer's weights by symbol.
 
     `shares[i]` is that of the `step` symbols from `first + i * step` on, in [0, 1]; `zero` that of
-    weights that are restored as 0; `beyond` that of all symbols outside of them. They are squares of rounded roots:
-    good to a few per cent of themselves. Of a layer with several `tables`, they are those of all together.
+    weights that are restored as 0; `beyond` that of all symbols outside of them. From tables they are squares of
+    rounded roots, good to a few per cent of themselves. Of a layer with several `tables`, they are those of all
+    together; one that is coded by a distribution has none, and its symbols are counted.
     """
 
     layer: LayerEntry
@@ -30,16 +32,31 @@ class Histogram:
     beyond: float
 
 
-def histograms(archive: Archive) -> list[Histogram | None]:
+Count = Callable[[LayerEntry, Sequence[bytes]], Mapping[int, int]]  # how often each symbol of a layer occurs
+
+
+def histograms(archive: Archive, count: Count | None = None, most: int = 0) -> list[Histogram | None]:
     """The histogram of each layer, in the order of the manifest; None for those that are not coded as symbols.
 
+    Args:
+        archive: its tables are read, or all of a layer that is coded by a distribution.
+        count: what decodes such a layer and counts its symbols; None: it has no histogram.
+        most: only so many of the largest layers are decoded.
+
     Raises:
-        CorruptArchive: a table is damaged.
+        CorruptArchive: a table, or what was decoded, is damaged.
     """
-    return [
-        histogram(layer, sections[len(layer.codes)]) if layer.coding == "ans" else None  # tables are behind the codes
-        for layer, sections in archive.layer_sections()
-    ]
+    layers = archive.manifest.layers
+    largest = {layer.tensors for layer in sorted(layers, key=lambda layer: -layer.stored)[:most]}
+
+    def one(layer: LayerEntry, sections: Sequence[bytes]) -> Histogram | None:
+        if layer.coding == "ans":
+            return histogram(layer, sections[len(layer.codes)])  # tables are behind the codes
+        if layer.coding == "student" and count is not None and layer.tensors in largest:
+            return _histogram(layer, count(layer, sections), 0)
+        return None
+
+    return [one(layer, sections) for layer, sections in archive.layer_sections()]
 
 
 def histogram(layer: LayerEntry, section: bytes) -> Histogram:
@@ -48,7 +65,12 @@ def histogram(layer: LayerEntry, section: bytes) -> Histogram:
     counts: Counter[int] = Counter()
     for used, roots in tables:
         counts.update(dict(zip(used, (root * root for root in roots), strict=True)))
-    total = counts.total()
+    return _histogram(layer, counts, len(tables))
+
+
+def _histogram(layer: LayerEntry, counts: Mapping[int, int], tables: int) -> Histogram:
+    """The histogram of a layer whose symbols occur so often."""
+    total = sum(counts.values())
     symbols = sorted(counts)
     shares = {symbol: counts[symbol] / total for symbol in symbols}
     low, high = _end(symbols, shares), _end(symbols[::-1], shares)
@@ -60,7 +82,7 @@ def histogram(layer: LayerEntry, section: bytes) -> Histogram:
             bars[(symbol - first) // step] += share
     beyond = sum(share for symbol, share in shares.items() if not low <= symbol <= high)
     zero = shares.get(0, 0.0) if layer.trellis is None else 0.0
-    return Histogram(layer, len(tables), first, step, tuple(bars), zero, beyond)
+    return Histogram(layer, tables, first, step, tuple(bars), zero, beyond)
 
 
 def _end(symbols: list[int], shares: dict[int, float]) -> int:

@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 
 from riq_cli.archive import Archive
 from riq_cli.report import codes, figures
-from riq_cli.report.histogram import Histogram, histograms
+from riq_cli.report.histogram import Count, Histogram, histograms
 from riq_cli.report.judgement import judgement
 from riq_cli.report.reproduction import command
 from riq_cli.report.totals import Totals, rows, totals
@@ -43,8 +43,13 @@ _COLUMNS = (
 )
 
 
-def page(archive: Archive, name: str) -> str:
+def page(archive: Archive, name: str, count: Count | None = None) -> str:
     """The page about an archive that is called `name`.
+
+    Args:
+        archive: its manifest and tables are read, and all of some of its layers.
+        name: for the title.
+        count: what counts the symbols of a layer without tables; None: those have no picture.
 
     Raises:
         CorruptArchive: a table is damaged.
@@ -55,7 +60,7 @@ def page(archive: Archive, name: str) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
     sums = totals(archive)
-    symbols = histograms(archive)
+    symbols = histograms(archive, count, _HISTOGRAMS)
     sections = (
         _totals(archive, sums),
         _parts(sums),
@@ -182,7 +187,8 @@ def _row(number: int, row: Mapping[str, Any], tables: int, largest: Mapping[str,
         size *= length
     words = _text(" ".join((row["name"], row["op"], shape, row["coding"])))
     name = shortened(row["name"], _NAME)
-    every = sum(scale["codes"] for scale in row["scales"]) + (row["classes"]["codes"] if row["classes"] else 0)
+    several = [*row["scales"], *row["magnitudes"], *([row["classes"]] if row["classes"] else [])]
+    every = sum(item["codes"] for item in several)
     return (
         f'<tr data-text="{words}" data-bytes="{row["bytes"]}">'
         f'<td class="number" data-value="{number}">{number}</td>'
@@ -239,7 +245,7 @@ def _histograms(found: Sequence[Histogram]) -> str:
     )
     return (
         "<h2>Symbols of the largest layers</h2>\n"
-        '<p class="soft">Share of the weights at each symbol, from the tables in the archive, which keep it to a few '
+        '<p class="soft">Share of the weights at each symbol; tables in the archive keep it to a few '
         "per cent. A symbol times its bin width is the weight (with a trellis a quarter more or less); with codes, "
         "slices of a layer have bin widths of their own.</p>\n"
         f'<div class="histograms">{pictures}</div>\n'

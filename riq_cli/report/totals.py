@@ -102,6 +102,7 @@ def rows(archive: Archive, sort: SortKey = "model") -> list[dict[str, Any]]:
             "bin_width": layer.bin_width,
             "scales": [_codes(layer, scale) for scale in layer.scales],
             "classes": None if layer.classes is None else _codes(layer, layer.classes),
+            "magnitudes": [_codes(layer, item) for item in layer.magnitudes],
             "trellis": None if layer.trellis is None else {"axes": list(layer.trellis)},
             "entropy": layer.entropy,
             "rate": layer.rate,
