@@ -19,6 +19,7 @@ from riq_cli import coder, quantizer
 Floats = NDArray[np.float64]
 
 STEPS = np.exp2(np.arange(-18, 25) / 3)  # bin widths of a curve, relative to its middle: 2⁻⁶ … 2⁸
+_EXACT = ("norm", "uniform", "fixed")  # allocations that a formula gives
 _SAMPLE = 1 << 17  # weights of a layer that stand for all of them in its curve
 
 
@@ -36,8 +37,12 @@ class Allocation:
     bounds: Mapping[int, float] = field(default_factory=dict)
 
     def width(self, number: int, size: int, k: float) -> float:
-        """Bin width of a layer of `size` weights at k, in the units of its weights."""
-        return min(bin_width(self.shapes[number], size, k, self.epsilon), self.bounds.get(number, math.inf))
+        """Bin width of a layer of `size` weights at k, in the units of its weights.
+
+        Where it was measured, it has five digits: more of them take room in the manifest, and tell nothing.
+        """
+        width = min(bin_width(self.shapes[number], size, k, self.epsilon), self.bounds.get(number, math.inf))
+        return width if self.name in _EXACT else float(f"{width:.5g}")
 
 
 def bin_width(shape: float, size: int, k: float, epsilon: float) -> float:
