@@ -163,7 +163,7 @@ def test_large_models_are_measured_as_they_ship(name: str, tmp_path: Path, monke
     assert stored(again) == stored(archive)
     monkeypatch.undo()
     usual = riq.compress(model, data, deviation=TARGET, rounding="compensated")
-    assert archive.size == pytest.approx(usual.size, rel=0.1)
+    assert archive.size == pytest.approx(usual.size, rel=0.15)
 
 
 def _streams(archive: riq.Archive) -> int:

@@ -62,7 +62,7 @@ def test_an_archive_tells_rows_apart_and_keeps_the_target(
     before = {layer.name: layer.values.astype(np.float64) for layer in original.layers}
     after = {layer.name: layer.values for layer in restored.layers}
     for layer in ROWS[name]:  # rows that hardly matter may take over more from others than they hold
-        assert 0 < np.linalg.norm(after[layer] - before[layer]) < 1.5 * np.linalg.norm(before[layer])
+        assert 0 < np.linalg.norm(after[layer] - before[layer]) < 2 * np.linalg.norm(before[layer])
     measured = riq.verify(opened, original, data())
     assert measured.mean == archive.manifest.result["deviation"]
     assert 0 < measured.mean <= TARGET

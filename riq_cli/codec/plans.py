@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli import coder, quantizer, rounding, trellis
+from riq_cli import quantizer, rounding, trellis
+from riq_cli.codec.rates import bits_of
 from riq_cli.model import Layer, Linear, Matrix
 from riq_cli.moments import Float64
 from riq_cli.quantizer import Codes, Quantized
@@ -230,7 +231,7 @@ class Plan:
         symbols, error = self._symbols(weights, self.column_widths(width)[..., columns])
         scale = layer.size / symbols.size
         share = float(np.max(np.abs(weights))) / quantizer.peak(layer.values, layer.dtype)  # errors are in such units
-        return scale * bits_of(symbols), scale * share**2 * error
+        return scale * bits_of(symbols, *self.matrix.shape[1:], self.trellis), scale * share**2 * error
 
     def some_columns(self, layer: Layer, weights: int) -> Columns:
         """Evenly spaced columns of the matrices, about as many as hold so many weights."""
@@ -336,9 +337,3 @@ def _runs(matrix: Matrix) -> Iterator[slice]:
 def _step(matrix: Matrix) -> int:
     """Of so many rows one stands for all."""
     return max(1, matrix.shape[1] // _ROWS)
-
-
-def bits_of(symbols: rounding.Integers) -> float:
-    """What symbols take at their entropy."""
-    histogram = coder.Histogram.of(symbols.reshape(-1))
-    return symbols.size * quantizer.entropy(histogram.counts)

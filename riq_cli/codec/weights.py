@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from riq_cli import quantizer
 from riq_cli.allocation import Allocation, Curve, curve, expected_k, table_bits
 from riq_cli.codec.plans import Plan, nearest_widths
+from riq_cli.codec.rates import spread_bits
 from riq_cli.codec.settings import DEFAULT_MIN_SIZE
 from riq_cli.coder import Histogram
 from riq_cli.limits import TABLE_SYMBOLS
@@ -24,6 +25,8 @@ from riq_cli.quantizer import Quantized
 PLAN_STEPS = np.exp2(np.arange(-4, 6) * 0.75)  # bin widths at which a compensated layer is rounded for its curve
 _PIECE = 1 << 20  # weights that one thread quantizes at a time
 _ENTRY_BITS = 8 * 45  # about what a layer adds to the stored manifest
+_STUDENT_BITS = 8 * 5  # about what the numbers of a distribution take
+_ROWS, _COUNTED = 256, 1 << 22  # of a matrix, and weights of it, that stand for all where bits are counted
 _CODE_BITS = 3.0  # about what a code of a scale takes
 _DEFLATED = 0.92  # about what deflate leaves of float data in the skeleton
 
@@ -137,17 +140,26 @@ class Weights:
         layer, steps = self.layers[number], nearest_widths(plan, self.layers[number], width)
         if steps is not None:
             parts = (quantizer.quantize(layer.values[part], layer.dtype, _along(steps, part)) for part in _parts(layer))
-            return self._bits_of(number, plan, Histogram.joined(map(Histogram.of, parts)))
+            histogram = Histogram.joined(map(Histogram.of, parts))
+            count = layer.shape[0] if len(layer.shape) > 1 else 1
+            rows = slice(None, None, _step(count, layer.size))
+            some = quantizer.quantize(layer.values[rows], layer.dtype, _along(steps, rows))
+            return self._bits_of(number, plan, histogram, some.reshape(-1, layer.size // count), count)
         assert plan is not None
         if width not in self._counted.get(plan, {}):
             self.quantized(number, width, plan)
         return self._counted[plan][width]
 
-    def _bits_of(self, number: int, plan: Plan | None, histogram: Histogram) -> float:
-        if histogram.symbols.size > TABLE_SYMBOLS:
-            return self.exact_bits(number) + _ENTRY_BITS
+    def _bits_of(
+        self, number: int, plan: Plan | None, histogram: Histogram, some: quantizer.Symbols, rows: int
+    ) -> float:
+        """Bits of a layer's symbols, of which some rows [..., columns] are given, out of as many as `rows`."""
         codes = sum(_CODE_BITS * scale.values.size for scale in (plan.scales if plan is not None else ()))
-        return self.sizes[number] * quantizer.entropy(histogram.counts) + table_bits(histogram) + codes + _ENTRY_BITS
+        size, lanes = self.sizes[number], plan is not None and plan.trellis
+        fits = histogram.symbols.size <= TABLE_SYMBOLS
+        tabled = size * quantizer.entropy(histogram.counts) + table_bits(histogram) if fits else math.inf
+        spread = size * spread_bits(some, rows, some.shape[-1], lanes) + _STUDENT_BITS
+        return min(tabled, spread) + codes + _ENTRY_BITS
 
     def exact_bits(self, number: int) -> float:
         """About the bits of one layer that stays exact in the skeleton."""
@@ -171,7 +183,9 @@ class Weights:
             quantized, _ = plan.rounded(layer, width)
             counted = self._counted.setdefault(plan, {})
             if width not in counted:
-                counted[width] = self._bits_of(number, plan, Histogram.of(quantized.symbols))
+                view = plan.matrix.view(quantized.symbols.reshape(layer.shape))
+                some = view[:, :: _step(view.shape[1], layer.size)]
+                counted[width] = self._bits_of(number, plan, Histogram.of(quantized.symbols), some, view.shape[1])
             return quantized
         scales = () if plan is None else plan.scales
         return quantizer.nearest(self.shifted(number, shift), layer.dtype, width, scales)
@@ -292,6 +306,11 @@ class Weights:
         turns = max(sum(total <= share for total in sums), 1)
         runs = [ordered[:turns], *([number] for number in ordered[turns:])]
         return itertools.chain.from_iterable(pool.map(lambda run: [job(number) for number in run], runs))
+
+
+def _step(rows: int, size: int) -> int:
+    """Of so many rows, of a layer of `size` weights, one stands for all."""
+    return max(1, rows // _ROWS, size // _COUNTED)
 
 
 def is_matrix(layer: Layer, min_size: int | None) -> bool:
