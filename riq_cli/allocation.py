@@ -41,8 +41,9 @@ class Allocation:
 
         Where it was measured, it has five digits: more of them take room in the manifest, and tell nothing.
         """
-        width = min(bin_width(self.shapes[number], size, k, self.epsilon), self.bounds.get(number, math.inf))
-        return width if self.name in _EXACT else float(f"{width:.5g}")
+        width = bin_width(self.shapes[number], size, k, self.epsilon)
+        short = width if self.name in _EXACT else float(f"{width:.5g}")
+        return min(short if math.isfinite(short) else width, self.bounds.get(number, math.inf))
 
 
 def bin_width(shape: float, size: int, k: float, epsilon: float) -> float:

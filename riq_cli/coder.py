@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli.errors import CorruptArchive
+from riq_cli.frequencies import in_proportion
 from riq_cli.limits import STREAM_SYMBOLS
-from riq_cli.student import frequencies_of
 from riq_cli.table import COUNT_ORDER, FIRST_ORDER, GAP_ORDER, ROOT_ORDER, TOO_LONG, golomb, packed, read_table, zigzag
 
 _ORDERS = np.arange(16)  # of the Exp-Golomb code of differences
@@ -75,7 +75,7 @@ class Table:
 
     def frequencies(self) -> Integers:
         """Frequencies f_i ≥ 1 in units of 2⁻²⁴, i64[s], of sum 2²⁴ exactly."""
-        return frequencies_of(self.roots**2)
+        return in_proportion(self.roots**2)
 
     def to_bytes(self) -> bytes:
         """The table as FORMAT.md packs it."""
@@ -243,7 +243,7 @@ def decode_stream(stream: bytes, frequencies: Integers, size: int) -> Symbols:
     return decode_runs(stream, [(frequencies, size)])[0]
 
 
-def decode_runs(stream: bytes, runs: Sequence[tuple[Integers, int]]) -> list[Symbols]:
+def decode_runs(stream: bytes, runs: Iterable[tuple[Integers, int]]) -> list[Symbols]:
     """The runs of indices that `encode_runs` was given, of their frequencies and sizes.
 
     Raises:

@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli.errors import CorruptArchive
+from riq_cli.frequencies import in_proportion
 from riq_cli.limits import CELLS, CODE_MAX, QUARTERS
 from riq_cli.table import COUNT_ORDER, FIRST_ORDER, Bits, golomb, packed, unzigzag, zigzag
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.int64]
 
+FREEDOM_MAX, LOW_BITS_MAX = 5, 15
 _SCALE_ORDER, _CENTER_ORDER = 4, 0  # of the Exp-Golomb codes
 _FREEDOM_BITS, _LOW_BITS = 3, 4
 _UNIT = 2.0**32  # of masses
@@ -42,6 +44,17 @@ class Student:
     low_bits: int
     first: int
     cells: int
+
+    def __post_init__(self) -> None:
+        low, high = self.first << self.low_bits, ((self.first + self.cells) << self.low_bits) - 1
+        if (
+            not 0 <= self.freedom <= FREEDOM_MAX
+            or not 0 <= self.low_bits <= LOW_BITS_MAX
+            or not 2 <= self.cells <= CELLS
+            or max(abs(self.center), -low, high) >= _SYMBOL_BOUND
+            or abs(self.scale) > CODE_MAX
+        ):
+            raise ValueError("a distribution has impossible numbers")
 
     def to_bytes(self) -> bytes:
         """The numbers as FORMAT.md packs them."""
@@ -70,10 +83,10 @@ class Student:
         first, cells = unzigzag(reader.golomb(FIRST_ORDER)), reader.golomb(COUNT_ORDER) + 1
         if reader.finish() < len(stored):
             raise CorruptArchive("the numbers of a distribution are too long; the archive is damaged")
-        low, high = first << low_bits, (first + cells) << low_bits
-        if cells > CELLS or max(abs(center), -low, high - 1) >= _SYMBOL_BOUND or abs(scale) > CODE_MAX:
-            raise CorruptArchive("a distribution has impossible numbers; the archive is damaged")
-        return cls(freedom, relative, scale, center, low_bits, first, cells)
+        try:
+            return cls(freedom, relative, scale, center, low_bits, first, cells)
+        except ValueError as error:
+            raise CorruptArchive(f"{error}; the archive is damaged") from error
 
     def frequencies(self, magnitude: int, trellis: bool) -> Integers:
         """The frequency of each cell, i64[cells], of sum 2²⁴, for weights of a magnitude, in quarters of an octave.
@@ -89,11 +102,11 @@ class Student:
         if abs(code) > CODE_MAX:
             raise ValueError(f"a magnitude beyond ±{CODE_MAX}")
         edges = np.arange(self.first, self.first + self.cells + 1, dtype=np.int64) << self.low_bits
-        below = below_of(4.0 * (edges - self.center) - (1.0 if trellis else 2.0), code, self.freedom)
-        return frequencies_of(1 + (_UNIT * np.maximum(np.diff(below), 0.0)).astype(np.int64))
+        below = share_below(4.0 * (edges - self.center) - (1.0 if trellis else 2.0), code, self.freedom)
+        return in_proportion(1 + (_UNIT * np.maximum(np.diff(below), 0.0)).astype(np.int64))
 
 
-def below_of(quarters: Floats, codes: int | Floats, freedom: int) -> Floats:
+def share_below(quarters: Floats, codes: int | Floats, freedom: int) -> Floats:
     """The share of symbols below places in quarters of a bin from the middle, in this very order of operations.
 
     Args:
@@ -110,16 +123,4 @@ def below_of(quarters: Floats, codes: int | Floats, freedom: int) -> Floats:
     for number in range((1 << freedom) - 1, 0, -1):
         total = 1 + total * share * ((2 * number - 1) / (2 * number))
     result: Floats = 0.5 + value / root * total / 2
-    return result
-
-
-def frequencies_of(masses: Integers) -> Integers:
-    """Frequencies f_i ≥ 1 in units of 2⁻²⁴, i64[s], of sum 2²⁴ exactly, in proportion to masses i64[s] ≥ 1."""
-    spare = (1 << 24) - masses.size
-    if int(masses.max()) < 1 << (62 - 24):
-        result: Integers = 1 + masses * spare // masses.sum()
-    else:  # mass · 2²⁴ and the sum of all may leave 64 bits: Python's integers do not
-        total = sum(masses.tolist())
-        result = np.array([1 + mass * spare // total for mass in masses.tolist()], np.int64)
-    result[np.argmax(result)] += (1 << 24) - int(result.sum())
     return result

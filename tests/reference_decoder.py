@@ -164,7 +164,7 @@ def restore(layer: dict[str, Any], codes: list[bytes], table: bytes, streams: li
         return inflate(streams[0], size_of(layer))
     check(coding in ("ans", "student") or (coding == "constant" and "classes" not in layer), f"coding {coding!r}")
     check(coding == "ans" or "classes" not in layer, "classes without tables")
-    check(coding == "student" or "magnitudes" not in layer, "magnitudes without a distribution")
+    check(coding == "student" or not layer.get("magnitudes"), "magnitudes without a distribution")
     spread = [spread_codes(layer["shape"], *pair) for pair in zip(codes_of(layer), codes, strict=True)]
     if coding == "student":
         count = len(layer.get("scales", []))
@@ -271,11 +271,12 @@ def spread_symbols(
     """The symbols of a layer that are coded as far as they are spread."""
     size = int(math.prod(layer["shape"]))
     fields = Fields(table)
-    degrees, relative, low_bits = 2 << fields.bits(3), fields.bits(1), fields.bits(4)
+    freedom, relative, low_bits = fields.bits(3), fields.bits(1), fields.bits(4)
     scale, center = fields.signed(4), fields.signed(0)
     first, cells = fields.signed(4), fields.golomb(4) + 1
     check(fields.end() == len(table), "bytes behind the distribution")
-    check(abs(scale) <= CODE_MAX and cells <= CELLS, "an impossible distribution")
+    check(freedom <= 5 and abs(scale) <= CODE_MAX and 2 <= cells <= CELLS, "an impossible distribution")
+    check(2 <= layer["symbols"] <= size, "symbols in use")
     low, high = first << low_bits, (first + cells << low_bits) - 1
     check(max(abs(center), -low, high) < SYMBOL_BOUND, "an impossible symbol")
     signed = [*magnitudes, *([-code for code in codes] for codes in scales if relative)]
@@ -288,7 +289,7 @@ def spread_symbols(
     frequencies = {}
     for magnitude in set(sums):
         check(abs(scale + magnitude) <= CODE_MAX, "an impossible magnitude")
-        shares = [share_below(edge, scale + magnitude, degrees) for edge in edges]
+        shares = [share_below(edge, scale + magnitude, 2 << freedom) for edge in edges]
         masses = [1 + int(2.0**32 * max(above - below, 0.0)) for below, above in itertools.pairwise(shares)]
         frequencies[magnitude] = proportional(masses)
     check(len(streams) == -(-size // STREAM_SYMBOLS), "number of streams")

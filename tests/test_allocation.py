@@ -10,13 +10,23 @@ import onnx
 import pytest
 
 import riq_cli as riq
-from riq_cli.allocation import Curve, bin_width, curve, expected_k, water_filling
+from riq_cli.allocation import Allocation, Curve, bin_width, curve, expected_k, water_filling
 from riq_cli.codec.probing import Probes
 from riq_cli.codec.weights import Weights
 from riq_cli.errors import TargetError
 from riq_cli.model import Layer
 from tests import builders
 from tests.test_codec import calibration, load, wide
+
+
+def test_measured_widths_have_five_digits_and_others_all() -> None:
+    shapes = {0: math.pi}
+    assert Allocation("measured", shapes).width(0, 9, 300.0) == 0.010472
+    assert Allocation("blend", shapes, bounds={0: 0.0104719}).width(0, 9, 300.0) == 0.0104719
+    for name in ("norm", "uniform", "fixed"):
+        assert Allocation(name, shapes).width(0, 9, 300.0) == math.pi * (1 / 300)
+    largest = 1.7976931348623157e308
+    assert Allocation("measured", {0: largest}).width(0, 9, 1.0) == largest
 
 
 def test_bin_width_is_equation_7() -> None:

@@ -45,14 +45,19 @@ _FRACTION = 1 << 10  # bits are counted in whole parts of this: their sums are t
 def candidate_axes(shape: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     """Axes whose slices may differ: of a matrix rows or columns, of a convolution also its taps, and pairs of them.
 
-    Of the axes that are longer than 1, the first, the second, and all further ones together count as one each.
+    See `parts_of`.
     """
-    long = [axis for axis, size in enumerate(shape) if size > 1]
-    parts = [part for part in (long[:1], long[1:2], long[2:]) if part]
+    parts = parts_of(shape)
     if len(parts) < 2:
         return ()
     pairs = [(0, 1), (0, 2), (1, 2)] if len(parts) == 3 else []
-    return (*map(tuple, parts), *(tuple(parts[one] + parts[other]) for one, other in pairs))
+    return (*parts, *(parts[one] + parts[other] for one, other in pairs))
+
+
+def parts_of(shape: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Axes that count as one: of those longer than 1 the first, the second, and all further ones together."""
+    long = tuple(axis for axis, size in enumerate(shape) if size > 1)
+    return tuple(part for part in (long[:1], long[1:2], long[2:]) if part)
 
 
 def best_classes(symbols: Symbols, shape: Sequence[int], axes: Sequence[tuple[int, ...]]) -> Codes | None:

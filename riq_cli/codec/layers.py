@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
@@ -34,7 +35,7 @@ def encode_layer(
     """A layer's entry in the manifest and its sections: codes of scales, of classes or magnitudes, table, streams.
 
     It is coded with tables of its symbols or as Student's t says that they are spread, whichever is smaller, and
-    becomes `raw` if it has too many symbols to be coded, or if that is smaller still.
+    becomes `raw` if neither can be, or if that is smaller still.
 
     Args:
         layer: the weights.
@@ -217,24 +218,29 @@ def decode_layer(entry: LayerEntry, sections: Sequence[bytes], executor: Executo
 
 
 def symbol_counts(entry: LayerEntry, sections: Sequence[bytes]) -> dict[int, int]:
-    """How often each symbol of a layer occurs that is not raw.
+    """How often each symbol occurs in a layer, which is not raw.
 
     Raises:
         CorruptArchive: codes, table or streams do not agree.
     """
-    try:
+    with _naming(entry):
         histogram = coder.Histogram.of(_quantized(entry, sections, None).symbols)
-    except ValueError as error:
-        raise CorruptArchive(f"layer {entry.name!r}: {error}; the archive is damaged") from error
     return dict(zip(histogram.symbols.tolist(), histogram.counts.tolist(), strict=True))
 
 
 def _restored(entry: LayerEntry, sections: Sequence[bytes], executor: Executor | None) -> quantizer.Array:
-    try:
+    with _naming(entry):
         quantized = _quantized(entry, sections, executor)
         if entry.coding == "constant" and not quantized.scales and quantized.trellis is None:
             return np.full(entry.size, quantized.restored(entry.dtype, entry.shape, 0, 1)[0])
         return quantized.restored(entry.dtype, entry.shape)
+
+
+@contextlib.contextmanager
+def _naming(entry: LayerEntry) -> Iterator[None]:
+    """Tell which layer is damaged."""
+    try:
+        yield
     except CorruptArchive as error:
         raise CorruptArchive(f"layer {entry.name!r}: {error}") from error
     except ValueError as error:  # codes that no encoder writes

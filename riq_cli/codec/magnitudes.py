@@ -6,11 +6,13 @@ of a magnitude are spread as Student's t of its scale says, so that many of them
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from riq_cli import coder
 from riq_cli.codec.classes import grouped, scattered
 from riq_cli.errors import CorruptArchive
+from riq_cli.frequencies import PRECISION
 from riq_cli.limits import CODE_MAX, STREAM_SYMBOLS
 from riq_cli.quantizer import Codes, Symbols
 from riq_cli.student import Student
@@ -33,6 +36,9 @@ class Magnitudes:
 
     Where they are those of weights, and the bins are as wide as the codes of `scales` say, the symbols' own are smaller
     by as much.
+
+    Raises:
+        ValueError: a magnitude could be beyond its bound.
     """
 
     codes: tuple[Codes, ...]
@@ -40,22 +46,19 @@ class Magnitudes:
     scales: tuple[Codes, ...] = ()
 
     def __post_init__(self) -> None:
-        if max(-self.lowest, self.lowest + self.count - 1) > CODE_MAX:
+        if max(-self.lowest, self.lowest + self.span - 1) > CODE_MAX:
             raise ValueError(f"a magnitude beyond ±{CODE_MAX}")
 
-    @property
+    @cached_property
     def lowest(self) -> int:
         """The smallest that there could be."""
-        return sum(int(each.min()) for each in self._signed)
+        smallest = sum(int(item.values.min()) for item in self.codes)
+        return smallest - sum(int(item.values.max()) for item in self.scales)
 
-    @property
-    def count(self) -> int:
+    @cached_property
+    def span(self) -> int:
         """How many different ones there could be."""
-        return 1 + sum(int(each.max()) for each in self._signed) - self.lowest
-
-    @property
-    def _signed(self) -> list[Symbols]:
-        return [*(item.values for item in self.codes), *(-item.values for item in self.scales)]
+        return 1 + sum(int(np.ptp(item.values)) for item in (*self.codes, *self.scales))
 
     def run(self, begin: int, end: int) -> Symbols:
         """How much more than the smallest is that of each weight from number `begin` up to `end`, i32[end − begin]."""
@@ -68,11 +71,13 @@ class Magnitudes:
 
     @cached_property
     def sizes(self) -> Integers:
-        """How many weights have each magnitude from the smallest on, i64[count]."""
+        """How many weights have each magnitude from the smallest on, i64[span]."""
         size = math.prod(self.shape)
-        sizes = np.zeros(self.count, np.int64)
+        if self.span == 1:
+            return np.array([size])
+        sizes = np.zeros(self.span, np.int64)
         for begin in range(0, size, _BLOCK):
-            sizes += np.bincount(self.run(begin, min(begin + _BLOCK, size)), minlength=self.count)
+            sizes += np.bincount(self.run(begin, min(begin + _BLOCK, size)), minlength=self.span)
         return sizes
 
 
@@ -88,20 +93,22 @@ class Spread:
     trellis: bool
 
     def encode(self, symbols: Symbols, executor: Executor | None) -> list[bytes]:
-        """The streams of symbols i32[n], all of them in cells of the distribution."""
-        groups = grouped(symbols, self.magnitudes.run, self.magnitudes.sizes)
-        bits, first = self.student.low_bits, self.student.first
+        """The streams of symbols i32[n], all of them in cells of the distribution.
 
-        def jobs() -> Iterator[list[tuple[Symbols, Integers]]]:
-            for runs in self._runs():
-                parts = [(groups[group][begin:end], frequencies) for group, begin, end, frequencies in runs]
-                cells = [((part >> bits) - first, frequencies) for part, frequencies in parts]
-                low = [(np.concatenate([part for part, _ in parts]) & ((1 << bits) - 1), _even(bits))] if bits else []
-                yield cells + low
+        Raises:
+            ValueError: a magnitude beyond its bound.
+        """
+        magnitudes, bits, first = self.magnitudes, self.student.low_bits, self.student.first
+        groups = [symbols] if magnitudes.span == 1 else grouped(symbols, magnitudes.run, magnitudes.sizes)
 
-        if executor is None:
-            return [coder.encode_runs(job) for job in jobs()]
-        return [job.result() for job in [executor.submit(coder.encode_runs, job) for job in jobs()]]
+        def encoded(runs: Sequence[_Run]) -> bytes:
+            parts = [groups[run.group][run.begin : run.end] for run in runs]
+            cells = [((part >> bits) - first, self._frequencies(run)) for part, run in zip(parts, runs, strict=True)]
+            low = [(np.concatenate(parts) & ((1 << bits) - 1), _even(bits))] if bits else []
+            return coder.encode_runs(cells + low)
+
+        encode_all = map if executor is None else executor.map
+        return list(encode_all(encoded, self._runs()))
 
     def decode(self, streams: Sequence[bytes], executor: Executor | None) -> Symbols:
         """The symbols that `encode` was given.
@@ -110,15 +117,16 @@ class Spread:
             CorruptArchive: the streams do not hold them.
             ValueError: a magnitude beyond its bound.
         """
-        bits, first = self.student.low_bits, self.student.first
+        magnitudes, bits, first = self.magnitudes, self.student.low_bits, self.student.first
         jobs = list(self._runs())
         if len(streams) != len(jobs):
             raise CorruptArchive(f"{len(streams)} streams instead of {len(jobs)}; the archive is damaged")
 
-        def decoded(stream: bytes, runs: list[tuple[int, int, int, Integers]]) -> list[Symbols]:
-            sizes = [end - begin for _, begin, end, _ in runs]
+        def decoded(stream: bytes, runs: Sequence[_Run]) -> list[Symbols]:
+            sizes = [run.end - run.begin for run in runs]
+            wanted = ((self._frequencies(run), size) for run, size in zip(runs, sizes, strict=True))
             low = [(_even(bits), sum(sizes))] if bits else []
-            parts = coder.decode_runs(stream, [*((run[3], size) for run, size in zip(runs, sizes, strict=True)), *low])
+            parts = coder.decode_runs(stream, itertools.chain(wanted, low))
             for part in parts[: len(runs)]:
                 part += first
                 part <<= bits
@@ -126,25 +134,26 @@ class Spread:
                 part += more
             return parts[: len(runs)]
 
-        groups = [np.empty(size, np.int32) for size in self.magnitudes.sizes.tolist()]
+        groups = [np.empty(size, np.int32) for size in magnitudes.sizes.tolist()]
         decode_all = map if executor is None else executor.map
         for runs, parts in zip(jobs, decode_all(decoded, streams, jobs), strict=True):
-            for (group, begin, end, _), part in zip(runs, parts, strict=True):
-                groups[group][begin:end] = part
-        return scattered(groups, self.magnitudes.run)
+            for run, part in zip(runs, parts, strict=True):
+                groups[run.group][run.begin : run.end] = part
+        return groups[0] if magnitudes.span == 1 else scattered(groups, magnitudes.run)
 
-    def _runs(self) -> Iterator[list[tuple[int, int, int, Integers]]]:
-        """For each stream its runs: from which to which weight of which magnitude, with what frequencies."""
-        runs: list[tuple[int, int, int, Integers]] = []
+    def _frequencies(self, run: _Run) -> Integers:
+        return self.student.frequencies(self.magnitudes.lowest + run.group, self.trellis)
+
+    def _runs(self) -> Iterator[list[_Run]]:
+        """The runs of each stream."""
+        runs: list[_Run] = []
         room = STREAM_SYMBOLS
         for group, size in enumerate(self.magnitudes.sizes.tolist()):
-            frequencies = self.student.frequencies(self.magnitudes.lowest + group, self.trellis) if size else None
             begin = 0
-            while frequencies is not None and begin < size:
-                end = min(begin + room, size)
-                runs.append((group, begin, end, frequencies))
-                room -= end - begin
-                begin = end
+            while begin < size:
+                runs.append(_Run(group, begin, min(begin + room, size)))
+                room -= runs[-1].end - begin
+                begin = runs[-1].end
                 if not room:
                     yield runs
                     runs, room = [], STREAM_SYMBOLS
@@ -152,6 +161,14 @@ class Spread:
             yield runs
 
 
+class _Run(NamedTuple):
+    """From which to which weight of those of a magnitude, which is so much more than the lowest."""
+
+    group: int
+    begin: int
+    end: int
+
+
 def _even(bits: int) -> Integers:
     """Frequencies of numbers of so many bits that are all as likely."""
-    return np.full(1 << bits, 1 << (24 - bits), np.int64)
+    return np.full(1 << bits, 1 << (PRECISION - bits), np.int64)

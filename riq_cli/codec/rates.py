@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli import coder, quantizer
-from riq_cli.student import below_of
+from riq_cli.student import share_below
 
 Floats = NDArray[np.float64]
 
@@ -73,5 +73,5 @@ def _bits(places: NDArray[np.floating[Any]], means: Floats) -> float:
     """Bits/symbol of Student's distributions whose magnitudes have these means, where the middle is at 0."""
     scales = 1.13 * means + 0.16 * np.exp(-2 * means)  # within 5 % where symbols are rounded, from a mean of 0.03 on
     codes = np.rint(4 * np.log2(scales)).astype(np.int32)
-    masses = below_of(4 * places + 2, codes, _FREEDOM) - below_of(4 * places - 2, codes, _FREEDOM)
+    masses = share_below(4 * places + 2, codes, _FREEDOM) - share_below(4 * places - 2, codes, _FREEDOM)
     return float(-np.log2(np.maximum(masses, 0) + 2.0**-24).mean())

@@ -15,23 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli import coder
+from riq_cli.codec.clustering import parts_of
 from riq_cli.codec.magnitudes import Magnitudes, Spread
 from riq_cli.codec.rates import CODES_BITS, STREAM_BITS
 from riq_cli.limits import CELLS, CODE_MAX, CODES
 from riq_cli.quantizer import Codes, Quantized, Symbols
-from riq_cli.student import Student, below_of
+from riq_cli.student import FREEDOM_MAX, LOW_BITS_MAX, Student, share_below
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 _FREEDOM = 2  # eight degrees of freedom, where codes are compared …
-_FREEDOMS = range(6)  # … and up to 64 in the end
+_FREEDOMS = range(FREEDOM_MAX + 1)  # … and any in the end
 _SHRUNK = 1  # weights as loud as all of the layer that are taken to be in each slice
 _LOUDEST = 40  # quarters of an octave that a slice is louder or less loud than the layer, at most
 _STEPS = (1, 2, 4)  # quarters of an octave by which codes may differ
 _WEIGHTS_EACH = 8  # of a slice, at least, for codes of its own
 _ROUNDS = 3  # in which all codes are moved, at most
-_MOVES = (-4, -2, -1, 0, 1, 2, 4)  # quarters of an octave
+_MOVES = (0, -1, 1, -2, 2, -4, 4)  # quarters of an octave; the first of those that are as good
 _UNSEEN = 0.3  # how often a code counts as there that is not
 _RAREST, _TINY = 2.0**-24, 1e-300
 _BLOCK = 1 << 18
@@ -56,7 +57,7 @@ class Spreading:
 
 
 def best_spread(quantized: Quantized, shape: Sequence[int]) -> Spreading | None:
-    """The spread of a layer's symbols that takes least room; None where they are all the same.
+    """The spread of a layer's symbols that takes least room; None where they are all the same, or too far apart.
 
     Args:
         quantized: the symbols, with the scales of their bin widths.
@@ -70,9 +71,11 @@ def best_spread(quantized: Quantized, shape: Sequence[int]) -> Spreading | None:
     loudest = sum(int(np.abs(scale.values).max()) for scale in quantized.scales)
     for scales in ((), quantized.scales) if 0 < loudest <= CODE_MAX - 3 * _LOUDEST else ((),):
         cells = _Cells.of(symbols, tuple(shape), quantized.trellis is not None, scales)
+        if cells.low_bits > LOW_BITS_MAX:
+            return None
         found.append((_told_apart(cells, structures), cells))
     best, cells = min(found, key=lambda pair: pair[0].bits)
-    best = cells.spread(best.codes, _FREEDOMS)
+    best = cells.spread(best.codes, False, _FREEDOMS)
     for _ in range((_ROUNDS if symbols.size <= _COMPARED else 1) if best.codes else 0):
         moved = cells.refined(best)
         if not moved < best:
@@ -100,11 +103,10 @@ def _told_apart(cells: _Cells, structures: Sequence[tuple[tuple[int, ...], ...]]
 
 def _structures(shape: Sequence[int], size: int) -> list[tuple[tuple[int, ...], ...]]:
     """Sets of axes along which slices may be told apart at the same time."""
-    long = [axis for axis, length in enumerate(shape) if length > 1]
-    parts = [tuple(part) for part in (long[:1], long[1:2], long[2:]) if part]
+    parts = parts_of(shape)
     if len(parts) < 2:
         return []
-    found = [tuple(parts)]
+    found = [parts]
     if len(parts) == 3:
         one, two, three = parts
         found += [(one + two, one + three), (one + two, two + three), (one + three, two + three)]
@@ -170,12 +172,12 @@ class _Cells:
         """Where the symbols are as often below as above."""
         return self.center - (0.25 if self.trellis else 0.0)
 
-    def _blocks(self, step: int = 1) -> Iterator[tuple[int, int, Symbols]]:
-        """Where every so-manieth block of symbols begins and ends, and which of the cells in use each of its is in."""
+    def _blocks(self, step: int = 1, size: int = _BLOCK) -> Iterator[tuple[int, int, Symbols]]:
+        """Where every `step`-th block of symbols begins and ends, and which of the cells in use each of its is in."""
         places = np.zeros(self.count, np.int32)
         places[self.used] = np.arange(self.used.size)
-        for begin in range(0, self.symbols.size, step * _BLOCK):
-            part = self.symbols[begin : begin + _BLOCK]
+        for begin in range(0, self.symbols.size, step * size):
+            part = self.symbols[begin : begin + size]
             yield begin, begin + part.size, places[(part >> self.low_bits) - self.first]
 
     def _magnitudes(self, codes: Iterable[Codes]) -> Magnitudes:
@@ -185,14 +187,15 @@ class _Cells:
         """By axes, how much louder their slices are than the layer, in octaves; silent ones are not far off."""
         wanted = {along for axes in structures for along in axes}
         wanted |= {tuple(sorted({*one} & {*two})) for axes in structures for one in axes for two in axes} - {()}
-        sums = {along: np.zeros(math.prod(self.shape[axis] for axis in along)) for along in wanted}
-        for begin in range(0, self.symbols.size, _BLOCK):
-            part = np.abs(self.symbols[begin : begin + _BLOCK] - self.middle)
+        slices = {along: _numbers(along, self.shape) for along in wanted}
+        sums = {along: np.zeros(item.values.size) for along, item in slices.items()}
+        block = max(_BLOCK, *(total.size for total in sums.values())) if sums else _BLOCK
+        for begin in range(0, self.symbols.size, block):
+            part = np.abs(self.symbols[begin : begin + block] - self.middle)
             for item in self.scales:
                 part *= np.exp2(item.run(self.shape, begin, begin + part.size) / 4)
             for along, total in sums.items():
-                numbers = _numbers(along, self.shape).run(self.shape, begin, begin + part.size)
-                total += np.bincount(numbers, part, total.size)
+                total += np.bincount(slices[along].run(self.shape, begin, begin + part.size), part, total.size)
         result = {}
         for along, total in sums.items():
             mean = float(total.sum()) / self.symbols.size
@@ -200,14 +203,19 @@ class _Cells:
             result[along] = np.log2(shrunk / mean).reshape([self.shape[axis] for axis in along])
         return result
 
-    def spread(self, codes: tuple[Codes, ...], freedoms: Sequence[int] = (_FREEDOM,)) -> Spreading:
+    def spread(
+        self, codes: tuple[Codes, ...], roughly: bool = True, freedoms: Sequence[int] = (_FREEDOM,)
+    ) -> Spreading:
         """The symbols' spread with these codes of magnitudes, of the freedom and scale that take least room.
 
-        Where there is no choice of freedoms, some of many symbols stand for all.
+        Args:
+            codes: of the magnitudes.
+            roughly: some of many symbols stand for all.
+            freedoms: to choose from.
         """
         magnitudes = self._magnitudes(item for item in codes if item.values.any())
-        flat = np.zeros(magnitudes.count * self.used.size)
-        for begin, end, places in self._blocks(1 if len(freedoms) > 1 else -(-self.symbols.size // _COMPARED)):
+        flat = np.zeros(magnitudes.span * self.used.size)
+        for begin, end, places in self._blocks(-(-self.symbols.size // _COMPARED) if roughly else 1):
             places += magnitudes.run(begin, end) * self.used.size
             flat += np.bincount(places, minlength=flat.size)
         counts = flat.reshape(-1, self.used.size) * (self.symbols.size / flat.sum())
@@ -240,7 +248,7 @@ class _Cells:
 
         def below(cells: Integers) -> NDArray[np.floating[Any]]:
             quarters = 4 * ((cells << self.low_bits) - 0.5 - self.middle)
-            return below_of(quarters, codes[:, None].astype(np.float64), freedom)
+            return share_below(quarters, codes[:, None].astype(np.float64), freedom)
 
         starts = self.used + self.first
         masses = below(starts + 1) - below(starts)
@@ -254,17 +262,17 @@ class _Cells:
         codes = list(spreading.codes)
         for number, item in enumerate(codes):
             codes[number] = self._moved(spreading.spread.student, self._magnitudes(codes), item)
-        return self.spread(tuple(codes), _FREEDOMS)
+        return self.spread(tuple(codes), False, _FREEDOMS)
 
     def _moved(self, student: Student, magnitudes: Magnitudes, item: Codes) -> Codes:
         """Some of the codes of magnitudes, each moved by the number of quarters that saves most."""
         margin = max(_MOVES)
-        reached = np.arange(magnitudes.lowest - margin, magnitudes.lowest + magnitudes.count + margin)
+        reached = np.arange(magnitudes.lowest - margin, magnitudes.lowest + magnitudes.span + margin)
         within = CODE_MAX - abs(student.scale)
         table = self._bits(student.freedom, student.scale + np.clip(reached, -within, within)).reshape(-1)
         slices = _numbers(item.axes, self.shape)
         costs = np.zeros((len(_MOVES), item.values.size))
-        for begin, end, places in self._blocks():
+        for begin, end, places in self._blocks(size=max(_BLOCK, item.values.size)):
             places += (magnitudes.run(begin, end) + margin) * self.used.size
             own = slices.run(self.shape, begin, end)
             for move, cost in zip(_MOVES, costs, strict=True):

@@ -142,7 +142,7 @@ class Weights:
             parts = (quantizer.quantize(layer.values[part], layer.dtype, _along(steps, part)) for part in _parts(layer))
             histogram = Histogram.joined(map(Histogram.of, parts))
             count = layer.shape[0] if len(layer.shape) > 1 else 1
-            rows = slice(None, None, _step(count, layer.size))
+            rows = slice(None, None, _step(count, layer.size) if count > 1 else 1)
             some = quantizer.quantize(layer.values[rows], layer.dtype, _along(steps, rows))
             return self._bits_of(number, plan, histogram, some.reshape(-1, layer.size // count), count)
         assert plan is not None
@@ -157,9 +157,11 @@ class Weights:
         codes = sum(_CODE_BITS * scale.values.size for scale in (plan.scales if plan is not None else ()))
         size, lanes = self.sizes[number], plan is not None and plan.trellis
         fits = histogram.symbols.size <= TABLE_SYMBOLS
-        tabled = size * quantizer.entropy(histogram.counts) + table_bits(histogram) if fits else math.inf
-        spread = size * spread_bits(some, rows, some.shape[-1], lanes) + _STUDENT_BITS
-        return min(tabled, spread) + codes + _ENTRY_BITS
+        bits = size * quantizer.entropy(histogram.counts)
+        # Rows may be unlike the others: they tell what it saves to tell slices apart, not what these take.
+        those = quantizer.entropy(Histogram.of(some.reshape(-1)).counts)
+        spread = bits * (spread_bits(some, rows, some.shape[-1], lanes) / those if those else 1.0)
+        return min(bits + table_bits(histogram) if fits else math.inf, spread + _STUDENT_BITS) + codes + _ENTRY_BITS
 
     def exact_bits(self, number: int) -> float:
         """About the bits of one layer that stays exact in the skeleton."""

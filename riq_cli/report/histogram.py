@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from riq_cli.archive import Archive, LayerEntry
+from riq_cli.limits import TABLE_SYMBOLS
 from riq_cli.table import read_tables
 
 _BARS = 75  # at most: more would be thinner than a pixel or two
@@ -36,18 +37,19 @@ Count = Callable[[LayerEntry, Sequence[bytes]], Mapping[int, int]]  # how often 
 
 
 def histograms(archive: Archive, count: Count | None = None, most: int = 0) -> list[Histogram | None]:
-    """The histogram of each layer, in the order of the manifest; None for those that are not coded as symbols.
+    """The histogram of each layer, in the order of the manifest; None for those without a table or a count of symbols.
 
     Args:
         archive: its tables are read, or all of a layer that is coded by a distribution.
         count: what decodes such a layer and counts its symbols; None: it has no histogram.
-        most: only so many of the largest layers are decoded.
+        most: only those are decoded that are among so many of the largest, and of few enough symbols to be drawn.
 
     Raises:
         CorruptArchive: a table, or what was decoded, is damaged.
     """
     layers = archive.manifest.layers
-    largest = {layer.tensors for layer in sorted(layers, key=lambda layer: -layer.stored)[:most]}
+    drawn = [layer for layer in layers if layer.coding in ("ans", "student") and layer.symbols <= TABLE_SYMBOLS]
+    largest = {layer.tensors for layer in sorted(drawn, key=lambda layer: -layer.stored)[:most]}
 
     def one(layer: LayerEntry, sections: Sequence[bytes]) -> Histogram | None:
         if layer.coding == "ans":
