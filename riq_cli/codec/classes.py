@@ -1,4 +1,4 @@
-"""Symbols in the order of the layer ↔ in the order of its classes, in which they are coded."""
+"""Symbols in the order of the layer ↔ in the order of their groups, in which they are coded: classes, or magnitudes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from riq_cli.quantizer import Codes, Symbols
 
 _BLOCK = 1 << 18
 
-
-Numbers = Callable[[int, int], Symbols]  # of the classes of weights from one number up to another, i32[end − begin]
+Numbers = Callable[[int, int], Symbols]  # of the groups of weights from one number up to another, i32[end − begin]
 
 
 def numbers_of(classes: Codes, shape: Sequence[int]) -> Numbers:
@@ -22,7 +21,7 @@ def numbers_of(classes: Codes, shape: Sequence[int]) -> Numbers:
 
 
 def grouped(symbols: Symbols, numbers: Numbers, sizes: NDArray[np.int64]) -> list[Symbols]:
-    """The symbols i32[n] of a layer, row-major, as one array for each class, of these sizes."""
+    """The symbols i32[n] of a layer, row-major, as one array for each group, of these sizes."""
     groups = [np.empty(size, np.int32) for size in sizes.tolist()]
     for begin, order, pieces in _pieces(numbers, symbols.size):
         ordered = symbols[begin : begin + order.size][order]
@@ -45,9 +44,9 @@ def scattered(groups: Sequence[Symbols], numbers: Numbers) -> Symbols:
 def _pieces(
     numbers: Numbers, size: int
 ) -> Iterator[tuple[int, np.ndarray[tuple[int], np.dtype[np.intp]], list[tuple[int, slice, slice]]]]:
-    """Block by block, so that memory stays bounded: where it begins, and the order that sorts it by class.
+    """Block by block, so that memory stays bounded: where it begins, and the order that sorts it by group.
 
-    With it comes, for each class in the block: its number, where its weights are among all of the class, and where
+    With it comes, for each group in the block: its number, where its weights are among all of the group, and where
     they are in the sorted block.
     """
     done: Counter[int] = Counter()
