@@ -11,7 +11,7 @@ import numpy as np
 from riq_cli import quantizer, rounding
 from riq_cli.codec.descent import least_damping, less
 from riq_cli.codec.plans import Plan, Positions, some_rows
-from riq_cli.codec.rates import bits_of
+from riq_cli.codec.rates import entropy_of
 from riq_cli.model import Layer, Linear
 from riq_cli.moments import Float64, Halves, Moments
 from riq_cli.rounding import Damping
@@ -106,7 +106,8 @@ class _Trials:
                 plan = self._plan(fit, damping)
                 widths = plan.column_widths(self._width)
                 symbols, _ = rounding.compensated(self._weights, plan.factors, widths)
-                bits = bits_of(symbols, *plan.matrix.shape[1:]) + _CODE_BITS * plan.columns.size * bool(plan.scales)
+                # By one table, not as archives take them: at low rates the latter lets errors grow that do not pay.
+                bits = symbols.size * entropy_of(symbols) + _CODE_BITS * plan.columns.size * bool(plan.scales)
                 for each in costs:
                     other = self._halves[each][1 - half]
                     costs[each] += bits + self._error_bits(symbols * widths - self._weights, fit, other)
@@ -118,9 +119,8 @@ class _Trials:
         rounded = np.rint(self._weights / self._width)
         symbols, difference = rounded.astype(np.int32), rounded * self._width - self._weights
         pairs = zip(self._halves["alike"], reversed(self._halves[judge]), strict=True)
-        return 2 * bits_of(symbols, *self._linear.matrix.shape[1:]) + sum(
-            self._error_bits(difference, fit, half) for fit, half in pairs
-        )
+        bits = 2 * symbols.size * entropy_of(symbols)
+        return bits + sum(self._error_bits(difference, fit, half) for fit, half in pairs)
 
     def _second(self, moments: Moments) -> _Second:
         return _Second(moments, self._linear.bias is not None)

@@ -37,8 +37,12 @@ def bits_of(
         columns: likewise.
         trellis: whether the symbols are those of a trellis.
     """
-    histogram = coder.Histogram.of(symbols.reshape(-1))
-    return symbols.size * min(quantizer.entropy(histogram.counts), spread_bits(symbols, rows, columns, trellis))
+    return symbols.size * min(entropy_of(symbols), spread_bits(symbols, rows, columns, trellis))
+
+
+def entropy_of(symbols: NDArray[np.int32]) -> float:
+    """The empirical entropy of symbols of any shape, in bits/symbol."""
+    return quantizer.entropy(coder.Histogram.of(symbols.reshape(-1)).counts)
 
 
 def spread_bits(symbols: NDArray[np.int32], rows: int | None, columns: int | None, trellis: bool) -> float:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from riq_cli import quantizer
 from riq_cli.allocation import Allocation, Curve, curve, expected_k, table_bits
 from riq_cli.codec.plans import Plan, nearest_widths
-from riq_cli.codec.rates import spread_bits
+from riq_cli.codec.rates import entropy_of, spread_bits
 from riq_cli.codec.settings import DEFAULT_MIN_SIZE
 from riq_cli.coder import Histogram
 from riq_cli.limits import TABLE_SYMBOLS
@@ -159,7 +159,7 @@ class Weights:
         fits = histogram.symbols.size <= TABLE_SYMBOLS
         bits = size * quantizer.entropy(histogram.counts)
         # Rows may be unlike the others: they tell what it saves to tell slices apart, not what these take.
-        those = quantizer.entropy(Histogram.of(some.reshape(-1)).counts)
+        those = entropy_of(some)
         spread = bits * (spread_bits(some, rows, some.shape[-1], lanes) / those if those else 1.0)
         return min(bits + table_bits(histogram) if fits else math.inf, spread + _STUDENT_BITS) + codes + _ENTRY_BITS
 
