@@ -60,6 +60,12 @@ def parts_of(shape: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     return tuple(part for part in (long[:1], long[1:2], long[2:]) if part)
 
 
+def slices_along(axes: tuple[int, ...], shape: Sequence[int]) -> Codes:
+    """The number of each slice along some axes, 0 for the first."""
+    sizes = [shape[axis] for axis in axes]
+    return Codes(axes, np.arange(math.prod(sizes), dtype=np.int32).reshape(sizes))
+
+
 def best_classes(symbols: Symbols, shape: Sequence[int], axes: Sequence[tuple[int, ...]]) -> Codes | None:
     """The classes of slices along some of the axes that take least room; None if one table is about as good.
 
@@ -152,13 +158,12 @@ def _histograms(
     known: dict[tuple[int, ...], Floats] = {}
     most = min(max(_CELLS, index.size // _WEIGHTS_PER_CELL), _CELLS_MOST)
     for along in sorted(axes, key=lambda item: math.prod(shape[axis] for axis in item), reverse=True):
-        sizes = [shape[axis] for axis in along]
-        count = math.prod(sizes)
+        count = math.prod(shape[axis] for axis in along)
         if not 1 < count < index.size or count * bins > most or count > CODES:
             continue
         finer = next((other for other in known if {*along} <= {*other}), None)
         if finer is None:
-            known[along] = _counted(index, bins, Codes(along, np.arange(count, dtype=np.int32).reshape(sizes)), shape)
+            known[along] = _counted(index, bins, slices_along(along, shape), shape)
         else:
             spread = known[finer].reshape(*(shape[axis] for axis in finer), bins)
             dropped = tuple(number for number, axis in enumerate(finer) if axis not in along)

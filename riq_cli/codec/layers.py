@@ -49,16 +49,16 @@ def encode_layer(
     if quantized is None:
         return _encode_raw(layer)
     _check(quantized, layer)
-    spreading = None
+    symbols, spreading = quantized.symbols, None
     if quantized.classes is None:
         if quantized.levels.size >= _CLASSED:
-            classes = best_classes(quantized.symbols, layer.shape, candidate_axes(layer.shape))
+            classes = best_classes(symbols, layer.shape, candidate_axes(layer.shape))
             quantized = replace(quantized, classes=classes)
         spreading = best_spread(quantized, layer.shape)
     quantized = quantized.simplified()
-    tabled = _Tabled.of(quantized, layer.shape)
+    tabled = _Tabled.of(symbols, quantized.classes, layer.shape)
     if spreading is not None and (tabled is None or spreading.bits < tabled.bits):
-        coded = _spread(quantized.symbols, spreading.spread, executor)
+        coded = _spread(symbols, spreading.spread, executor)
     elif tabled is not None:
         coded = tabled.coded(executor)
     else:
@@ -120,9 +120,8 @@ class _Tabled:
     bits: float
 
     @classmethod
-    def of(cls, quantized: Quantized, shape: Sequence[int]) -> _Tabled | None:
+    def of(cls, symbols: Symbols, classes: Codes | None, shape: Sequence[int]) -> _Tabled | None:
         """Those of a layer of this shape; None if they are too many for a table."""
-        symbols, classes = quantized.symbols, quantized.classes
         groups, codes = [symbols], []
         if classes is not None:
             groups = grouped(symbols, numbers_of(classes, shape), classes.class_sizes(symbols.size))

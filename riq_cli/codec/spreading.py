@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli import coder
-from riq_cli.codec.clustering import parts_of
+from riq_cli.codec.clustering import parts_of, slices_along
 from riq_cli.codec.magnitudes import Magnitudes, Spread
 from riq_cli.codec.rates import CODES_BITS, STREAM_BITS
 from riq_cli.limits import CELLS, CODE_MAX, CODES
@@ -187,7 +187,7 @@ class _Cells:
         """By axes, how much louder their slices are than the layer, in octaves; silent ones are not far off."""
         wanted = {along for axes in structures for along in axes}
         wanted |= {tuple(sorted({*one} & {*two})) for axes in structures for one in axes for two in axes} - {()}
-        slices = {along: _numbers(along, self.shape) for along in wanted}
+        slices = {along: slices_along(along, self.shape) for along in wanted}
         sums = {along: np.zeros(item.values.size) for along, item in slices.items()}
         block = max(_BLOCK, *(total.size for total in sums.values())) if sums else _BLOCK
         for begin in range(0, self.symbols.size, block):
@@ -270,7 +270,7 @@ class _Cells:
         reached = np.arange(magnitudes.lowest - margin, magnitudes.lowest + magnitudes.span + margin)
         within = CODE_MAX - abs(student.scale)
         table = self._bits(student.freedom, student.scale + np.clip(reached, -within, within)).reshape(-1)
-        slices = _numbers(item.axes, self.shape)
+        slices = slices_along(item.axes, self.shape)
         costs = np.zeros((len(_MOVES), item.values.size))
         for begin, end, places in self._blocks(size=max(_BLOCK, item.values.size)):
             places += (magnitudes.run(begin, end) + margin) * self.used.size
@@ -284,9 +284,3 @@ class _Cells:
             cost -= np.log2(np.where(known[position] == flat + move, counts[position], 0) + _UNSEEN)
         moved = flat + np.array(_MOVES)[np.argmin(costs, axis=0)]
         return Codes(item.axes, np.clip(moved, -_LOUDEST, _LOUDEST).astype(np.int32).reshape(item.values.shape))
-
-
-def _numbers(along: tuple[int, ...], shape: Sequence[int]) -> Codes:
-    """The number of each slice along some axes."""
-    sizes = [shape[axis] for axis in along]
-    return Codes(along, np.arange(math.prod(sizes), dtype=np.int32).reshape(sizes))

@@ -185,9 +185,10 @@ class Weights:
             quantized, _ = plan.rounded(layer, width)
             counted = self._counted.setdefault(plan, {})
             if width not in counted:
-                view = plan.matrix.view(quantized.symbols.reshape(layer.shape))
+                symbols = quantized.symbols
+                view = plan.matrix.view(symbols.reshape(layer.shape))
                 some = view[:, :: _step(view.shape[1], layer.size)]
-                counted[width] = self._bits_of(number, plan, Histogram.of(quantized.symbols), some, view.shape[1])
+                counted[width] = self._bits_of(number, plan, Histogram.of(symbols), some, view.shape[1])
             return quantized
         scales = () if plan is None else plan.scales
         return quantizer.nearest(self.shifted(number, shift), layer.dtype, width, scales)
