@@ -241,10 +241,11 @@ def fitted(
     steps: list[tuple[int, int]] = []
     with ThreadPoolExecutor(1) as pool:
         found = with_effects(
-            ProductGradients(Weights(loaded.layers, max_bits), form, observer, form.measured, [1] * 12),
+            ProductGradients(
+                Weights(loaded.layers, max_bits), form, observer, form.measured, [1] * 12, (range(6), range(6, 12))
+            ),
             linear,
             {names.index(name): plan for name, plan in (plans or {}).items()},
-            range(6, 12),
             [None if name in exact else 0.1 for name in names],
             pool,
             lambda done, total: steps.append((done, total)),
@@ -357,7 +358,7 @@ def test_effects_of_a_layer_are_those_of_all_its_products(products: int, tmp_pat
     values = loaded.layers[0].values
     observer = Observer(form, [values], samples, threads=1)
     collected = _Collected(linear, {}, (1,), 1024, 128)
-    gradients = ProductGradients(Weights(loaded.layers), form, observer, form.measured, [3, 3])
+    gradients = ProductGradients(Weights(loaded.layers), form, observer, form.measured, [3, 3], (range(1), range(1, 2)))
     assert gradients.run(linear, collected.found, lambda *_: None) == {0}
     step, rows = 1e-2, (0, 7)
     for run, half in enumerate(collected.halves[0]):

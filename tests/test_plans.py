@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from riq_cli import quantizer
 from riq_cli.codec.damping import _Second, fitted
 from riq_cli.codec.descent import least_damping, less
-from riq_cli.codec.fitting import _batches, _block, fitted_plans
+from riq_cli.codec.fitting import Seen, _batches, _block, fitted_plans
 from riq_cli.codec.plans import Plan
 from riq_cli.codec.rates import bits_of
 from riq_cli.codec.split import FIT_SAMPLES, clusters, held_count, roles
@@ -618,8 +618,7 @@ def test_plans_are_made_of_layers_that_are_coded_and_where_they_help(monkeypatch
             plans = fitted_plans(
                 Weights(layers),
                 linear,
-                observer,
-                (range(2), range(2, 4)),
+                Seen(observer, (range(2), range(2, 4))),
                 widths,
                 pool,
                 lambda *step: steps.append(step),

@@ -24,7 +24,9 @@ def shares_of(proto: onnx.ModelProto, feeds: Feeds, folder: Path) -> dict[str, l
     loaded = Model.load(save(proto, folder))
     form, linear = linear_layers(loaded.session_form(), loaded.layers)
     observer = Observer(form, [layer.values for layer in loaded.layers], [(feed, 1) for feed in feeds], threads=1)
-    gradients = ProductGradients(Weights(loaded.layers), form, observer, form.measured, [1] * len(feeds))
+    gradients = ProductGradients(
+        Weights(loaded.layers), form, observer, form.measured, [1] * len(feeds), (range(6), range(6, len(feeds)))
+    )
     steps: list[tuple[int, int]] = []
     found = position_shares(gradients, linear, lambda done, total: steps.append((done, total)))
     assert steps == [(number, len(feeds)) for number in range(1, len(feeds) + 1)]

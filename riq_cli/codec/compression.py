@@ -9,10 +9,11 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
-from riq_cli.calibration import Calibration, Sample, digest
+from riq_cli.calibration import Calibration, Sample, augmented, digest
 from riq_cli.codec.bench import Bench
 from riq_cli.codec.candidates import candidates
 from riq_cli.codec.constrained import ConstrainedSolver
@@ -28,9 +29,9 @@ from riq_cli.codec.solution import CLOSER, CLOSER_TRIES, Kind, Scheme, Solution
 from riq_cli.codec.split import FIT_SAMPLES, REFIT_SAMPLES, held_count, roles
 from riq_cli.codec.weights import Plans, Shift, Weights, Widths
 from riq_cli.errors import SettingsError, TargetError
-from riq_cli.evaluator import Deviation, Evaluator, Observer, Prober, available_threads
+from riq_cli.evaluator import Deviation, Evaluator, Prober, available_threads
 from riq_cli.executors import interruptible
-from riq_cli.model import Linear, Model, SessionForm, linear_layers, probe_form
+from riq_cli.model import Model, SessionForm, linear_layers, probe_form
 from riq_cli.version import VERSION
 
 _CLOSER_MOST = 1.2  # factor on k at most, when the restored model misses a target that the search met
@@ -349,26 +350,23 @@ class Compression:
 
         def start(widths: Widths, before: Plans | None = None) -> Plans:
             observed, linear = linear_layers(form, self._model.layers)
-            linear = {number: self._fittable(item) for number, item in linear.items() if number in matrices}
-            fit = [samples[number] for half in halves for number in half]
-            threads, provider = self._settings.threads, self._settings.provider
-            observer = Observer(observed, self._originals, fit, threads, provider, evaluator.is_lean)
-            rows = [sample.rows for sample in fit]
-            gradients = ProductGradients(self._weights, observed, observer, evaluator.measured, rows)
-            first, count = len(halves[0]), len(fit)
-            parts = range(first), range(first, count)
-            return plans_of(gradients, linear, parts, widths, pool, tell, self._warn, before)
+            linear = {  # with biases that may be changed
+                number: item if item.bias in self._weights.vectors else replace(item, bias=None)
+                for number, item in linear.items()
+                if number in matrices
+            }
+            chosen = [[samples[number] for number in half] for half in halves]
+            # Beside a large model there is no room for what variations would tell.
+            varied = [[] if evaluator.is_lean else augmented(half) for half in chosen]
+            gradients = partial(ProductGradients.of, self._weights, observed, evaluator, self._settings)
+            more = gradients(*varied) if all(varied) else None
+            return plans_of(gradients(*chosen), linear, widths, pool, tell, self._warn, before, more)
 
         def tell(phase: Phase, done: int, total: int) -> None:
             self._progress(Progress(phase, done, total))
 
         matrices = set(self._weights.matrices)
         return start
-
-    def _fittable(self, linear: Linear) -> Linear:
-        """A layer's matrices with its bias, if that may be changed."""
-        coded = linear.bias is not None and linear.bias in self._weights.vectors
-        return linear if coded else replace(linear, bias=None)
 
     def _note(self, scheme: Scheme, k: float, value: float) -> None:
         self._trace.append((scheme.kind, k, value))

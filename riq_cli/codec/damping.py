@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from riq_cli.codec.descent import least_damping, less
 from riq_cli.codec.plans import Plan, Positions, some_rows
 from riq_cli.codec.rates import entropy_of
 from riq_cli.model import Layer, Linear
-from riq_cli.moments import Float64, Halves, Moments
+from riq_cli.moments import Collected, Float64, Halves, Moments
 from riq_cli.rounding import Damping
 
 _LOWEST = -4  # level of damping: a hundredth
@@ -21,8 +22,24 @@ _CODE_BITS = 4.0  # of a column, to be safe
 _EXERCISED = 1e-3  # a column with a smaller share of the mean second moment is one that the samples do not exercise
 
 
+class _Kind(NamedTuple):
+    """How positions count in moments, and whether they are of variations of the samples too."""
+
+    positions: Positions
+    varied: bool = False
+
+
+_ALIKE = _Kind("alike")
+
+
 def fitted(
-    layer: Layer, linear: Linear, halves: Halves, width: float, before: Plan | None = None, shared: Halves | None = None
+    layer: Layer,
+    linear: Linear,
+    halves: Halves,
+    width: float,
+    before: Plan | None = None,
+    shared: Halves | None = None,
+    varied: Collected | None = None,
 ) -> Plan | None:
     """The plan for a layer whose damping does best on the half of the samples that it was not fitted to.
 
@@ -34,33 +51,52 @@ def fitted(
         before: a plan fitted to fewer samples: more of them need no more damping, and positions count as they do in it.
         shared: moments in which positions count as much as they matter, where that is known. They judge: to fit to, few
             may matter. So it is fitted to those in which all count alike, to both, or to these, as does best.
+        varied: moments of variations of the samples of each half; fitted to as well where that does better.
 
     Returns:
         None where a half of the samples tells nothing, or, without a plan before, where nearest rounding does as well.
     """
-    kinds: dict[Positions, Halves] = {"alike": halves}
-    if shared is not None and all(half.mean.any() and _Second(half, False).is_usable for half in shared):
+    kinds: dict[_Kind, Halves] = {_ALIKE: halves}
+    if shared is not None and _are_usable(shared):
         if before is None or before.positions == "both":
-            kinds["both"] = halves[0].joined(shared[0]), halves[1].joined(shared[1])
-        kinds["shared"] = shared
+            kinds[_Kind("both")] = _joined(halves, shared)
+        kinds[_Kind("shared")] = shared
     trials = _Trials(layer, linear, kinds, width)
     if not trials.are_usable:
         return None
-    if before is not None and before.positions in kinds:
-        best = before.positions
-    else:
-        best = min(kinds, key=lambda kind: trials.least(kind, trials.judge)[1])
+    best = _ALIKE if before is None else _Kind(before.positions)
+    if before is None or best not in kinds:
+        best = trials.best(kinds)
+    if varied is not None and (before is None or before.varied):
+        more = best._replace(varied=True)
+        if trials.takes(more, _joined(kinds[best], _counted(varied, best.positions))):
+            best = more if before is not None else trials.best((best, more))
     chosen = trials.chosen(best, trials.judge)
     if before is not None:
         assert before.damping is not None
         return trials.plan(best, less(before.damping, chosen))
     if chosen is None:
         return None
-    if best == "alike":
+    if best.positions == "alike":
         return trials.plan(best, chosen)
-    alike = trials.chosen("alike", "alike")
-    other = Plan.of(linear.matrix) if alike is None else trials.plan("alike", alike)
+    alike = trials.chosen(_ALIKE, "alike")
+    other = Plan.of(linear.matrix) if alike is None else trials.plan(_ALIKE, alike)
     return replace(trials.plan(best, chosen), alike=other)
+
+
+def _are_usable(shared: Halves) -> bool:
+    return all(half.mean.any() and _Second(half, False).is_usable for half in shared)
+
+
+def _joined(one: Halves, other: Halves) -> Halves:
+    return one[0].joined(other[0]), one[1].joined(other[1])
+
+
+def _counted(varied: Collected, positions: Positions) -> Halves:
+    """The moments of variations, in which positions count so as far as that is known."""
+    if positions == "alike" or varied.shared is None or not _are_usable(varied.shared):
+        return varied.alike
+    return varied.shared if positions == "shared" else _joined(varied.alike, varied.shared)
 
 
 class _Trials:
@@ -69,36 +105,49 @@ class _Trials:
     That is bits at equal error of the outputs: half a bit a weight for each doubling of the error.
     """
 
-    def __init__(self, layer: Layer, linear: Linear, kinds: Mapping[Positions, Halves], width: float) -> None:
+    def __init__(self, layer: Layer, linear: Linear, kinds: Mapping[_Kind, Halves], width: float) -> None:
         """Take moments of several kinds."""
         peak = quantizer.peak(layer.values, layer.dtype)
-        self._layer, self._linear, self._kinds = layer, linear, kinds
-        self._bounds = kinds["alike"][0].bounds
+        self._layer, self._linear, self._kinds = layer, linear, dict(kinds)
+        self._bounds = kinds[_ALIKE][0].bounds
         self._weights, self._width = some_rows(linear.matrix, layer) / peak, width / peak
         self._halves = {kind: [self._second(half) for half in halves] for kind, halves in kinds.items()}
-        self.judge: Positions = "shared" if "shared" in kinds else "alike"
-        self._costs: dict[tuple[Positions, Damping], dict[Positions, float]] = {}  # … by the judge
+        self.judge: Positions = "shared" if _Kind("shared") in kinds else "alike"
+        self._costs: dict[tuple[_Kind, Damping], dict[Positions, float]] = {}  # … by the judge
 
     @property
     def are_usable(self) -> bool:
         """Whether there are rows in all halves, and no infinity in their moments."""
         return all(half.is_usable for halves in self._halves.values() for half in halves)
 
-    def chosen(self, kind: Positions, judge: Positions) -> Damping | None:
+    def takes(self, kind: _Kind, halves: Halves) -> bool:
+        """Whether moments of one more kind are usable; then they are tried as well."""
+        seconds = [self._second(half) for half in halves]
+        usable = all(half.is_usable for half in seconds)
+        if usable:
+            self._kinds[kind], self._halves[kind] = halves, seconds
+        return usable
+
+    def best(self, kinds: Iterable[_Kind]) -> _Kind:
+        """The kind of least cost, the first of those that do as well."""
+        return min(kinds, key=lambda kind: self.least(kind, self.judge)[1])
+
+    def chosen(self, kind: _Kind, judge: Positions) -> Damping | None:
         """The damping for a kind by what judges; None where nearest rounding does as well."""
         damping, cost = self.least(kind, judge)
         return damping if cost < self._nearest(judge) else None
 
-    def least(self, kind: Positions, judge: Positions) -> tuple[Damping, float]:
+    def least(self, kind: _Kind, judge: Positions) -> tuple[Damping, float]:
         """The damping of least cost, and that."""
         return least_damping(lambda damping: self.cost(kind, judge, damping), _LOWEST)
 
-    def plan(self, kind: Positions, damping: Damping) -> Plan:
+    def plan(self, kind: _Kind, damping: Damping) -> Plan:
         """The plan that is fitted to both halves."""
         one, other = self._kinds[kind]
-        return replace(self._plan(self._second(one.joined(other)), damping), positions=kind, damping=damping)
+        plan = self._plan(self._second(one.joined(other)), damping)
+        return replace(plan, positions=kind.positions, varied=kind.varied, damping=damping)
 
-    def cost(self, kind: Positions, judge: Positions, damping: Damping) -> float:
+    def cost(self, kind: _Kind, judge: Positions, damping: Damping) -> float:
         """The cost of compensation fitted to moments of one kind."""
         if (kind, damping) not in self._costs:
             costs: dict[Positions, float] = dict.fromkeys(("alike", self.judge), 0.0)
@@ -109,7 +158,7 @@ class _Trials:
                 # By one table, not as archives take them: at low rates the latter lets errors grow that do not pay.
                 bits = symbols.size * entropy_of(symbols) + _CODE_BITS * plan.columns.size * bool(plan.scales)
                 for each in costs:
-                    other = self._halves[each][1 - half]
+                    other = self._halves[_Kind(each)][1 - half]
                     costs[each] += bits + self._error_bits(symbols * widths - self._weights, fit, other)
             self._costs[kind, damping] = costs
         return self._costs[kind, damping][judge]
@@ -118,7 +167,7 @@ class _Trials:
         """The cost of nearest rounding."""
         rounded = np.rint(self._weights / self._width)
         symbols, difference = rounded.astype(np.int32), rounded * self._width - self._weights
-        pairs = zip(self._halves["alike"], reversed(self._halves[judge]), strict=True)
+        pairs = zip(self._halves[_ALIKE], reversed(self._halves[_Kind(judge)]), strict=True)
         bits = 2 * symbols.size * entropy_of(symbols)
         return bits + sum(self._error_bits(difference, fit, half) for fit, half in pairs)
 

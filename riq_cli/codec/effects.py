@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -12,14 +13,18 @@ from riq_cli.codec.importance import FEW, with_importance
 from riq_cli.codec.plans import Plan
 from riq_cli.codec.product_gradients import LEAST, LEAST_SAMPLES, ProductGradients
 from riq_cli.codec.weights import Plans, Weights, Widths
+from riq_cli.errors import ModelError
 from riq_cli.gradients import Array, Effects, Floats, effects
 from riq_cli.model import Linear
+
+Halves = tuple[Effects, Effects]  # of the samples
 
 _ERRORS = 16  # of a layer's weights in each sample
 _DRAWN = 8 * _ERRORS  # errors of a layer in all
 _DRAWN_LEAN = 2 * _ERRORS  # … beside a large model
 _ENTRIES = 4096  # of a table, whose errors are drawn: as many as a sample's indices are likely to tell apart
 _SPREADS = (1024, 512, 256)  # rows whose errors spread among each other
+_VARIED_PROBES = 4  # directions of the output in each variation of a sample: there are many of them
 _BYTES = 0.5  # bytes of second moments, at most, for each byte of weights
 _FEW = 1 << 27  # bytes of them that are always granted
 
@@ -28,11 +33,11 @@ def with_effects(
     gradients: ProductGradients,
     linear: Mapping[int, Linear],
     plans: Plans,
-    second: Sequence[int],
     widths: Widths,
     pool: Executor,
     progress: Callable[[int, int], None],
     before: Plans | None = None,
+    varied: ProductGradients | None = None,
 ) -> dict[int, Plan]:
     """The plans, and more, with rows told apart where that pays.
 
@@ -40,11 +45,11 @@ def with_effects(
         gradients: at the products of layers.
         linear: layers that multiply activations.
         plans: how errors are compensated along rows.
-        second: numbers of the runs in the second half.
         widths: about the bin widths that layers will have.
         pool: its threads work at the same time.
         progress: called with steps through the model done, and their number in all.
         before: plans fitted to fewer samples: only layers whose rows they tell apart are told apart again.
+        varied: the same of variations of the samples.
 
     Raises:
         ModelError: onnxruntime cannot run the model so that its inner tensors are seen.
@@ -63,17 +68,21 @@ def with_effects(
     if not chosen or sum(gradients.rows) < LEAST_SAMPLES:
         return dict(plans)
     drawn = _DRAWN_LEAN if gradients.observer.is_lean else _DRAWN
-    collected = _Collected(chosen, plans, second, _most(weights, chosen), drawn)
-    known = gradients.run(chosen, collected.found, progress)
+    most = _most(weights, chosen, 1 if varied is None else 2)
+    halves = _effects(gradients, chosen, plans, most, drawn, progress)
+    more: dict[int, Halves] = {}
+    if varied is not None:
+        with contextlib.suppress(ModelError):  # the model may not take what was made of its samples
+            more = _effects(varied, chosen, plans, most, drawn, progress, _VARIED_PROBES)
 
     def fit(number: int) -> Plan | None:
-        if number not in known:
+        if number not in halves:
             return None
         plan = plans.get(number) or Plan.of(chosen[number].matrix)
         width = widths[number]
         assert width is not None
-        earlier = None if before is None else before[number]
-        told = with_importance(plan, weights.layers[number], width, collected.halves.pop(number), earlier)
+        earlier, others = None if before is None else before[number], more.pop(number, None)
+        told = with_importance(plan, weights.layers[number], width, halves.pop(number), earlier, others)
         if gradients.observer.is_lean:
             weights.release()
         return told
@@ -82,13 +91,28 @@ def with_effects(
     return dict(plans) | {number: plan for number, plan in found if plan is not None}
 
 
-def _most(weights: Weights, linear: Mapping[int, Linear]) -> int:
-    """Rows whose errors spread among each other, such that their moments stay in proportion to the weights."""
+def _effects(
+    gradients: ProductGradients,
+    linear: Mapping[int, Linear],
+    plans: Plans,
+    most: int,
+    drawn: int,
+    progress: Callable[[int, int], None],
+    probes: int | None = None,
+) -> dict[int, Halves]:
+    """Effects of errors of the rows of layers, on both halves of the samples, where they are known."""
+    collected = _Collected(linear, plans, gradients.halves[1], most, drawn)
+    known = gradients.run(linear, collected.found, progress, probes)
+    return {number: halves for number, halves in collected.halves.items() if number in known}
+
+
+def _most(weights: Weights, linear: Mapping[int, Linear], times: int) -> int:
+    """Rows whose errors spread among each other, such that their moments, so many times, suit the weights' size."""
     shapes = [item.matrix.shape for item in linear.values()]
     nbytes = sum(weights.layers[number].values.nbytes for number in linear)
     bound = max(_BYTES * nbytes, _FEW - _BYTES * nbytes)
     for most in _SPREADS:
-        if sum(2 * 4 * groups * rows * min(rows, most) for groups, rows, _ in shapes) <= bound:
+        if times * sum(2 * 4 * groups * rows * min(rows, most) for groups, rows, _ in shapes) <= bound:
             break
     return most
 
@@ -101,7 +125,7 @@ class _Collected:
     ) -> None:
         self._linear, self._second, self._count = linear, frozenset(second), drawn
         shapes = {number: item.matrix.shape[:2] for number, item in linear.items()}
-        self.halves = {
+        self.halves: dict[int, Halves] = {
             number: (Effects(*shape, most, shape[1] < FEW), Effects(*shape, most, shape[1] < FEW))
             for number, shape in shapes.items()
         }

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from riq_cli import moments
 from riq_cli.codec.damping import fitted
 from riq_cli.codec.effects import with_effects
 from riq_cli.codec.plans import Plan
-from riq_cli.codec.product_gradients import LEAST_SAMPLES, ProductGradients
+from riq_cli.codec.product_gradients import LEAST_SAMPLES, Halves, ProductGradients
 from riq_cli.codec.settings import Warn
 from riq_cli.codec.shares import position_shares
 from riq_cli.codec.weights import Plans, Weights, Widths
@@ -24,32 +24,48 @@ _BLOCKS = (2048, 1024, 512)  # columns whose errors compensate each other
 _FACTORS = 0.75  # bytes of factors, at most, for each byte of weights
 _FEW = 1 << 27  # bytes of factors that are always granted
 
+_VARIED_PROBES = 2  # directions of the output in each variation of a sample: there are many of them
+
 Phase = Literal["fit", "gradients"]
+
+
+class Seen(NamedTuple):
+    """What layers multiply in some samples, in two halves, and how much positions matter where that is known."""
+
+    observer: Observer
+    halves: Halves
+    shares: moments.Shares | None = None
+
+    def collected(self, linear: Mapping[int, Linear], block: int) -> dict[int, moments.Collected]:
+        """The moments of layers."""
+        activations = self.observer.activations(moments.inputs_of(linear))
+        samples = sum(map(len, self.halves))
+        return moments.collect(linear, activations, samples, self.halves[1], block=block, shares=self.shares)
 
 
 def plans_of(
     gradients: ProductGradients,
     linear: Mapping[int, Linear],
-    halves: tuple[Sequence[int], Sequence[int]],
     widths: Widths,
     pool: Executor,
     progress: Callable[[Phase, int, int], None],
     warn: Warn,
     before: Plans | None = None,
+    varied: ProductGradients | None = None,
 ) -> dict[int, Plan]:
     """Plans by the number of the layer, for those layers where they do better than nearest rounding.
 
     Args:
         gradients: at the products of layers.
         linear: those that multiply activations, and tables.
-        halves: numbers of the runs, in two halves that judge each other.
         widths: about the bin widths that layers will have.
         pool: its threads work at the same time.
         progress: called with what is done, steps of it, and their number in all.
         warn: called if gradients cannot be taken.
         before: plans fitted to fewer samples: what they do without is done without again.
+        varied: the same of variations of the samples of each half.
     """
-    told, fit = partial(progress, "gradients"), partial(progress, "fit")
+    told = partial(progress, "gradients")
     shares: moments.Shares | None = {}
     # Several kinds of moments take as many times the memory.
     if not gradients.observer.is_lean and sum(gradients.rows) >= LEAST_SAMPLES:
@@ -58,39 +74,50 @@ def plans_of(
         except ModelError as error:
             shares = None
             warn(f"gradients cannot be taken, so nothing is told apart by them: {error}")
-    plans = fitted_plans(gradients.weights, linear, gradients.observer, halves, widths, pool, fit, shares, before)
+    seen = Seen(gradients.observer, gradients.halves, shares)
+    more = None if varied is None else _seen(varied, linear, told, bool(shares))
+    plans = fitted_plans(gradients.weights, linear, seen, widths, pool, partial(progress, "fit"), before, more)
     if shares is None:
         return plans
     try:
-        return with_effects(gradients, linear, plans, halves[1], widths, pool, told, before)
+        return with_effects(gradients, linear, plans, widths, pool, told, before, varied)
     except ModelError as error:
         warn(f"gradients cannot be taken, so rows are not told apart by them: {error}")
         return plans
 
 
+def _seen(
+    varied: ProductGradients, linear: Mapping[int, Linear], told: Callable[[int, int], None], shared: bool
+) -> Seen | None:
+    """What layers multiply in variations of samples; None if the model does not take them."""
+    try:
+        shares = position_shares(varied, linear, told, _VARIED_PROBES) if shared else None
+    except ModelError:
+        return None
+    return Seen(varied.observer, varied.halves, shares)
+
+
 def fitted_plans(
     weights: Weights,
     linear: Mapping[int, Linear],
-    observer: Observer,
-    halves: tuple[Sequence[int], Sequence[int]],
+    seen: Seen,
     widths: Widths,
     pool: Executor,
     progress: Callable[[int, int], None],
-    shares: moments.Shares | None = None,
     before: Plans | None = None,
+    varied: Seen | None = None,
 ) -> dict[int, Plan]:
     """Plans by the number of the layer, for those layers where compensation does better than nearest rounding.
 
     Args:
         weights: all layers that may be coded.
         linear: those that multiply activations.
-        observer: shows the activations.
-        halves: numbers of its samples, in two halves that judge each other.
+        seen: the samples.
         widths: about the bin widths that layers will have.
         pool: its threads work at the same time.
         progress: called with layers done and layers in all.
-        shares: how much the positions of products matter, by the samples of the observer, where that is known.
         before: plans fitted to fewer samples: only layers that they compensate are compensated again.
+        varied: variations of the samples.
     """
     fit_for = {
         number: item
@@ -101,20 +128,24 @@ def fitted_plans(
     }
     block = _block(fit_for, sum(weights.layers[number].values.nbytes for number in fit_for))
     plans: dict[int, Plan] = {}
-    done, samples = 0, sum(map(len, halves))
+    done = 0
 
     def fit(number: int) -> Plan | None:
         width = widths[number]
         assert width is not None
         earlier = None if before is None else before[number]
         alike, shared = found[number]
-        plan = fitted(weights.layers[number], fit_for[number], alike, width, earlier, shared)
+        plan = fitted(weights.layers[number], fit_for[number], alike, width, earlier, shared, more.get(number))
         weights.release()
         return plan
 
-    for batch in _batches(fit_for, block, shares):
-        tensors = moments.inputs_of(batch)
-        found = moments.collect(batch, observer.activations(tensors), samples, halves[1], block=block, shares=shares)
+    for batch in _batches(fit_for, block, seen.shares, 1 if varied is None else 2):
+        found, more = seen.collected(batch, block), dict[int, moments.Collected]()
+        if varied is not None:
+            try:
+                more = varied.collected(batch, block)
+            except ModelError:  # the model does not take what was made of its samples
+                varied = None
         weights.release()
         for number, plan in zip(batch, pool.map(fit, batch), strict=True):
             if plan is not None:
@@ -122,6 +153,7 @@ def fitted_plans(
             done += 1
             progress(done, len(fit_for))
         found.clear()  # or they would stay until those of the next layers are complete
+        more.clear()
     return plans
 
 
@@ -137,12 +169,12 @@ def _block(linear: Mapping[int, Linear], nbytes: int) -> int:
 
 
 def _batches(
-    linear: Mapping[int, Linear], block: int, shares: moments.Shares | None = None
+    linear: Mapping[int, Linear], block: int, shares: moments.Shares | None = None, times: int = 1
 ) -> Iterator[dict[int, Linear]]:
-    """The layers in runs whose moments fit into memory together."""
+    """The layers in runs whose moments, so many times, fit into memory together."""
     batch: dict[int, Linear] = {}
     for number, item in linear.items():
-        if batch and moments.nbytes({**batch, number: item}, block, shares) > _MOMENTS:
+        if batch and times * moments.nbytes({**batch, number: item}, block, shares) > _MOMENTS:
             yield batch
             batch = {}
         batch[number] = item

@@ -26,7 +26,12 @@ _TINY = 1e-300
 
 
 def with_importance(
-    plan: Plan, layer: Layer, width: float, halves: tuple[Effects, Effects], before: Plan | None = None
+    plan: Plan,
+    layer: Layer,
+    width: float,
+    halves: tuple[Effects, Effects],
+    before: Plan | None = None,
+    varied: tuple[Effects, Effects] | None = None,
 ) -> Plan | None:
     """The plan with rows told apart by what their errors do to the outputs; None where that does not pay.
 
@@ -39,27 +44,61 @@ def with_importance(
         width: about the bin width that it will have.
         halves: effects of the rows' errors, on two halves of the samples.
         before: a plan fitted to fewer samples: more of them need no more damping.
+        varied: effects on variations of the samples of each half; fitted to as well where that does better.
     """
-    if any(half.count == 0 or not half.squares.any() for half in halves):
+    if not _are_usable(halves):
         return None
-    judged = [_Moments.of(half) for half in halves]
-    damping = _best_damping(plan, layer, width, judged)
+    judges = [_Moments.of(half) for half in halves]
+    fits = {False: judges}  # by whether they are of variations too
+    if varied is not None and _are_usable(varied):
+        fits[True] = [one.joined(_Moments.of(half)) for one, half in zip(judges, varied, strict=True)]
+    if before is not None:
+        same = before.rows_varied and True in fits
+        fits = {same: fits[same]}
+    trials = _Trials(plan, layer, width, judges)
+    least = {kind: trials.least(each) for kind, each in fits.items()}
+    best = min(least, key=lambda kind: least[kind][1])
+    damping: Damping | None = least[best][0] if trials.pays(least[best][1]) else None
     if before is not None:
         assert before.row_damping is not None
         damping = less(before.row_damping, damping)
     if damping is None:
         return None
-    found = judged[0].joined(judged[1]).found(damping)
-    return plan.with_importance(layer, found.codes, found.importance, found.spreads, damping)
+    found = fits[best][0].joined(fits[best][1]).found(damping)
+    return plan.with_importance(layer, found.codes, found.importance, found.spreads, damping, best)
 
 
-def _best_damping(plan: Plan, layer: Layer, width: float, judged: Sequence[_Moments]) -> Damping | None:
-    """The damping that does best on the half that it was not fitted to; None where rows alike do as well."""
-    columns = plan.some_columns(layer, _WEIGHTS)
-    weights, widths = columns.weights, columns.widths * width
+def _are_usable(halves: tuple[Effects, Effects]) -> bool:
+    return all(half.count > 0 and half.squares.any() for half in halves)
 
-    def cost(found: _Found | None, judge: _Moments) -> float:
-        """Bits at equal error of the outputs: half a bit a weight for each doubling of the error."""
+
+class _Trials:
+    """What it costs a layer to have its rows told apart by each half of the samples, judged on the other.
+
+    That is bits at equal error of the outputs: half a bit a weight for each doubling of the error.
+    """
+
+    def __init__(self, plan: Plan, layer: Layer, width: float, judges: Sequence[_Moments]) -> None:
+        columns = plan.some_columns(layer, _WEIGHTS)
+        self._weights, self._widths, self._judges = columns.weights, columns.widths * width, judges
+
+    def pays(self, cost: float) -> bool:
+        """Whether rows that are all alike would cost more, and clearly."""
+        alike = sum(self._cost(None, judge) for judge in self._judges)
+        return alike - cost >= 2 * _SAVED * self._weights.size
+
+    def least(self, fits: Sequence[_Moments]) -> tuple[Damping, float]:
+        """The damping of least cost for moments of each half, and that cost."""
+
+        def tried(damping: Damping) -> float:
+            pairs = zip(fits, reversed(self._judges), strict=True)
+            return sum(self._cost(fit.found(damping), judge) for fit, judge in pairs)
+
+        return least_damping(tried, _LOWEST)
+
+    def _cost(self, found: _Found | None, judge: _Moments) -> float:
+        """That of what one half says, on the other."""
+        weights, widths = self._weights, self._widths
         scales = np.ones(weights.shape[:2]) if found is None else np.exp2(found.codes / 4)
         symbols, _ = rounding.compensated(weights, (), widths, () if found is None else found.spreads, None, scales)
         own = widths * scales[..., None]
@@ -67,13 +106,6 @@ def _best_damping(plan: Plan, layer: Layer, width: float, judged: Sequence[_Mome
         return _bits(symbols, own / np.maximum(np.abs(weights).mean(axis=2, keepdims=True), _TINY)) + (
             symbols.size / 2 * math.log2(max(error, _TINY))
         )
-
-    def tried(damping: Damping) -> float:
-        return sum(cost(fit.found(damping), judge) for fit, judge in (judged, judged[::-1]))
-
-    damping, lowest = least_damping(tried, _LOWEST)
-    alone = sum(cost(None, judge) for judge in judged)
-    return None if alone - lowest < 2 * _SAVED * weights.size else damping
 
 
 @dataclass(frozen=True, eq=False)

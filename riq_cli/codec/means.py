@@ -34,11 +34,11 @@ class Means:
         def fitted() -> Plans:
             return {} if fit is None else fit(about.widths)
 
-        again: dict[frozenset[tuple[int, bool, str]], Plans] = {}  # by what was found to pay, which targets differ in
+        again: dict[frozenset[tuple[object, ...]], Plans] = {}  # by what was found to pay, which targets differ in
 
         def refitted(_: Widths, before: Plans) -> Plans:
             assert refit is not None
-            paid = frozenset((number, plan.importance is not None, plan.positions) for number, plan in before.items())
+            paid = frozenset((n, plan.importance is None, plan.positions, plan.varied) for n, plan in before.items())
             if paid not in again:
                 again[paid] = refit(about.widths, before)
             return again[paid]

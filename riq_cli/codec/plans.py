@@ -39,7 +39,8 @@ class Plan:
     f64[groups, columns] is E[x]. `importance` f64[groups, rows] tells how much each row matters to the outputs, where
     that is known; errors of rows may spread too, by `spreads`. `damping` and `row_damping` are those of the moments
     behind `factors` and `spreads`. `positions` tells how those of what the layer multiplies count in `factors`: alike,
-    by how much they matter (shared), or half so (both); where not alike, `alike` is the plan in which they do.
+    by how much they matter (shared), or half so (both); where not alike, `alike` is the plan in which they do. `varied`
+    and `rows_varied` tell whether those behind `factors` and `spreads` are of variations of the samples too.
     """
 
     matrix: Matrix
@@ -55,7 +56,9 @@ class Plan:
     spreads: tuple[rounding.Spread, ...] = ()
     damping: rounding.Damping | None = None
     row_damping: rounding.Damping | None = None
+    rows_varied: bool = False
     positions: Positions = "alike"
+    varied: bool = False
     alike: Plan | None = None
 
     @classmethod
@@ -124,6 +127,7 @@ class Plan:
         importance: Float64,
         spreads: Sequence[rounding.Spread],
         damping: rounding.Damping | None = None,
+        varied: bool = False,
     ) -> Plan:
         """The same with bin widths of rows by how much they matter, and errors that spread among them.
 
@@ -133,8 +137,10 @@ class Plan:
             importance: of rows, f64[groups, rows].
             spreads: see `rounding.compensated`.
             damping: that of the spreads.
+            varied: whether these are of variations of the samples too.
         """
-        plan = replace(self, importance=importance, spreads=tuple(spreads), row_damping=damping)
+        found = replace(self, importance=importance, spreads=tuple(spreads), row_damping=damping)
+        plan = replace(found, rows_varied=varied)
         return plan.with_row_codes(layer, codes) if codes.any() else plan
 
     def after(self, before: Plan, layer: Layer) -> Plan:
@@ -153,7 +159,7 @@ class Plan:
             return self
         scales = (*self.alike.scales, *(self.scales[-1:] if self.rows.any() else ()))
         return replace(self.alike, rows=self.rows, scales=scales, importance=self.importance, spreads=self.spreads,
-                       row_damping=self.row_damping)  # fmt: skip
+                       row_damping=self.row_damping, rows_varied=self.rows_varied)  # fmt: skip
 
     @property
     def plain(self) -> Plan:

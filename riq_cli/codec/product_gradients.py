@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from riq_cli.calibration import Sample
+from riq_cli.codec.settings import Settings
 from riq_cli.codec.weights import Weights
-from riq_cli.evaluator import Observer
+from riq_cli.evaluator import Evaluator, Observer
 from riq_cli.gradients import Array, Backward, Floats, Gradients, gate_gradients
 from riq_cli.model import GateOutput, Linear, Operation, SessionForm, operations
 
@@ -14,6 +16,8 @@ LEAST = 1024  # weights of a layer for which gradients are worth it
 LEAST_SAMPLES = 8  # two that judge two others know next to nothing of how samples differ
 _VALUES = 1 << 28  # bytes of inner tensors that are held at the same time
 _VALUES_LEAN = 1 << 25  # … beside a large model
+
+Halves = tuple[Sequence[int], Sequence[int]]  # numbers of runs
 
 # Told of a layer, the number of a product of it and that of the run, what enters the product (if that is wanted), and
 # the gradients at what comes out, [probes, *shape].
@@ -30,6 +34,7 @@ class ProductGradients:
         observer: shows what they hold.
         measured: tensors that the deviation is of, all float.
         rows: samples in each of the observer's runs.
+        halves: numbers of the runs, in two halves that judge each other.
     """
 
     weights: Weights
@@ -37,6 +42,23 @@ class ProductGradients:
     observer: Observer
     measured: Sequence[str]
     rows: Sequence[int]
+    halves: Halves
+
+    @classmethod
+    def of(
+        cls,
+        weights: Weights,
+        form: SessionForm,
+        evaluator: Evaluator,
+        settings: Settings,
+        first: Sequence[Sample],
+        second: Sequence[Sample],
+    ) -> ProductGradients:
+        """Those of samples in two halves, one run for each."""
+        samples, originals = [*first, *second], [layer.values for layer in weights.layers]
+        observer = Observer(form, originals, samples, settings.threads, settings.provider, evaluator.is_lean)
+        halves = range(len(first)), range(len(first), len(samples))
+        return cls(weights, form, observer, evaluator.measured, [sample.rows for sample in samples], halves)
 
     def run(
         self,

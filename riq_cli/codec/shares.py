@@ -18,7 +18,10 @@ _TOLD_APART = 4096  # positions of a product in one run, about; of more, some th
 
 
 def position_shares(
-    gradients: ProductGradients, linear: Mapping[int, Linear], progress: Callable[[int, int], None]
+    gradients: ProductGradients,
+    linear: Mapping[int, Linear],
+    progress: Callable[[int, int], None],
+    probes: int = _PROBES,
 ) -> Shares:
     """How much an error at each position of a product moves the outputs, with a mean of 1 for each layer.
 
@@ -29,6 +32,7 @@ def position_shares(
         gradients: at the products of layers.
         linear: layers that multiply activations.
         progress: called with steps through the model done, and their number in all.
+        probes: directions of the output in each run.
 
     Returns:
         For the products of layers whose gradients are known and that have enough positions.
@@ -50,7 +54,7 @@ def position_shares(
             before = runs[run].values if run in runs else 0.0
             runs[run] = PositionShares(sums.size, step, before + together)
 
-    known = gradients.run(chosen, take_in, progress, _PROBES, entering=False) if chosen else set[int]()
+    known = gradients.run(chosen, take_in, progress, probes, entering=False) if chosen else set[int]()
     shares: dict[LinearOutput, list[PositionShares]] = {}
     for number in known:
         item = chosen[number]
