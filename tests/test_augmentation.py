@@ -19,9 +19,15 @@ def of_one(sample: Sample) -> list[Sample]:
     return augmented([sample])
 
 
-@pytest.mark.parametrize(("given", "made"), [(0, 0), (1, 8), (4, 32), (8, 56), (12, 48), (32, 32), (33, 0), (100, 0)])
-def test_there_are_as_many_as_are_enough_with_the_samples(given: int, made: int) -> None:
-    assert len(augmented([image(number) for number in range(given)])) == made
+@pytest.mark.parametrize(
+    ("given", "side", "made"),
+    [
+        (0, 20, 0), (1, 20, 32), (4, 20, 128), (8, 20, 248), (12, 20, 240), (128, 20, 128), (129, 20, 0),
+        (8, 112, 96), (8, 224, 56), (12, 224, 48), (32, 224, 32), (33, 224, 0),
+    ],
+)  # fmt: skip
+def test_there_are_as_many_as_are_enough_with_the_samples(given: int, side: int, made: int) -> None:
+    assert len(augmented([image(number, (1, 3, side, side)) for number in range(given)])) == made
 
 
 def test_they_are_the_same_every_time_and_differ_by_the_seed() -> None:

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from riq_cli.calibration.inputs import Feed, Sample
 
-_ENOUGH = 64  # samples, the given ones and their variations
-_TIMES = 8  # variations of one sample, at most
+_VALUES = 1 << 22  # in all samples, the given ones and their variations: as many samples as that makes …
+_LEAST, _MOST = 64, 256  # … but so many at least and at most,
+_TIMES = 32  # and so many variations of one of them
 _CROSSED, _FLIPPED = 0.3, 0.3  # share of variations that are made of two samples, of axes that are turned round
 _SHIFT = 0.2  # of an axis's length, at most
 _CUT = 0.3, 0.7  # where one sample goes over into another
@@ -20,18 +21,24 @@ _PLANE = 4  # axes from which on two of them vary, as those of images
 def augmented(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
     """Variations of samples: shifted round, some turned round, some with a part of another sample.
 
-    So many that they are enough together with the samples; of those with nothing to vary, none. What an input means is
-    not known: along its longest axis, or, from four axes on, its two longest, values change their places, those of all
-    inputs alike. Where this makes no sense, what is learned from it is of no use for other samples.
+    So many that they are enough together with the samples; none of samples that have nothing to vary. What an input
+    means is not known: along its longest axis, or, from four axes on, its two longest, values change their places,
+    those of all inputs alike. Where this makes no sense, what is learned from it is of no use for other samples.
 
     Args:
         samples: as the model takes them.
         seed: decides how they vary.
     """
     random = np.random.default_rng(seed)
-    times = min(_ENOUGH // max(len(samples), 1) - 1, _TIMES)
+    times = min(_enough(samples) // max(len(samples), 1) - 1, _TIMES)
     found = (_variation(sample, samples, random) for _ in range(times) for sample in samples)
     return [sample for sample in found if sample is not None]
+
+
+def _enough(samples: Sequence[Sample]) -> int:
+    """How many samples are enough: of small ones, more cost little."""
+    values = sum(value.size for sample in samples for value in sample.feed.values())
+    return min(max(_VALUES * len(samples) // max(values, 1), _LEAST), _MOST)
 
 
 def _variation(sample: Sample, others: Sequence[Sample], random: np.random.Generator) -> Sample | None:
