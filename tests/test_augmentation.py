@@ -23,7 +23,8 @@ def of_one(sample: Sample) -> list[Sample]:
     ("given", "side", "made"),
     [
         (0, 20, 0), (1, 20, 32), (4, 20, 128), (8, 20, 248), (12, 20, 240), (128, 20, 128), (129, 20, 0),
-        (8, 112, 96), (8, 224, 56), (12, 224, 48), (32, 224, 32), (33, 224, 0),
+        (8, 112, 96), (8, 224, 56), (12, 224, 48), (32, 224, 32), (33, 224, 0), (8, 640, 16),
+        (8, 1280, 0),
     ],
 )  # fmt: skip
 def test_there_are_as_many_as_are_enough_with_the_samples(given: int, side: int, made: int) -> None:

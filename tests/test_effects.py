@@ -430,3 +430,34 @@ def test_samples_tell_rows_apart_and_random_ones_do_not(tmp_path: Path) -> None:
 
     assert "gradients" not in phases(riq.Calibration.random(), tmp_path)[1]
     assert "gradients" not in phases(real, tmp_path, rounding="nearest")[1]
+
+
+def test_variations_that_a_model_does_not_take_cost_what_they_would_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A place is marked, and what is looked up there is beyond the table where it is any but the last."""
+    proto = model(
+        [
+            node("MatMul", "marked places", "place"), node("Cast", "place", "index", to=onnx.TensorProto.INT64),
+            node("Gather", "table index", "found"), node("MatMul", "x w1", "a"), node("Tanh", "a", "h"),
+            node("Add", "h found", "g"), node("MatMul", "g w2", "y"),
+        ],
+        [info("x", 1, 32), info("marked", 1, 5)],
+        [unknown("y")],
+        [
+            tensor("places", np.array([900, 700, 500, 300, 1], np.float32)), tensor("table", Random(1)(3, HIDDEN)),
+            tensor("w1", Random(2)(32, HIDDEN)), tensor("w2", Random(3)(HIDDEN, 48)),
+        ],
+    )  # fmt: skip
+    random = np.random.default_rng(0)
+    mixed, marked = random.standard_normal((32, 32)), np.array([[0, 0, 0, 0, 1]], np.float32)
+    feeds = [{"x": (random.standard_normal((1, 32)) @ mixed).astype(np.float32), "marked": marked} for _ in range(24)]
+    loaded, calibration = Model.load(save(proto, tmp_path)), riq.Calibration.from_feeds(feeds)
+    warnings: list[str] = []
+    archive = riq.compress(loaded, calibration, deviation=0.01, warn=warnings.append)
+    assert archive.manifest.result["rounding"].startswith("compensated")
+    assert not warnings
+    archive.save(tmp_path / "varied.riqz")
+    monkeypatch.setattr("riq_cli.codec.compression.augmented", lambda _: [])
+    riq.compress(loaded, calibration, deviation=0.01).save(tmp_path / "plain.riqz")
+    assert (tmp_path / "varied.riqz").read_bytes() == (tmp_path / "plain.riqz").read_bytes()

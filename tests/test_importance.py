@@ -205,6 +205,37 @@ def test_rows_without_effects_are_damped_as_all_others_are(most: int) -> None:
         assert all(np.isfinite(share).all() for each in plan.spreads for share in each.shares)
 
 
+def test_variations_of_samples_are_counted_where_that_does_better_on_samples() -> None:
+    layer, plan = planned(1, 24)
+    steps = np.abs(np.arange(24)[:, None] - np.arange(24))
+    truth, other = 0.95**steps, np.diag(np.exp2(np.arange(24) % 7))
+    few = drawn(truth, 10, 0), drawn(truth, 10, 1)
+    alone = with_importance(plan, layer, 0.02, few)
+    assert alone is not None and not alone.rows_varied
+
+    def caused(told: Plan) -> float:
+        """What rounding does to the outputs, at equal rate: bin widths of the rows are ∝ 1/√importance."""
+        errors = told.rounded(layer, 0.02)[0].restored("float32", layer.shape).reshape(24, 20) - layer.values[0]
+        return float(np.sum(errors * (truth @ errors)))
+
+    for more, helps in (
+        ((drawn(truth, 500, 2), drawn(truth, 500, 3)), True),
+        ((drawn(other, 500, 2), drawn(other, 500, 3)), False),
+        ((effects_of(np.zeros((3, 1, 24))), drawn(truth, 500, 3)), False),
+    ):
+        told = with_importance(plan, layer, 0.02, few, None, more)
+        assert told is not None and told.importance is not None and alone.importance is not None
+        assert told.rows_varied == helps
+        if helps:
+            assert caused(told) < 0.9 * caused(alone)
+        else:
+            np.testing.assert_array_equal(told.importance, alone.importance)
+        for before in (told, alone):
+            again = with_importance(plan, layer, 0.02, few, before, more)
+            assert again is not None and again.rows_varied == before.rows_varied
+            assert with_importance(plan, layer, 0.02, few, before) is not None
+
+
 # ---- what a plan makes of it ----------------------------------------------------------------------------------------
 
 

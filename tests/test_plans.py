@@ -25,7 +25,7 @@ from riq_cli.model import Layer, Linear, Matrix
 from riq_cli.model.linear_inputs import ProductInput
 from riq_cli.model.linear_outputs import ProductOutput
 from riq_cli.model.matrix import Arrangement
-from riq_cli.moments import Moments
+from riq_cli.moments import Collected, Moments
 from riq_cli.quantizer import Quantized, bin_widths
 from riq_cli.rounding import Damping, Factor, factorized
 
@@ -281,6 +281,71 @@ def test_where_nothing_matters_nothing_is_judged_by_it() -> None:
     plan = fitted(weights(96, 32), Linear(ROWS_FIRST, ()), halves, 0.2, None, silent)
     assert plan is not None
     assert chosen_level(plan, halves) == 0.01
+
+
+def varied(correlation: float, rows: int = 2000, scale: float = 1.0) -> tuple[Moments, Moments]:
+    """Halves of what variations of samples might be."""
+    one, other = (correlated(rows, 32, seed, correlation) for seed in (20, 21))
+    return moments(scale * one), moments(scale * other)
+
+
+def test_variations_of_samples_are_fitted_to_where_that_does_better_on_samples() -> None:
+    layer, linear = weights(96, 32), Linear(ROWS_FIRST, ())
+    few = moments(correlated(12, 32, 0)), moments(correlated(12, 32, 1))
+    alone = fitted(layer, linear, few, 0.2)
+    assert alone is not None and not alone.varied and alone.mean is not None
+    for halves, helps in ((varied(0.9), True), (varied(-0.9), False), (varied(0.9, 0), False)):
+        plan = fitted(layer, linear, few, 0.2, varied=Collected(halves, None))
+        assert plan is not None and plan.mean is not None and plan.damping is not None and alone.damping is not None
+        assert plan.varied == helps
+        if helps:
+            both = few[0].joined(halves[0]), few[1].joined(halves[1])
+            assert chosen_level(plan, both) < alone.damping.level
+            np.testing.assert_array_equal(plan.mean, both[0].joined(both[1]).mean)
+        elif halves[0].count:
+            np.testing.assert_array_equal(plan.factors[0].upper, alone.factors[0].upper)
+            np.testing.assert_array_equal(plan.mean, alone.mean)
+
+
+def test_variations_beyond_all_numbers_are_left_out() -> None:
+    layer, linear = weights(96, 32), Linear(ROWS_FIRST, ())
+    few = moments(correlated(12, 32, 0)), moments(correlated(12, 32, 1))
+    huge = Moments(1, 32)
+    huge.add(correlated(400, 32).astype(np.float64) * 1e200)
+    alone = fitted(layer, linear, few, 0.2)
+    for before in (None, replace(alone, varied=True) if alone is not None else None):
+        plan = fitted(layer, linear, few, 0.2, before, varied=Collected((huge, huge), None))
+        assert plan is not None and alone is not None and not plan.varied
+        np.testing.assert_array_equal(plan.factors[0].upper, alone.factors[0].upper)
+
+
+def test_positions_of_variations_count_as_those_of_samples_do() -> None:
+    layer, linear = weights(96, 32), Linear(ROWS_FIRST, ())
+    white = moments(correlated(4000, 32, 0, 0.0)), moments(correlated(4000, 32, 1, 0.0))
+    some = moments(correlated(40, 32, 2)), moments(correlated(40, 32, 3))
+    others, away = varied(0.9), varied(-0.9)
+    for more, wanted in ((Collected(away, others), others), (Collected(others, None), others)):
+        plan = fitted(layer, linear, white, 0.2, None, some, more)
+        assert plan is not None and plan.mean is not None
+        assert (plan.positions, plan.varied) == ("shared", True)
+        both = some[0].joined(wanted[0]), some[1].joined(wanted[1])
+        np.testing.assert_array_equal(plan.mean, both[0].joined(both[1]).mean)
+        assert plan.alike is not None and not plan.even.varied
+
+
+def test_after_a_plan_of_fewer_samples_variations_are_fitted_to_as_they_were() -> None:
+    layer, linear = weights(96, 32), Linear(ROWS_FIRST, ())
+    few = moments(correlated(12, 32, 0)), moments(correlated(12, 32, 1))
+    with_them, alone = (
+        fitted(layer, linear, few, 0.2, varied=Collected(varied(0.9), None)),
+        fitted(layer, linear, few, 0.2),
+    )
+    assert with_them is not None and alone is not None
+    for before, helpful in ((with_them, varied(0.9)), (with_them, varied(-0.9)), (alone, varied(0.9))):
+        plan = fitted(layer, linear, few, 0.2, before, varied=Collected(helpful, None))
+        assert plan is not None and plan.varied == before.varied
+        again = fitted(layer, linear, few, 0.2, before)
+        assert again is not None and not again.varied
 
 
 def test_after_a_plan_of_fewer_samples_damping_is_no_larger_and_compensation_stays() -> None:

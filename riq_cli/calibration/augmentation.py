@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from riq_cli.calibration.inputs import Feed, Sample
 
-_VALUES = 1 << 22  # in all samples, the given ones and their variations: as many samples as that makes …
-_LEAST, _MOST = 64, 256  # … but so many at least and at most,
-_TIMES = 32  # and so many variations of one of them
+_LEAST, _MOST = 64, 256  # samples that are enough, the given ones and their variations: of small ones, more cost little
+_FEW, _MANY = 1 << 22, 1 << 25  # values in the inputs of more than the least, of as many as the least
+_TIMES = 32  # variations of one sample, at most
 _CROSSED, _FLIPPED = 0.3, 0.3  # share of variations that are made of two samples, of axes that are turned round
 _SHIFT = 0.2  # of an axis's length, at most
 _CUT = 0.3, 0.7  # where one sample goes over into another
@@ -21,7 +21,7 @@ _PLANE = 4  # axes from which on two of them vary, as those of images
 def augmented(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
     """Variations of samples: shifted round, some turned round, some with a part of another sample.
 
-    So many that they are enough together with the samples; none of samples that have nothing to vary. What an input
+    So many that they are enough together with the samples; none of a sample that has nothing to vary. What an input
     means is not known: along its longest axis, or, from four axes on, its two longest, values change their places,
     those of all inputs alike. Where this makes no sense, what is learned from it is of no use for other samples.
 
@@ -31,17 +31,17 @@ def augmented(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
     """
     random = np.random.default_rng(seed)
     times = min(_enough(samples) // max(len(samples), 1) - 1, _TIMES)
-    found = (_variation(sample, samples, random) for _ in range(times) for sample in samples)
-    return [sample for sample in found if sample is not None]
+    varying = [sample for sample in samples if any(_axes(value, sample.rows) for value in sample.feed.values())]
+    return [_variation(sample, samples, random) for _ in range(times) for sample in varying]
 
 
 def _enough(samples: Sequence[Sample]) -> int:
-    """How many samples are enough: of small ones, more cost little."""
-    values = sum(value.size for sample in samples for value in sample.feed.values())
-    return min(max(_VALUES * len(samples) // max(values, 1), _LEAST), _MOST)
+    """How many samples are enough."""
+    values = max(sum(value.size for sample in samples for value in sample.feed.values()) // max(len(samples), 1), 1)
+    return min(max(_FEW // values, _LEAST), _MANY // values, _MOST)
 
 
-def _variation(sample: Sample, others: Sequence[Sample], random: np.random.Generator) -> Sample | None:
+def _variation(sample: Sample, others: Sequence[Sample], random: np.random.Generator) -> Sample:
     """One variation of a sample, perhaps with a part of one of the others."""
     other = others[int(random.integers(len(others)))]
     crossed = bool(random.random() < _CROSSED) and _is_alike(sample, other)
@@ -57,7 +57,7 @@ def _variation(sample: Sample, others: Sequence[Sample], random: np.random.Gener
         for axis, turn, shift in zip(axes, turned, shifts, strict=False):
             value = np.roll(np.flip(value, axis) if turn else value, round(shift * value.shape[axis]), axis)
         feed[name] = np.ascontiguousarray(value)
-    return sample._replace(feed=feed) if any(_axes(value, sample.rows) for value in feed.values()) else None
+    return sample._replace(feed=feed)
 
 
 def _is_alike(one: Sample, other: Sample) -> bool:

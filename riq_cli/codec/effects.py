@@ -71,7 +71,7 @@ def with_effects(
     most = _most(weights, chosen, 1 if varied is None else 2)
     halves = _effects(gradients, chosen, plans, most, drawn, progress)
     more: dict[int, Halves] = {}
-    if varied is not None:
+    if varied is not None and (before is None or any(before[number].rows_varied for number in chosen)):
         with contextlib.suppress(ModelError):  # the model may not take what was made of its samples
             more = _effects(varied, chosen, plans, most, drawn, progress, _VARIED_PROBES)
 

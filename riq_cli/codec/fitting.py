@@ -75,7 +75,9 @@ def plans_of(
             shares = None
             warn(f"gradients cannot be taken, so nothing is told apart by them: {error}")
     seen = Seen(gradients.observer, gradients.halves, shares)
-    more = None if varied is None else _seen(varied, linear, told, bool(shares))
+    more = None
+    if varied is not None and (before is None or any(plan.varied for plan in before.values())):
+        more = _seen(varied, linear, told, bool(shares))
     plans = fitted_plans(gradients.weights, linear, seen, widths, pool, partial(progress, "fit"), before, more)
     if shares is None:
         return plans
@@ -141,7 +143,7 @@ def fitted_plans(
 
     for batch in _batches(fit_for, block, seen.shares, 1 if varied is None else 2):
         found, more = seen.collected(batch, block), dict[int, moments.Collected]()
-        if varied is not None:
+        if varied is not None and (before is None or any(before[number].varied for number in batch)):
             try:
                 more = varied.collected(batch, block)
             except ModelError:  # the model does not take what was made of its samples
