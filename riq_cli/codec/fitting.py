@@ -23,7 +23,6 @@ _MOMENTS = 1 << 26  # bytes of second moments that are held at a time
 _BLOCKS = (2048, 1024, 512)  # columns whose errors compensate each other
 _FACTORS = 0.75  # bytes of factors, at most, for each byte of weights
 _FEW = 1 << 27  # bytes of factors that are always granted
-
 _VARIED_PROBES = 2  # directions of the output in each variation of a sample: there are many of them
 
 Phase = Literal["fit", "gradients"]
