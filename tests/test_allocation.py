@@ -1,6 +1,7 @@
 """Sharing out bin widths: theory as an oracle, and the guards around what was measured."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,8 @@ from riq_cli.allocation import Allocation, Curve, bin_width, curve, expected_k, 
 from riq_cli.codec.probing import Probes
 from riq_cli.codec.weights import Weights
 from riq_cli.errors import TargetError
-from riq_cli.model import Layer
+from riq_cli.evaluator import Prober
+from riq_cli.model import Layer, Model, probe_form
 from tests import builders
 from tests.test_codec import calibration, load, wide
 
@@ -181,3 +183,40 @@ def test_a_layer_that_samples_hardly_exercise_gets_no_bins_far_wider_than_others
         shapes = probes._allocation("measured", {}, paper).shapes
         assert shapes[0] == pytest.approx(10 * widths[0])
         assert shapes[1] == pytest.approx(10 * 1e-3 * weights.norms[1] * kept)
+
+
+def test_a_layer_whose_deviation_leaps_from_nothing_is_known_to_be_silent_before(tmp_path: Path) -> None:
+    """What comes of it is saturated, and stays as it is to the last bit until something changes its sign."""
+    random = np.random.default_rng(0)
+    ends = (np.where(np.arange(64) % 2, 1, -1) + 0.1 * random.standard_normal((32, 64))).astype(np.float32)
+    proto = builders.model(
+        [
+            builders.node("MatMul", "x ends", "a"), builders.node("Mul", "a steep", "b"),
+            builders.node("Tanh", "b", "h"), builders.node("MatMul", "h out", "y"),
+        ],
+        [builders.info("x", 1, 32)],
+        [builders.info("y", 1, 16)],
+        [
+            builders.tensor("ends", ends), builders.tensor("steep", np.array(1e4, np.float32)),
+            builders.tensor("out", random.standard_normal((64, 16)).astype(np.float32)),
+        ],
+    )  # fmt: skip
+    model = Model.load(builders.save(proto, tmp_path))
+    feeds = [{"x": random.uniform(0.5, 1, (1, 32)).astype(np.float32)} for _ in range(4)]
+    form, originals = probe_form(model.session_form()), [layer.values for layer in model.layers]
+    prober = Prober(form, originals, ["y"], [(feed, 1) for feed in feeds], threads=1)
+    number = [layer.name for layer in model.layers].index("ends")
+    weights, budget = Weights(model.layers), 1e-3
+    probes = Probes(weights, {})
+    assert probes.first(prober, number, 0.05, budget) > budget
+    silent = probes._silent[number]
+    assert 0.4 <= silent < 3.2 and silent < probes._probed[number]
+    assert max(prober.deviations({number: np.rint(ends / silent) * np.float32(silent)})) == 0
+    with ThreadPoolExecutor(1) as pool:
+        probes.draw_curves(pool)
+    found, a = probes.curves[number], probes.sensitivity[number]
+    before = found.widths <= silent
+    assert before.any() and (a * found.errors[before] <= 1e-9 * (1 + 1e-9)).all()
+    assert (a * found.errors[found.widths >= probes._probed[number]] > budget).all()
+    (width,) = water_filling([found], [a], budget)
+    assert 0.4 <= width <= silent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from riq_cli.evaluator import Prober
 _READABLE = 1e-9  # a deviation below this is rounding of the runs, not an effect of the layer
 _SATURATED = 0.05  # above this a deviation grows no longer with the square of the error
 _LARGEST = 2.0  # cosine distance; NaN outputs count as that
-_TRIES = 4  # probes of a layer until its deviation is readable
+_TRIES = 5  # probes of a layer until its deviation is readable
 _WIDER = 8.0
 _WIDEST = 16.0  # times bins beside a layer's norm may be wider than typically: a few samples may not exercise it
 _FINER = 8.0
@@ -52,7 +53,8 @@ def probed(weights: Weights, plans: Plans, prober: Prober, about: Solution, pool
     probes = Probes(weights, plans)
     for done, number in enumerate(numbers):
         start = about.widths[number]
-        deviation = probes.first(prober, number, start if start is not None else weights.norms[number] / about.k)
+        width = start if start is not None else weights.norms[number] / about.k
+        deviation = probes.first(prober, number, width, about.deviation)
         progress(done + 1, 3 * len(numbers), number, deviation)
     probes.draw_curves(pool)
     chosen = probes.filled(about, probes.sensitivity)
@@ -78,6 +80,7 @@ class Probes:
         self._finely: dict[int, float] = {}  # the same at narrow bins
         self._at_first: dict[int, float] = {}  # as measured near the norm's bin widths
         self._probed: dict[int, float] = {}
+        self._silent: dict[int, float] = {}  # bin widths at which nothing was to be read yet
 
     def allocations(self, paper: Solution) -> list[Allocation]:
         """The allocations of least rate for the deviation of the paper's solution, by what was measured of layers.
@@ -106,17 +109,31 @@ class Probes:
         bounds |= {number: paper.widths[number] or weights.norms[number] / k for number in silent}
         return Allocation(name, shapes, 0.0, bounds)
 
-    def first(self, prober: Prober, number: int, width: float) -> float:
-        """The deviation of a layer at a bin width, or at others near it until it can be read."""
+    def first(self, prober: Prober, number: int, width: float, budget: float = _SATURATED) -> float:
+        """The deviation of a layer at a bin width, or at others near it until it can be read.
+
+        That of an attention that is saturated leaps from nothing to more than the budget of all layers: then it is told
+        how far it is silent.
+        """
         deviation, error = self._measure(prober, number, width)
+        silent, loud, most = 0.0, None, _SATURATED
         for _ in range(_TRIES - 1):
-            if _READABLE <= deviation <= _SATURATED:
+            if _READABLE <= deviation <= most:
                 break
-            width *= _WIDER if deviation < _READABLE else math.sqrt(_SATURATED / 4 / deviation)
+            if deviation < _READABLE:
+                silent, most = width, budget
+            else:
+                loud = width, deviation, error
+            if silent:
+                width = width * _WIDER if loud is None else math.sqrt(silent * loud[0])
+            else:
+                width *= math.sqrt(_SATURATED / 4 / deviation)
             deviation, error = self._measure(prober, number, width)
+        if deviation < _READABLE and loud is not None:
+            silent, (width, deviation, error) = width, loud
         if deviation >= _READABLE and error > 0:
             self.sensitivity[number] = self._at_first[number] = deviation / error
-            self._probed[number] = width
+            self._probed[number], self._silent[number] = width, silent
             self._part(prober, number, width, deviation)
         return deviation
 
@@ -146,7 +163,9 @@ class Probes:
         """Take the curve of every layer around the bin width where it was measured."""
 
         def draw(number: int, width: float) -> Curve:
-            return self._weights.curve(number, width, self.plans.get(number))
+            curve = self._weights.curve(number, width, self.plans.get(number))
+            nothing = np.minimum(curve.errors, _READABLE / self._at_first[number])
+            return replace(curve, errors=np.where(curve.widths <= self._silent[number], nothing, curve.errors))
 
         drawn = pool.map(draw, self._probed.keys(), self._probed.values())
         self.curves = dict(zip(self._probed, drawn, strict=True))
