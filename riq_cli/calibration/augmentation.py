@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from riq_cli.calibration.inputs import Feed, Sample
 
 _LEAST, _MOST = 64, 256  # samples that are enough, the given ones and their variations: of small ones, more cost little
-_FEW, _MANY = 1 << 22, 1 << 25  # values in the inputs of more than the least, of as many as the least
+_FEW, _MANY = 1 << 21, 1 << 25  # values in the inputs of more than the least, of as many as the least
 _TIMES = 32  # variations of one sample, at most
 _CROSSED, _FLIPPED = 0.3, 0.3  # share of variations that are made of two samples, of axes that are turned round
 _SHIFT = 0.2  # of an axis's length, at most
