@@ -236,6 +236,17 @@ def test_variations_of_samples_are_counted_where_that_does_better_on_samples() -
             assert with_importance(plan, layer, 0.02, few, before) is not None
 
 
+def test_variations_say_nothing_of_the_rows_of_a_layer_that_is_nearly_all_zeros() -> None:
+    layer, plan = planned(1, 24)
+    truth = 0.95 ** np.abs(np.arange(24)[:, None] - np.arange(24))
+    few, more = (drawn(truth, 10, 0), drawn(truth, 10, 1)), (drawn(truth, 500, 2), drawn(truth, 500, 3))
+    share = np.mean(np.abs(layer.values) > 3.0 / 2)
+    assert 0.1 < share < 0.2
+    for width, taken in ((3.0, True), (6.0, False)):
+        told = with_importance(plan, layer, width, few, None, more)
+        assert (told is not None and told.rows_varied) == taken
+
+
 # ---- what a plan makes of it ----------------------------------------------------------------------------------------
 
 

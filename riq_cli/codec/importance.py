@@ -19,6 +19,8 @@ from riq_cli.rounding import Damping
 
 FEW = 8  # rows of a group, and rows in all, of fewer than which errors do not spread and none are told apart
 _LOWEST = -2  # level of damping: a tenth. Less of it lets errors grow to where second moments tell too little of them
+_HEARD = 0.1  # share of a layer's symbols that are not 0, at least, for what variations of samples say of its rows:
+# among fewer, errors that spread with little damping cost more bits than they save
 _SAVED = 0.02  # bits a weight at least, by what the other half of the samples says
 _WEIGHTS = 1 << 16  # of a layer that stand for all of them where dampings are compared: some of its columns
 _CLASSES, _CLASS_WEIGHTS = 8, 1 << 8  # of rows with a table each, and weights of each at least
@@ -49,13 +51,13 @@ def with_importance(
     if not _are_usable(halves):
         return None
     judges = [_Moments.of(half) for half in halves]
+    trials = _Trials(plan, layer, width, judges)
     fits = {False: judges}  # by whether they are of variations too
-    if varied is not None and _are_usable(varied):
+    if varied is not None and _are_usable(varied) and (before is not None or trials.heard > _HEARD):
         fits[True] = [one.joined(_Moments.of(half)) for one, half in zip(judges, varied, strict=True)]
     if before is not None:
         same = before.rows_varied and True in fits
         fits = {same: fits[same]}
-    trials = _Trials(plan, layer, width, judges)
     least = {kind: trials.least(each) for kind, each in fits.items()}
     best = min(least, key=lambda kind: least[kind][1])
     damping: Damping | None = least[best][0] if trials.pays(least[best][1]) else None
@@ -81,6 +83,11 @@ class _Trials:
     def __init__(self, plan: Plan, layer: Layer, width: float, judges: Sequence[_Moments]) -> None:
         columns = plan.some_columns(layer, _WEIGHTS)
         self._weights, self._widths, self._judges = columns.weights, columns.widths * width, judges
+
+    @property
+    def heard(self) -> float:
+        """Share of the symbols of nearest rounding that are not 0."""
+        return float(np.mean(np.abs(self._weights) > self._widths / 2))
 
     def pays(self, cost: float) -> bool:
         """Whether rows that are all alike would cost more, and clearly."""
