@@ -9,15 +9,13 @@ from concurrent.futures import Executor
 
 import numpy as np
 
-from riq_cli.codec.importance import FEW, with_importance
+from riq_cli.codec.importance import FEW, Halves, with_importance
 from riq_cli.codec.plans import Plan
 from riq_cli.codec.product_gradients import LEAST, LEAST_SAMPLES, ProductGradients
 from riq_cli.codec.weights import Plans, Weights, Widths
 from riq_cli.errors import ModelError
 from riq_cli.gradients import Array, Effects, Floats, effects
 from riq_cli.model import Linear
-
-Halves = tuple[Effects, Effects]  # of the samples
 
 _ERRORS = 16  # of a layer's weights in each sample
 _DRAWN = 8 * _ERRORS  # errors of a layer in all

@@ -17,6 +17,8 @@ from riq_cli.model import Layer
 from riq_cli.moments import Float64
 from riq_cli.rounding import Damping
 
+Halves = tuple[Effects, Effects]  # of the samples
+
 FEW = 8  # rows of a group, and rows in all, of fewer than which errors do not spread and none are told apart
 _LOWEST = -2  # level of damping: a tenth. Less of it lets errors grow to where second moments tell too little of them
 _HEARD = 0.1  # share of a layer's symbols that are not 0, at least, for what variations of samples say of its rows:
@@ -31,9 +33,9 @@ def with_importance(
     plan: Plan,
     layer: Layer,
     width: float,
-    halves: tuple[Effects, Effects],
+    halves: Halves,
     before: Plan | None = None,
-    varied: tuple[Effects, Effects] | None = None,
+    varied: Halves | None = None,
 ) -> Plan | None:
     """The plan with rows told apart by what their errors do to the outputs; None where that does not pay.
 
@@ -52,12 +54,12 @@ def with_importance(
         return None
     judges = [_Moments.of(half) for half in halves]
     trials = _Trials(plan, layer, width, judges)
+    takes_varied = trials.heard > _HEARD if before is None else before.rows_varied
     fits = {False: judges}  # by whether they are of variations too
-    if varied is not None and _are_usable(varied) and (before is not None or trials.heard > _HEARD):
+    if takes_varied and varied is not None and _are_usable(varied):
         fits[True] = [one.joined(_Moments.of(half)) for one, half in zip(judges, varied, strict=True)]
-    if before is not None:
-        same = before.rows_varied and True in fits
-        fits = {same: fits[same]}
+        if before is not None:
+            del fits[False]
     least = {kind: trials.least(each) for kind, each in fits.items()}
     best = min(least, key=lambda kind: least[kind][1])
     damping: Damping | None = least[best][0] if trials.pays(least[best][1]) else None
@@ -70,7 +72,7 @@ def with_importance(
     return plan.with_importance(layer, found.codes, found.importance, found.spreads, damping, best)
 
 
-def _are_usable(halves: tuple[Effects, Effects]) -> bool:
+def _are_usable(halves: Halves) -> bool:
     return all(half.count > 0 and half.squares.any() for half in halves)
 
 

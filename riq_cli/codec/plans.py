@@ -139,8 +139,7 @@ class Plan:
             damping: that of the spreads.
             varied: whether these are of variations of the samples too.
         """
-        found = replace(self, importance=importance, spreads=tuple(spreads), row_damping=damping)
-        plan = replace(found, rows_varied=varied)
+        plan = replace(self, importance=importance, spreads=tuple(spreads), row_damping=damping, rows_varied=varied)
         return plan.with_row_codes(layer, codes) if codes.any() else plan
 
     def after(self, before: Plan, layer: Layer) -> Plan:
