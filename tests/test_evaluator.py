@@ -199,7 +199,9 @@ def test_a_batch_whose_shape_changes_is_one_everywhere() -> None:
 
 
 def test_the_deviation_of_a_model_is_that_of_its_worst_tensor() -> None:
-    deviation = Deviation((TensorDeviation("a", 0.1, 0.9, 4), TensorDeviation("b", 0.3, 0.4, 4)))
+    values = (0.1, 0.1, 0.1, 0.1), (0.2, 0.3, 0.3, 0.4)
+    deviation = Deviation((TensorDeviation("a", 0.1, 0.9, 4), TensorDeviation("b", 0.3, 0.4, 4)), values)
+    assert list(deviation.samples) == [0.2, 0.3, 0.3, 0.4]
     assert deviation.mean == 0.3
     assert deviation.worst == 0.9
 
@@ -252,11 +254,13 @@ def test_mean_and_worst_are_those_of_the_rows_by_hand(tmp_path: Path) -> None:
     form = loaded.session_form()
     exchanged = [unit[:, [1, 0, 2]].copy()]
     batched = Evaluator(form, [unit], [({"x": unit}, 3)], threads=1).deviation(form, exchanged)
-    assert batched == Deviation((TensorDeviation("y", 2 / 3, 1.0, 3),))
+    assert batched == Deviation((TensorDeviation("y", 2 / 3, 1.0, 3),), ((1.0, 1.0, 0.0),))
     single = Evaluator(form, [unit], [({"x": unit[i : i + 1]}, 1) for i in range(3)], threads=1)
     assert single.deviation(form, exchanged) == batched
     whole = Evaluator(form, [unit], [({"x": unit}, 1)], threads=1).deviation(form, exchanged)
-    assert whole == Deviation((TensorDeviation("y", pytest.approx(2 / 3), pytest.approx(2 / 3), 1),))
+    assert whole == Deviation(
+        (TensorDeviation("y", pytest.approx(2 / 3), pytest.approx(2 / 3), 1),), (pytest.approx((2 / 3,)),)
+    )
 
 
 def test_every_measured_tensor_has_its_own_mean(tmp_path: Path) -> None:

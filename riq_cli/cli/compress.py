@@ -180,7 +180,7 @@ def _summary(facts: dict[str, Any], verbose: int) -> str:
     if "constraint" in facts:
         lines.append(f"  constraint {judgement(facts['constraint'])}")
     if "constraint_holdout" in facts:
-        lines.append(f"    held out of the search: {judgement(facts['constraint_holdout'])}")
+        lines.append(f"    held out: {judgement(facts['constraint_holdout'])}")
     if "k" in facts:
         bound = f" ≤ {facts['target']:g}" if facts["target"] is not None else ""
         samples, kind = facts["calibration"]["samples"], facts["calibration"]["kind"]
@@ -189,9 +189,7 @@ def _summary(facts: dict[str, Any], verbose: int) -> str:
             f"{samples} {'random samples' if kind == 'random' else f'samples ({kind})'}"
         )
         if "holdout" in facts:
-            lines.append(
-                f"    held out of the search: {facts['holdout']:.4g} on {facts['holdout_samples']} of these samples"
-            )
+            lines.append(f"    held out: {facts['holdout']:.4g} on {facts['holdout_samples']} of these samples")
         for tensor in facts["measured"]:
             lines.append(f"    at {shortened(tensor['name'])}: {tensor['mean']:.4g}, worst {tensor['worst']:.4g}")
     lines.append(

@@ -21,7 +21,7 @@ _NAMES = {
     "rate": "rate, bits/weight",
     "deviation": "deviation",
     "worst": "worst sample",
-    "holdout": "held out of the search",
+    "holdout": "held out",
     "layers": "layers",
     "weights": "weights",
     "stream_bytes": "streams, bytes",

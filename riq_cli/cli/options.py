@@ -95,7 +95,7 @@ calibration_option = click.option(
 )  # fmt: skip
 holdout_option = click.option(
     "--holdout", type=parse_number, metavar="SHARE",
-    help="Share of the samples kept out of the search, to check it. [default: 0.25; paper and uniform: 0]",
+    help="Share of the samples that nothing is fitted to, to check the solution. [default: 0.25; paper and uniform: 0]",
 )  # fmt: skip
 log_option = click.option(
     "--log", "log_path", type=click.Path(), metavar="FILE",

@@ -224,13 +224,13 @@ def _made(archive: Archive) -> str:
     if "constraint" in result:
         lines.append(f"constraint: {judgement(result['constraint'])}")
     if "constraint_holdout" in result:
-        lines.append(f"  held out of the search: {judgement(result['constraint_holdout'])}")
+        lines.append(f"  held out: {judgement(result['constraint_holdout'])}")
     for tensor in result.get("measured", ()):
         lines.append(
             f"deviation {tensor['mean']:.4g}, worst sample {tensor['worst']:.4g} at {shortened(str(tensor['name']))}"
         )
     if "holdout" in result:
-        lines.append(f"held out of the search: {result['holdout']:.4g} on {result['holdout_samples']} samples")
+        lines.append(f"held out: {result['holdout']:.4g} on {result['holdout_samples']} samples")
     lines.append(
         f"calibration: {calibration.get('samples')} samples, {calibration.get('kind')}, "
         f"SHA-256 {str(calibration.get('sha256'))[:16]}…"

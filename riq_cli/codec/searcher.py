@@ -5,21 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from riq_cli import search
 from riq_cli.codec.settings import Settings, Warn
 from riq_cli.codec.solution import Scheme, Solution
 from riq_cli.codec.split import Roles
 from riq_cli.codec.weights import Plans, Weights, Widths
+from riq_cli.crossing import crossing
 from riq_cli.errors import TargetError
-from riq_cli.evaluator import Array, Evaluator
+from riq_cli.evaluator import Array, Deviation, Evaluator
 from riq_cli.memory import give_back_free_memory
 from riq_cli.model import SessionForm
 
-_STEP = 1.02  # factor on k beyond what should do, where the held-out samples miss a target that the others meet
-_STEP_MAX = 1.5
-_STEPS = 20
-_HALVINGS = 3
+_STEPS, _STEP, _STEP_MAX = 20, 1.01, 1.5  # factors on k where it does not hold yet: at least this more with each step
+_MARGIN = 0.25  # standard errors, as samples differ, by which the deviation of unseen ones is to be below the target
 _BISECTIONS = 20
 _CLOSE = 1.001  # between a k within a budget and one beyond it
 _NEWTON = 2  # steps at most
@@ -70,12 +73,16 @@ class Searcher:
         if self._is_base(scheme) and key in self._memory:
             self._note(scheme, k, self._memory[key])
             return self._memory[key]
-        widths = self._weights.widths(scheme.allocation, k) if widths is None else widths
-        value = self._evaluator.deviation(self._form, self._values(scheme, widths), among).mean
-        self._note(scheme, k, value)
+        value = self._deviation(scheme, k, among, widths).mean
         if self._remembers and self._is_base(scheme):
             self._memory[key] = value
         return value
+
+    def _deviation(self, scheme: Scheme, k: float, among: Sequence[int], widths: Widths | None = None) -> Deviation:
+        widths = self._weights.widths(scheme.allocation, k) if widths is None else widths
+        found = self._evaluator.deviation(self._form, self._values(scheme, widths), among)
+        self._note(scheme, k, found.mean)
+        return found
 
     def rest(self) -> None:
         """Give back the memory that measuring takes; it is taken again when it is needed."""
@@ -110,10 +117,10 @@ class Searcher:
         tolerance: float = 0.01,
         budget: int = 10,
     ) -> Solution:
-        """The smallest solution of a scheme that was measured to hold the target on the searched samples."""
-        by = by or (self._settings.search if self._is_base(scheme) else "secant")
+        """The smallest solution of a base scheme that was measured to hold the target on the searched samples."""
+        by = by or self._settings.search
         epsilon = scheme.allocation.epsilon
-        bounded = scheme.rounding == "nearest" and scheme.allocation.name != "uniform"
+        bounded = scheme.allocation.name != "uniform"
         lowest = search.lower_bound(self._weights.largest, epsilon) if bounded else _LOWEST
         highest = search.upper_bound(self._weights.largest, epsilon)
 
@@ -126,33 +133,57 @@ class Searcher:
             found = search.secant(measure, target, start, lowest, highest, tolerance, budget)
         return self._solution(scheme, found.k, found.value)
 
-    def confirmed(self, solution: Solution, target: float) -> Solution:
-        """The solution, or one of its scheme with a larger k, that holds on held-out samples and on all together."""
-        failed, best = 0.0, math.inf
-        for _ in range(_STEPS):
-            unseen = self._unseen_deviation(solution)
-            best = min(best, unseen)
-            worst = max(solution.deviation, unseen)
-            if worst <= target:
-                break
-            failed = solution.k
-            factor = min(math.sqrt(worst / target) * _STEP, _STEP_MAX)  # deviation falls about as 1/k²
-            solution = self._measured(solution.scheme, solution.k * factor)
-        else:
-            raise TargetError(
-                f"the target of {target:g} holds on the samples of the search, but on those held out of it the best is "
-                f"{best:.3g}; give more samples, a larger --deviation, or --holdout 0",
-                best,
-            )
-        for _ in range(_HALVINGS if failed else 0):  # the step may have been too long
-            if solution.k < failed * _STEP:
-                break
-            between = self._measured(solution.scheme, math.sqrt(failed * solution.k))
-            if self._holds(between, target):
-                solution = between
-            else:
-                failed = between.k
-        return solution
+    def _crossing(self, scheme: Scheme, target: float, start: float) -> Solution:
+        """Where a scheme causes the target on samples like those that it was not fitted to; not measured there yet."""
+        return self._crossing_among(self._unseen(scheme), scheme, target, start, _MARGIN)
+
+    def _crossing_among(
+        self, among: Sequence[int], scheme: Scheme, value: float, start: float, margin: float = 0.0
+    ) -> Solution:
+        """Where a scheme causes a value on samples like these; not measured there yet."""
+
+        def measure(k: float) -> NDArray[np.float64]:
+            return self._deviation(scheme, k, among).samples
+
+        highest = search.upper_bound(self._weights.largest, scheme.allocation.epsilon)
+        return self._solution(scheme, crossing(measure, value, start, _LOWEST, highest, margin), math.nan)
+
+    def settled(self, solution: Solution, target: float) -> Solution:
+        """The solution, or the next one of its scheme, that holds on the samples held out and on all together.
+
+        Raises:
+            TargetError: none does.
+        """
+        best = math.inf
+        for number in range(1, _STEPS + 1):
+            solution = replace(solution, deviation=self._whole_deviation(solution))
+            if solution.deviation <= target:
+                return solution
+            best = min(best, solution.deviation)
+            # Half of what the law says: that it does not hold is luck in part.
+            factor = min(max(_STEP**number, (solution.deviation / target) ** 0.25), _STEP_MAX)
+            solution = self.refined(solution, factor)
+        raise TargetError(
+            f"the target of {target:g} does not hold on the samples held out, or not on all: the best is {best:.3g}; "
+            "give more samples, a larger --deviation, or --holdout 0",
+            best,
+        )
+
+    def _whole_deviation(self, solution: Solution) -> float:
+        """The mean deviation on all samples, or on those held out if that is larger; on all, if it is not guarded."""
+        if not solution.scheme.guarded:
+            return self.deviation(solution.scheme, solution.k, self._parts.every, solution.widths)
+        means = [
+            (self.deviation(solution.scheme, solution.k, part, solution.widths), len(part))
+            for part in (self._parts.others, self._parts.held)
+            if part
+        ]
+        mean = sum(value * count for value, count in means) / len(self._parts.every)
+        return max(mean, means[-1][0]) if self._parts.held else mean
+
+    def _unseen(self, scheme: Scheme) -> Sequence[int]:
+        """The samples that a scheme was not fitted to."""
+        return self._parts.unfitted if scheme.is_fitted else self._parts.every
 
     def _searched(self, scheme: Scheme) -> Sequence[int]:
         """The samples that the search measures a scheme on."""
@@ -161,22 +192,6 @@ class Searcher:
         if scheme.refitted:
             return self._parts.weighed
         return self._parts.searched if scheme.is_fitted else self._parts.others
-
-    def _unseen_deviation(self, solution: Solution) -> float:
-        """The mean deviation on the samples held out, or on all samples if that is larger; 0 if the search saw all."""
-        if not solution.scheme.guarded:
-            return 0.0
-        parts, searched = self._parts, self._searched(solution.scheme)
-        rest = [number for number in parts.others if number not in searched]
-        held = self.deviation(solution.scheme, solution.k, parts.held, solution.widths) if parts.held else 0.0
-        if not rest:
-            return held
-        left = self.deviation(solution.scheme, solution.k, rest, solution.widths)
-        total = len(searched) * solution.deviation + len(rest) * left + len(parts.held) * held
-        return max(held, total / len(parts.every))
-
-    def _measured(self, scheme: Scheme, k: float) -> Solution:
-        return self._solution(scheme, k, self.deviation(scheme, k, self._searched(scheme)))
 
     def within(self, scheme: Scheme, budget: float, start: float) -> Solution:
         """The finest solution of a scheme within a budget of bits, measured.
@@ -218,10 +233,6 @@ class Searcher:
             if abs(excess) < _NEAR * self._weights.total:
                 break
         return max(k, _LOWEST)
-
-    def _holds(self, solution: Solution, target: float) -> bool:
-        """Whether a solution holds on the searched samples, on those held out, and on all together."""
-        return max(solution.deviation, self._unseen_deviation(solution)) <= target
 
     def _coded(self, scheme: Scheme, k: float) -> Widths:
         return self._weights.worthwhile(self._weights.widths(scheme.allocation, k))

@@ -101,7 +101,7 @@ class Settings:
         search: `secant`, or the paper's `algorithm1`.
         epsilon: ε0 of the norm allocation; None: 0.01, or a smaller one that reaches the target. Uniform: always 0.
         max_bits: R: no layer has more than 2^R levels; None: no such bound.
-        holdout: share of the samples that is kept out of the search, to check its solution; 0: none.
+        holdout: share of the samples that nothing is fitted to, to check the solution; 0: none.
         min_size: tensors with fewer weights stay exact; None: 256 for the norm allocation, for the measured one where
             coding does not pay.
         include: patterns of layer names; only matching ones are coded, all if empty.

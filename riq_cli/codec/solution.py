@@ -18,7 +18,7 @@ class Scheme:
     """What stays the same while k is searched: how bin widths are shared out, and how errors are compensated.
 
     All but k of the paper's own solution comes from the weights. One number is hardly fitted to samples, so it need not
-    be `guarded` by some that are held out of its search. What is `refitted` depends on all samples but these.
+    be `guarded` by some that are held out. What is `refitted` depends on all samples but these.
     """
 
     allocation: Allocation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from riq_cli import search
@@ -23,7 +23,6 @@ _FAR = (
 _SURE = 0.7  # share of them below which it is smaller than the paper's own, which may happen upon a small k
 _PATIENCE = 200  # steps that the paper's own search may take
 _CLEARLY = 0.95  # share of a solution's bits below which a trellis cannot bring it
-_LOOSE = 0.5  # share of the target below which a solution says that the deviation falls in leaps
 _ABOUT = ("secant", 0.1, 5)  # search for a solution that others start from: tolerance, evaluations
 _WIDER = math.sqrt(2)  # bins where errors are compensated are about as much wider: it is fitted and probed there
 _AROUND = (0.95, 1.0, 1.05)  # factors on k at which schemes are compared
@@ -45,11 +44,27 @@ class Solver(Searcher):
         """
         found = self._for_deviation(target, means)
         refitted = self._refitted(found, target, means)
-        if refitted is not None and refitted.bits < _CLEARLY * found.bits:
-            return refitted
-        best = found if refitted is None else _smaller(refitted, found)
-        trellised = self._with_trellis(found)
-        return best if trellised is None else self._best([trellised], target, found.k, best) or best
+        solutions = [found] if refitted is None else [found, refitted]
+        if refitted is None or refitted.bits >= _CLEARLY * found.bits:
+            trellised = self._with_trellis(found)
+            other = None if trellised is None else self._best([trellised], target, found.k)
+            solutions += [] if other is None else [other]
+        return self._smallest(solutions, target)
+
+    def _smallest(self, solutions: Sequence[Solution], target: float) -> Solution:
+        """The smallest of some solutions once they hold; those not measured yet grow until they do."""
+        best: Solution | None = None
+        failure: TargetError | None = None
+        for solution in sorted(solutions, key=lambda solution: solution.bits):
+            if best is None or solution.bits < best.bits:
+                try:
+                    best = _smaller(best, self.settled(solution, target))
+                except TargetError as error:
+                    failure = error
+        if best is None:
+            assert failure is not None
+            raise failure
+        return best
 
     def _for_deviation(self, target: float, means: Means) -> Solution:
         best: Solution | None = None
@@ -58,14 +73,14 @@ class Solver(Searcher):
             with contextlib.suppress(TargetError):
                 about = paper or self._about(target)
                 best = self._best(self._schemes(self._plans(about, means), about, means), target, about.k)
-                if best is not None and best.bits < _FAR * about.bits and best.deviation > _LOOSE * target:
+                if best is not None and best.bits < _FAR * about.bits:
                     return best if best.bits < _SURE * about.bits else _smaller(self._own(target), best)
         paper = paper or self._paper(target)
         best = self._best(self._schemes({}, paper, means), target, paper.k, best)
         failure: TargetError | None = None
         if best is None or paper.bits < best.bits:
             try:
-                best = _smaller(best, self.confirmed(paper, target))
+                best = _smaller(best, self.settled(paper, target))
             except TargetError as error:  # ε0 > 0 and --max-bits leave a floor that samples may not get below
                 failure = error
         if means != Means() and (best is None or best.bits > _SURE * paper.bits):
@@ -73,7 +88,7 @@ class Solver(Searcher):
             best = best if own is None else _smaller(best, own)
         if best is None and self._settings.epsilon is None:
             finest = self._solved(self._base(0.0), target, paper.k)
-            return self.confirmed(finest, target)
+            return self.settled(finest, target)
         if best is None:
             assert failure is not None
             raise failure
@@ -193,7 +208,7 @@ class Solver(Searcher):
     def _best(
         self, schemes: Iterable[Scheme], target: float, start: float, best: Solution | None = None
     ) -> Solution | None:
-        """The smallest solution of some schemes that holds, or `best` if that is smaller.
+        """The smallest of the solutions where some schemes cause the target, or `best` if that is smaller.
 
         After the first scheme, only that of the others is searched which causes least in as many bits as the best so
         far.
@@ -201,7 +216,7 @@ class Solver(Searcher):
         others = list(schemes)
         while others:
             with contextlib.suppress(TargetError):  # the paper's solution is there
-                best = _smaller(best, self.confirmed(self._solved(others.pop(0), target, start), target))
+                best = _smaller(best, self._crossing(others.pop(0), target, start))
             others = others if best is None else self._most_promising(others, best)
         return best
 
@@ -213,7 +228,7 @@ class Solver(Searcher):
 
         def typical(scheme: Scheme) -> float:
             k = self._k_of(scheme, solution.bits, solution.k)
-            return math.prod(self.deviation(scheme, k * factor, self._searched(scheme)) for factor in _AROUND)
+            return math.prod(self.deviation(scheme, k * factor, self._unseen(scheme)) for factor in _AROUND)
 
         return [min(schemes, key=typical)] if len(schemes) > 1 else schemes
 
@@ -253,15 +268,16 @@ class Solver(Searcher):
     def _refitted(self, found: Solution, target: float, means: Means) -> Solution | None:
         """The smallest solution of the scheme refitted; None if there is none.
 
-        Nothing is left to search on that it was not fitted to, but for those held out. So k is taken where it does as
-        well as `found` on samples most of which that was fitted to as well.
+        Little is left to search on that it was not fitted to. So k is taken where it does as well as `found` on samples
+        most of which that was fitted to as well.
         """
         scheme = self._refitted_scheme(found, means)
         if scheme is None:
             return None
-        goal = min(self.deviation(found.scheme, found.k, self._parts.weighed, found.widths), target)
+        among = self._parts.weighed
+        values = [self.deviation(found.scheme, found.k * factor, among) for factor in _AROUND]
         with contextlib.suppress(TargetError):
-            return self.confirmed(self._solved(scheme, goal, found.k), target)
+            return self._crossing_among(among, scheme, math.prod(values) ** (1 / len(values)), found.k)
         return None
 
     def _refitted_scheme(self, found: Solution, means: Means) -> Scheme | None:

@@ -21,7 +21,7 @@ Halves = tuple[tuple[int, ...], tuple[int, ...]]  # numbers of samples, those of
 
 @dataclass(frozen=True)
 class Roles:
-    """Numbers of samples: those held out of the search, and what the `others` are for where errors are compensated.
+    """Numbers of samples: those held out, and what the `others` are for where errors are compensated.
 
     `fit` are the samples that compensation is fitted to, in two halves that judge each other. What is fitted to a
     sample does better on it than on any other: layers are probed, and compensated solutions `searched`, on the rest; of
@@ -38,14 +38,19 @@ class Roles:
 
     @property
     def weighed(self) -> tuple[int, ...]:
-        """Samples on which one and the same k makes what was fitted to `fit`, and again to all `others`, comparable.
+        """Samples on which what was fitted to `fit`, and again to all `others`, can be held against each other.
 
         What is fitted to more samples does less well on those of `fit`, and better on the rest. If a share 1 − 1/g of
         the deviation is what being fitted to hides, with g of 1.6 and 1.4, or 3 and 2, that is even where three times
-        as many are of the first.
+        as many are of the first. Neither was fitted to those held out.
         """
         fitted = (*self.fit[0], *self.fit[1])
-        return tuple(sorted((*fitted, *self.probed[: len(fitted) // 3])))
+        return tuple(sorted((*fitted, *self.probed[: len(fitted) // 3], *self.held)))
+
+    @property
+    def unfitted(self) -> tuple[int, ...]:
+        """Samples that are not of `fit`."""
+        return tuple(sorted((*self.probed, *self.held)))
 
     @property
     def every(self) -> tuple[int, ...]:
@@ -54,7 +59,7 @@ class Roles:
 
 
 def held_count(count: int, holdout: float) -> int:
-    """How many of the samples are held out of the search, given the share of them; none of a few."""
+    """How many of the samples are held out, given the share of them; none of a few."""
     return int(count * holdout) if count >= HOLDOUT_SAMPLES else 0
 
 

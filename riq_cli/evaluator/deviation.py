@@ -28,11 +28,18 @@ class Deviation:
     """Deviation at every tensor that is measured; the model's is that of the worst tensor."""
 
     tensors: tuple[TensorDeviation, ...]
+    values: tuple[tuple[float, ...], ...]  # of each sample, by tensor
 
     @property
     def mean(self) -> float:
         """The mean over samples at the tensor where it is largest: what a target bounds."""
         return max(tensor.mean for tensor in self.tensors)
+
+    @property
+    def samples(self) -> NDArray[np.float64]:
+        """Each sample's deviation at the tensor where the mean is largest."""
+        means = [tensor.mean for tensor in self.tensors]
+        return np.array(self.values[means.index(max(means))])
 
     @property
     def worst(self) -> float:
@@ -52,7 +59,8 @@ def compared(
         tuple(
             TensorDeviation(name, math.fsum(found) / len(found), max(found), len(found))
             for name, found in zip(names, values, strict=True)
-        )
+        ),
+        tuple(tuple(found) for found in values),
     )
 
 
