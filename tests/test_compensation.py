@@ -149,6 +149,15 @@ def test_what_was_measured_is_what_ships(name: str, tmp_path: Path) -> None:
     assert _streams(archive) < 0.9 * _streams(nearest)
 
 
+def test_others_see_about_the_target(tmp_path: Path) -> None:
+    """What of 32 samples is luck makes archives neither larger than they need be, nor worse on 256 others."""
+    model, _ = loaded("mlp", tmp_path)
+    others = riq.Calibration.from_feeds(smooth(256, 48, seed=99))
+    for seed in (1, 2, 3):
+        archive = riq.compress(model, riq.Calibration.from_feeds(smooth(32, 48, seed=seed)), deviation=TARGET)
+        assert 0.85 * TARGET < riq.verify(archive, model, others).mean < 1.15 * TARGET
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_large_models_are_measured_as_they_ship(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are about as small as others: positions are not told apart for them."""

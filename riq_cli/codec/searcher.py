@@ -189,12 +189,10 @@ class Searcher:
         """The samples that the search measures a scheme on."""
         if not scheme.guarded:
             return self._parts.every
-        if scheme.refitted:
-            return self._parts.weighed
         return self._parts.searched if scheme.is_fitted else self._parts.others
 
     def within(self, scheme: Scheme, budget: float, start: float) -> Solution:
-        """The finest solution of a scheme within a budget of bits, measured.
+        """The finest solution of a scheme within a budget of bits, not measured yet.
 
         Args:
             scheme: how bin widths are shared out and errors compensated.
@@ -220,9 +218,7 @@ class Searcher:
                 k = min(max(k, _LOWEST), search.K_UNBOUNDED)
             if k == low:
                 break
-        k = low or _LOWEST
-        widths = self._coded(scheme, k)
-        return self._solution(scheme, k, self.deviation(scheme, k, self._searched(scheme), widths))
+        return self._solution(scheme, low or _LOWEST, math.nan)
 
     def _k_of(self, scheme: Scheme, bits: float, start: float) -> float:
         """About the k at which a scheme takes so many bits."""

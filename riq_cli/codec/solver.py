@@ -25,7 +25,7 @@ _PATIENCE = 200  # steps that the paper's own search may take
 _CLEARLY = 0.95  # share of a solution's bits below which a trellis cannot bring it
 _ABOUT = ("secant", 0.1, 5)  # search for a solution that others start from: tolerance, evaluations
 _WIDER = math.sqrt(2)  # bins where errors are compensated are about as much wider: it is fitted and probed there
-_AROUND = (0.95, 1.0, 1.05)  # factors on k at which schemes are compared
+_AROUND = (0.95, 1.0, 1.05)  # factors on k at which schemes are held against each other
 _USUAL = 0.01  # a deviation as it is often asked for
 
 
@@ -106,24 +106,28 @@ class Solver(Searcher):
         return means
 
     def for_bits(self, budget: float, means: Means) -> Solution:
-        """The solution of least measured deviation that takes no more than `budget` bits."""
-        paper = self.within(self._base(self._settings.epsilon or 0.0), budget, self._expected_k(_USUAL))
+        """The solution that takes no more than `budget` bits and causes least there and thereabouts."""
+
+        def finest(scheme: Scheme, start: float) -> Solution:
+            solution = self.within(scheme, budget, start)
+            return replace(solution, deviation=self._typical(scheme, solution.k, self._parts.unfitted))
+
+        paper = finest(self._base(self._settings.epsilon or 0.0), self._expected_k(_USUAL))
         candidates = [paper]
         for plans in (self._plans(paper, means), {}):
             others = self._schemes(plans, paper, means)
             while others:
-                candidates.append(self.within(others.pop(0), budget, paper.k))
+                candidates.append(finest(others.pop(0), paper.k))
                 others = self._most_promising(others, candidates[-1])
             if min(solution.deviation for solution in candidates) < _FAR * paper.deviation:
                 break
         best = min(candidates, key=lambda solution: solution.deviation)
         refitted, trellised = self._refitted_scheme(best, means), self._with_trellis(best)
         if trellised is not None:
-            best = min(best, self.within(trellised, budget, best.k), key=lambda solution: solution.deviation)
+            best = min(best, finest(trellised, best.k), key=lambda solution: solution.deviation)
         if refitted is not None:
             found = self.within(refitted, budget, best.k)
-            unseen = [self.deviation(one.scheme, one.k, self._parts.held, one.widths) for one in (found, best)]
-            best = found if unseen[0] <= unseen[1] else best
+            best = min(found, best, key=lambda one: self._typical(one.scheme, one.k, self._parts.held))
         return best
 
     def at(self, k: float) -> Solution:
@@ -221,16 +225,16 @@ class Solver(Searcher):
         return best
 
     def _most_promising(self, schemes: list[Scheme], solution: Solution) -> list[Scheme]:
-        """The one of some schemes that causes least in as many bits as a solution takes.
-
-        Where the deviation is rough, what it is at one k is a matter of luck; the product of a few is less so.
-        """
+        """The one of some schemes that causes least in about as many bits as a solution takes."""
 
         def typical(scheme: Scheme) -> float:
-            k = self._k_of(scheme, solution.bits, solution.k)
-            return math.prod(self.deviation(scheme, k * factor, self._unseen(scheme)) for factor in _AROUND)
+            return self._typical(scheme, self._k_of(scheme, solution.bits, solution.k), self._unseen(scheme))
 
         return [min(schemes, key=typical)] if len(schemes) > 1 else schemes
+
+    def _typical(self, scheme: Scheme, k: float, among: Sequence[int]) -> float:
+        """The mean deviation at about a k, on some samples: at one k it is a matter of luck, of a few it is less so."""
+        return math.prod(self.deviation(scheme, k * factor, among) for factor in _AROUND) ** (1 / len(_AROUND))
 
     def _plans(self, about: Solution, means: Means) -> Plans:
         self.rest()
@@ -275,9 +279,9 @@ class Solver(Searcher):
         if scheme is None:
             return None
         among = self._parts.weighed
-        values = [self.deviation(found.scheme, found.k * factor, among) for factor in _AROUND]
+        goal = self._typical(found.scheme, found.k, among)
         with contextlib.suppress(TargetError):
-            return self._crossing_among(among, scheme, math.prod(values) ** (1 / len(values)), found.k)
+            return self._crossing_among(among, scheme, goal, found.k)
         return None
 
     def _refitted_scheme(self, found: Solution, means: Means) -> Scheme | None:

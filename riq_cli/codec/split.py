@@ -24,9 +24,11 @@ class Roles:
     """Numbers of samples: those held out, and what the `others` are for where errors are compensated.
 
     `fit` are the samples that compensation is fitted to, in two halves that judge each other. What is fitted to a
-    sample does better on it than on any other: layers are probed, and compensated solutions `searched`, on the rest; of
-    a few samples in all, on as many of `fit` besides. Others are searched on all that are not held out. In the end,
-    compensation may be fitted to all `others`, in the halves `refit`.
+    sample does better on it than on any other: layers are probed on the rest, and what a compensated solution causes is
+    told by the `unfitted`. In the end, compensation may be fitted to all `others`, in the halves `refit`.
+
+    Under a constraint, compensated solutions are `searched` on those probed; of a few samples in all, on as many of
+    `fit` besides. Those of the norm are searched on all `others`.
     """
 
     others: tuple[int, ...]
