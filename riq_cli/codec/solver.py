@@ -42,57 +42,52 @@ class Solver(Searcher):
         Raises:
             TargetError: none holds.
         """
-        found = self._for_deviation(target, means)
+        solutions = self._solutions(target, means)
+        found = min(solutions, key=lambda solution: solution.bits)
         refitted = self._refitted(found, target, means)
-        solutions = [found] if refitted is None else [found, refitted]
+        if refitted is not None:
+            solutions.append(refitted)
         if refitted is None or refitted.bits >= _CLEARLY * found.bits:
             trellised = self._with_trellis(found)
-            other = None if trellised is None else self._best([trellised], target, found.k)
-            solutions += [] if other is None else [other]
-        return self._smallest(solutions, target)
+            solutions += [] if trellised is None else self._crossings([trellised], target, found.k)
+        try:
+            best = self._smallest(solutions, target)
+        except TargetError:  # ε0 > 0 leaves a floor that samples may not get below
+            if self._settings.epsilon is not None:
+                raise
+            best = self.settled(self._solved(self._base(0.0), target, found.k), target)
+        own = None if means == Means() else self._own(target, best)
+        return best if own is None or best.bits <= own.bits else own
 
     def _smallest(self, solutions: Sequence[Solution], target: float) -> Solution:
-        """The smallest of some solutions once they hold; those not measured yet grow until they do."""
+        """The smallest of some solutions once they hold: what does not hold yet grows until it does."""
         best: Solution | None = None
         failure: TargetError | None = None
         for solution in sorted(solutions, key=lambda solution: solution.bits):
             if best is None or solution.bits < best.bits:
                 try:
-                    best = _smaller(best, self.settled(solution, target))
+                    settled = self.settled(solution, target)
                 except TargetError as error:
                     failure = error
+                    continue
+                best = settled if best is None or settled.bits < best.bits else best
         if best is None:
             assert failure is not None
             raise failure
         return best
 
-    def _for_deviation(self, target: float, means: Means) -> Solution:
-        best: Solution | None = None
+    def _solutions(self, target: float, means: Means) -> list[Solution]:
+        """The best solution of each way to round and to share bin widths out, about where it causes the target."""
         paper = None if self._settings.epsilon is None else self._paper(target)  # what was asked for has to be reached
+        found: list[Solution] = []
         if means.plans is not None:
             with contextlib.suppress(TargetError):
                 about = paper or self._about(target)
-                best = self._best(self._schemes(self._plans(about, means), about, means), target, about.k)
-                if best is not None and best.bits < _FAR * about.bits:
-                    return best if best.bits < _SURE * about.bits else _smaller(self._own(target), best)
+                found = self._crossings(self._schemes(self._plans(about, means), about, means), target, about.k)
+                if found and self.settled(found[0], target).bits < _FAR * about.bits:
+                    return found
         paper = paper or self._paper(target)
-        best = self._best(self._schemes({}, paper, means), target, paper.k, best)
-        failure: TargetError | None = None
-        if best is None or paper.bits < best.bits:
-            try:
-                best = _smaller(best, self.settled(paper, target))
-            except TargetError as error:  # ε0 > 0 and --max-bits leave a floor that samples may not get below
-                failure = error
-        if means != Means() and (best is None or best.bits > _SURE * paper.bits):
-            own = self._own(target)
-            best = best if own is None else _smaller(best, own)
-        if best is None and self._settings.epsilon is None:
-            finest = self._solved(self._base(0.0), target, paper.k)
-            return self.settled(finest, target)
-        if best is None:
-            assert failure is not None
-            raise failure
-        return best
+        return [*found, *self._crossings(self._schemes({}, paper, means), target, paper.k), paper]
 
     def kept(self, target: float, means: Means) -> Means:
         """The same means for many targets, of which this is one in the middle; see `Means.kept`.
@@ -191,8 +186,8 @@ class Solver(Searcher):
     def _expected_k(self, target: float) -> float:
         return self._weights.expected_k(self._base(0.0).allocation, target)
 
-    def _own(self, target: float) -> Solution | None:
-        """The solution of `--preset paper`, to the letter: nothing may be larger. None where there is none.
+    def _own(self, target: float, best: Solution) -> Solution | None:
+        """The solution of `--preset paper`, to the letter: nothing may be larger. None where it is not worth a search.
 
         Where the deviation is rough, its search may happen upon a smaller k than others. It takes so many steps up to
         the first k that holds that it is not worth waiting for where that is far up; such solutions are large.
@@ -203,26 +198,24 @@ class Solver(Searcher):
                 about = self._solved(base, target, self._expected_k(target), *_ABOUT)
                 lowest = search.lower_bound(self._weights.largest, DEFAULT_EPSILON)
                 step = math.sqrt(search.upper_bound(self._weights.largest, DEFAULT_EPSILON) - lowest)
-                if about.k - lowest < _PATIENCE * step:
+                if best.bits > _SURE * about.bits and about.k - lowest < _PATIENCE * step:
                     return self._solved(replace(base, guarded=False), target, about.k, "algorithm1")
         return None
 
     # ---- beyond ----
 
-    def _best(
-        self, schemes: Iterable[Scheme], target: float, start: float, best: Solution | None = None
-    ) -> Solution | None:
-        """The smallest of the solutions where some schemes cause the target, or `best` if that is smaller.
+    def _crossings(self, schemes: Iterable[Scheme], target: float, start: float) -> list[Solution]:
+        """The smallest of the solutions where some schemes cause the target, alone; none if none of them gets there.
 
         After the first scheme, only that of the others is searched which causes least in as many bits as the best so
         far.
         """
-        others = list(schemes)
+        others, found = list(schemes), list[Solution]()
         while others:
             with contextlib.suppress(TargetError):  # the paper's solution is there
-                best = _smaller(best, self._crossing(others.pop(0), target, start))
-            others = others if best is None else self._most_promising(others, best)
-        return best
+                found = sorted([*found, self._crossing(others.pop(0), target, start)], key=lambda one: one.bits)[:1]
+            others = self._most_promising(others, found[0]) if found else others
+        return found
 
     def _most_promising(self, schemes: list[Scheme], solution: Solution) -> list[Scheme]:
         """The one of some schemes that causes least in about as many bits as a solution takes."""
@@ -319,7 +312,3 @@ class Solver(Searcher):
             return solution
         k = solution.k / _WIDER
         return replace(solution, k=k, widths=self._coded(solution.scheme, k), bits=math.nan)
-
-
-def _smaller(one: Solution | None, other: Solution) -> Solution:
-    return other if one is None or other.bits < one.bits else one
