@@ -171,15 +171,11 @@ class Searcher:
 
     def _whole_deviation(self, solution: Solution) -> float:
         """The mean deviation on all samples, or on those held out if that is larger; on all, if it is not guarded."""
-        if not solution.scheme.guarded:
-            return self.deviation(solution.scheme, solution.k, self._parts.every, solution.widths)
-        means = [
-            (self.deviation(solution.scheme, solution.k, part, solution.widths), len(part))
-            for part in (self._parts.others, self._parts.held)
-            if part
-        ]
-        mean = sum(value * count for value, count in means) / len(self._parts.every)
-        return max(mean, means[-1][0]) if self._parts.held else mean
+        scheme, k, widths, parts = solution.scheme, solution.k, solution.widths, self._parts
+        if not scheme.guarded or not parts.held:
+            return self.deviation(scheme, k, parts.every, widths)
+        others, held = (self.deviation(scheme, k, part, widths) for part in (parts.others, parts.held))
+        return max(held, (len(parts.others) * others + len(parts.held) * held) / len(parts.every))
 
     def _unseen(self, scheme: Scheme) -> Sequence[int]:
         """The samples that a scheme was not fitted to."""

@@ -213,7 +213,7 @@ class Solver(Searcher):
         others, found = list(schemes), list[Solution]()
         while others:
             with contextlib.suppress(TargetError):  # the paper's solution is there
-                found = sorted([*found, self._crossing(others.pop(0), target, start)], key=lambda one: one.bits)[:1]
+                found = [min([*found, self._crossing(others.pop(0), target, start)], key=lambda one: one.bits)]
             others = self._most_promising(others, found[0]) if found else others
         return found
 
