@@ -284,7 +284,7 @@ class Compression:
             result["evaluations"] += bench.solver.judged
             result |= bench.solver.facts(solution, bench.evaluator, restored, self._settings.outputs, bench.held)
         if bench.held and scheme.guarded:
-            result["holdout"] = measure_restored(bench.evaluator, restored, self._settings.outputs, bench.held).mean
+            result["holdout"] = deviation.of(bench.held).mean
             result["holdout_samples"] = len(bench.held)
         return archive.described(calibration=bench.calibration, result=result), deviation.mean
 

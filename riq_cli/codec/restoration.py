@@ -113,13 +113,11 @@ def _original(
     return form, values, Evaluator(form, values, samples, threads=threads, provider=provider, strict=bool(outputs))
 
 
-def measure_restored(
-    evaluator: Evaluator, restored: Model, outputs: Sequence[str], among: Sequence[int] | None = None
-) -> Deviation:
+def measure_restored(evaluator: Evaluator, restored: Model, outputs: Sequence[str]) -> Deviation:
     """Deviation of a model in the form that ships: no layer is hoisted, each is where it will be in the file."""
     form = restored.session_form(outputs, hoist=False)
     give_back_free_memory()  # decoding leaves much of it between small arrays, and onnxruntime copies all weights
-    return evaluator.deviation(form, [layer.values for layer in restored.layers], among)
+    return evaluator.deviation(form, [layer.values for layer in restored.layers])
 
 
 def judge_restored(

@@ -171,11 +171,9 @@ class Searcher:
 
     def _whole_deviation(self, solution: Solution) -> float:
         """The mean deviation on all samples, or on those held out if that is larger; on all, if it is not guarded."""
-        scheme, k, widths, parts = solution.scheme, solution.k, solution.widths, self._parts
-        if not scheme.guarded or not parts.held:
-            return self.deviation(scheme, k, parts.every, widths)
-        others, held = (self.deviation(scheme, k, part, widths) for part in (parts.others, parts.held))
-        return max(held, (len(parts.others) * others + len(parts.held) * held) / len(parts.every))
+        scheme, held = solution.scheme, self._parts.held
+        whole = self._deviation(scheme, solution.k, self._parts.every, solution.widths)
+        return max(whole.mean, whole.of(held).mean) if scheme.guarded and held else whole.mean
 
     def _unseen(self, scheme: Scheme) -> Sequence[int]:
         """The samples that a scheme was not fitted to."""

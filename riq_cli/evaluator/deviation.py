@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,10 +27,23 @@ class TensorDeviation:
 
 @dataclass(frozen=True)
 class Deviation:
-    """Deviation at every tensor that is measured; the model's is that of the worst tensor."""
+    """Deviation at every tensor that is measured; the model's is that of the worst tensor.
 
-    tensors: tuple[TensorDeviation, ...]
-    values: tuple[tuple[float, ...], ...]  # of each sample, by tensor
+    Attributes:
+        names: of the tensors.
+        runs: deviations of the samples in each run, by tensor.
+    """
+
+    names: tuple[str, ...]
+    runs: tuple[tuple[tuple[float, ...], ...], ...]
+
+    @cached_property
+    def tensors(self) -> tuple[TensorDeviation, ...]:
+        """What there is to tell of each tensor."""
+        return tuple(
+            TensorDeviation(name, math.fsum(values) / len(values), max(values), len(values))
+            for name, values in zip(self.names, self._values, strict=True)
+        )
 
     @property
     def mean(self) -> float:
@@ -39,28 +54,33 @@ class Deviation:
     def samples(self) -> NDArray[np.float64]:
         """Each sample's deviation at the tensor where the mean is largest."""
         means = [tensor.mean for tensor in self.tensors]
-        return np.array(self.values[means.index(max(means))])
+        return np.array(self._values[means.index(max(means))])
 
     @property
     def worst(self) -> float:
         """The largest deviation of any sample at any tensor."""
         return max(tensor.worst for tensor in self.tensors)
 
+    def of(self, runs: Sequence[int]) -> Deviation:
+        """That of some of the runs alone, by their numbers."""
+        return Deviation(self.names, tuple(self.runs[number] for number in runs))
+
+    @property
+    def _values(self) -> list[list[float]]:
+        """Each sample's deviation, by tensor."""
+        return [list(itertools.chain.from_iterable(tensor)) for tensor in zip(*self.runs, strict=True)]
+
 
 def compared(
     names: Sequence[str], references: Sequence[list[Array]], runs: Iterable[list[Array]], rows: Sequence[int]
 ) -> Deviation:
     """The deviation at each tensor: outputs of one run after the other beside those of the original model."""
-    values: list[list[float]] = [[] for _ in names]
-    for reference, outputs, count in zip(references, runs, rows, strict=True):
-        for found, y, z in zip(values, reference, outputs, strict=True):
-            found += sample_deviations(y, z, count)
     return Deviation(
+        tuple(names),
         tuple(
-            TensorDeviation(name, math.fsum(found) / len(found), max(found), len(found))
-            for name, found in zip(names, values, strict=True)
+            tuple(tuple(sample_deviations(y, z, count)) for y, z in zip(reference, outputs, strict=True))
+            for reference, outputs, count in zip(references, runs, rows, strict=True)
         ),
-        tuple(tuple(found) for found in values),
     )
 
 
