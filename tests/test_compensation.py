@@ -17,6 +17,7 @@ import riq_cli as riq
 from riq_cli.codec import Progress
 from riq_cli.codec.probing import Probes
 from riq_cli.codec.solution import Solution
+from riq_cli.codec.solver import geometric_mean
 from riq_cli.errors import SettingsError
 from tests import builders
 from tests.test_cli import fails
@@ -404,3 +405,11 @@ def test_the_command_line_says_so_and_exits_with_2(tmp_path: Path) -> None:
     shown = run("report", "model.riqz", folder=tmp_path).stdout.decode()
     assert "settings: deviation = 0.01, rounding = compensated; riq 0.1.0" in shown
     assert "compensated rounding, k = " in shown
+
+
+@pytest.mark.parametrize(
+    ("values", "mean"),
+    [([2.0, 4.0, 8.0], 4.0), ([0.5], 0.5), ([0.0, 3.0, 5.0], 0.0), ([math.inf, 0.0, 1.0], math.inf)],
+)
+def test_what_is_infinite_at_one_k_is_not_made_up_for_at_others(values: list[float], mean: float) -> None:
+    assert geometric_mean(values) == pytest.approx(mean)

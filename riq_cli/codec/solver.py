@@ -227,7 +227,7 @@ class Solver(Searcher):
 
     def _typical(self, scheme: Scheme, k: float, among: Sequence[int]) -> float:
         """The mean deviation at about a k, on some samples: at one k it is a matter of luck, of a few it is less so."""
-        return math.prod(self.deviation(scheme, k * factor, among) for factor in _AROUND) ** (1 / len(_AROUND))
+        return geometric_mean([self.deviation(scheme, k * factor, among) for factor in _AROUND])
 
     def _plans(self, about: Solution, means: Means) -> Plans:
         self.rest()
@@ -312,3 +312,8 @@ class Solver(Searcher):
             return solution
         k = solution.k / _WIDER
         return replace(solution, k=k, widths=self._coded(solution.scheme, k), bits=math.nan)
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """The mean of values ≥ 0 by their product; infinite where one of them is, whatever the others are."""
+    return math.inf if math.inf in values else math.prod(values) ** (1 / len(values))
