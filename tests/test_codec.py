@@ -291,6 +291,16 @@ def test_held_out_samples_that_cannot_hold_end_the_search(options: dict[str, str
     assert archive.manifest.result["holdout"] <= 0.02
 
 
+def test_what_those_held_out_see_is_told_by_themselves(tmp_path: Path) -> None:
+    rows, model = builders.Random(5)(16, 8), load(tmp_path, unequal_rows)
+    options = {"allocation": "norm", "rounding": "nearest", "batch_size": 2}
+    archive = riq.compress(model, riq.Calibration.from_arrays({"x": rows}), deviation=0.02, **options)
+    held = riq.Calibration.from_arrays({"x": rows[[4, 5, 12, 13]]})  # runs number 2 and 6 of 8
+    found = riq.verify(archive, model, held, batch_size=2).mean
+    assert archive.manifest.result["holdout"] == pytest.approx(found, rel=1e-9)
+    assert archive.manifest.result["deviation"] != pytest.approx(found, rel=1e-3)
+
+
 def divided() -> onnx.ModelProto:
     """y = (x / w) @ v: any weight of w that becomes 0 makes the outputs infinite."""
     r = builders.Random(1)

@@ -265,10 +265,13 @@ def test_mean_and_worst_are_those_of_the_rows_by_hand(tmp_path: Path) -> None:
     batched = Evaluator(form, [unit], [({"x": unit}, 3)], threads=1).deviation(form, exchanged)
     assert batched == Deviation(("y",), (((1.0, 1.0, 0.0),),))
     assert batched.tensors == (TensorDeviation("y", 2 / 3, 1.0, 3),)
-    single = Evaluator(form, [unit], [({"x": unit[i : i + 1]}, 1) for i in range(3)], threads=1)
-    assert single.deviation(form, exchanged).tensors == batched.tensors
+    evaluator = Evaluator(form, [unit], [({"x": unit[i : i + 1]}, 1) for i in range(3)], threads=1)
+    single = evaluator.deviation(form, exchanged)
+    assert single.tensors == batched.tensors
+    assert list(single.samples) == list(batched.samples) == [1.0, 1.0, 0.0]
     whole = Evaluator(form, [unit], [({"x": unit}, 1)], threads=1).deviation(form, exchanged)
     assert whole.tensors == (TensorDeviation("y", pytest.approx(2 / 3), pytest.approx(2 / 3), 1),)
+    assert list(whole.samples) == [pytest.approx(2 / 3)]
 
 
 def test_every_measured_tensor_has_its_own_mean(tmp_path: Path) -> None:

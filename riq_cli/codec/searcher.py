@@ -67,13 +67,13 @@ class Searcher:
         self._remembers = False
         self._memory: dict[tuple[float, float, tuple[int, ...]], float] = {}  # deviations of the base allocation
 
-    def deviation(self, scheme: Scheme, k: float, among: Sequence[int], widths: Widths | None = None) -> float:
-        """Mean deviation on some samples with the bin widths of a scheme at k, or with those given."""
+    def deviation(self, scheme: Scheme, k: float, among: Sequence[int]) -> float:
+        """Mean deviation on some samples with the bin widths of a scheme at k."""
         key = scheme.allocation.epsilon, k, tuple(among)
         if self._is_base(scheme) and key in self._memory:
             self._note(scheme, k, self._memory[key])
             return self._memory[key]
-        value = self._deviation(scheme, k, among, widths).mean
+        value = self._deviation(scheme, k, among).mean
         if self._remembers and self._is_base(scheme):
             self._memory[key] = value
         return value
