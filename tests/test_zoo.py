@@ -1,4 +1,4 @@
-"""Real models: compressed, restored, and measured again. Run with `pytest -m zoo`."""
+"""Real models: compressed, restored, and measured again. Run with `make zoo`."""
 
 import functools
 from pathlib import Path
