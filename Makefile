@@ -17,7 +17,7 @@ demo: $(VENV)/riq  ## compress, report, decompress and verify a sample model on 
 	@mkdir -p demo
 	$(BIN)/riq compress $(SAMPLE)/cnn.onnx --calibration $(SAMPLE)/calibration.npz --deviation 0.01 -o demo/cnn.riqz --force
 	$(BIN)/riq report demo/cnn.riqz
-	$(BIN)/riq decompress demo/cnn.riqz -o demo/cnn.onnx --force
+	$(BIN)/riq decompress demo/cnn.riqz --force
 	$(BIN)/riq verify demo/cnn.riqz --against $(SAMPLE)/cnn.onnx --calibration $(SAMPLE)/heldout.npz --deviation 0.02
 
 test: $(VENV)/test  ## lint, type-check, and run the tests that are fast

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,7 +14,8 @@ from riq_cli.cli import options
 from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.paths import check_outputs, refuse_sources
 from riq_cli.cli.terminal import ProgressBar
-from riq_cli.text import human_size
+from riq_cli.errors import ModelError, OutputError
+from riq_cli.text import human_size, real
 
 
 @click.command(
@@ -28,7 +32,7 @@ cat model.riqz | riq decompress - -o restored.onnx
 @grouped(
     "Output",
     click.option("-o", "model_path", type=options.output_type, metavar="FILE",
-                 help="ONNX file to write, - for stdout. [default: ARCHIVE.onnx]"),
+                 help="ONNX file to write, - for stdout. [default: ARCHIVE.restored.onnx]"),
     options.force_option,
     options.max_size_option,
     options.quiet_option,
@@ -37,12 +41,13 @@ cat model.riqz | riq decompress - -o restored.onnx
 def decompress(archive: str, model_path: str | None, max_size: int, force: bool, quiet: bool, verbose: int) -> None:
     """Restore the ONNX model in ARCHIVE (- for stdin).
 
-    A model above 2 GiB gets its data in a second file, FILE.data.
+    A model above 2 GiB gets its data in a second file, FILE.data. The model that the archive was made from is never
+    replaced, not even with --force.
     """
     if model_path is None:
         if archive == "-":
             raise click.UsageError("an archive from stdin has no name to derive the output's from; give -o FILE")
-        model_path = str(Path(archive).with_suffix(".onnx"))
+        model_path = archive.removesuffix(".riqz") + ".restored.onnx"
     if model_path != "-":
         check_outputs([model_path], [archive], force)
         refuse_sources([model_path + ".data"], [archive])
@@ -51,6 +56,8 @@ def decompress(archive: str, model_path: str | None, max_size: int, force: bool,
 
     bar = ProgressBar(quiet)
     with options.open_archive(archive, max_size) as opened:
+        if model_path != "-":
+            _refuse_original(Path(model_path), opened.manifest.source)
         weights = sum(layer.size for layer in opened.manifest.layers)
         try:
             with options.coding_executor(weights) as executor:
@@ -68,3 +75,26 @@ def decompress(archive: str, model_path: str | None, max_size: int, force: bool,
         if size < weights and beside.exists():
             where += f", and {beside}: {human_size(beside.stat().st_size)}; keep both together"
         click.echo(where, err=True)
+
+
+def _refuse_original(path: Path, source: Mapping[str, Any]) -> None:
+    """Return nothing if a file is not the model that an archive was made from.
+
+    Args:
+        path: the file that would be replaced; it need not exist.
+        source: what the archive records of its model.
+
+    Raises:
+        OutputError: it is that model, with its external data if it has any.
+    """
+    from riq_cli.model import Model
+
+    if not path.exists() or path.stat().st_size > (real(source.get("bytes")) or 0):
+        return
+    with contextlib.suppress(ModelError):  # what cannot be loaded is not a model that was compressed
+        original = Model.load(path).source
+        if original is not None and original.sha256 == source.get("sha256"):
+            raise OutputError(
+                f"{path}: is the original that the archive was made from, which is never overwritten; "
+                "name another file with -o"
+            )
