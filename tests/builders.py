@@ -728,6 +728,36 @@ def int8_qdq(seed: int = 0) -> onnx.ModelProto:
 
 
 @form
+def trained_for_int8(seed: int = 0) -> onnx.ModelProto:
+    """Float weights that are rounded to a grid of int8 at each run, as quantization-aware training exports them."""
+    r = Random(seed)
+    return model(
+        [
+            node("QuantizeLinear", "x step zero", "xq"),
+            node("DequantizeLinear", "xq step zero", "xd"),
+            node("QuantizeLinear", "w w_steps w_zeros", "wq", axis=0),
+            node("DequantizeLinear", "wq w_steps w_zeros", "wd", axis=0),
+            node("Gemm", "xd wd b", "h", transB=1),
+            node("QuantizeLinear", "v step zero", "vq"),
+            node("DequantizeLinear", "vq step zero", "vd"),
+            node("Transpose", "vd", "vt", perm=[1, 0]),
+            node("MatMul", "h vt", "y"),
+        ],
+        [info("x", "batch", 24)],
+        [info("y", "batch", 8)],
+        [
+            tensor("w", r(16, 24)),
+            tensor("w_steps", np.linspace(0.02, 0.03, 16, dtype=np.float32)),
+            tensor("w_zeros", np.zeros(16, np.int8)),
+            tensor("b", r(16)),
+            tensor("v", r(8, 16)),
+            tensor("step", np.array(0.03, np.float32)),
+            tensor("zero", np.array(3, np.int8)),
+        ],
+    )
+
+
+@form
 def sparse(seed: int = 0) -> onnx.ModelProto:
     """A sparse initializer beside a dense one; its values are the same for every seed."""
     r = Random(seed)

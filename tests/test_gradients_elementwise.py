@@ -14,6 +14,7 @@ from riq_cli.gradients.arrays import unbroadcast, unbroadcast_product
 from riq_cli.gradients.rule import Gradients, NoRuleError
 from riq_cli.model import Operation
 
+GRID = ("QuantizeLinear", "DequantizeLinear")
 UNARY: list[tuple[str, Mapping[str, Any], int]] = [
     ("Neg", {}, 13), ("Abs", {}, 13), ("Exp", {}, 13), ("Erf", {}, 13), ("Tanh", {}, 13), ("Sin", {}, 7),
     ("Cos", {}, 7), ("Relu", {}, 14), ("LeakyRelu", {}, 16), ("LeakyRelu", {"alpha": 0.3}, 6), ("Elu", {}, 6),
@@ -203,3 +204,31 @@ def test_without_broadcasting_nothing_is_copied() -> None:
     np.testing.assert_array_equal(unbroadcast(gradient, (1, 3)), np.full((PROBES, 1, 3), 2))
     np.testing.assert_array_equal(unbroadcast(gradient, ()), np.full(PROBES, 6))
     np.testing.assert_array_equal(unbroadcast_product(gradient, gradient[0] * 2, (3,)), np.full((PROBES, 3), 4))
+
+
+def test_gradients_go_straight_through_a_grid_but_for_what_is_clipped() -> None:
+    """An int8 grid of steps 0.05 around 3 holds −6.55 … 6.2."""
+    step, zero, ones = np.array(0.05, np.float32), np.array(3, np.int8), np.ones((1, 5), np.float32)
+    x, symbols = np.array([-7, -6.55, 0.26, 6.2, 7], np.float32), np.array([-128, -128, 8, 127, 127], np.int8)
+    entering, leaving = (Operation(kind, ("x", "s", "z"), ("y",), {}, 19) for kind in GRID)
+    (back, *_) = RULES["QuantizeLinear"](entering, [x, step, zero], [ones], [True, False, False])
+    np.testing.assert_allclose(back, [[0, 20, 20, 20, 0]], rtol=1e-6)
+    (back, *_) = RULES["DequantizeLinear"](leaving, [symbols, step, zero], [ones], [True, False, False])
+    np.testing.assert_array_equal(back, ones * step)
+
+
+def test_a_grid_may_have_a_step_for_each_slice_of_an_axis_and_no_zero_point() -> None:
+    steps, ones = np.array([0.5, 0.25], np.float32), np.ones((1, 3, 2), np.float32)
+    x = np.array([[0, -1], [127.5, 1], [128, 63.75]], np.float32)  # without a zero point the grid is of uint8
+    entering, leaving = (Operation(kind, ("x", "s"), ("y",), {"axis": -1}, 19) for kind in GRID)
+    (back, *_) = RULES["QuantizeLinear"](entering, [x, steps], [ones], [True, False])
+    np.testing.assert_array_equal(back, [[[2, 0], [2, 4], [0, 4]]])
+    (back, *_) = RULES["DequantizeLinear"](leaving, [x.astype(np.uint8), steps], [ones], [True, False])
+    np.testing.assert_array_equal(back, ones * steps)
+
+
+@pytest.mark.parametrize("kind", GRID)
+def test_a_grid_in_blocks_has_no_rule(kind: str) -> None:
+    operation = Operation(kind, ("x", "s"), ("y",), {"block_size": 2}, 21)
+    with pytest.raises(NoRuleError, match="blocks"):
+        RULES[kind](operation, [np.ones((4, 2)), np.ones((2, 2))], [np.ones((1, 4, 2), np.float32)], [True, False])

@@ -574,6 +574,7 @@ LAYERS_OF = {
     "embedding": {"table", "w"},
     "tied": {"other"},
     "if_nested": set(),
+    "trained_for_int8": {"w", "v"},
 }
 
 

@@ -193,6 +193,13 @@ LAYERS = {
         "w_scale | DequantizeLinear | float32[16] | graph.initializer[1]",
         "x_scale | DequantizeLinear, QuantizeLinear | float32[] | graph.initializer[3]",
     ],
+    "trained_for_int8": [
+        "w | Gemm | float32[16, 24] | graph.initializer[0]",
+        "w_steps | DequantizeLinear, QuantizeLinear | float32[16] | graph.initializer[1]",
+        "b | Gemm | float32[16] | graph.initializer[3]",
+        "v | MatMul | float32[8, 16] | graph.initializer[4]",
+        "step | DequantizeLinear, QuantizeLinear | float32[] | graph.initializer[5]",
+    ],
     "sparse": ["w | MatMul | float32[4, 5] | graph.initializer[0]"],
     "integers_and_strings": [
         "w | MatMul | float32[6, 5] | graph.initializer[4]",
@@ -306,6 +313,7 @@ STRUCTURAL = {
     "int8_qdq": {"w_scale", "x_scale"},
     "integers_and_strings": {"zero"},
     "resize": {"scales"},
+    "trained_for_int8": {"w_steps", "step"},
     "zeros_and_single_weights": {"scalar", "one"},
 }
 

@@ -125,7 +125,7 @@ def compress(
             bar.close()
             warn_line(message)
 
-    if data is None and source.layers and not source.is_quantized:
+    if data is None and not all(layer.is_quantized or layer.structural for layer in source.layers):
         warn(
             "no --calibration: measured on random samples, which predict real data poorly (the paper's Fig. 1a); "
             "give real ones for a promise that holds on them"

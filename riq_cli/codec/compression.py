@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -86,14 +85,11 @@ class Compression:
     ) -> None:
         self._settings, self._progress, self._warn = settings, progress, warn
         self._calibration = calibration
-        self._model = candidates(model, settings)
+        self._model = candidates(model, settings, warn)
         self._originals = [layer.values for layer in self._model.layers]
         threads = settings.threads or available_threads()
         self._weights = Weights(self._model.layers, settings.max_bits, settings.min_size, self._model.release, threads)
         self._model.release()
-        for pattern in (*settings.include, *settings.exclude):
-            if not any(fnmatch.fnmatchcase(layer.name, pattern) for layer in model.layers):
-                warn(f"no layer is named {pattern!r}")
         for number in self._weights.not_finite:
             warn(f"layer {self._model.layers[number].name!r} holds NaN or infinity; it is stored exactly")
         self._trace: list[tuple[Kind, float, float]] = []  # kind of scheme, k, deviation

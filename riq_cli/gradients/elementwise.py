@@ -340,6 +340,43 @@ def _negate(
     return [None if gradients[0] is None or not wanted[0] else -gradients[0]]
 
 
+def _quantize(
+    operation: Operation, inputs: Sequence[Array | None], gradients: Sequence[Floats | None], wanted: Sequence[bool]
+) -> Gradients:
+    """Straight through: rounding counts as no change, and nothing passes where the value is clipped."""
+    x, steps, zeros = _grid(operation, inputs)
+    if gradients[0] is None or not wanted[0]:
+        return [None] * len(inputs)
+    kind = np.dtype(np.uint8) if len(inputs) < 3 or inputs[2] is None else inputs[2].dtype
+    if kind.kind not in "iu":
+        raise NoRuleError("a grid whose range numpy does not know")
+    symbols, limits = np.rint(x / steps) + zeros, np.iinfo(kind)
+    inside = (symbols >= limits.min) & (symbols <= limits.max)
+    return [gradients[0] * (inside / steps).astype(np.float32), *[None] * (len(inputs) - 1)]
+
+
+def _dequantize(
+    operation: Operation, inputs: Sequence[Array | None], gradients: Sequence[Floats | None], wanted: Sequence[bool]
+) -> Gradients:
+    _, steps, _ = _grid(operation, inputs)
+    if gradients[0] is None or not wanted[0]:
+        return [None] * len(inputs)
+    return [gradients[0] * steps, *[None] * (len(inputs) - 1)]
+
+
+def _grid(operation: Operation, inputs: Sequence[Array | None]) -> tuple[Floats, Floats, Floats]:
+    """The first input, and the steps and zero points of its grid in a shape that fits it."""
+    x, steps = floats(inputs[0]), floats(inputs[1])
+    zeros = floats(inputs[2]) if len(inputs) > 2 and inputs[2] is not None else np.zeros_like(steps)
+    if operation.attributes.get("block_size", 0):
+        raise NoRuleError("a grid in blocks")
+    if steps.size == 1:
+        return x, steps.reshape(()), zeros.reshape(())
+    shape = [1] * x.ndim
+    shape[operation.attributes.get("axis", 1)] = steps.size
+    return x, steps.reshape(shape), zeros.reshape(shape)
+
+
 RULES: dict[str, Rule] = {
     **{kind: _of_one(derivative) for kind, derivative in _DERIVATIVES.items()},
     "com.microsoft:BiasGelu": _of_biased(_gelu),
@@ -362,5 +399,7 @@ RULES: dict[str, Rule] = {
     "Cast": _cast,
     "CastLike": _cast,
     "Trilu": _triangle,
+    "QuantizeLinear": _quantize,
+    "DequantizeLinear": _dequantize,
     **dict.fromkeys(["Ceil", "Floor", "Round", "Sign"], _constant),
 }

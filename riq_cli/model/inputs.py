@@ -12,7 +12,8 @@ from riq_cli.errors import ModelError
 from riq_cli.model.places import constant_places, scopes
 from riq_cli.model.uses import Uses
 
-_SAME_ROWS = frozenset("Identity Cast Dropout DequantizeLinear".split())  # operators that keep the shape of a table
+# Operators that keep the shape of a table.
+_SAME_ROWS = frozenset("Identity Cast Dropout QuantizeLinear DequantizeLinear".split())
 
 
 @dataclass(frozen=True)

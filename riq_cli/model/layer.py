@@ -40,4 +40,4 @@ class Layer:
 
 def is_quantizing(op_type: str) -> bool:
     """Whether an operator works on quantized data: QLinearConv, MatMulInteger, DynamicQuantizeLSTM, MatMulNBits."""
-    return re.search("Quantize|QLinear|Integer|^Q[A-Z]|NBits|Bnb4", op_type) is not None
+    return re.search("[Qq]uantize|QLinear|Integer|^Q[A-Z]|NBits|Bnb4", op_type) is not None

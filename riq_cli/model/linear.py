@@ -35,6 +35,7 @@ from riq_cli.model.uses import Use, captured
 _OWN = "riq/linear{}"  # names of tensors that are added
 _DOMAINS = ("", "ai.onnx", "com.microsoft")
 _WITH_BIAS = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm")
+_SAME_VALUES = ("Identity", "QuantizeLinear", "DequantizeLinear")  # … but for a grid, as training for int8 puts it in
 _AXES_MAX = 64  # of a tensor: longer lists of integers are no shapes
 _UNSQUEEZE_BY_INPUT = 13  # the opset from which on Unsqueeze takes its axes as an input
 
@@ -148,11 +149,11 @@ class _Graph:
         return found if self._layers[found].shape == (matrix.shape[0] * matrix.shape[1],) else None
 
     def _turned(self, node: onnx.NodeProto, value: Arrangement) -> Arrangement | None:
-        """What a node makes of a weight that it only transposes or reshapes; None if it does anything else."""
+        """What a node makes of a weight that it only transposes, reshapes or rounds to a grid; None if it does more."""
         attributes = _attributes(node)
         if self._is_foreign(node):
             return None
-        if node.op_type == "Identity" or (node.op_type == "Cast" and attributes.get("to") in FLOAT_TYPES):
+        if node.op_type in _SAME_VALUES or (node.op_type == "Cast" and attributes.get("to") in FLOAT_TYPES):
             return value
         if node.op_type == "Transpose":
             return value.transposed(attributes.get("perm", range(len(value.shape))[::-1]))

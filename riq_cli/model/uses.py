@@ -7,9 +7,9 @@ import onnx
 from riq_cli.model.places import scopes, subgraphs
 from riq_cli.model.tensors import FLOAT_TYPES
 
-# Operators that hand their first input on: same values, perhaps in another type or shape.
+# Operators that hand their first input on: same values, perhaps in another type or shape, or rounded to a grid.
 FORWARDING = frozenset(
-    "Identity Cast Transpose Reshape Squeeze Unsqueeze Flatten Dropout Expand DequantizeLinear".split()
+    ("Identity Cast Transpose Reshape Squeeze Unsqueeze Flatten Dropout Expand QuantizeLinear DequantizeLinear").split()
 )
 
 # Operators with inputs that say what to do, rather than being computed with: the number of the first such input; those
