@@ -98,17 +98,14 @@ class Spread:
         Raises:
             ValueError: a magnitude beyond its bound.
         """
-        magnitudes, bits, first = self.magnitudes, self.student.low_bits, self.student.first
+        magnitudes = self.magnitudes
         groups = [symbols] if magnitudes.span == 1 else grouped(symbols, magnitudes.run, magnitudes.sizes)
-
-        def encoded(runs: Sequence[_Run]) -> bytes:
-            parts = [groups[run.group][run.begin : run.end] for run in runs]
-            cells = [((part >> bits) - first, self._frequencies(run)) for part, run in zip(parts, runs, strict=True)]
-            low = [(np.concatenate(parts) & ((1 << bits) - 1), _even(bits))] if bits else []
-            return coder.encode_runs(cells + low)
-
+        jobs = (
+            [(magnitudes.lowest + run.group, groups[run.group][run.begin : run.end]) for run in runs]
+            for runs in self._runs()
+        )
         encode_all = map if executor is None else executor.map
-        return list(encode_all(encoded, self._runs()))
+        return list(encode_all(_encoded, itertools.repeat(self.student), itertools.repeat(self.trellis), jobs))
 
     def decode(self, streams: Sequence[bytes], executor: Executor | None) -> Symbols:
         """The symbols that `encode` was given.
@@ -117,32 +114,21 @@ class Spread:
             CorruptArchive: the streams do not hold them.
             ValueError: a magnitude beyond its bound.
         """
-        magnitudes, bits, first = self.magnitudes, self.student.low_bits, self.student.first
+        magnitudes = self.magnitudes
         jobs = list(self._runs())
         if len(streams) != len(jobs):
             raise CorruptArchive(f"{len(streams)} streams instead of {len(jobs)}; the archive is damaged")
-
-        def decoded(stream: bytes, runs: Sequence[_Run]) -> list[Symbols]:
-            sizes = [run.end - run.begin for run in runs]
-            wanted = ((self._frequencies(run), size) for run, size in zip(runs, sizes, strict=True))
-            low = [(_even(bits), sum(sizes))] if bits else []
-            parts = coder.decode_runs(stream, itertools.chain(wanted, low))
-            for part in parts[: len(runs)]:
-                part += first
-                part <<= bits
-            for part, more in zip(parts, np.split(parts[-1], np.cumsum(sizes)[:-1]) if bits else (), strict=False):
-                part += more
-            return parts[: len(runs)]
-
-        groups = [np.empty(size, np.int32) for size in magnitudes.sizes.tolist()]
+        sizes = [[(magnitudes.lowest + run.group, run.end - run.begin) for run in runs] for runs in jobs]
         decode_all = map if executor is None else executor.map
-        for runs, parts in zip(jobs, decode_all(decoded, streams, jobs), strict=True):
-            for run, part in zip(runs, parts, strict=True):
-                groups[run.group][run.begin : run.end] = part
+        decoded = decode_all(_decoded, itertools.repeat(self.student), itertools.repeat(self.trellis), sizes, streams)
+        groups = [np.empty(size, np.int32) for size in magnitudes.sizes.tolist()]
+        for runs, symbols in zip(jobs, decoded, strict=True):
+            position = 0
+            for run in runs:
+                end = position + run.end - run.begin
+                groups[run.group][run.begin : run.end] = symbols[position:end]
+                position = end
         return groups[0] if magnitudes.span == 1 else scattered(groups, magnitudes.run)
-
-    def _frequencies(self, run: _Run) -> Integers:
-        return self.student.frequencies(self.magnitudes.lowest + run.group, self.trellis)
 
     def _runs(self) -> Iterator[list[_Run]]:
         """The runs of each stream."""
@@ -167,6 +153,37 @@ class _Run(NamedTuple):
     group: int
     begin: int
     end: int
+
+
+# Jobs of a pool of processes: what they take and return has to pickle.
+
+
+def _encoded(student: Student, trellis: bool, parts: Sequence[tuple[int, Symbols]]) -> bytes:
+    """One stream of symbols: those of one magnitude after another, each magnitude with its symbols."""
+    bits = student.low_bits
+    runs = [((symbols >> bits) - student.first, student.frequencies(number, trellis)) for number, symbols in parts]
+    if bits:
+        runs.append((np.concatenate([symbols for _, symbols in parts]) & ((1 << bits) - 1), _even(bits)))
+    return coder.encode_runs(runs)
+
+
+def _decoded(student: Student, trellis: bool, sizes: Sequence[tuple[int, int]], stream: bytes) -> Symbols:
+    """All symbols of a stream in its order, i32[n], of magnitudes each with the number of its symbols.
+
+    Raises:
+        CorruptArchive: the stream does not hold them.
+        ValueError: a magnitude beyond its bound.
+    """
+    bits = student.low_bits
+    runs = ((student.frequencies(number, trellis), size) for number, size in sizes)
+    low = [(_even(bits), sum(size for _, size in sizes))] if bits else []
+    parts = coder.decode_runs(stream, itertools.chain(runs, low))
+    symbols = np.concatenate(parts[: len(sizes)])
+    symbols += student.first
+    symbols <<= bits
+    if bits:
+        symbols += parts[-1]
+    return symbols
 
 
 def _even(bits: int) -> Integers:

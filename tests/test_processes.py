@@ -1,0 +1,45 @@
+"""What goes to a pool of processes pickles: layers are decoded and encoded in a real one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from riq_cli.archive import Archive
+from riq_cli.codec.layers import decode_layer, encode_layer
+from riq_cli.model import Layer
+from riq_cli.quantizer import Codes, Quantized
+
+GOLDENS = Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ProcessPoolExecutor]:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        yield executor
+
+
+@pytest.mark.parametrize("name", ["v1-student.riqz", "v1-classes.riqz", "v1-trellis.riqz", "v1-raw.riqz"])
+def test_layers_are_decoded_in_processes(name: str, pool: ProcessPoolExecutor) -> None:
+    with Archive.open(GOLDENS / name) as archive:
+        for entry, sections in archive.layer_sections():
+            here, there = decode_layer(entry, sections, None), decode_layer(entry, sections, pool)
+            assert here.values.tobytes() == there.values.tobytes()
+
+
+@pytest.mark.parametrize("coding", ["ans", "student"])
+def test_layers_are_encoded_in_processes(coding: str, pool: ProcessPoolExecutor) -> None:
+    rng = np.random.default_rng(0)
+    symbols = np.rint(rng.standard_t(4, 4096) * 9).astype(np.int32)
+    classes = Codes((0,), np.arange(64, dtype=np.int32) % 2) if coding == "ans" else None
+    quantized = Quantized(symbols, 0.5, classes=classes)
+    values = quantized.restored("float32", (64, 64)).reshape(64, 64)
+    layer = Layer("w", "MatMul", ("graph.initializer[0]",), "float32", values.shape, values)
+    entry, sections = encode_layer(layer, quantized, pool)
+    assert entry.coding == coding
+    assert (entry, sections) == encode_layer(layer, quantized, None)
