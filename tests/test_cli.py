@@ -13,26 +13,7 @@ import numpy as np
 import pytest
 
 from tests import builders
-
-ROOT = Path(__file__).parent.parent
-
-
-def riq(*arguments: object, folder: Path, data: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "riq_cli", *map(str, arguments)]
-    environment = os.environ | {"COLUMNS": "100", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=folder, capture_output=True, input=data, env=environment, timeout=600)
-
-
-def fails(code: int, message: str, *arguments: object, folder: Path) -> None:
-    """The command ends with the code and one line of error that matches; no traceback, nothing on stdout."""
-    done = riq(*arguments, folder=folder)
-    stderr = done.stderr.decode()
-    assert done.returncode == code, stderr
-    assert done.stdout == b""
-    assert "Traceback" not in stderr
-    lines = [line for line in stderr.splitlines() if line.startswith("riq: error: ")]
-    assert len(lines) == 1, stderr
-    assert re.search(message, lines[0]), lines[0]
+from tests.command import ROOT, fails, riq
 
 
 @pytest.fixture(scope="module")
@@ -460,9 +441,7 @@ COMMANDS = ("compress", "decompress", "report", "verify", "sweep", "plot", "comp
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_is_a_page_of_a_manual(command: str, ready: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "riq_cli", command, "--help"], capture_output=True, text=True,
-                          env=os.environ | {"COLUMNS": "200", "PYTHONPATH": str(ROOT)}, check=True)  # fmt: skip
-    text = done.stdout
+    text = riq(command, "--help", folder=ready, COLUMNS="200").stdout.decode()
     assert [line for line in text.splitlines() if len(line) > 80] == []
     assert re.match(rf"Usage: riq {command} (?!\[OPTIONS\])", text)  # a synopsis
     headings = re.findall(r"^([A-Z][\w ]*):$", text, re.MULTILINE)

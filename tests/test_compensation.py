@@ -20,8 +20,8 @@ from riq_cli.codec.solution import Solution
 from riq_cli.codec.solver import geometric_mean
 from riq_cli.errors import SettingsError
 from tests import builders
-from tests.test_cli import fails
-from tests.test_cli import riq as run
+from tests.command import fails
+from tests.command import riq as run
 
 Build = Callable[[], onnx.ModelProto]
 Feeds = list[dict[str, np.ndarray]]

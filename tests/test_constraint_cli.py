@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.test_cli import fails, riq
+from tests.command import fails, riq
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
 FILES = ("cnn.onnx", "calibration.npz", "calibration_labels.npy", "heldout.npz", "heldout_labels.npy")

@@ -24,6 +24,7 @@ from riq_cli.report.figures import Axis
 from riq_cli.report.histogram import histogram, histograms
 from riq_cli.table import read_table
 from riq_cli.text import tick
+from tests.command import riq
 
 GOLDENS = Path(__file__).parent / "goldens"
 HOSTILE = "</td><script>alert(1)</script>\"'&\x1b[31m"
@@ -396,31 +397,25 @@ def test_light_and_dark_are_two_pictures(saved: Path) -> None:
 # ---- the command ----
 
 
-def riq(folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    environment = os.environ | {"COLUMNS": "100", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    command = [sys.executable, "-m", "riq_cli", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, env=environment, timeout=600)
-
-
 def test_the_command_writes_the_page_whole_or_not_at_all(tmp_path: Path) -> None:
     archive("first", "dense").save(tmp_path / "model.riqz")
-    done = riq(tmp_path, "report", "model.riqz", "--html", "report.html")
+    done = riq("report", "model.riqz", "--html", "report.html", folder=tmp_path)
     text = (tmp_path / "report.html").read_text()
     assert (done.returncode, done.stdout) == (0, b"")
     assert re.fullmatch(r"report\.html: \d+\.?\d* kB\n", done.stderr.decode())
     assert text == page(Archive.open(tmp_path / "model.riqz"), "model.riqz")
 
-    done = riq(tmp_path, "report", "model.riqz", "--html", "report.html")
+    done = riq("report", "model.riqz", "--html", "report.html", folder=tmp_path)
     assert done.returncode == 1
     assert (
         done.stderr
         == b"riq: error: report.html: exists already; use --force to replace it, or name another file with -o\n"
     )
-    done = riq(tmp_path, "report", "model.riqz", "--html", "model.riqz", "-f")
+    done = riq("report", "model.riqz", "--html", "model.riqz", "-f", folder=tmp_path)
     assert (done.returncode, done.stdout) == (1, b"")
     assert b"model.riqz: is read by this command and never overwritten" in done.stderr
-    assert riq(tmp_path, "report", "model.riqz", "--html", "-").stdout.decode() == text
-    assert riq(tmp_path, "report", "model.riqz", "--html", "report.html", "-f", "--json").stdout.startswith(b"{")
+    assert riq("report", "model.riqz", "--html", "-", folder=tmp_path).stdout.decode() == text
+    assert riq("report", "model.riqz", "--html", "report.html", "-f", "--json", folder=tmp_path).stdout.startswith(b"{")
 
 
 def test_a_damaged_table_leaves_no_page(tmp_path: Path) -> None:
@@ -432,7 +427,7 @@ def test_a_damaged_table_leaves_no_page(tmp_path: Path) -> None:
         made.manifest,
         data[:start] + bytes(made.manifest.layers[0].table) + data[start + made.manifest.layers[0].table :],
     ).save(tmp_path / "model.riqz")
-    done = riq(tmp_path, "report", "model.riqz", "--html", "report.html")
+    done = riq("report", "model.riqz", "--html", "report.html", folder=tmp_path)
     assert done.returncode == 1
     assert done.stderr == b"riq: error: model.riqz: a table holds an impossible code; the archive is damaged\n"
     assert [path.name for path in tmp_path.iterdir()] == ["model.riqz"]

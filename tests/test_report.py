@@ -19,15 +19,14 @@ from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflat
 from riq_cli.cli import markdown
 from riq_cli.report import command, difference, totals
 from tests import builders
+from tests.command import riq as run
 
 ROOT = Path(__file__).parent.parent
 
 
 def riq(folder: Path, *arguments: str, data: bytes | None = None) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"COLUMNS": "100", "PYTHONPATH": str(ROOT)}
-    run = subprocess.run([sys.executable, "-m", "riq_cli", *arguments], cwd=folder, capture_output=True, input=data,
-                         env=environment, timeout=600)  # fmt: skip
-    return subprocess.CompletedProcess(run.args, run.returncode, run.stdout.decode(), run.stderr.decode())
+    done = run(*arguments, folder=folder, data=data)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def entry(name: str, place: int, stored: int, size: int = 1000, crc32: int = 0, width: float = 0.1) -> LayerEntry:
@@ -317,15 +316,9 @@ def test_the_command_makes_the_same_bytes_again(tmp_path: Path) -> None:
 def completed(folder: Path, line: str) -> list[str]:
     """What bash would offer at the end of a line, as type,value."""
     words = shlex.split(line) + ([""] if line.endswith(" ") else [])
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT), "_RIQ_COMPLETE": "bash_complete", "COMP_WORDS": line,
-        "COMP_CWORD": str(len(words) - 1),
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "riq_cli"], cwd=folder, capture_output=True, env=environment, text=True
-    )
-    assert done.stderr == ""
-    return done.stdout.splitlines()
+    done = run(folder=folder, _RIQ_COMPLETE="bash_complete", COMP_WORDS=line, COMP_CWORD=str(len(words) - 1))
+    assert done.stderr == b""
+    return done.stdout.decode().splitlines()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 
 import riq_cli as riq
 from riq_cli.codec import PRESETS
-from tests.test_cli import riq as run
+from tests.command import riq as run
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "sample_models"

@@ -18,7 +18,7 @@ import pytest
 import riq_cli as riq_library
 from riq_cli.points import COLUMNS, HEADER, Point, read_points
 from tests import builders
-from tests.test_cli import fails, riq
+from tests.command import fails, riq
 
 POINTS = ("--deviations", "0.05,0.02", "--presets", "fast,small")
 SWEEP = ("sweep", "model.onnx", "--calibration", "calibration.npz", *POINTS)
