@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,23 +13,35 @@ from typing import Any, BinaryIO
 
 from riq_cli.errors import OutputError
 
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows
+
+TEMPORARY = ".riq-"  # how names of unfinished files begin; whoever finds one that is old may delete it
+
 
 def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> None:
     """Return nothing if `path` can be written; meant to be asked before long work.
 
+    A pipe or a device such as `/dev/null` always can: it is written to, and nothing is replaced.
+
     Raises:
-        OutputError: the file exists and `overwrite` is false, it is not a regular file, or its folder cannot be
-            written.
+        OutputError: the file exists and `overwrite` is false, it is a folder or something else that is not a file, or
+            its folder cannot be written.
     """
     path = Path(path)
     with _explained(path):
-        if path.is_dir():
+        mode = _mode(path)
+        if mode is None:
+            if path.is_symlink() and not overwrite:
+                raise _exists(path)
+        elif stat.S_ISDIR(mode):
             raise OutputError(f"{path}: is a folder; name a file")
-        if path.exists() and not path.is_file():
+        elif _is_stream(mode):
+            return
+        elif not stat.S_ISREG(mode):
             raise OutputError(f"{path}: is not a regular file and would be replaced by one; name another file")
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path}: exists already; use --force to replace it, or name another file with -o")
-        with tempfile.TemporaryFile(dir=path.parent):
+        elif not overwrite:
+            raise _exists(path)
+        with tempfile.TemporaryFile(dir=path.parent, prefix=TEMPORARY):
             pass
 
 
@@ -53,22 +66,30 @@ def atomic_write(path: str | os.PathLike[str], overwrite: bool = False) -> Itera
     """
     path = Path(path)
     check_output(path, overwrite)
-    with _explained(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".riq.")
+    if _is_stream(_mode(path) or 0):
+        with growing_file(path) as stream, io.BufferedWriter(stream) as file:
+            yield file
+        return
+    name = path.with_name(TEMPORARY + os.urandom(8).hex())  # known before the file is there, so that none stays behind
     try:
+        with _explained(path):
+            handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o600)
         with io.BufferedWriter(_Output(handle, path)) as file:
             yield file
         with _explained(path):
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)
-    except BaseException:
+            old = _mode(path) if overwrite else None
+            os.chmod(name, 0o666 & ~_umask() if old is None else stat.S_IMODE(old))
+            if overwrite:
+                os.replace(name, path)
+            else:
+                _take_name(name, path)
+    finally:
         with contextlib.suppress(OSError):
             os.unlink(name)
-        raise
 
 
 @contextlib.contextmanager
-def growing_file(path: str | os.PathLike[str], overwrite: bool = False, keep: int = 0) -> Iterator[BinaryIO]:
+def growing_file(path: str | os.PathLike[str], overwrite: bool = False, keep: int = 0) -> Iterator[io.FileIO]:
     """A binary file for what is read while it is written: named from the first byte on, never buffered, kept on errors.
 
     Args:
@@ -81,12 +102,18 @@ def growing_file(path: str | os.PathLike[str], overwrite: bool = False, keep: in
     """
     path = Path(path)
     check_output(path, overwrite)
+    stream = _is_stream(_mode(path) or 0)
     with _explained(path):
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        try:
+            new = 0 if overwrite or stream else os.O_EXCL
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | new | _BINARY, 0o666)
+        except FileExistsError:
+            raise _exists(path) from None
     with _Output(handle, path) as file:
-        with _explained(path):
-            file.truncate(keep)
-            file.seek(keep)
+        if not stream:
+            with _explained(path):
+                file.truncate(keep)
+                file.seek(keep)
         yield file
 
 
@@ -112,6 +139,45 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _mode(path: Path) -> int | None:
+    """Type and permissions of what a path leads to; None if there is nothing."""
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return None
+
+
+def _is_stream(mode: int) -> bool:
+    """Whether something of this mode is written to as it is: a pipe, or a device such as a terminal or /dev/null."""
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
+def _exists(path: Path) -> OutputError:
+    return OutputError(f"{path}: exists already; use --force to replace it, or name another file with -o")
+
+
+def _take_name(temporary: Path, path: Path) -> None:
+    """Give a complete file its name, unless that is taken: of several writers, one wins.
+
+    Raises:
+        OutputError: it is taken.
+    """
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise _exists(path) from None
+    except OSError:  # some file systems have no hard links
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            raise _exists(path) from None
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(path)
+            raise
 
 
 def _umask() -> int:

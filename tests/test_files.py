@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from riq_cli.errors import OutputError
-from riq_cli.files import atomic_write, check_output, growing_file
+from riq_cli.files import TEMPORARY, atomic_write, check_output, growing_file
 
 
 def names(folder: Path) -> list[str]:
@@ -146,9 +149,73 @@ def test_a_rename_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: 
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(OutputError, match="cannot be written"), atomic_write(tmp_path / "out.riqz") as file:
-        file.write(b"abc")
+    monkeypatch.setattr(os, "link", refuse)
+    for overwrite in (False, True):
+        with (
+            pytest.raises(OutputError, match="cannot be written"),
+            atomic_write(path := tmp_path / "out", overwrite) as file,
+        ):
+            file.write(b"abc")
+        assert not path.exists()
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_two_writers_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not links:  # as on file systems that have none
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "out.riqz"
+    with pytest.raises(OutputError) as caught, atomic_write(path) as late:
+        late.write(b"late")
+        with atomic_write(path) as early:
+            early.write(b"early")
+    assert str(caught.value) == f"{path}: exists already; use --force to replace it, or name another file with -o"
+    assert path.read_bytes() == b"early"
+    assert names(tmp_path) == ["out.riqz"]
+    with atomic_write(path, overwrite=True) as file:
+        file.write(b"forced")
+    assert path.read_bytes() == b"forced"
+
+
+def test_a_growing_file_that_appeared_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log"
+    monkeypatch.setattr("riq_cli.files.check_output", lambda *_: path.write_bytes(b"of another"))
+    with pytest.raises(OutputError, match="exists already"), growing_file(path):
+        pytest.fail("the block must not begin")
+    assert path.read_bytes() == b"of another"
+
+
+def test_unfinished_files_have_a_prefix(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "out.riqz") as file:
+        file.write(b"abc")
+        (name,) = names(tmp_path)
+        assert name.startswith(TEMPORARY) and TEMPORARY == ".riq-"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o755])
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "out.riqz"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    with atomic_write(path, overwrite=True) as file:
+        file.write(b"new")
+    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"new", mode)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links of POSIX")
+def test_a_link_to_nothing_is_there_already(tmp_path: Path) -> None:
+    path = tmp_path / "link"
+    path.symlink_to("nothing")
+    with pytest.raises(OutputError, match="exists already"), atomic_write(path):
+        pytest.fail("the block must not begin")
+    with atomic_write(path, overwrite=True) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+    assert names(tmp_path) == ["link"] and not path.is_symlink()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
@@ -165,15 +232,33 @@ def test_a_file_has_the_permissions_of_any_new_file(tmp_path: Path, mask: int, m
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
-def test_what_is_not_a_regular_file_is_not_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [atomic_write, growing_file])
+def test_pipes_and_devices_are_written_to_and_stay(tmp_path: Path, write: Callable[..., Any]) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
     (tmp_path / "link").symlink_to(path)
     for name in (path, tmp_path / "link"):
+        check_output(name)
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with write(name) as file:
+            file.write(b"abc")
+        assert os.read(reader, 10) == b"abc"
+        os.close(reader)
+    with write("/dev/null", overwrite=True) as file:
+        file.write(b"abc")
+    assert stat.S_ISFIFO(path.stat().st_mode) and stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    assert names(tmp_path) == ["link", "pipe"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sockets of POSIX")
+def test_what_is_neither_a_file_nor_a_stream_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the address of a socket is short
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("socket")
         for overwrite in (False, True):
             with pytest.raises(OutputError) as caught:
-                check_output(name, overwrite)
-            message = f"{name}: is not a regular file and would be replaced by one; name another file"
+                check_output("socket", overwrite)
+            message = "socket: is not a regular file and would be replaced by one; name another file"
             assert str(caught.value) == message
 
 
