@@ -55,6 +55,11 @@ def shown(value: Any, style: str = ".4g") -> str:
     return "–" if number is None else format(number, style)
 
 
+def estimate(mean: Any, error: Any) -> str:
+    """A mean of samples with its standard error, `0.0092 ± 0.0011`; the mean alone where no error is known."""
+    return shown(mean) if real(error) is None else f"{shown(mean)} ± {shown(error, '.2g')}"
+
+
 def tick(value: float) -> str:
     """A round number as axes show it: `0.002`, `−500`, `2·10⁻⁵`."""
     sign = "−" if value < 0 else ""

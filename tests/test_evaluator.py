@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -200,7 +201,12 @@ def test_a_batch_whose_shape_changes_is_one_everywhere() -> None:
 
 def test_the_deviation_of_a_model_is_that_of_its_worst_tensor() -> None:
     deviation = Deviation(("a", "b"), (((0.125, 0.0), (0.25, 0.5)), ((0.875, 0.0), (0.5, 0.25))))
-    assert deviation.tensors == (TensorDeviation("a", 0.25, 0.875, 4), TensorDeviation("b", 0.375, 0.5, 4))
+    errors = statistics.stdev([0.125, 0.0, 0.875, 0.0]) / 2, statistics.stdev([0.25, 0.5, 0.5, 0.25]) / 2
+    assert deviation.tensors == (
+        TensorDeviation("a", 0.25, 0.875, 4, pytest.approx(errors[0], rel=1e-12)),
+        TensorDeviation("b", 0.375, 0.5, 4, pytest.approx(errors[1], rel=1e-12)),
+    )
+    assert deviation.standard_error == pytest.approx(errors[1], rel=1e-12)
     assert list(deviation.samples) == [0.25, 0.5, 0.5, 0.25]
     assert deviation.mean == 0.375
     assert deviation.worst == 0.875
@@ -211,8 +217,17 @@ def test_some_runs_may_have_another_worst_tensor() -> None:
     assert deviation.mean == 0.5
     assert list(deviation.samples) == [0.25, 1.0, 0.25]
     assert deviation.of([0]) == Deviation(("a", "b"), (((0.5,), (0.25,)),))
-    assert deviation.of([2, 0]).tensors == (TensorDeviation("a", 0.25, 0.5, 2), TensorDeviation("b", 0.25, 0.25, 2))
+    assert deviation.of([2, 0]).tensors == (
+        TensorDeviation("a", 0.25, 0.5, 2, 0.25),
+        TensorDeviation("b", 0.25, 0.25, 2, 0.0),
+    )
+    assert deviation.of([0]).standard_error is None
     assert list(deviation.of([0]).samples) == [0.5]
+
+
+def test_a_mean_that_is_infinite_has_no_standard_error() -> None:
+    deviation = Deviation(("a",), (((math.inf,),), ((0.5,),)))
+    assert (deviation.mean, deviation.standard_error) == (math.inf, None)
 
 
 # ---- running --------------------------------------------------------------------------------------------------------
@@ -264,13 +279,13 @@ def test_mean_and_worst_are_those_of_the_rows_by_hand(tmp_path: Path) -> None:
     exchanged = [unit[:, [1, 0, 2]].copy()]
     batched = Evaluator(form, [unit], [({"x": unit}, 3)], threads=1).deviation(form, exchanged)
     assert batched == Deviation(("y",), (((1.0, 1.0, 0.0),),))
-    assert batched.tensors == (TensorDeviation("y", 2 / 3, 1.0, 3),)
+    assert batched.tensors == (TensorDeviation("y", 2 / 3, 1.0, 3, pytest.approx(1 / 3)),)
     evaluator = Evaluator(form, [unit], [({"x": unit[i : i + 1]}, 1) for i in range(3)], threads=1)
     single = evaluator.deviation(form, exchanged)
     assert single.tensors == batched.tensors
     assert list(single.samples) == list(batched.samples) == [1.0, 1.0, 0.0]
     whole = Evaluator(form, [unit], [({"x": unit}, 1)], threads=1).deviation(form, exchanged)
-    assert whole.tensors == (TensorDeviation("y", pytest.approx(2 / 3), pytest.approx(2 / 3), 1),)
+    assert whole.tensors == (TensorDeviation("y", pytest.approx(2 / 3), pytest.approx(2 / 3), 1, None),)
     assert list(whole.samples) == [pytest.approx(2 / 3)]
 
 

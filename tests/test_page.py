@@ -127,6 +127,14 @@ def test_the_page_tells_the_totals_the_layers_and_how_to_make_it_again() -> None
     assert '<th scope="row">rounding</th><td><code>compensated</code>' in text
 
 
+def test_the_page_tells_standard_errors_where_the_archive_has_them() -> None:
+    measured = [{"name": "logits", "mean": 0.009, "worst": 0.04, "samples": 64, "standard_error": 0.00087}]
+    result = RESULT | {"standard_error": 0.00087, "holdout_standard_error": 0.0016, "measured": measured}
+    text = page(archive("first", result=result), "model.riqz")
+    assert "± 0.00087; target 0.01; worst sample 0.04; held out 0.008 ± 0.0016" in text
+    assert "0.009 ± 0.00087, worst 0.04" in text
+
+
 def test_a_hostile_name_stays_text() -> None:
     result = RESULT | {
         "allocation": HOSTILE,

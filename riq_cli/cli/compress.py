@@ -18,7 +18,7 @@ from riq_cli.cli.paths import check_outputs, check_stdout, refuse_sources
 from riq_cli.cli.terminal import ProgressBar, warn_line
 from riq_cli.memory import give_back_large_arrays
 from riq_cli.report import judgement, layers_at, totals
-from riq_cli.text import counted, finite, human_size, shortened
+from riq_cli.text import counted, estimate, finite, human_size, shortened
 
 if TYPE_CHECKING:
     from riq_cli.archive import Archive
@@ -185,13 +185,16 @@ def _summary(facts: dict[str, Any], verbose: int) -> str:
         bound = f" ≤ {facts['target']:g}" if facts["target"] is not None else ""
         samples, kind = facts["calibration"]["samples"], facts["calibration"]["kind"]
         lines.append(
-            f"  deviation  {facts['deviation']:.4g}{bound}, worst sample {facts['worst']:.4g}; "
+            f"  deviation  {estimate(facts['deviation'], facts['standard_error'])}{bound}, "
+            f"worst sample {facts['worst']:.4g}; "
             f"{samples} {'random samples' if kind == 'random' else f'samples ({kind})'}"
         )
         if "holdout" in facts:
-            lines.append(f"    held out: {facts['holdout']:.4g} on {facts['holdout_samples']} of these samples")
+            held = estimate(facts["holdout"], facts["holdout_standard_error"])
+            lines.append(f"    held out: {held} on {facts['holdout_samples']} of these samples")
         for tensor in facts["measured"]:
-            lines.append(f"    at {shortened(tensor['name'])}: {tensor['mean']:.4g}, worst {tensor['worst']:.4g}")
+            mean = estimate(tensor["mean"], tensor["standard_error"])
+            lines.append(f"    at {shortened(tensor['name'])}: {mean}, worst {tensor['worst']:.4g}")
     lines.append(
         f"  layers     {facts['layers']}, {facts['weights']:,} weights at {facts['rate']:.3g} bits/weight; "
         f"×{facts['ratio_eq2']:.2f} by eq. (2)"

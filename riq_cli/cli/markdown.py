@@ -8,7 +8,7 @@ from html import escape
 
 from riq_cli.archive import Archive
 from riq_cli.report import SortKey, judgement, rows, totals
-from riq_cli.text import human_size, printable, real, shown
+from riq_cli.text import estimate, human_size, printable, real, shown
 
 ROWS = 100  # of a table: a comment on GitHub holds 65,536 characters
 
@@ -49,10 +49,11 @@ def report(archive: Archive, name: str, sort: SortKey) -> str:
     if "constraint" in result:
         facts.append(("constraint", judgement(result["constraint"])))
     if real(result.get("deviation")) is not None:
-        facts.append(("deviation", shown(result["deviation"]) + (f" (target {target:g})" if target else "")))
+        found = estimate(result["deviation"], result.get("standard_error"))
+        facts.append(("deviation", found + (f" (target {target:g})" if target else "")))
         facts.append(("worst sample", shown(result.get("worst"))))
     if real(result.get("holdout")) is not None:
-        facts.append(("held out", shown(result["holdout"])))
+        facts.append(("held out", estimate(result["holdout"], result.get("holdout_standard_error"))))
     lines = [
         (
             code(row["name"]),

@@ -33,7 +33,7 @@ from riq_cli.report import (
     rows,
     totals,
 )  # fmt: skip
-from riq_cli.text import finite, human_size, printable, shortened
+from riq_cli.text import estimate, finite, human_size, printable, shortened
 
 _ANY_SIZE = 1 << 100  # nothing is restored here, so that nothing needs a limit
 
@@ -227,10 +227,12 @@ def _made(archive: Archive) -> str:
         lines.append(f"  held out: {judgement(result['constraint_holdout'])}")
     for tensor in result.get("measured", ()):
         lines.append(
-            f"deviation {tensor['mean']:.4g}, worst sample {tensor['worst']:.4g} at {shortened(str(tensor['name']))}"
+            f"deviation {estimate(tensor['mean'], tensor.get('standard_error'))}, worst sample {tensor['worst']:.4g} "
+            f"at {shortened(str(tensor['name']))}"
         )
     if "holdout" in result:
-        lines.append(f"held out: {result['holdout']:.4g} on {result['holdout_samples']} samples")
+        held = estimate(result["holdout"], result.get("holdout_standard_error"))
+        lines.append(f"held out: {held} on {result['holdout_samples']} samples")
     lines.append(
         f"calibration: {calibration.get('samples')} samples, {calibration.get('kind')}, "
         f"SHA-256 {str(calibration.get('sha256'))[:16]}…"

@@ -12,7 +12,7 @@ from riq_cli.cli import constraints, exit_codes, options
 from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.terminal import warn_line
 from riq_cli.report import judgement
-from riq_cli.text import finite, real, shortened
+from riq_cli.text import estimate, finite, real, shortened
 
 
 @click.command(
@@ -83,6 +83,7 @@ def verify(
             "archive": archive,
             "against": against,
             "deviation": finite(found.mean),
+            "standard_error": found.standard_error,
             "worst": finite(found.worst),
             "measured": [
                 {key: finite(v) if isinstance(v, float) else v for key, v in asdict(tensor).items()}
@@ -97,11 +98,13 @@ def verify(
     elif not quiet:
         verdict = "" if bound is None else f", {'within' if within else 'ABOVE'} the bound of {bound:g}"
         click.echo(
-            f"{archive}: deviation {found.mean:.4g}{verdict}; worst sample {found.worst:.4g}, "
+            f"{archive}: deviation {estimate(found.mean, found.standard_error)}{verdict}; "
+            f"worst sample {found.worst:.4g}, "
             f"{found.tensors[0].samples} samples"
         )
         for tensor in found.tensors:
-            click.echo(f"  at {shortened(tensor.name)}: {tensor.mean:.4g}, worst {tensor.worst:.4g}")
+            mean = estimate(tensor.mean, tensor.standard_error)
+            click.echo(f"  at {shortened(tensor.name)}: {mean}, worst {tensor.worst:.4g}")
         if judged is not None:
             click.echo(f"  constraint: {judgement(judged.recorded())}")
     if not holds:

@@ -28,7 +28,7 @@ from riq_cli.codec.solution import CLOSER, CLOSER_TRIES, Kind, Scheme, Solution
 from riq_cli.codec.split import FIT_SAMPLES, REFIT_SAMPLES, held_count, roles
 from riq_cli.codec.weights import Plans, Shift, Weights, Widths
 from riq_cli.errors import SettingsError, TargetError
-from riq_cli.evaluator import Deviation, Evaluator, Prober, available_threads
+from riq_cli.evaluator import Deviation, Evaluator, Prober, available_threads, short
 from riq_cli.executors import interruptible
 from riq_cli.model import Model, SessionForm, linear_layers, probe_form
 from riq_cli.version import VERSION
@@ -265,9 +265,7 @@ class Compression:
             "epsilon": scheme.allocation.epsilon,
             "allocation": scheme.allocation.name,
             "rounding": scheme.rounding,
-            "deviation": deviation.mean,
-            "worst": deviation.worst,
-            "measured": [asdict(tensor) for tensor in deviation.tensors],
+            **deviation.recorded(),
             "evaluations": len(self._trace),
             "probes": self._probes,
             "trace": [
@@ -280,8 +278,9 @@ class Compression:
             result["evaluations"] += bench.solver.judged
             result |= bench.solver.facts(solution, bench.evaluator, restored, self._settings.outputs, bench.held)
         if bench.held and scheme.guarded:
-            result["holdout"] = deviation.of(bench.held).mean
-            result["holdout_samples"] = len(bench.held)
+            held = deviation.of(bench.held)
+            result |= {"holdout": held.mean, "holdout_samples": held.samples.size}
+            result["holdout_standard_error"] = short(held.standard_error)
         return archive.described(calibration=bench.calibration, result=result), deviation.mean
 
     def _evaluator(self, form: SessionForm, samples: Sequence[Sample], lean: bool = False) -> Evaluator:

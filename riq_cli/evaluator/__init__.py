@@ -1,6 +1,6 @@
 """Weights → deviation: runs the model in onnxruntime and compares its outputs, eq. (1), or shows its inner tensors."""
 
-from riq_cli.evaluator.deviation import Array, Deviation, TensorDeviation, cosine_distance, sample_deviations
+from riq_cli.evaluator.deviation import Array, Deviation, TensorDeviation, cosine_distance, sample_deviations, short
 from riq_cli.evaluator.evaluator import Evaluator, LoadedModel
 from riq_cli.evaluator.observer import Observer
 from riq_cli.evaluator.prober import Prober
@@ -18,4 +18,5 @@ __all__ = [
     "available_threads",
     "cosine_distance",
     "sample_deviations",
+    "short",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,12 +17,16 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class TensorDeviation:
-    """Deviation measured at one tensor: mean and maximum over the samples, and their number."""
+    """Deviation measured at one tensor: mean and maximum over the samples, and their number.
+
+    `standard_error` is that of the mean, as samples differ from each other; None for a single sample.
+    """
 
     name: str
     mean: float
     worst: float
     samples: int
+    standard_error: float | None
 
 
 @dataclass(frozen=True)
@@ -41,20 +45,24 @@ class Deviation:
     def tensors(self) -> tuple[TensorDeviation, ...]:
         """What there is to tell of each tensor."""
         return tuple(
-            TensorDeviation(name, math.fsum(values) / len(values), max(values), len(values))
+            TensorDeviation(name, math.fsum(values) / len(values), max(values), len(values), standard_error(values))
             for name, values in zip(self.names, self._values, strict=True)
         )
 
     @property
     def mean(self) -> float:
         """The mean over samples at the tensor where it is largest: what a target bounds."""
-        return max(tensor.mean for tensor in self.tensors)
+        return self._largest.mean
+
+    @property
+    def standard_error(self) -> float | None:
+        """The standard error of `mean`; None for a single sample."""
+        return self._largest.standard_error
 
     @property
     def samples(self) -> NDArray[np.float64]:
         """Each sample's deviation at the tensor where the mean is largest."""
-        means = [tensor.mean for tensor in self.tensors]
-        return np.array(self._values[means.index(max(means))])
+        return np.array(self._values[self.tensors.index(self._largest)])
 
     @property
     def worst(self) -> float:
@@ -65,10 +73,38 @@ class Deviation:
         """That of some of the runs alone, by their numbers."""
         return Deviation(self.names, tuple(self.runs[number] for number in runs))
 
+    def recorded(self) -> dict[str, Any]:
+        """What manifests keep of it, by the keys of their `result`."""
+        return {
+            "deviation": self.mean,
+            "standard_error": short(self.standard_error),
+            "worst": self.worst,
+            "measured": [
+                asdict(replace(tensor, standard_error=short(tensor.standard_error))) for tensor in self.tensors
+            ],
+        }
+
+    @property
+    def _largest(self) -> TensorDeviation:
+        """The tensor where the mean is largest; the first of several."""
+        return max(self.tensors, key=lambda tensor: tensor.mean)
+
     @property
     def _values(self) -> list[list[float]]:
         """Each sample's deviation, by tensor."""
         return [list(itertools.chain.from_iterable(tensor)) for tensor in zip(*self.runs, strict=True)]
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """The standard error of the mean of some values, s/√n; None for a single one, or where one is infinite."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return None
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
+def short(error: float | None) -> float | None:
+    """A standard error for the manifest: three digits tell all that there is to know of one."""
+    return None if error is None else float(f"{error:.3g}")
 
 
 def compared(

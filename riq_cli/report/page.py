@@ -20,7 +20,7 @@ from riq_cli.report.histogram import Count, Histogram, histograms
 from riq_cli.report.judgement import judgement
 from riq_cli.report.reproduction import command
 from riq_cli.report.totals import Totals, rows, totals
-from riq_cli.text import human_size, printable, real, shortened, shown
+from riq_cli.text import estimate, human_size, printable, real, shortened, shown
 
 _HISTOGRAMS = 6
 _NAME = 56  # characters of a layer's name, two lines of the table
@@ -113,13 +113,14 @@ def _totals(archive: Archive, sums: Totals) -> str:
     ]
     if real(result.get("deviation")) is not None:
         bound = f"target {target:g}" if target else "cosine distance"
-        held = real(result.get("holdout"))
+        held, error = real(result.get("holdout")), real(result.get("standard_error"))
         cards.append(
             (
                 "deviation",
                 shown(result["deviation"], ".3g"),
-                f"{bound}; worst sample {shown(result.get('worst'), '.3g')}"
-                + ("" if held is None else f"; held out {held:.3g}"),
+                ("" if error is None else f"± {error:.2g}; ")
+                + f"{bound}; worst sample {shown(result.get('worst'), '.3g')}"
+                + ("" if held is None else f"; held out {estimate(held, result.get('holdout_standard_error'))}"),
             )
         )
     if "constraint" in result:
@@ -313,7 +314,8 @@ def _made(archive: Archive, name: str) -> str:
     measured = manifest.result.get("measured")
     for tensor in measured if isinstance(measured, list) else ():
         if isinstance(tensor, dict):
-            value = f"{shown(tensor.get('mean'))}, worst {shown(tensor.get('worst'))}"
+            mean = estimate(tensor.get("mean"), tensor.get("standard_error"))
+            value = f"{mean}, worst {shown(tensor.get('worst'))}"
             found.append((f"deviation at {shortened(str(tensor.get('name')))}", value))
     if manifest.calibration:
         samples, kind, digest = (manifest.calibration.get(key) for key in ("samples", "kind", "sha256"))
