@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 
 def printable(text: str) -> str:
@@ -42,22 +41,14 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def real(value: Any) -> float | None:
-    """The number that an unchecked field of a manifest holds; None if it holds anything else, or no finite one."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return value if abs(value) <= 1.7976931348623157e308 else None
+def shown(value: float | None, style: str = ".4g") -> str:
+    """A number in a format's style, `–` where there is none."""
+    return "–" if value is None else format(value, style)
 
 
-def shown(value: Any, style: str = ".4g") -> str:
-    """A number in a format's style, `–` for anything that is none."""
-    number = real(value)
-    return "–" if number is None else format(number, style)
-
-
-def estimate(mean: Any, error: Any) -> str:
+def estimate(mean: float, error: float | None) -> str:
     """A mean of samples with its standard error, `0.0092 ± 0.0011`; the mean alone where no error is known."""
-    return shown(mean) if real(error) is None else f"{shown(mean)} ± {shown(error, '.2g')}"
+    return shown(mean) if error is None else f"{shown(mean)} ± {shown(error, '.2g')}"
 
 
 def tick(value: float) -> str:

@@ -520,10 +520,15 @@ def test_an_integer_of_the_skeleton_that_is_none(key: str, value: object) -> Non
 
 
 @pytest.mark.parametrize("value", [None, True, "0.5", [0.5], {}, 10**400])
-@pytest.mark.parametrize("key", ["bin_width", "entropy"])
-def test_a_number_that_is_none(key: str, value: object) -> None:
-    message = f"layer 'w': {key!r} is not a finite number; the archive is damaged"
-    refused(packed(changed(**{key: value})), CorruptArchive, message)
+def test_a_bin_width_that_is_no_number(value: object) -> None:
+    message = "layer 'w': 'bin_width' is not a finite number; the archive is damaged"
+    refused(packed(changed(bin_width=value)), CorruptArchive, message)
+
+
+@pytest.mark.parametrize("value", [None, True, "0.5", [0.5], {}, 10**400, -0.1, 1.7e308])
+def test_an_entropy_that_no_layer_has(value: object) -> None:
+    message = "layer 'w': 'entropy' is not a number from 0 to 128; the archive is damaged"
+    refused(packed(changed(entropy=value)), CorruptArchive, message)
 
 
 def test_a_number_beyond_all_doubles() -> None:

@@ -258,14 +258,13 @@ def test_of_two_archives_the_new_one_is_checked(folder: Path) -> None:
 
 
 def test_a_ratio_that_is_not_known_is_missed(folder: Path) -> None:
-    for number, source in enumerate(({}, {"bytes": "x"}, {"bytes": -1}, {"bytes": True})):
-        archive(source=source).save(folder / f"{number}.riqz")
-        done = riq(folder, "report", f"{number}.riqz", "--min-ratio", "2")
-        assert done.returncode == 3, source
-        assert done.stderr == (
-            f"riq: error: {number}.riqz: the archive does not say how large its source is, so --min-ratio cannot be "
-            "checked\n"
-        )
+    archive(source={}).save(folder / "unknown.riqz")
+    done = riq(folder, "report", "unknown.riqz", "--min-ratio", "2")
+    assert (done.returncode, done.stderr) == (
+        3,
+        "riq: error: unknown.riqz: the archive does not say how large its source is, "
+        "so --min-ratio cannot be checked\n",
+    )
 
 
 def test_a_model_of_any_size_is_reported(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from itertools import pairwise
 from typing import Any
 
 from riq_cli import limits
-from riq_cli.archive.checked import Checked, parse
+from riq_cli.archive import schema
 from riq_cli.archive.deflation import deflate, inflate
+from riq_cli.archive.parsing import parse
 from riq_cli.errors import CorruptArchive, LimitExceeded, UnsupportedArchive
 
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -155,12 +156,15 @@ class Manifest:
             CorruptArchive: not the JSON that FORMAT.md describes.
             UnsupportedArchive: it requires a feature that this version does not know.
         """
-        document = Checked(parse(inflate(stored, limits.MANIFEST_INFLATED, "the manifest")), "manifest")
-        requires = tuple(document.strings("requires"))
+        document = parse(inflate(stored, limits.MANIFEST_INFLATED, "the manifest"))
+        if not isinstance(document, dict):
+            raise CorruptArchive("manifest: an object is expected")
+        schema.REQUIRES.check(document, "manifest")  # alone: what an unknown feature may change is not known
+        requires = tuple(document["requires"])
         if unknown := sorted(set(requires) - FEATURES):
             raise UnsupportedArchive(f"needs a newer riq: this one does not know {', '.join(unknown)}")
-        skeleton = document.object("skeleton")
-        layers = tuple(_layer(entry) for entry in document.objects("layers"))
+        schema.MANIFEST.check(document, "manifest")
+        layers = tuple(_layer(entry, f"manifest: layers[{index}]") for index, entry in enumerate(document["layers"]))
         for layer in layers:
             for feature in sorted(layer.requires - set(requires)):
                 raise CorruptArchive(f"layer {layer.name!r}: {feature} are not required; the archive is damaged")
@@ -168,80 +172,89 @@ class Manifest:
         if len(set(places)) != len(places):
             raise CorruptArchive("manifest: two layers claim the same tensor")
         return cls(
-            skeleton=SkeletonEntry(*(skeleton.integer(name.name) for name in fields(SkeletonEntry))),
+            skeleton=SkeletonEntry(*(document["skeleton"][item.name] for item in fields(SkeletonEntry))),
             layers=layers,
-            source=document.mapping("source"),
-            calibration=document.mapping("calibration"),
-            settings=document.mapping("settings"),
-            result=document.mapping("result"),
-            creator=document.string("creator"),
             requires=requires,
+            **{key: document[key] for key in ("source", "calibration", "settings", "result", "creator")},
         )
 
 
-def _layer(entry: Checked) -> LayerEntry:
-    name = entry.string("name")
-    entry.where = f"layer {name!r}"
-    shape = tuple(entry.integers("shape"))
-    coding = entry.string("coding")
+def _layer(entry: Mapping[str, Any], where: str) -> LayerEntry:
+    """The layer that an object of the manifest describes.
+
+    Raises:
+        CorruptArchive: not as FORMAT.md has it.
+    """
+    if isinstance(entry.get("name"), str):
+        where = f"layer {entry['name']!r}"
+    schema.LAYER.check(entry, where)
+    require = _Requirements(where)
+    coding = entry["coding"]
+    require(coding == "raw" or "bin_width" in entry, "'bin_width' is missing")
     layer = LayerEntry(
-        name=name,
-        op=entry.string("op"),
-        tensors=tuple(entry.strings("tensors")),
-        dtype=entry.string("dtype"),
-        shape=shape,
-        coding=coding,
-        symbols=entry.integer("symbols"),
-        entropy=entry.number("entropy"),
-        table=entry.integer("table"),
-        streams=tuple(entry.integers("streams")),
-        crc32=entry.integer("crc32"),
-        bin_width=None if coding == "raw" else entry.number("bin_width"),
-        scales=tuple(map(_codes, entry.objects("scales"))) if "scales" in entry else (),
-        classes=_codes(entry.object("classes")) if "classes" in entry else None,
-        trellis=tuple(entry.integers("trellis")) if "trellis" in entry else None,
-        magnitudes=tuple(map(_codes, entry.objects("magnitudes"))) if "magnitudes" in entry else (),
+        **{key: entry[key] for key in ("name", "op", "dtype", "coding", "symbols", "table", "crc32")},
+        tensors=tuple(entry["tensors"]),
+        shape=tuple(entry["shape"]),
+        entropy=float(entry["entropy"]),
+        streams=tuple(entry["streams"]),
+        bin_width=None if coding == "raw" else float(entry["bin_width"]),
+        scales=tuple(map(_codes, entry.get("scales", ()))),
+        classes=_codes(entry["classes"]) if "classes" in entry else None,
+        trellis=tuple(entry["trellis"]) if "trellis" in entry else None,
+        magnitudes=tuple(map(_codes, entry.get("magnitudes", ()))),
     )
-    entry.require(layer.dtype in DTYPE_BYTES, f"unknown dtype {layer.dtype!r}")
-    entry.require(coding in CODINGS, f"unknown coding {coding!r}")
-    entry.require(len(shape) <= limits.DIMENSIONS, f"{len(shape)} dimensions; at most {limits.DIMENSIONS} are read")
-    entry.require(0 < layer.size <= limits.LAYER_SYMBOLS, "shape without weights or beyond all bounds")
-    entry.require(bool(layer.tensors), "no tensor to restore into")
-    entry.require(all(PLACE.fullmatch(place) for place in layer.tensors), "not the path of a tensor")
-    _check_codes(entry, layer)
-    _check_streams(entry, layer)
-    entry.require(coding != "raw" or not layer.table, f"a table of {layer.table} bytes with coding {coding!r}")
-    entry.require(layer.bin_width is None or layer.bin_width > 0, "a bin width that is not positive")
+    dimensions = len(layer.shape)
+    require(layer.dtype in DTYPE_BYTES, f"unknown dtype {layer.dtype!r}")
+    require(coding in CODINGS, f"unknown coding {coding!r}")
+    require(dimensions <= limits.DIMENSIONS, f"{dimensions} dimensions; at most {limits.DIMENSIONS} are read")
+    require(0 < layer.size <= limits.LAYER_SYMBOLS, "shape without weights or beyond all bounds")
+    require(bool(layer.tensors), "no tensor to restore into")
+    require(all(PLACE.fullmatch(place) for place in layer.tensors), "not the path of a tensor")
+    _check_codes(require, layer)
+    _check_streams(require, layer)
+    require(coding != "raw" or not layer.table, f"a table of {layer.table} bytes with coding {coding!r}")
+    require(layer.bin_width is None or layer.bin_width > 0, "a bin width that is not positive")
     return layer
 
 
-def _codes(entry: Checked) -> CodesEntry:
-    return CodesEntry(tuple(entry.integers("axes")), entry.integer("bytes"))
+@dataclass(frozen=True)
+class _Requirements:
+    """What must hold of an object that is at `where`: call it with a condition and a message."""
+
+    where: str
+
+    def __call__(self, condition: bool, message: str) -> None:
+        if not condition:
+            raise CorruptArchive(f"{self.where}: {message}; the archive is damaged")
 
 
-def _check_codes(entry: Checked, layer: LayerEntry) -> None:
+def _codes(entry: Mapping[str, Any]) -> CodesEntry:
+    return CodesEntry(tuple(entry["axes"]), entry["bytes"])
+
+
+def _check_codes(require: _Requirements, layer: LayerEntry) -> None:
     """Nothing, or a CorruptArchive for codes that a layer cannot have, whatever their sections hold."""
     for name, several in (("scales", layer.scales), ("magnitudes", layer.magnitudes)):
         count = len(several)
-        entry.require(count <= limits.SCALES, f"{count} {name}; at most {limits.SCALES} are read")
-        entry.require(len({item.axes for item in several}) == count, f"two {name} along the same axes")
-    entry.require(layer.coding != "raw" or not layer.scales, "scales with coding 'raw'")
-    entry.require(layer.coding == "ans" or not layer.classes, f"classes with coding {layer.coding!r}")
-    entry.require(layer.coding == "student" or not layer.magnitudes, f"magnitudes with coding {layer.coding!r}")
-    entry.require(layer.coding != "raw" or not layer.trellis, "a trellis with coding 'raw'")
+        require(count <= limits.SCALES, f"{count} {name}; at most {limits.SCALES} are read")
+        require(len({item.axes for item in several}) == count, f"two {name} along the same axes")
+    require(layer.coding != "raw" or not layer.scales, "scales with coding 'raw'")
+    require(layer.coding == "ans" or not layer.classes, f"classes with coding {layer.coding!r}")
+    require(layer.coding == "student" or not layer.magnitudes, f"magnitudes with coding {layer.coding!r}")
+    require(layer.coding != "raw" or not layer.trellis, "a trellis with coding 'raw'")
     if layer.trellis is not None:
-        entry.require(_ascending(layer.trellis, layer), "a trellis along what are not ascending axes of its shape")
+        require(_ascending(layer.trellis, layer), "a trellis along what are not ascending axes of its shape")
     for codes in layer.codes:
-        entry.require(_ascending(codes.axes, layer), "codes along what are not ascending axes of its shape")
+        require(_ascending(codes.axes, layer), "codes along what are not ascending axes of its shape")
         count = math.prod(codes.shape(layer.shape))
-        entry.require(count <= limits.CODES, f"{count} codes along some axes; at most {limits.CODES} are read")
+        require(count <= limits.CODES, f"{count} codes along some axes; at most {limits.CODES} are read")
 
 
 def _ascending(axes: Sequence[int], layer: LayerEntry) -> bool:
     return bool(axes) and all(axis < other for axis, other in pairwise((*axes, len(layer.shape))))
 
 
-def _check_streams(entry: Checked, layer: LayerEntry) -> None:
+def _check_streams(require: _Requirements, layer: LayerEntry) -> None:
     """Nothing, or a CorruptArchive for numbers of streams and symbols that a coding cannot have."""
     full = -(-layer.size // limits.STREAM_SYMBOLS)
     streams, fewest, most = {
@@ -253,7 +266,7 @@ def _check_streams(entry: Checked, layer: LayerEntry) -> None:
     if layer.classes:  # how many weights each has is known once the codes are decoded, but none has more than all
         most *= limits.CLASSES
         possible = full + limits.CLASSES - 1
-        entry.require(len(layer.streams) <= possible, f"{len(layer.streams)} streams; at most {possible} are possible")
+        require(len(layer.streams) <= possible, f"{len(layer.streams)} streams; at most {possible} are possible")
     else:
-        entry.require(len(layer.streams) == streams, f"{len(layer.streams)} streams instead of {streams}")
-    entry.require(fewest <= layer.symbols <= most, f"{layer.symbols} symbols with coding {layer.coding!r}")
+        require(len(layer.streams) == streams, f"{len(layer.streams)} streams instead of {streams}")
+    require(fewest <= layer.symbols <= most, f"{layer.symbols} symbols with coding {layer.coding!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import asdict
@@ -15,10 +14,10 @@ from riq_cli.cli import constraints, layout, options
 from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.log import search_log, step_record
 from riq_cli.cli.paths import check_outputs, check_stdout, refuse_sources
-from riq_cli.cli.terminal import ProgressBar, warn_line
+from riq_cli.cli.terminal import ProgressBar, print_json, warn_line
 from riq_cli.memory import give_back_large_arrays
 from riq_cli.report import judgement, layers_at, totals
-from riq_cli.text import counted, estimate, finite, human_size, shortened
+from riq_cli.text import counted, estimate, human_size, shortened
 
 if TYPE_CHECKING:
     from riq_cli.archive import Archive
@@ -150,7 +149,7 @@ def compress(
         facts = _facts(archive, model, path, time.monotonic() - began)
         log({"phase": "result"} | {key: value for key, value in facts.items() if not key.endswith("trace")})
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
+        print_json(facts)
     elif not quiet:
         click.echo(_summary(facts, verbose), err=True)
 
@@ -163,7 +162,7 @@ def _facts(archive: Archive, model: str, path: str, seconds: float) -> dict[str,
     return {
         "model": model,
         "archive": path,
-        **{key: finite(value) if isinstance(value, float) else value for key, value in result.items()},
+        **result,
         "target": manifest.settings.get("deviation"),
         "settings": {key: value for key, value in manifest.settings.items() if value is not None},
         "calibration": dict(manifest.calibration),

@@ -15,7 +15,7 @@ from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.paths import check_outputs, refuse_sources
 from riq_cli.cli.terminal import ProgressBar
 from riq_cli.errors import ModelError, OutputError
-from riq_cli.text import human_size, real
+from riq_cli.text import human_size
 
 
 @click.command(
@@ -89,7 +89,7 @@ def _refuse_original(path: Path, source: Mapping[str, Any]) -> None:
     """
     from riq_cli.model import Model
 
-    if not path.exists() or path.stat().st_size > (real(source.get("bytes")) or 0):
+    if not path.exists() or path.stat().st_size > source.get("bytes", 0):
         return
     with contextlib.suppress(ModelError):  # what cannot be loaded is not a model that was compressed
         original = Model.load(path).source

@@ -8,7 +8,7 @@ from html import escape
 
 from riq_cli.archive import Archive
 from riq_cli.report import SortKey, judgement, rows, totals
-from riq_cli.text import estimate, human_size, printable, real, shown
+from riq_cli.text import estimate, human_size, printable, shown
 
 ROWS = 100  # of a table: a comment on GitHub holds 65,536 characters
 
@@ -39,7 +39,7 @@ def folded(summary: str, content: str) -> str:
 def report(archive: Archive, name: str, sort: SortKey) -> str:
     """An archive for the summary of a job."""
     sums, result = totals(archive), archive.manifest.result
-    target = real(archive.manifest.settings.get("deviation"))
+    target = archive.manifest.settings.get("deviation")
     facts = [
         ("size", human_size(sums.archive_bytes)),
         ("source", "–" if sums.source_bytes is None else human_size(sums.source_bytes)),
@@ -48,11 +48,11 @@ def report(archive: Archive, name: str, sort: SortKey) -> str:
     ]
     if "constraint" in result:
         facts.append(("constraint", judgement(result["constraint"])))
-    if real(result.get("deviation")) is not None:
+    if "deviation" in result:
         found = estimate(result["deviation"], result.get("standard_error"))
         facts.append(("deviation", found + (f" (target {target:g})" if target else "")))
         facts.append(("worst sample", shown(result.get("worst"))))
-    if real(result.get("holdout")) is not None:
+    if "holdout" in result:
         facts.append(("held out", estimate(result["holdout"], result.get("holdout_standard_error"))))
     lines = [
         (

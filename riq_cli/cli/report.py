@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,7 @@ from riq_cli.cli.gates import check, gate_options, gates
 from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.paths import check_outputs, check_stdout
 from riq_cli.cli.pictures import picture_type, write_picture
-from riq_cli.cli.terminal import table
+from riq_cli.cli.terminal import print_json, table
 from riq_cli.errors import ArchiveError
 from riq_cli.files import atomic_write
 from riq_cli.report import (
@@ -33,7 +32,7 @@ from riq_cli.report import (
     rows,
     totals,
 )  # fmt: skip
-from riq_cli.text import estimate, finite, human_size, printable, shortened
+from riq_cli.text import estimate, human_size, printable, shortened, shown
 
 _ANY_SIZE = 1 << 100  # nothing is restored here, so that nothing needs a limit
 
@@ -111,7 +110,7 @@ def report(
         document = _document(opened[0], name, sort or "model")
         text = markdown.report(opened[0], name, sort or "size") if as_markdown else _text(opened[0], sort or "model")
     if as_json:
-        click.echo(json.dumps(document | {"gates": [gate.document() for gate in checked]}, indent=2))
+        print_json(document | {"gates": [gate.document() for gate in checked]})
     elif page_path is picture is None or as_markdown:
         click.echo(text)
     check(archives[-1], checked)
@@ -160,7 +159,7 @@ def _document(archive: Archive, name: str, sort: SortKey) -> dict[str, Any]:
     return {
         "layers": rows(archive, sort),
         "totals": asdict(totals(archive)),
-        "result": {key: finite(v) if isinstance(v, float) else v for key, v in manifest.result.items()},
+        "result": dict(manifest.result),
         "calibration": dict(manifest.calibration),
         "settings": dict(manifest.settings),
         "source": dict(manifest.source),
@@ -228,20 +227,20 @@ def _made(archive: Archive) -> str:
     for tensor in result.get("measured", ()):
         lines.append(
             f"deviation {estimate(tensor['mean'], tensor.get('standard_error'))}, worst sample {tensor['worst']:.4g} "
-            f"at {shortened(str(tensor['name']))}"
+            f"at {shortened(tensor['name'])}"
         )
     if "holdout" in result:
         held = estimate(result["holdout"], result.get("holdout_standard_error"))
-        lines.append(f"held out: {held} on {result['holdout_samples']} samples")
+        lines.append(f"held out: {held} on {shown(result.get('holdout_samples'), 'd')} samples")
     lines.append(
-        f"calibration: {calibration.get('samples')} samples, {calibration.get('kind')}, "
-        f"SHA-256 {str(calibration.get('sha256'))[:16]}…"
+        f"calibration: {shown(calibration.get('samples'), 'd')} samples, {calibration.get('kind', '–')}, "
+        f"SHA-256 {calibration.get('sha256', '–')[:16]}…"
     )
     lines.append(
-        f"search: {result.get('allocation')} allocation, {result.get('rounding', 'nearest')} rounding, "
-        f"k = {result.get('k', 0):.5g}, "
-        f"epsilon = {result.get('epsilon', 0):g}; {result.get('evaluations')} evaluations, "
-        f"{result.get('probes')} probes"
+        f"search: {result.get('allocation', '–')} allocation, {result.get('rounding', 'nearest')} rounding, "
+        f"k = {shown(result.get('k'), '.5g')}, "
+        f"epsilon = {shown(result.get('epsilon'), 'g')}; {shown(result.get('evaluations'), 'd')} evaluations, "
+        f"{shown(result.get('probes'), 'd')} probes"
     )
     if "layout" in result:
         lines.append(f"layout: {layers_at(result['layout'])}")

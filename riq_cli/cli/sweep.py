@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.log import search_log, step_record
 from riq_cli.cli.paths import check_outputs, check_stdout, refuse_sources
 from riq_cli.cli.pictures import picture_type, write_picture
-from riq_cli.cli.terminal import ProgressBar, error_line, warn_line
+from riq_cli.cli.terminal import ProgressBar, error_line, print_json, warn_line
 from riq_cli.errors import CalibrationError
 from riq_cli.memory import give_back_large_arrays
 from riq_cli.points import Point
@@ -168,7 +167,7 @@ def sweep(
         error_line(f"interrupted after {counted(len(points), 'point')}{hint}")
         interruption.leave(error)
     if as_json:
-        click.echo(json.dumps({"model": model, "points": [point.document() for point in points]}, indent=2))
+        print_json({"model": model, "points": [point.document() for point in points]})
     if picture is not None:
         from riq_cli import plots
 

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from riq_cli.text import printable
+from riq_cli.text import finite, printable
 
 if TYPE_CHECKING:
     from riq_cli.codec import Progress
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print a document to stdout; what JSON has no number for, NaN or infinity, becomes null."""
+    click.echo(json.dumps(_with_nulls(document), indent=2, allow_nan=False))
+
+
+def _with_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_nulls(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_nulls(item) for item in value]
+    return finite(value) if isinstance(value, float) else value
 
 
 def error_line(message: str) -> None:

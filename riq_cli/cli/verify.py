@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from typing import Any
 
 import click
 
 from riq_cli.cli import constraints, exit_codes, options
 from riq_cli.cli.help import Command, grouped
-from riq_cli.cli.terminal import warn_line
+from riq_cli.cli.terminal import print_json, warn_line
 from riq_cli.report import judgement
-from riq_cli.text import estimate, finite, real, shortened
+from riq_cli.text import estimate, shortened
 
 
 @click.command(
@@ -75,26 +73,20 @@ def verify(
             running = {**running, "outputs": running["outputs"] or None, "executor": executor}
             found = measure(opened, original, data, **running)
             judged = None if constraint is None else check(opened, original, data, constraint, **running)
-    bound = real(manifest.settings.get("deviation")) if deviation is None else deviation
+    bound = manifest.settings.get("deviation") if deviation is None else deviation
     within = bound is None or found.mean <= bound
     holds = within and (judged is None or judged.holds)
     if as_json:
         document: dict[str, Any] = {
             "archive": archive,
             "against": against,
-            "deviation": finite(found.mean),
-            "standard_error": found.standard_error,
-            "worst": finite(found.worst),
-            "measured": [
-                {key: finite(v) if isinstance(v, float) else v for key, v in asdict(tensor).items()}
-                for tensor in found.tensors
-            ],
+            **found.recorded(),
             "bound": bound,
             "holds": holds,
         }
         if judged is not None:
             document["constraint"] = judged.recorded()
-        click.echo(json.dumps(document, indent=2))
+        print_json(document)
     elif not quiet:
         verdict = "" if bound is None else f", {'within' if within else 'ABOVE'} the bound of {bound:g}"
         click.echo(

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from riq_cli.archive import Archive, LayerEntry
 from riq_cli.report.totals import SortKey, totals
-from riq_cli.text import real
 
 Status = Literal["changed", "unchanged", "added", "removed"]
 
@@ -113,9 +112,9 @@ def _numbers(archive: Archive) -> dict[str, float | None]:
         "archive_bytes": sums.archive_bytes,
         "ratio": sums.ratio,
         "rate": sums.rate,
-        "deviation": real(result.get("deviation")),
-        "worst": real(result.get("worst")),
-        "holdout": real(result.get("holdout")),
+        "deviation": result.get("deviation"),
+        "worst": result.get("worst"),
+        "holdout": result.get("holdout"),
         "layers": sums.layers,
         "weights": sums.weights,
         "stream_bytes": sums.stream_bytes,

@@ -1,6 +1,6 @@
 """An archive as one HTML page that needs nothing else: no network, no fonts, no further files.
 
-Everything that stands in a manifest is untrusted: text goes through `escape`, numbers through `real` or `shown`. The
+Text that stands in a manifest is untrusted and goes through `_text`; numbers are what its schema says. The
 page's policy also forbids all scripts but the one that is written here, by its hash.
 """
 
@@ -20,9 +20,10 @@ from riq_cli.report.histogram import Count, Histogram, histograms
 from riq_cli.report.judgement import judgement
 from riq_cli.report.reproduction import command
 from riq_cli.report.totals import Totals, rows, totals
-from riq_cli.text import estimate, human_size, printable, real, shortened, shown
+from riq_cli.text import estimate, human_size, printable, shortened, shown
 
 _HISTOGRAMS = 6
+_SMALLEST = 1e-30  # on a logarithmic axis
 _NAME = 56  # characters of a layer's name, two lines of the table
 _FOUND = ("allocation", "rounding", "k", "epsilon", "evaluations", "probes")  # of the result
 _CODES = "576+64, 64 in 5 tables: slices with bin widths of their own, 576 and 64 of them, and 64 that share 5 tables"
@@ -100,8 +101,7 @@ def _text(value: Any) -> str:
 
 def _totals(archive: Archive, sums: Totals) -> str:
     result = archive.manifest.result
-    target = real(archive.manifest.settings.get("deviation"))
-    source = real(sums.source_bytes)
+    target, source = archive.manifest.settings.get("deviation"), sums.source_bytes
     cards = [
         (
             "size",
@@ -111,9 +111,9 @@ def _totals(archive: Archive, sums: Totals) -> str:
         ("compression ratio", f"×{shown(sums.ratio, '.2f')}", f"×{sums.ratio_eq2:.2f} by eq. (2), layers alone"),
         ("rate", f"{sums.rate:.3g}", f"bits/weight; {sums.weights:,} weights in {sums.layers} layers"),
     ]
-    if real(result.get("deviation")) is not None:
+    if "deviation" in result:
         bound = f"target {target:g}" if target else "cosine distance"
-        held, error = real(result.get("holdout")), real(result.get("standard_error"))
+        held, error = result.get("holdout"), result.get("standard_error")
         cards.append(
             (
                 "deviation",
@@ -255,10 +255,10 @@ def _histograms(found: Sequence[Histogram]) -> str:
 
 def _trace(archive: Archive) -> str:
     result = archive.manifest.result
-    target = real(archive.manifest.settings.get("deviation"))
-    k, deviation = real(result.get("k")), real(result.get("deviation"))
+    target = archive.manifest.settings.get("deviation")
+    k, deviation = result.get("k"), result.get("deviation")
     chosen = (k, deviation) if _plottable(k) and _plottable(deviation) else None
-    points = _points(result.get("trace"))
+    points = [(k, value) for k, value in result.get("trace", ()) if _plottable(value)]
     if not points:
         return ""
     target = target if _plottable(target) else None
@@ -289,20 +289,9 @@ def _trace(archive: Archive) -> str:
     )
 
 
-def _points(trace: Any) -> list[tuple[float, float]]:
-    """Those pairs of k and deviation in an unchecked list that a logarithmic plot can show."""
-    points = []
-    for item in trace if isinstance(trace, list) else ():
-        if isinstance(item, list) and len(item) == 2:
-            k, value = real(item[0]), real(item[1])
-            if _plottable(k) and _plottable(value):
-                points.append((k, value))
-    return points
-
-
 def _plottable(value: float | None) -> TypeGuard[float]:
-    """Whether a logarithmic axis can show a number: no deviation or k that was measured is outside of this."""
-    return value is not None and 1e-30 < value < 1e30
+    """Whether a logarithmic axis can show a number; a deviation may be 0."""
+    return value is not None and value > _SMALLEST
 
 
 # ---- how it was made ----
@@ -311,12 +300,9 @@ def _plottable(value: float | None) -> TypeGuard[float]:
 def _made(archive: Archive, name: str) -> str:
     manifest = archive.manifest
     found = [(key, manifest.result.get(key)) for key in _FOUND]
-    measured = manifest.result.get("measured")
-    for tensor in measured if isinstance(measured, list) else ():
-        if isinstance(tensor, dict):
-            mean = estimate(tensor.get("mean"), tensor.get("standard_error"))
-            value = f"{mean}, worst {shown(tensor.get('worst'))}"
-            found.append((f"deviation at {shortened(str(tensor.get('name')))}", value))
+    for tensor in manifest.result.get("measured", ()):
+        mean = estimate(tensor["mean"], tensor.get("standard_error"))
+        found.append((f"deviation at {shortened(tensor['name'])}", f"{mean}, worst {shown(tensor['worst'])}"))
     if manifest.calibration:
         samples, kind, digest = (manifest.calibration.get(key) for key in ("samples", "kind", "sha256"))
         found += [("calibration", f"{samples} samples, {kind}"), ("calibration SHA-256", digest)]

@@ -29,7 +29,7 @@ def command(manifest: Manifest, name: str) -> str:
     """
     stem = "model" if name == "-" else PurePath(name).stem
     words = ["riq", "compress", f"{stem}.onnx"]
-    kind = str(manifest.calibration.get("kind", "random"))
+    kind = manifest.calibration.get("kind", "random")
     if kind in _CALIBRATION:
         words += ["--calibration", _CALIBRATION[kind]]
     if manifest.settings.get("objective") == "loss":

@@ -56,12 +56,11 @@ def totals(archive: Archive) -> Totals:
     before = sum(layer.size * 8 * DTYPE_BYTES[layer.dtype] for layer in layers)
     after = sum(_entropy_bits(layer) for layer in layers)
     source = archive.manifest.source.get("bytes")
-    source = source if type(source) is int and 0 < source < 1 << 63 else None  # nothing has checked this field
     return Totals(
         layers=len(layers),
         weights=weights,
         rate=8 * (codes + tables + streams) / weights if weights else 0.0,
-        ratio_eq2=before / after if after else 1.0,
+        ratio_eq2=before / max(after, 1.0) if layers else 1.0,
         ratio=source / archive.size if source else None,
         source_bytes=source,
         archive_bytes=archive.size,

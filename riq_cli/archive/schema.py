@@ -1,0 +1,187 @@
+"""The manifest's schema: which keys each of its objects has, and what their values may be (FORMAT.md, "Manifest").
+
+A new key that a command reads is one line in a table here. Keys that stand in no table are not checked, and not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from riq_cli.errors import CorruptArchive
+
+_LARGEST = 1e30  # of numbers that are told: far beyond all that are measured, and within what a picture can show
+_ENTROPY_MAX = 128.0  # bits/weight: a symbol takes 24 + 15 at most, and a stream of one symbol the coder's 64 beside
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of values: its name for messages, which values belong to it, and what is checked inside of them."""
+
+    name: str
+    accepts: Callable[[Any], bool]
+    inside: Callable[[Any, str], None] = lambda value, where: None
+
+
+@dataclass(frozen=True)
+class Record:
+    """The keys of an object, each with the kind of its value; unknown keys are ignored."""
+
+    required: Mapping[str, Kind] = field(default_factory=dict)
+    optional: Mapping[str, Kind] = field(default_factory=dict)
+
+    def check(self, value: Mapping[str, Any], where: str) -> None:
+        """Return nothing for an object with these keys.
+
+        Raises:
+            CorruptArchive: a key is missing, or a value is not of its kind; the message begins with `where`.
+        """
+        for key in self.required:
+            if key not in value:
+                raise CorruptArchive(f"{where}: {key!r} is missing; the archive is damaged")
+        for key, kind in {**self.required, **self.optional}.items():
+            if key in value:
+                if not kind.accepts(value[key]):
+                    raise CorruptArchive(f"{where}: {key!r} is not {kind.name}; the archive is damaged")
+                kind.inside(value[key], f"{where}: {key}")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1.7976931348623157e308
+
+
+def _within(low: float, high: float) -> Callable[[Any], bool]:
+    return lambda value: _is_number(value) and low <= value <= high
+
+
+def _object(record: Record) -> Kind:
+    return Kind("an object", lambda value: isinstance(value, dict), record.check)
+
+
+def _list(kind: Kind, plural: str) -> Kind:
+    def accepts(value: Any) -> bool:
+        return isinstance(value, list) and all(map(kind.accepts, value))
+
+    def inside(value: Any, where: str) -> None:
+        for index, item in enumerate(value):
+            kind.inside(item, f"{where}[{index}]")
+
+    return Kind(f"a list of {plural}", accepts, inside)
+
+
+def _mapping(kind: Kind, plural: str) -> Kind:
+    def accepts(value: Any) -> bool:
+        return isinstance(value, dict) and all(map(kind.accepts, value.values()))
+
+    return Kind(f"an object of {plural}", accepts)
+
+
+def _or_null(kind: Kind) -> Kind:
+    return Kind(f"{kind.name} or null", lambda value: value is None or kind.accepts(value))
+
+
+def _pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and _POSITIVE.accepts(value[0]) and _is_number(value[1])
+
+
+_INTEGER = Kind("a non-negative integer", _is_integer)
+_INTEGERS = _list(_INTEGER, "non-negative integers")
+_COUNT = Kind("a positive integer", lambda value: _is_integer(value) and value > 0)
+_FINITE = Kind("a finite number", _is_number)
+_NUMBER = Kind(f"a number within ±{_LARGEST:g}", _within(-_LARGEST, _LARGEST))
+_POSITIVE = Kind(f"a positive number below {_LARGEST:g}", _within(1 / _LARGEST, _LARGEST))
+_NOT_NEGATIVE = Kind(f"a number from 0 to {_LARGEST:g}", _within(0, _LARGEST))
+_STRING = Kind("a string", lambda value: isinstance(value, str))
+_STRINGS = _list(_STRING, "strings")
+_BOOLEAN = Kind("true or false", lambda value: isinstance(value, bool))
+_FACT = Kind("a number, a string, true, false or null", lambda value: value is None or isinstance(value, (str, bool))
+             or _NUMBER.accepts(value))  # fmt: skip
+_PAIRS = _list(Kind("a pair of k and a number", _pair), "pairs of k and a number")
+_OBJECT = Kind("an object", lambda value: isinstance(value, dict))
+
+_CODES = Record({"axes": _INTEGERS, "bytes": _INTEGER})
+LAYER = Record(
+    {
+        "name": _STRING,
+        "op": _STRING,
+        "tensors": _STRINGS,
+        "dtype": _STRING,
+        "shape": _INTEGERS,
+        "coding": _STRING,
+        "symbols": _INTEGER,
+        "entropy": Kind(f"a number from 0 to {_ENTROPY_MAX:g}", _within(0, _ENTROPY_MAX)),
+        "table": _INTEGER,
+        "streams": _INTEGERS,
+        "crc32": _INTEGER,
+    },
+    {
+        "bin_width": _FINITE,
+        "scales": _list(_object(_CODES), "objects"),
+        "classes": _object(_CODES),
+        "trellis": _INTEGERS,
+        "magnitudes": _list(_object(_CODES), "objects"),
+    },
+)
+
+# How an archive was made. All of it is optional: other versions of riq tell other things, and some archives nothing.
+
+_SOURCE = Record(optional={"bytes": _COUNT, "sha256": _STRING})
+_CALIBRATION = Record(optional={"kind": _STRING, "samples": _INTEGER, "sha256": _STRING})
+_SETTINGS = Record(
+    optional={
+        "deviation": _or_null(_NOT_NEGATIVE),
+        "outputs": _STRINGS,
+        "objective": _STRING,
+        "max_loss_increase": _NOT_NEGATIVE,
+        "margin": _NUMBER,
+        "max_drop": Kind("a number or a string", lambda value: isinstance(value, str) or _NOT_NEGATIVE.accepts(value)),
+        "direction": Kind("'higher' or 'lower'", lambda value: value in ("higher", "lower")),
+    }
+)
+_MEASURED = Record({"name": _STRING, "mean": _NOT_NEGATIVE, "worst": _NOT_NEGATIVE},
+                   {"samples": _INTEGER, "standard_error": _or_null(_NOT_NEGATIVE)})  # fmt: skip
+_JUDGEMENT = Kind(
+    "an object", lambda value: isinstance(value, dict),
+    lambda value, where: Record(
+        {"value": _or_null(_NUMBER), "limit": _or_null(_NUMBER)}, {**dict.fromkeys(value, _FACT), "holds": _BOOLEAN}
+    ).check(value, where),
+)  # fmt: skip
+_RESULT = Record(
+    optional={
+        "k": _POSITIVE,
+        "epsilon": _NOT_NEGATIVE,
+        "allocation": _STRING,
+        "rounding": _STRING,
+        "deviation": _NOT_NEGATIVE,
+        "worst": _NOT_NEGATIVE,
+        "standard_error": _or_null(_NOT_NEGATIVE),
+        "measured": _list(_object(_MEASURED), "objects"),
+        "evaluations": _INTEGER,
+        "probes": _INTEGER,
+        "trace": _PAIRS,
+        "holdout": _NOT_NEGATIVE,
+        "holdout_samples": _INTEGER,
+        "holdout_standard_error": _or_null(_NOT_NEGATIVE),
+        "constraint": _JUDGEMENT,
+        "constraint_holdout": _JUDGEMENT,
+        "constraint_trace": _PAIRS,
+        "layout": _mapping(_INTEGER, "non-negative integers"),
+    }
+)
+REQUIRES = Record({"requires": _STRINGS})
+MANIFEST = Record(
+    {
+        "skeleton": _object(Record(dict.fromkeys(("bytes", "size", "crc32"), _INTEGER))),
+        "layers": _list(_OBJECT, "objects"),
+        "creator": _STRING,
+        "source": _object(_SOURCE),
+        "calibration": _object(_CALIBRATION),
+        "settings": _object(_SETTINGS),
+        "result": _object(_RESULT),
+    }
+)
