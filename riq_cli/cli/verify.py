@@ -71,7 +71,7 @@ def verify(
             warn_line(f"{against}: is not the file that {archive} was made from (their SHA-256 differ)")
         with options.coding_executor(sum(layer.size for layer in manifest.layers)) as executor:
             running = {**running, "outputs": running["outputs"] or None, "executor": executor}
-            found = measure(opened, original, data, **running)
+            found = measure(opened, original, data, warn=None if quiet else warn_line, **running)
             judged = None if constraint is None else check(opened, original, data, constraint, **running)
     bound = manifest.settings.get("deviation") if deviation is None else deviation
     within = bound is None or found.mean <= bound

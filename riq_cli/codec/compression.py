@@ -110,6 +110,7 @@ class Compression:
         outputs, settings = self._settings.outputs, self._settings
         samples = validation.samples(self._model.inputs, settings.dims, settings.batch_size)
         evaluator = self._evaluator(self._model.session_form(outputs, hoist=False), samples)
+        self._warn_of_silence(evaluator)
         return lambda archive, executor: measure_restored(evaluator, decompress(archive, executor=executor), outputs)
 
     def archive(self, bench: Bench | None, executor: Executor | None) -> Archive:
@@ -133,11 +134,16 @@ class Compression:
         if not self._weights.matrices:
             yield None
             return
-        samples = self._calibration.samples(self._model.inputs, settings.dims, settings.batch_size)
-        fits = self._fits(len(samples))
+        given = self._calibration.samples(self._model.inputs, settings.dims, settings.batch_size)
         # With k given there is no search, and nothing is worth hoisting.
         form = self._model.session_form(settings.outputs, hoist=settings.k is None)
-        evaluator = self._evaluator(form, samples, lean=settings.k is None)
+        evaluator = self._evaluator(form, given, lean=settings.k is None)
+        self._warn_of_silence(evaluator)
+        silent = evaluator.silent
+        telling = [number for number, rows in enumerate(silent) if not all(rows)]
+        kept = range(len(given)) if self._needs_all_samples else telling
+        samples, evaluator = [given[number] for number in kept], evaluator.on(kept)
+        fits = self._fits(len(samples))
         parts = roles(
             len(samples),
             settings.holdout if settings.k is None else 0.0,
@@ -149,16 +155,27 @@ class Compression:
                           self._note, self._warn, self._model.release)  # fmt: skip
             probes = plans = refit = None
             if settings.allocation == "measured" and settings.k is None:
-                probes = self._probed(form, evaluator, [samples[number] for number in parts.probed], pool)
+                probed = [samples[number] for number in parts.probed if kept[number] in telling]
+                probes = self._probed(form, evaluator, probed, pool) if probed else None
             if fits:
                 plans = self._plans(form, samples, parts.fit, pool, evaluator)
                 if len(parts.held) >= REFIT_SAMPLES and not evaluator.is_lean:
                     refit = self._plans(form, samples, parts.refit, pool, evaluator)
             if form.hoisted or evaluator.is_lean:  # what is measured last is the model as it is restored
                 evaluator = self._evaluator(self._model.session_form(settings.outputs, hoist=False), samples)
-            rows = sum(sample.rows for sample in samples)
-            calibration = {"kind": self._calibration.kind, "samples": rows, "sha256": digest(samples)}
+            rows = sum(not says_nothing for run in silent for says_nothing in run)
+            calibration = {"kind": self._calibration.kind, "samples": rows, "sha256": digest(given)}
             yield Bench(solver, Means(probes, plans, refit), evaluator, parts.held, calibration, pool)
+
+    @property
+    def _needs_all_samples(self) -> bool:
+        """Whether the goal counts on samples whose outputs say nothing: labels are one for each."""
+        constraint = self._settings.constraint
+        return constraint is not None and constraint.on_samples
+
+    def _warn_of_silence(self, evaluator: Evaluator) -> None:
+        if message := evaluator.silence():
+            self._warn(message)
 
     def _as_it_is(self) -> Archive:
         self._warn(
@@ -277,8 +294,8 @@ class Compression:
         if isinstance(bench.solver, ConstrainedSolver):
             result["evaluations"] += bench.solver.judged
             result |= bench.solver.facts(solution, bench.evaluator, restored, self._settings.outputs, bench.held)
-        if bench.held and scheme.guarded:
-            held = deviation.of(bench.held)
+        held = deviation.of(bench.held)
+        if scheme.guarded and held.is_measured:
             result |= {"holdout": held.mean, "holdout_samples": held.samples.size}
             result["holdout_standard_error"] = short(held.standard_error)
         return archive.described(calibration=bench.calibration, result=result), deviation.mean

@@ -155,7 +155,9 @@ class ConstrainedSolver(Solver):
             found = self.judge(self._evaluator.loaded(self._form, values, among))
             deviation = 0.0
             if self._settings.deviation is not None:
-                deviation = self._evaluator.deviation(self._form, values, among).mean
+                measured = self._evaluator.deviation(self._form, values, among)
+                # Where these samples say nothing, all of them together still do: they are measured last.
+                deviation = measured.mean if measured.is_measured else 0.0
             excess = self._excess(found, deviation)
             if excess > 0:
                 break

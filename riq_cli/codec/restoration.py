@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from riq_cli.archive import Archive
 from riq_cli.calibration import Calibration, Sample
 from riq_cli.codec.layers import decode_layer
-from riq_cli.codec.settings import Progress, Report
+from riq_cli.codec.settings import Progress, Report, Warn
 from riq_cli.constraint import Constraint, Judge, Judgement
 from riq_cli.evaluator import DEFAULT_PROVIDER, Array, Deviation, Evaluator
 from riq_cli.memory import give_back_free_memory
@@ -47,6 +47,7 @@ def verify(
     threads: int = 0,
     provider: str = DEFAULT_PROVIDER,
     executor: Executor | None = None,
+    warn: Warn | None = None,
 ) -> Deviation:
     """How far the outputs of the restored model are from the original's, on given samples.
 
@@ -57,6 +58,7 @@ def verify(
         outputs: tensors on which to measure; None: those that compress was told, or its default.
         dims, batch_size, threads, provider: as in `Settings`.
         executor: where streams are decoded; None: here.
+        warn: called with what the user should know.
 
     Raises:
         ArchiveError, ModelError, CalibrationError, SettingsError: see there.
@@ -64,6 +66,8 @@ def verify(
     outputs = _outputs(archive, outputs)
     samples = calibration.samples(model.inputs, dims, batch_size)
     _, _, evaluator = _original(archive, model, samples, outputs, threads, provider)
+    if warn is not None and (message := evaluator.silence()):
+        warn(message)
     return measure_restored(evaluator, decompress(archive, executor=executor), outputs)
 
 

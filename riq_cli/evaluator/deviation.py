@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from riq_cli.errors import CalibrationError
+
 Array = NDArray[Any]
+
+NOTHING_SAID = (
+    "there is nothing to measure: the model's outputs are NaN, infinite or all zero on these samples; give samples on "
+    "which the original model works, or name another tensor with --output"
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,8 @@ class Deviation:
 
     Attributes:
         names: of the tensors.
-        runs: deviations of the samples in each run, by tensor.
+        runs: deviations of the samples in each run, by tensor; NaN where the original's value says nothing, see
+            `says_something`. Such samples are in no mean, in no maximum and in no count.
     """
 
     names: tuple[str, ...]
@@ -43,15 +50,25 @@ class Deviation:
 
     @cached_property
     def tensors(self) -> tuple[TensorDeviation, ...]:
-        """What there is to tell of each tensor."""
+        """What there is to tell of each tensor at which any sample says something; empty if nothing was measured."""
         return tuple(
             TensorDeviation(name, math.fsum(values) / len(values), max(values), len(values), standard_error(values))
             for name, values in zip(self.names, self._values, strict=True)
+            if values
         )
 
     @property
+    def is_measured(self) -> bool:
+        """Whether there is anything to tell: if not, there is no mean."""
+        return bool(self.tensors)
+
+    @property
     def mean(self) -> float:
-        """The mean over samples at the tensor where it is largest: what a target bounds."""
+        """The mean over samples at the tensor where it is largest: what a target bounds.
+
+        Raises:
+            CalibrationError: no sample says anything; a measurement of nothing is no deviation of 0.
+        """
         return self._largest.mean
 
     @property
@@ -62,7 +79,7 @@ class Deviation:
     @property
     def samples(self) -> NDArray[np.float64]:
         """Each sample's deviation at the tensor where the mean is largest."""
-        return np.array(self._values[self.tensors.index(self._largest)])
+        return np.array(self._values[self.names.index(self._largest.name)])
 
     @property
     def worst(self) -> float:
@@ -87,12 +104,17 @@ class Deviation:
     @property
     def _largest(self) -> TensorDeviation:
         """The tensor where the mean is largest; the first of several."""
+        if not self.tensors:
+            raise CalibrationError(NOTHING_SAID)
         return max(self.tensors, key=lambda tensor: tensor.mean)
 
     @property
     def _values(self) -> list[list[float]]:
-        """Each sample's deviation, by tensor."""
-        return [list(itertools.chain.from_iterable(tensor)) for tensor in zip(*self.runs, strict=True)]
+        """Deviations of the samples that say something, by tensor."""
+        return [
+            [value for run in self.runs for value in run[number] if not math.isnan(value)]
+            for number in range(len(self.names))
+        ]
 
 
 def standard_error(values: Sequence[float]) -> float | None:
@@ -123,14 +145,31 @@ def compared(
 def sample_deviations(reference: Array, candidate: Array, rows: int = 1) -> list[float]:
     """Cosine distances of one run's outputs, eq. (1): one for each row of a batch, else one for the whole.
 
+    NaN where the reference says nothing: nothing can be far from that, or near to it.
+
     Args:
         reference: output of the original model.
         candidate: output of the model with other weights.
         rows: samples in the run; where the first axis has that length, each row is a sample of its own.
     """
-    if rows > 1 and reference.shape == candidate.shape and reference.ndim and reference.shape[0] == rows:
-        return [cosine_distance(y, z) for y, z in zip(reference, candidate, strict=True)]
-    return [cosine_distance(reference, candidate)] * rows
+    same_shape = reference.shape == candidate.shape
+    parts = sample_values(reference, rows)
+    others = sample_values(candidate, rows) if same_shape else parts
+    found = [
+        math.nan if not says_something(y) else cosine_distance(y, z) if same_shape else 1.0
+        for y, z in zip(parts, others, strict=True)
+    ]
+    return found if len(found) == rows else found * rows
+
+
+def sample_values(output: Array, rows: int) -> Sequence[Array]:
+    """What an output holds of each sample of a run: its rows, or all of it if it has not one row for each sample."""
+    return output if rows > 1 and output.ndim and output.shape[0] == rows else [output]  # type: ignore[return-value]
+
+
+def says_something(value: Array) -> bool:
+    """Whether a value of the original model has any finite element that is not 0: only then has it a direction."""
+    return bool(np.any(np.isfinite(value) & (value != 0)))
 
 
 def cosine_distance(y: Array, z: Array) -> float:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from riq_cli.errors import ModelError, SettingsError
-from riq_cli.evaluator.deviation import Array, Deviation, compared
+from riq_cli.errors import CalibrationError, ModelError, RiqError, SettingsError
+from riq_cli.evaluator.deviation import NOTHING_SAID, Array, Deviation, compared, sample_values, says_something
 from riq_cli.evaluator.sessions import DEFAULT_PROVIDER, LARGE, explained, nbytes, runner, start
 from riq_cli.model import SessionForm, own_form, probe_form
+from riq_cli.text import counted
+
+_NAMED = 5  # samples, in a message
 
 
 class Evaluator:
@@ -27,8 +32,11 @@ class Evaluator:
         provider: str = DEFAULT_PROVIDER,
         strict: bool = False,
         lean: bool = False,
+        needed: bool = True,
     ) -> None:
         """Run the original model once and keep its outputs.
+
+        What is `measured` are the float tensors at which any sample says something; see `says_something`.
 
         Args:
             form: the model with its layers as initializers from outside.
@@ -36,13 +44,15 @@ class Evaluator:
             samples: feeds and the number of rows in each.
             threads: of onnxruntime; 0 for all that this process may use.
             provider: onnxruntime's execution provider.
-            strict: refuse measured tensors that are not float, instead of leaving them out.
+            strict: refuse tensors that cannot be measured, instead of leaving them out.
             lean: where the weights are many, and onnxruntime can, run `form` with its layers as inputs: that takes no
                 copies of them, and other kernels, whose outputs differ in the last digits.
+            needed: a deviation has to be measured; if not, `measured` may be empty.
 
         Raises:
             ModelError: onnxruntime cannot run the model.
-            SettingsError: an unknown provider, or no float among the measured tensors.
+            SettingsError: an unknown provider, or no tensor that can be measured.
+            CalibrationError: no sample says anything at those tensors.
         """
         if provider not in onnxruntime.get_available_providers():
             available = ", ".join(onnxruntime.get_available_providers())
@@ -59,12 +69,65 @@ class Evaluator:
                 outputs = list(self._run(fed, weights, form.measured, range(len(samples))))
                 self._lean = fed
         outputs = outputs or list(self._run(form, weights, form.measured, range(len(samples))))
-        self.measured = _float_names(form.measured, outputs, strict)
+        self.measured = self._telling(outputs, strict, needed)
         # Copies: what a session gives out lies in its own memory, all of which it would keep.
         self._reference = [
             [output.copy() for name, output in zip(form.measured, run, strict=True) if name in self.measured]
             for run in outputs
         ]
+
+    def _telling(self, runs: Sequence[Sequence[Array]], strict: bool, needed: bool) -> list[str]:
+        """Those of the form's measured tensors that are float, and at which any sample says something."""
+        floats, telling = [], []
+        for name, values in zip(self._form.measured, zip(*runs, strict=True), strict=True):
+            if not all(_is_float(value) for value in values):
+                refusal: RiqError = SettingsError(f"tensor {name!r} is not float; its deviation cannot be measured")
+            elif not any(value.size for value in values):
+                refusal = SettingsError(f"tensor {name!r} has no elements; its deviation cannot be measured")
+            elif not any(says_something(value) for value in values):
+                floats.append(name)
+                refusal = CalibrationError(f"tensor {name!r}: {NOTHING_SAID}")
+            else:
+                telling.append(name)
+                continue
+            if strict:
+                raise refusal
+        if needed and not telling:
+            raise (
+                CalibrationError(NOTHING_SAID)
+                if floats
+                else SettingsError("the model has no float output to measure; name an inner tensor with --output")
+            )
+        return telling
+
+    @property
+    def silent(self) -> list[list[bool]]:
+        """For each row of every run, whether it says nothing at all tensors that are measured."""
+        if not self.measured:
+            return [[False] * rows for _, rows in self._samples]
+        return [
+            [not any(row) for row in zip(*(_telling_rows(value, rows) for value in values), strict=True)]
+            for values, (_, rows) in zip(self._reference, self._samples, strict=True)
+        ]
+
+    def silence(self) -> str | None:
+        """What to tell the user of samples that say nothing; None if all say something."""
+        silent = list(itertools.chain.from_iterable(self.silent))
+        numbers = [str(number) for number, says_nothing in enumerate(silent, 1) if says_nothing]
+        if not numbers:
+            return None
+        some = ", ".join(numbers if len(numbers) <= _NAMED + 1 else [*numbers[:_NAMED], "…"])
+        return (
+            f"{counted(len(numbers), 'sample')} of {len(silent)} ({some}) left out: the model's outputs there are NaN, "
+            "infinite, all zero or empty"
+        )
+
+    def on(self, numbers: Sequence[int]) -> Evaluator:
+        """The same on some of the samples, by their numbers."""
+        found = copy.copy(self)
+        found._samples = [self._samples[number] for number in numbers]
+        found._reference = [self._reference[number] for number in numbers]
+        return found
 
     @property
     def is_lean(self) -> bool:
@@ -94,12 +157,12 @@ class Evaluator:
 
         Cosines at the last measured tensor; where shapes differ, of means over all axes but the last.
         """
-        outputs = [run[-1].astype(np.float64) for run in self._reference]
+        outputs = [np.nan_to_num(run[-1].astype(np.float64), posinf=0.0, neginf=0.0) for run in self._reference]
         if len({output.shape for output in outputs}) > 1:
-            outputs = [output.reshape(-1, output.shape[-1] if output.ndim else 1).mean(axis=0) for output in outputs]
+            outputs = [_last_axis_mean(output) for output in outputs]
         if len({output.shape for output in outputs}) > 1:
             return np.eye(len(outputs))
-        rows = np.stack([np.nan_to_num(output.reshape(-1), posinf=0.0, neginf=0.0) for output in outputs])
+        rows = np.stack([output.reshape(-1) for output in outputs])
         rows /= np.maximum(np.max(np.abs(rows), axis=1, keepdims=True), 1e-300)
         rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
         result: NDArray[np.float64] = rows @ rows.T
@@ -172,13 +235,17 @@ class LoadedModel:
             return start(own_form(self._form), self._weights, self._threads, self._provider)
 
 
-def _float_names(names: Sequence[str], runs: Sequence[Sequence[Array]], strict: bool) -> list[str]:
-    floats = []
-    for name, output in zip(names, runs[0], strict=True):
-        if isinstance(output, np.ndarray) and (output.dtype.kind == "f" or output.dtype.name == "bfloat16"):
-            floats.append(name)
-        elif strict:
-            raise SettingsError(f"tensor {name!r} is not float; its deviation cannot be measured")
-    if not floats:
-        raise SettingsError("the model has no float output to measure; name an inner tensor with --output")
-    return floats
+def _is_float(value: object) -> bool:
+    return isinstance(value, np.ndarray) and (value.dtype.kind == "f" or value.dtype.name == "bfloat16")
+
+
+def _last_axis_mean(value: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean over all axes but the last; zeros of no elements."""
+    width = value.shape[-1] if value.ndim else 1
+    return value.reshape(-1, width).mean(axis=0) if value.size else np.zeros(width)
+
+
+def _telling_rows(value: Array, rows: int) -> list[bool]:
+    """Whether a value says something, for each row of its run."""
+    found = [says_something(part) for part in sample_values(value, rows)]
+    return found if len(found) == rows else found * rows
