@@ -3,6 +3,8 @@
 onnxruntime can replace the data of main-graph initializers when a session starts, without a copy of the file; it cannot
 reach Constant nodes and subgraphs. For the search, those layers are hoisted: a fresh initializer in the main graph, and
 an Identity where the tensor was. For the last measurement nothing is hoisted: that is the model as it is restored.
+
+In every form nodes come in the order in which they can run, and noise is looked up instead of drawn.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ from dataclasses import dataclass, replace
 import onnx
 
 from riq_cli.model.layer import Layer
+from riq_cli.model.noise import feed_noise
 from riq_cli.model.places import find_tensor, scopes, subgraphs
 from riq_cli.model.saturation import give_out, measured_tensors
 from riq_cli.model.tensors import ONNX_TYPES, Array
+from riq_cli.model.topology import sort_nodes
 from riq_cli.model.uses import captured, consumed
 
 _HOISTED = "riq/layer{}"
@@ -68,6 +72,8 @@ def session_form(
     if inside:
         weights += _hoist(model, layers, inside)
     weights = _without_unused(model.graph, weights)
+    sort_nodes(model)
+    feed_noise(model)
     return SessionForm(model.SerializeToString(), tuple(weights), tuple(measured), bool(inside), own)
 
 
