@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import math
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
+from riq_cli.archive import Archive
 from riq_cli.calibration import Calibration, Sample, augmented, digest
+from riq_cli.codec.assembly import assembled
 from riq_cli.codec.bench import Bench
 from riq_cli.codec.candidates import candidates
 from riq_cli.codec.constrained import ConstrainedSolver
 from riq_cli.codec.fitting import Phase, plans_of
-from riq_cli.codec.layers import encode_layer
 from riq_cli.codec.layout import solver_class
 from riq_cli.codec.means import Means, ProbesStart
 from riq_cli.codec.probing import Probes, probed
@@ -26,12 +25,11 @@ from riq_cli.codec.restoration import decompress, measure_restored
 from riq_cli.codec.settings import Progress, Report, Settings, Warn
 from riq_cli.codec.solution import CLOSER, CLOSER_TRIES, Kind, Scheme, Solution
 from riq_cli.codec.split import FIT_SAMPLES, REFIT_SAMPLES, held_count, roles
-from riq_cli.codec.weights import Plans, Shift, Weights, Widths
+from riq_cli.codec.weights import Plans, Weights, Widths
 from riq_cli.errors import SettingsError, TargetError
 from riq_cli.evaluator import Deviation, Evaluator, Prober, available_threads, short
 from riq_cli.executors import interruptible
 from riq_cli.model import Model, SessionForm, linear_layers, probe_form
-from riq_cli.version import VERSION
 
 _CLOSER_MOST = 1.2  # factor on k at most, when the restored model misses a target that the search met
 _PROBE_SAMPLES = 8, 4  # of small models, of large ones
@@ -184,7 +182,7 @@ class Compression:
             else "the model holds no float weights to code; it is stored as it is"
         )
         widths: Widths = [1.0 if n in self._weights.zeros else None for n in range(len(self._model.layers))]
-        return self._build(widths, {}, None)
+        return self._assembled(widths, {}, None)
 
     # ---- goals ----
 
@@ -266,7 +264,7 @@ class Compression:
     def _measured(self, solution: Solution, bench: Bench, executor: Executor | None) -> tuple[Archive, float]:
         """The archive of a solution with all that is told of it, and the deviation measured on what it restores."""
         bench.solver.rest()
-        archive = self._build(solution.widths, solution.scheme.plans, executor)
+        archive = self._assembled(solution.widths, solution.scheme.plans, executor)
         restored = decompress(archive, executor=executor)
         deviation = measure_restored(bench.evaluator, restored, self._settings.outputs)
         scheme = solution.scheme
@@ -388,43 +386,5 @@ class Compression:
         failed = max((k for k, v in points if v > target and k < held), default=0.0)
         self._progress(Progress("search", len(self._trace), 0, k, value, failed, held, *scheme.name))
 
-    def _build(self, widths: Widths, plans: Plans, executor: Executor | None) -> Archive:
-        """The archive at these bin widths; layers without one go back into the skeleton, NaN and infinity stay raw."""
-        weights, layers = self._weights, self._model.layers
-        biases = {plan.bias for number, plan in plans.items() if widths[number] is not None}
-        coded = [
-            number
-            for number, width in enumerate(widths)
-            if width is not None or number in biases or number in weights.not_finite
-        ]
-        total, done = sum(layers[number].size for number in coded), 0
-        shifts: dict[int, Shift] = {}
-        encoded: dict[int, tuple[LayerEntry, list[bytes]]] = {}
-        for number in sorted(coded, key=lambda number: number not in plans):  # biases come after what they make up for
-            width, plan, shift = widths[number], plans.get(number), shifts.get(number)
-            layer = replace(layers[number], values=weights.shifted(number, shift))  # so it is stored if it stays raw
-            if width is None:
-                encoded[number] = encode_layer(layer, None, executor)
-            else:
-                quantized = weights.quantized(number, width, plan, shift)
-                if plan is not None and plan.bias is not None:
-                    restored = quantized.restored(layer.dtype, layer.shape).reshape(layer.shape)
-                    shifts[plan.bias] = plan.shift(layer, restored)
-                encoded[number] = encode_layer(layer, quantized, executor)
-            self._model.release()
-            done += layer.size
-            self._progress(Progress("coding", done, total))
-        entries = [encoded[number][0] for number in coded]
-        sections = [section for number in coded for section in encoded[number][1]]
-        places = {layers[number].places for number in coded}
-        model = self._model.select(lambda layer: layer.places in places)
-        skeleton = model.skeleton_bytes()
-        stored = deflate(skeleton)
-        manifest = Manifest(
-            skeleton=SkeletonEntry(len(stored), len(skeleton), zlib.crc32(skeleton)),
-            layers=tuple(entries),
-            source={} if model.source is None else asdict(model.source),
-            settings=self._settings.recorded(),
-            creator=f"riq {VERSION}",
-        )
-        return Archive.build(manifest, [stored, *sections])
+    def _assembled(self, widths: Widths, plans: Plans, executor: Executor | None) -> Archive:
+        return assembled(self._model, self._weights, widths, plans, self._settings, self._progress, executor)
