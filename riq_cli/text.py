@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 import math
+import re
+from html import escape
+
+# Letters and marks without a shape of their own; Python takes them for printable (Default_Ignorable_Code_Point).
+_INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+
+
+# What comes out of a file is untrusted. It goes through one of the next three functions, one for each kind of output.
 
 
 def printable(text: str) -> str:
-    """Text with control characters, such as the escape sequences in a hostile tensor name, made visible."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Text for a terminal, in one line: what is not seen, or moves what is seen, becomes an escape such as `\\x1b`."""
+    return "".join(c if c.isprintable() and not _INVISIBLE.match(c) else _escaped(c) for c in text)
+
+
+def code_span(text: str) -> str:
+    """Text for markdown, as a code span, where no markup, link, image or mention comes to life."""
+    text = printable(text)
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    pad = " " if longest or not text.strip() else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def html_text(text: str) -> str:
+    """Text for HTML, as content of an element or in the quotes of an attribute."""
+    return escape(printable(text), quote=True)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 def shortened(text: str, width: int = 60) -> str:

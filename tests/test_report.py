@@ -18,6 +18,7 @@ import pytest
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
 from riq_cli.cli import markdown
 from riq_cli.report import command, difference, totals
+from riq_cli.text import code_span
 from tests import builders
 from tests.command import riq as run
 
@@ -202,8 +203,8 @@ def test_one_archive_as_markdown(folder: Path) -> None:
 
 def test_hostile_names_stay_text_in_markdown() -> None:
     hostile = "a|b` <img src=x> @someone ``\n# c"
-    assert markdown.code(hostile) == "``` a|b` <img src=x> @someone ``\\n# c ```"
-    table = markdown.table(["x"], [[markdown.code(hostile)]], left=1)
+    assert code_span(hostile) == "``` a|b` <img src=x> @someone ``\\n# c ```"
+    table = markdown.table(["x"], [[code_span(hostile)]], left=1)
     assert table.splitlines()[2] == "| ``` a\\|b` <img src=x> @someone ``\\n# c ``` |"
     assert markdown.folded("<b>", "x").startswith("<details><summary>&lt;b&gt;</summary>")
     text = markdown.report(archive(entry(hostile, 0, 100)), hostile, "size")

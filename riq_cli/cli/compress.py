@@ -14,7 +14,7 @@ from riq_cli.cli import constraints, layout, options
 from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.log import search_log, step_record
 from riq_cli.cli.paths import check_outputs, check_stdout, refuse_sources
-from riq_cli.cli.terminal import ProgressBar, print_json, warn_line
+from riq_cli.cli.terminal import ProgressBar, print_json, say, warn_line
 from riq_cli.memory import give_back_large_arrays
 from riq_cli.report import judgement, layers_at, totals
 from riq_cli.text import counted, estimate, human_size, shortened
@@ -151,7 +151,7 @@ def compress(
     if as_json:
         print_json(facts)
     elif not quiet:
-        click.echo(_summary(facts, verbose), err=True)
+        say(*_summary(facts, verbose), err=True)
 
 
 def _facts(archive: Archive, model: str, path: str, seconds: float) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def _facts(archive: Archive, model: str, path: str, seconds: float) -> dict[str,
     }
 
 
-def _summary(facts: dict[str, Any], verbose: int) -> str:
+def _summary(facts: dict[str, Any], verbose: int) -> list[str]:
     ratio = f", ×{facts['ratio']:.2f} smaller than {facts['model']}" if facts["ratio"] else ""
     lines = [f"{facts['archive']}: {human_size(facts['archive_bytes'])}{ratio} ({human_size(facts['source_bytes'])})"]
     if "constraint" in facts:
@@ -212,4 +212,4 @@ def _summary(facts: dict[str, Any], verbose: int) -> str:
     if verbose:
         lines += [f"    k {k:<10g} deviation {value:.4g}" for k, value in facts["trace"]]
         lines += [f"    k {k:<10g} constraint {value:.4g}" for k, value in facts.get("constraint_trace", ())]
-    return "\n".join(lines)
+    return lines

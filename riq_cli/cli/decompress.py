@@ -13,7 +13,7 @@ import click
 from riq_cli.cli import options
 from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.paths import check_outputs, refuse_sources
-from riq_cli.cli.terminal import ProgressBar
+from riq_cli.cli.terminal import ProgressBar, say
 from riq_cli.errors import ModelError, OutputError
 from riq_cli.text import human_size
 
@@ -74,7 +74,7 @@ def decompress(archive: str, model_path: str | None, max_size: int, force: bool,
         where = f"{model_path}: {human_size(size)}"
         if size < weights and beside.exists():
             where += f", and {beside}: {human_size(beside.stat().st_size)}; keep both together"
-        click.echo(where, err=True)
+        say(where, err=True)
 
 
 def _refuse_original(path: Path, source: Mapping[str, Any]) -> None:

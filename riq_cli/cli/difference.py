@@ -11,7 +11,7 @@ from riq_cli.archive import LayerEntry
 from riq_cli.cli import markdown
 from riq_cli.cli.terminal import table
 from riq_cli.report import Change, Difference, Status
-from riq_cli.text import finite, human_size, printable, shown
+from riq_cli.text import code_span, finite, human_size, shown
 
 _HEADER = ("", "old", "new", "change", "")
 _LAYERS = ("layer", "", "old bytes", "new bytes", "change", "", "old rate", "new rate")
@@ -35,28 +35,27 @@ _STYLES = {"ratio": ".2f", "rate": ".3f", "deviation": ".4g", "worst": ".4g", "h
 _ALWAYS = ("archive_bytes", "ratio", "rate", "deviation")  # the others are left out of text where they are equal
 
 
-def text(found: Difference, old: str, new: str) -> str:
-    """The difference for a terminal."""
-    blocks = [f"{printable(old)} → {printable(new)}: {_headline(found)}", table(_HEADER, _totals(found), left=1)]
-    if lines := _layers(found):
-        blocks.append(table(_LAYERS, [(printable(name), *rest) for name, *rest in lines], left=2))
-    blocks.append("\n".join([_counts(found), *_notes(found, printable)]))
-    return "\n\n".join(blocks)
+def text(found: Difference, old: str, new: str) -> list[str]:
+    """The lines of the difference for a terminal."""
+    lines = [f"{old} → {new}: {_headline(found)}", "", *table(_HEADER, _totals(found), left=1), ""]
+    if layers := _layers(found):
+        lines += [*table(_LAYERS, layers, left=2), ""]
+    return [*lines, _counts(found), *_notes(found, str)]
 
 
 def as_markdown(found: Difference, old: str, new: str) -> str:
     """The difference for a comment on a pull request."""
     totals = [(_bold(name) if name == _NAMES["archive_bytes"] else name, *rest) for name, *rest in _totals(found)]
     blocks = [
-        f"### {markdown.code(old)} → {markdown.code(new)}: {_headline(found)}",
+        f"### {code_span(old)} → {code_span(new)}: {_headline(found)}",
         markdown.table(_HEADER, totals, left=1),
     ]
     if lines := _layers(found):
-        rows = [(markdown.code(name), *rest) for name, *rest in lines]
+        rows = [(code_span(name), *rest) for name, *rest in lines]
         blocks.append(markdown.folded(_counts(found), markdown.table(_LAYERS, rows, left=2)))
     else:
         blocks.append(_counts(found))
-    if notes := _notes(found, markdown.code):
+    if notes := _notes(found, code_span):
         blocks.append("\n".join(f"- {note}" for note in notes))
     return "\n\n".join(blocks)
 

@@ -13,7 +13,7 @@ import click
 
 from riq_cli.cli import exit_codes, interruption
 from riq_cli.cli.help import WIDTH
-from riq_cli.cli.terminal import error_line
+from riq_cli.cli.terminal import error_line, say
 from riq_cli.errors import RiqError, SettingsError
 from riq_cli.version import VERSION
 
@@ -85,12 +85,12 @@ def main() -> None:
         code = exit_codes.FAILED
     except (RiqError, OSError, MemoryError) as error:
         if debug:
-            traceback.print_exc()
+            say(*traceback.format_exc().splitlines(), err=True)
         error_line(_message(error))
         code = exit_codes.of(error)
     except Exception as error:  # a bug of ours, or an archive made to mislead in fields that nothing checks
         if debug:
-            traceback.print_exc()
+            say(*traceback.format_exc().splitlines(), err=True)
         error_line(f"unexpected {type(error).__name__}: {error}; please report it, with what -vv prints")
         code = exit_codes.FAILED
     try:

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from html import escape
 
 from riq_cli.archive import Archive
 from riq_cli.report import SortKey, judgement, rows, totals
-from riq_cli.text import estimate, human_size, printable, shown
+from riq_cli.text import code_span, estimate, human_size, shown
 
 ROWS = 100  # of a table: a comment on GitHub holds 65,536 characters
-
-
-def code(text: str) -> str:
-    """Untrusted text in a code span, where no markup, link or mention comes to life."""
-    text = printable(text)
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * (longest + 1)
-    pad = " " if longest or not text.strip() else ""
-    return f"{fence}{pad}{text}{pad}{fence}"
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
@@ -47,7 +37,7 @@ def report(archive: Archive, name: str, sort: SortKey) -> str:
         ("bits/weight", f"{sums.rate:.3g}"),
     ]
     if "constraint" in result:
-        facts.append(("constraint", judgement(result["constraint"])))
+        facts.append(("constraint", code_span(judgement(result["constraint"]))))
     if "deviation" in result:
         found = estimate(result["deviation"], result.get("standard_error"))
         facts.append(("deviation", found + (f" (target {target:g})" if target else "")))
@@ -56,8 +46,8 @@ def report(archive: Archive, name: str, sort: SortKey) -> str:
         facts.append(("held out", estimate(result["holdout"], result.get("holdout_standard_error"))))
     lines = [
         (
-            code(row["name"]),
-            code(row["op"]),
+            code_span(row["name"]),
+            code_span(row["op"]),
             "×".join(map(str, row["shape"])),
             row["coding"],
             shown(row["bin_width"]),
@@ -68,7 +58,7 @@ def report(archive: Archive, name: str, sort: SortKey) -> str:
         for row in rows(archive, sort)
     ]
     header = ("layer", "op", "shape", "coding", "bin width", "bits/weight", "bytes", "share")
-    blocks = [f"### {code(name)}", table([key for key, _ in facts], [[value for _, value in facts]], left=0)]
+    blocks = [f"### {code_span(name)}", table([key for key, _ in facts], [[value for _, value in facts]], left=0)]
     if lines:
         summary = f"{sums.layers} layers, {sums.weights:,} weights"
         blocks.append(folded(summary, table(header, lines, left=4)))

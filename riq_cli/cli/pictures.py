@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from riq_cli.cli.terminal import say
 from riq_cli.files import atomic_write
 from riq_cli.text import human_size
 
@@ -31,4 +32,4 @@ def write_picture(path: str, data: bytes, force: bool, quiet: bool = False) -> N
     with atomic_write(path, force) as file:
         file.write(data)
     if not quiet:
-        click.echo(f"{path}: {human_size(len(data))}", err=True)
+        say(f"{path}: {human_size(len(data))}", err=True)

@@ -16,7 +16,7 @@ from riq_cli.cli.gates import check, gate_options, gates
 from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.paths import check_outputs, check_stdout
 from riq_cli.cli.pictures import picture_type, write_picture
-from riq_cli.cli.terminal import print_json, table
+from riq_cli.cli.terminal import print_json, say, table
 from riq_cli.errors import ArchiveError
 from riq_cli.files import atomic_write
 from riq_cli.report import (
@@ -32,7 +32,7 @@ from riq_cli.report import (
     rows,
     totals,
 )  # fmt: skip
-from riq_cli.text import estimate, human_size, printable, shortened, shown
+from riq_cli.text import estimate, human_size, shortened, shown
 
 _ANY_SIZE = 1 << 100  # nothing is restored here, so that nothing needs a limit
 
@@ -99,7 +99,7 @@ def report(
     checked = gates(totals(opened[-1]), max_size, min_ratio, max_rate)
     if len(opened) == 2:
         found = difference(opened[0], opened[1], sort or "size")
-        document, text = compared.document(found, *archives), _difference(found, archives, as_markdown)
+        document, lines = compared.document(found, *archives), _difference(found, archives, as_markdown)
     else:
         name = "model.riqz" if archives[0] == "-" else Path(archives[0]).name
         if page_path is not None:
@@ -108,11 +108,14 @@ def report(
         if picture is not None:
             _draw(opened[0], name, sort or "model", picture, force)
         document = _document(opened[0], name, sort or "model")
-        text = markdown.report(opened[0], name, sort or "size") if as_markdown else _text(opened[0], sort or "model")
+        lines = (
+            markdown.report(opened[0], name, sort or "size").split("\n") if as_markdown
+            else _lines(opened[0], sort or "model")
+        )  # fmt: skip
     if as_json:
         print_json(document | {"gates": [gate.document() for gate in checked]})
     elif page_path is picture is None or as_markdown:
-        click.echo(text)
+        say(*lines)
     check(archives[-1], checked)
 
 
@@ -121,11 +124,11 @@ def _opened(path: str) -> Archive:
         return archive
 
 
-def _difference(found: Difference, archives: tuple[str, ...], as_markdown: bool) -> str:
-    """The difference with the archives' names, or their paths where the names are the same."""
+def _difference(found: Difference, archives: tuple[str, ...], as_markdown: bool) -> list[str]:
+    """The lines of the difference, with the archives' names, or their paths where the names are the same."""
     names = [Path(path).name for path in archives]
     old, new = archives if names[0] == names[1] else names
-    return compared.as_markdown(found, old, new) if as_markdown else compared.text(found, old, new)
+    return compared.as_markdown(found, old, new).split("\n") if as_markdown else compared.text(found, old, new)
 
 
 def _symbol_counts(layer: LayerEntry, sections: Sequence[bytes]) -> Mapping[int, int]:
@@ -142,7 +145,7 @@ def _write_page(text: str, path: str, force: bool) -> None:
     data = text.encode()
     with atomic_write(path, force) as file:
         file.write(data)
-    click.echo(f"{path}: {human_size(len(data))}", err=True)
+    say(f"{path}: {human_size(len(data))}", err=True)
 
 
 def _draw(archive: Archive, name: str, sort: SortKey, path: str, force: bool) -> None:
@@ -172,13 +175,13 @@ _HEADER = ("layer", "op", "shape", "coding", "symbols", "bin width", "entropy", 
 _CODES = 6  # where the column of codes goes, in archives that have any
 
 
-def _text(archive: Archive, sort: SortKey) -> str:
-    blocks, layers = [], rows(archive, sort)
+def _lines(archive: Archive, sort: SortKey) -> list[str]:
+    layers = rows(archive, sort)
     header: tuple[str, ...] = _HEADER
     lines: list[tuple[str, ...]] = [
         (
-            printable(row["name"]),
-            printable(row["op"]),
+            row["name"],
+            row["op"],
             "×".join(map(str, row["shape"])) + ("" if row["dtype"] == "float32" else f" {row['dtype']}"),
             row["coding"],
             str(row["symbols"] or "-"),
@@ -194,17 +197,12 @@ def _text(archive: Archive, sort: SortKey) -> str:
         header = (*header[:_CODES], "codes", *header[_CODES:])
         told = [codes.brief(row) or "-" for row in layers]
         lines = [(*line[:_CODES], word, *line[_CODES:]) for line, word in zip(lines, told, strict=True)]
-    if lines:
-        blocks.append(table(header, lines, left=4))
-    else:
-        blocks.append("nothing to code: the model has no float weights large enough; all of it is in the skeleton")
-    blocks.append(_totals(totals(archive)))
-    if archive.manifest.result:
-        blocks.append(_made(archive))
-    return "\n\n".join(blocks)
+    nothing = "nothing to code: the model has no float weights large enough; all of it is in the skeleton"
+    made = ["", *_made(archive)] if archive.manifest.result else []
+    return [*(table(header, lines, left=4) if lines else [nothing]), "", *_totals(totals(archive)), *made]
 
 
-def _totals(sums: Totals) -> str:
+def _totals(sums: Totals) -> list[str]:
     breakdown = ", ".join(f"{name} {human_size(size)} ({size / sums.archive_bytes:.1%})" for name, size in sums.parts)
     lines = [
         f"{sums.layers} layers, {sums.weights:,} weights at {sums.rate:.3g} bits/weight; "
@@ -213,10 +211,10 @@ def _totals(sums: Totals) -> str:
     ]
     if sums.ratio is not None and sums.source_bytes is not None:
         lines.append(f"×{sums.ratio:.2f} smaller than the source ({human_size(sums.source_bytes)})")
-    return "\n".join(lines)
+    return lines
 
 
-def _made(archive: Archive) -> str:
+def _made(archive: Archive) -> list[str]:
     manifest = archive.manifest
     result, calibration = manifest.result, manifest.calibration
     lines = []
@@ -245,5 +243,5 @@ def _made(archive: Archive) -> str:
     if "layout" in result:
         lines.append(f"layout: {layers_at(result['layout'])}")
     settings = ", ".join(f"{key} = {value}" for key, value in sorted(manifest.settings.items()) if value is not None)
-    lines.append(f"settings: {printable(settings)}; {printable(manifest.creator)}")
-    return "\n".join(lines)
+    lines.append(f"settings: {settings}; {manifest.creator}")
+    return lines

@@ -16,7 +16,7 @@ from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.log import search_log, step_record
 from riq_cli.cli.paths import check_outputs, check_stdout, refuse_sources
 from riq_cli.cli.pictures import picture_type, write_picture
-from riq_cli.cli.terminal import ProgressBar, error_line, print_json, warn_line
+from riq_cli.cli.terminal import ProgressBar, error_line, print_json, say, warn_line
 from riq_cli.errors import CalibrationError
 from riq_cli.memory import give_back_large_arrays
 from riq_cli.points import Point
@@ -160,7 +160,7 @@ def sweep(
                     write(point)
                     bar.close()
                     if not quiet:
-                        click.echo(_summary(point), err=True)
+                        say(_summary(point), err=True)
     except KeyboardInterrupt as error:
         again = "the same command" + (" without --force" if force else "")
         hint = "" if path is None else f"; {again} goes on with {path}"

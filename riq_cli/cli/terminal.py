@@ -29,27 +29,32 @@ def _with_nulls(value: Any) -> Any:
     return finite(value) if isinstance(value, float) else value
 
 
+def say(*lines: str, err: bool = False) -> None:
+    """Print lines for people; whatever names they hold, each stays one line and leaves the terminal alone."""
+    click.echo("\n".join(map(printable, lines)), err=err)
+
+
 def error_line(message: str) -> None:
     """Print an error to stderr, in one line."""
-    click.echo(f"riq: error: {printable(' '.join(message.split()))}", err=True)
+    say(f"riq: error: {' '.join(message.split())}", err=True)
 
 
 def warn_line(message: str) -> None:
     """Print a warning to stderr, in one line."""
-    click.echo(f"riq: warning: {printable(' '.join(message.split()))}", err=True)
+    say(f"riq: warning: {' '.join(message.split())}", err=True)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
-    """Aligned columns; the first `left` ones to the left, the others to the right."""
-    lines = [header, *rows]
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Lines of aligned columns; the first `left` ones to the left, the others to the right."""
+    lines = [header, *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join(
+    return [
         "  ".join(
             cell.ljust(width) if column < left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
-    )
+    ]
 
 
 _UNITS = {"search": " evaluations", "fit": " layers", "gradients": " steps", "probe": " layers"}

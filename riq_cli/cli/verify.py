@@ -8,7 +8,7 @@ import click
 
 from riq_cli.cli import constraints, exit_codes, options
 from riq_cli.cli.help import Command, grouped
-from riq_cli.cli.terminal import print_json, warn_line
+from riq_cli.cli.terminal import print_json, say, warn_line
 from riq_cli.report import judgement
 from riq_cli.text import estimate, shortened
 
@@ -89,15 +89,15 @@ def verify(
         print_json(document)
     elif not quiet:
         verdict = "" if bound is None else f", {'within' if within else 'ABOVE'} the bound of {bound:g}"
-        click.echo(
+        say(
             f"{archive}: deviation {estimate(found.mean, found.standard_error)}{verdict}; "
             f"worst sample {found.worst:.4g}, "
             f"{found.tensors[0].samples} samples"
         )
         for tensor in found.tensors:
             mean = estimate(tensor.mean, tensor.standard_error)
-            click.echo(f"  at {shortened(tensor.name)}: {mean}, worst {tensor.worst:.4g}")
+            say(f"  at {shortened(tensor.name)}: {mean}, worst {tensor.worst:.4g}")
         if judged is not None:
-            click.echo(f"  constraint: {judgement(judged.recorded())}")
+            say(f"  constraint: {judgement(judged.recorded())}")
     if not holds:
         raise click.exceptions.Exit(exit_codes.TARGET)

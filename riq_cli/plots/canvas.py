@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from riq_cli.errors import OutputError
-from riq_cli.text import tick
+from riq_cli.text import printable, tick
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,6 +36,7 @@ _STYLE: Any = {
     "svg.hashsalt": "riq",  # the same picture gives the same bytes
     "svg.fonttype": "path",  # and looks the same on every machine
     "font.family": "DejaVu Sans",  # matplotlib brings it along
+    "text.parse_math": False,  # names of layers and files are no formulas
 }
 
 Points = Sequence[tuple[float, float]]
@@ -93,7 +95,7 @@ class Canvas:
             clip_on=True,
         )
         if label is not None:
-            self._legend.append((drawn, label))
+            self._legend.append((drawn, _visible(label)))
 
     def rule(self, points: Points, label: str | None = None) -> None:
         """A grey dotted line to compare with."""
@@ -105,7 +107,7 @@ class Canvas:
         """Horizontal bars from top to bottom, named on the left, with their values behind them."""
         places = range(len(names))
         self._axes.barh(places, values, color=[_PALE if faint else COLOURS[0] for faint in pale], height=0.72)
-        self._axes.set_yticks(places, names, fontsize=8)
+        self._axes.set_yticks(places, [_visible(name) for name in names], fontsize=8)
         self._axes.tick_params(axis="y", length=0)
         self._axes.set_ylim(len(names) - 0.4, -0.6)
         self._axes.set_xlim(0, max(values) * 1.12)
@@ -196,11 +198,18 @@ def canvas(
             if "y" in log:
                 axes.set_yscale("log")
             drawings.append(Canvas(axes, log))
-        figure.axes[0].set_title(title)
+        figure.axes[0].set_title(_visible(title))
         axes.set_xlabel(x)
         yield drawings
         for drawing in drawings:
             drawing.finish(corner)
         kind = suffix.removeprefix(".")
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(out, format=kind, metadata=metadata)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph", UserWarning)  # of letters that the font does not have
+            figure.savefig(out, format=kind, metadata=metadata)
+
+
+def _visible(text: str) -> str:
+    """Untrusted text of a few lines."""
+    return "\n".join(map(printable, text.split("\n")))

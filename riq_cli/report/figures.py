@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 from riq_cli.report.histogram import Histogram
-from riq_cli.text import printable, tick
+from riq_cli.text import html_text, tick
 
 _MANTISSAS = ((1,), (1, 2, 5), tuple(range(1, 10)))  # of logarithmic ticks, from coarse to fine
 _FEW = 3  # with fewer ticks an axis cannot be read
@@ -148,5 +147,5 @@ def _frame(
 
 def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
     """The picture; its title is untrusted text."""
-    label = escape(printable(title), quote=True)
+    label = html_text(title)
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'

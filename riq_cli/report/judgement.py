@@ -1,11 +1,11 @@
-"""What a constraint's judge said, and what layout it led to, each in one line."""
+"""What a constraint's judge said, and what layout it led to, in words. Facts and names in them are untrusted text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from riq_cli.text import printable, shown
+from riq_cli.text import shown
 
 _VALUES = ("value", "limit", "holds")
 
@@ -24,21 +24,22 @@ def judgement(found: Mapping[str, Any], brief: bool = False) -> str:
             text += f", accuracy {_fact(found['accuracy_before'])} → {_fact(found.get('accuracy_after'))}"
         if brief:
             return text
-        return f"{text}, {_fact(found.get('samples'))} samples; {printable(str(found.get('measure', '')))}"
+        return f"{text}, {_fact(found.get('samples'))} samples; {found.get('measure', '')}"
     bound = f"{shown(value)} {sign} {shown(limit, 'g')}"
     if "score_before" in found:
         return f"score {_fact(found['score_before'])} → {_fact(found.get('score_after'))} (drop {bound})"
-    facts = [f"{printable(str(key))} {_fact(fact)}" for key, fact in found.items() if key not in _VALUES]
+    facts = [f"{key} {_fact(fact)}" for key, fact in found.items() if key not in _VALUES]
     return ", ".join([bound, *facts])
 
 
 def layers_at(layout: Mapping[str, int]) -> str:
     """How many layers a fixed layout has at which width, as manifests keep it, in words."""
-    parts = [(count, printable(width)) for width, count in layout.items()]
-    return ", ".join(f"{count} layers in float" if width == "float" else f"{count} at {width} bits"
-                     for count, width in parts)  # fmt: skip
+    return ", ".join(
+        f"{count} layers in float" if width == "float" else f"{count} at {width} bits"
+        for width, count in layout.items()
+    )
 
 
 def _fact(fact: Any) -> str:
     """A fact that may be a number, a text, true, false, or not known."""
-    return shown(fact) if fact is None or isinstance(fact, float) else printable(str(fact))
+    return shown(fact) if fact is None or isinstance(fact, float) else str(fact)

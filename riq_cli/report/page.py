@@ -1,6 +1,6 @@
 """An archive as one HTML page that needs nothing else: no network, no fonts, no further files.
 
-Text that stands in a manifest is untrusted and goes through `_text`; numbers are what its schema says. The
+Text that stands in a manifest is untrusted and goes through `html_text`; numbers are what its schema says. The
 page's policy also forbids all scripts but the one that is written here, by its hash.
 """
 
@@ -10,7 +10,6 @@ import base64
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from importlib.resources import files
 from typing import Any, TypeGuard
 
@@ -20,7 +19,7 @@ from riq_cli.report.histogram import Count, Histogram, histograms
 from riq_cli.report.judgement import judgement
 from riq_cli.report.reproduction import command
 from riq_cli.report.totals import Totals, rows, totals
-from riq_cli.text import estimate, human_size, printable, shortened, shown
+from riq_cli.text import estimate, html_text, human_size, shortened, shown
 
 _HISTOGRAMS = 6
 _SMALLEST = 1e-30  # on a logarithmic axis
@@ -76,24 +75,19 @@ def page(archive: Archive, name: str, count: Count | None = None) -> str:
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{_text(name)}: riq report</title>
+<title>{html_text(name)}: riq report</title>
 <style>
 {style}</style>
 </head>
 <body>
 <main>
-<h1>{_text(name)}</h1>
+<h1>{html_text(name)}</h1>
 {"".join(sections)}
 </main>
 <script>{script}</script>
 </body>
 </html>
 """
-
-
-def _text(value: Any) -> str:
-    """Untrusted text, visible and harmless."""
-    return escape(printable(str(value)), quote=True)
 
 
 # ---- totals ----
@@ -127,7 +121,7 @@ def _totals(archive: Archive, sums: Totals) -> str:
         held = result.get("constraint_holdout")
         note = judgement(result["constraint"], brief=True)
         note += "" if held is None else f"; held out: {judgement(held, brief=True)}"
-        cards.append(("constraint", _text(archive.manifest.settings.get("objective")), _text(note)))
+        cards.append(("constraint", html_text(archive.manifest.settings.get("objective", "–")), html_text(note)))
     return (
         '<dl class="totals">'
         + "".join(f"<div><dt>{term}</dt><dd>{value} <small>{note}</small></dd></div>" for term, value, note in cards)
@@ -186,7 +180,7 @@ def _row(number: int, row: Mapping[str, Any], tables: int, largest: Mapping[str,
     size = 1
     for length in row["shape"]:
         size *= length
-    words = _text(" ".join((row["name"], row["op"], shape, row["coding"])))
+    words = html_text(" ".join((row["name"], row["op"], shape, row["coding"])))
     name = shortened(row["name"], _NAME)
     several = [*row["scales"], *row["magnitudes"], *([row["classes"]] if row["classes"] else [])]
     every = sum(item["codes"] for item in several)
@@ -194,8 +188,8 @@ def _row(number: int, row: Mapping[str, Any], tables: int, largest: Mapping[str,
         f'<tr data-text="{words}" data-bytes="{row["bytes"]}">'
         f'<td class="number" data-value="{number}">{number}</td>'
         f'<td class="name"{_title(row["name"]) if name != row["name"] else ""}>{_breakable(name)}</td>'
-        f"<td>{_text(row['op'])}</td>"
-        f'<td class="number" data-value="{size}">{_text(shape)}</td>'
+        f"<td>{html_text(row['op'])}</td>"
+        f'<td class="number" data-value="{size}">{html_text(shape)}</td>'
         f"<td>{row['coding']}</td>"
         f'<td class="number" data-value="{row["symbols"]}">{row["symbols"] or "–"}</td>'
         f'<td class="number" data-value="{width or 0!r}">{shown(width)}</td>'
@@ -210,7 +204,7 @@ def _row(number: int, row: Mapping[str, Any], tables: int, largest: Mapping[str,
 
 def _breakable(name: str) -> str:
     """A name that takes a new line between its parts where it has to."""
-    return re.sub(r"([./:_]+)", r"\1<wbr>", _text(name))  # none of these is part of what escapes a letter
+    return re.sub(r"([./:_]+)", r"\1<wbr>", html_text(name))  # none of these is part of what escapes a letter
 
 
 def _unbroken(text: str) -> str:
@@ -220,7 +214,7 @@ def _unbroken(text: str) -> str:
 
 def _title(text: str) -> str:
     """The attribute that shows a text where the pointer rests."""
-    return f' title="{_text(text)}"' if text else ""
+    return f' title="{html_text(text)}"' if text else ""
 
 
 def _barred(key: str, value: float, text: str, largest: Mapping[str, float]) -> str:
@@ -237,7 +231,7 @@ def _histograms(found: Sequence[Histogram]) -> str:
         return ""
     pictures = "".join(
         f'<figure><figcaption><span class="name"{_title(one.layer.name)}>'
-        f"{_text(shortened(one.layer.name, _NAME))}</span><br>"
+        f"{html_text(shortened(one.layer.name, _NAME))}</span><br>"
         f"{one.layer.size:,} weights, {one.layer.symbols} symbols in use, {one.zero:.0%} zero"
         + (f", {one.tables} tables" if one.tables > 1 else "")
         + (f", {one.beyond:.2%} beyond the picture" if one.beyond else "")
@@ -278,8 +272,8 @@ def _trace(archive: Archive) -> str:
         key.insert(1, circle.format('<path class="misses" d="M7 4L15 12M7 12L15 4"/>') + "misses it")
     return (
         "<h2>The search</h2>\n"
-        f'<p class="soft">Deviation of the {_text(result.get("allocation"))} allocation with '
-        f"{_text(result.get('rounding', 'nearest'))} rounding at each k that was evaluated: "
+        f'<p class="soft">Deviation of the {html_text(result.get("allocation", "–"))} allocation with '
+        f"{html_text(result.get('rounding', 'nearest'))} rounding at each k that was evaluated: "
         "on the samples of the search, on those held out, and of the restored model.</p>\n"
         f'<figure class="trace">{figures.trace(points, target, chosen)}'
         f'<ul class="key">{"".join(f"<li>{item}</li>" for item in key)}</ul></figure>\n'
@@ -310,7 +304,7 @@ def _made(archive: Archive, name: str) -> str:
     return (
         f"<h2>How it was made</h2>\n{_facts('asked for', [*manifest.settings.items()])}{_facts('found', found)}"
         "<h2>How to reproduce</h2>\n"
-        f"<pre><code>{_text(command(manifest, name))}</code></pre>\n"
+        f"<pre><code>{html_text(command(manifest, name))}</code></pre>\n"
         '<p class="soft">With the model and the samples of the SHA-256 above, the same versions and the same machine, '
         "the archive is the same byte for byte. It keeps no file names: those of the model and the samples are "
         "placeholders.</p>\n"
@@ -320,7 +314,7 @@ def _made(archive: Archive, name: str) -> str:
 def _facts(caption: str, facts: Sequence[tuple[str, Any]]) -> str:
     """A table of names and values; those that are not known are left out."""
     lines = "".join(
-        f'<tr><th scope="row">{_text(key)}</th><td><code>{_text(_setting(value))}</code></td></tr>'
+        f'<tr><th scope="row">{html_text(key)}</th><td><code>{html_text(_setting(value))}</code></td></tr>'
         for key, value in facts
         if value is not None
     )
