@@ -15,7 +15,7 @@ from riq_cli.allocation import Allocation, Curve, bin_width, curve, expected_k, 
 from riq_cli.codec.probing import Probes
 from riq_cli.codec.weights import Weights
 from riq_cli.errors import TargetError
-from riq_cli.evaluator import Prober
+from riq_cli.evaluator import Prober, Runtime
 from riq_cli.model import Layer, Model, probe_form
 from tests import builders
 from tests.test_codec import calibration, load, wide
@@ -204,7 +204,7 @@ def test_a_layer_whose_deviation_leaps_from_nothing_is_known_to_be_silent_before
     model = Model.load(builders.save(proto, tmp_path))
     feeds = [{"x": random.uniform(0.5, 1, (1, 32)).astype(np.float32)} for _ in range(4)]
     form, originals = probe_form(model.session_form()), [layer.values for layer in model.layers]
-    prober = Prober(form, originals, ["y"], [(feed, 1) for feed in feeds], threads=1)
+    prober = Prober(form, originals, ["y"], [(feed, 1) for feed in feeds], runtime=Runtime(threads=1))
     number = [layer.name for layer in model.layers].index("ends")
     weights, budget = Weights(model.layers), 1e-3
     probes = Probes(weights, {})

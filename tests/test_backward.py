@@ -11,7 +11,7 @@ import pytest
 from builders import BOOL, Random, graph, info, model, node, save, tensor, unknown
 from onnx import helper
 
-from riq_cli.evaluator import Observer
+from riq_cli.evaluator import Observer, Runtime
 from riq_cli.gradients import Backward, Gradients, backward, gate_gradients
 from riq_cli.gradients.backward import Values, _stretches, start
 from riq_cli.gradients.rules import RULES
@@ -44,7 +44,7 @@ class Net:
             for number in range(samples)
         ]
         self.samples = [(feed, rows) for feed in feeds]
-        self.observer = Observer(self.form, self.layers, self.samples, threads=1)
+        self.observer = Observer(self.form, self.layers, self.samples, runtime=Runtime(threads=1))
         self.operations, constants = operations(self.form)
         constants |= {name: self.layers[number] for name, number in self.form.weights}
         self.products: dict[tuple[str, ...], list[tuple[int, int]]] = {}
@@ -110,7 +110,7 @@ class Net:
         layers = list(self.layers)
         values = layers[self.numbers[layer]]
         layers[self.numbers[layer]] = (values + change).astype(values.dtype)
-        observer = Observer(self.form, layers, self.samples, threads=1)
+        observer = Observer(self.form, layers, self.samples, runtime=Runtime(threads=1))
         run = observer.runner(self.form.measured)
         return [list(run(number).values()) for number in range(len(self.samples))]
 
@@ -558,14 +558,14 @@ def test_runs_show_some_tensors_of_every_sample(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lean", [False, True])
 def test_sizes_are_bytes_of_the_first_sample(lean: bool, tmp_path: Path) -> None:
     net = Net(sequence(), tmp_path)
-    observer = Observer(net.form, net.layers, net.samples, threads=1, lean=lean)
+    observer = Observer(net.form, net.layers, net.samples, runtime=Runtime(threads=1), lean=lean)
     assert observer.sizes(["a", "b", "f", "x"]) == {"a": 4 * 48, "b": 4 * 48, "f": 4 * 32, "x": 4 * 40}
     assert observer.sizes([]) == {}
 
 
 def test_runs_are_the_same_with_layers_as_inputs(tmp_path: Path) -> None:
     net = Net(sequence(), tmp_path)
-    lean = Observer(net.form, net.layers, net.samples, threads=1, lean=True)
+    lean = Observer(net.form, net.layers, net.samples, runtime=Runtime(threads=1), lean=True)
     runs = net.observer.runner(["g", "b"]), lean.runner(["g", "b"])
     for number in range(len(net.samples)):
         one, other = (run(number) for run in runs)

@@ -19,7 +19,7 @@ from riq_cli.codec.effects import _Collected, with_effects
 from riq_cli.codec.plans import Plan
 from riq_cli.codec.product_gradients import ProductGradients
 from riq_cli.codec.weights import Weights
-from riq_cli.evaluator import Observer
+from riq_cli.evaluator import Observer, Runtime
 from riq_cli.gradients import Effects, effects
 from riq_cli.gradients.backward import start
 from riq_cli.model import Layer, Linear, Model, linear_layers
@@ -170,7 +170,7 @@ def test_an_effect_is_what_the_jacobian_makes_of_an_error(
     feed = {"x": random.standard_normal(x, np.float32)}
 
     def output(weights: np.ndarray) -> np.ndarray:
-        run = Observer(form, [weights], [(feed, 1)], threads=1).runner(["y"])
+        run = Observer(form, [weights], [(feed, 1)], runtime=Runtime(threads=1)).runner(["y"])
         return run(0)["y"].astype(np.float64)
 
     values = loaded.layers[0].values
@@ -236,7 +236,7 @@ def fitted(
         ({"x": random.integers(0, WORDS, (1, 5)) if of_words else random.standard_normal((1, 32), np.float32)}, 1)
         for _ in range(12)
     ]
-    observer = Observer(form, [layer.values for layer in loaded.layers], samples, threads=1)
+    observer = Observer(form, [layer.values for layer in loaded.layers], samples, runtime=Runtime(threads=1))
     names = [layer.name for layer in loaded.layers]
     steps: list[tuple[int, int]] = []
     with ThreadPoolExecutor(1) as pool:
@@ -356,7 +356,7 @@ def test_effects_of_a_layer_are_those_of_all_its_products(products: int, tmp_pat
     random = np.random.default_rng(1)
     samples = [({"x": random.standard_normal((3, 12), np.float32)}, 3) for _ in range(2)]
     values = loaded.layers[0].values
-    observer = Observer(form, [values], samples, threads=1)
+    observer = Observer(form, [values], samples, runtime=Runtime(threads=1))
     collected = _Collected(linear, {}, (1,), 1024, 128)
     gradients = ProductGradients(Weights(loaded.layers), form, observer, form.measured, [3, 3], (range(1), range(1, 2)))
     assert gradients.run(linear, collected.found, lambda *_: None) == {0}
@@ -372,7 +372,9 @@ def test_effects_of_a_layer_are_those_of_all_its_products(products: int, tmp_pat
                 change[0, row] = step * error
                 moved = linear[0].matrix.restore(change, values.shape)
                 there, back = (
-                    Observer(form, [values + way * moved], samples[run : run + 1], threads=1).runner(["y"])(0)["y"]
+                    Observer(form, [values + way * moved], samples[run : run + 1], runtime=Runtime(threads=1)).runner(
+                        ["y"]
+                    )(0)["y"]
                     for way in (1, -1)
                 )
                 turned = [y / np.linalg.norm(y.astype(float), axis=1, keepdims=True) for y in (there, back)]

@@ -27,7 +27,7 @@ from builders import (
 )
 
 from riq_cli.errors import ModelError
-from riq_cli.evaluator import Observer
+from riq_cli.evaluator import Observer, Runtime
 from riq_cli.model import Model, linear_layers, observed_form
 from riq_cli.model.linear_inputs import LookupInput, ProductInput
 
@@ -48,7 +48,9 @@ class Found:
         return self.model.layers[self.numbers[name]].values
 
     def observed(self, name: str) -> list[np.ndarray]:
-        observer = Observer(self.form, [layer.values for layer in self.model.layers], self.samples, threads=1)
+        observer = Observer(
+            self.form, [layer.values for layer in self.model.layers], self.samples, runtime=Runtime(threads=1)
+        )
         return [value for _, _, value in observer.activations([name])]
 
     def products(self, name: str, number: int = 0) -> list[np.ndarray]:
@@ -456,7 +458,7 @@ def test_what_is_looked_up_is_a_product(shape: tuple[int, ...], ids: tuple[int, 
     assert (found.matrix.row_axes, found.matrix.column_axes) == (tuple(range(1, len(shape))), (0,))
     indices = np.random.default_rng(0).integers(-7, 7, ids)
     values = loaded.layers[0].values
-    observer = Observer(form, [values], [({"i": indices}, 1)], threads=1)
+    observer = Observer(form, [values], [({"i": indices}, 1)], runtime=Runtime(threads=1))
     given, came = (value for _, _, value in observer.activations(["i", "y"]))
     rows = entering.rows(given)
     assert rows.shape == (1, max(math.prod(ids), 1), 7) and entering.positions(given.shape) == rows.shape[1]
@@ -677,7 +679,7 @@ def test_rows_of_half_precision_are_in_single() -> None:
 def test_an_observer_gives_every_tensor_in_every_sample_however_little_memory_there_is(tmp_path: Path) -> None:
     found = Found(FORMS["conv"](), tmp_path, samples=3)
     weights = [layer.values for layer in found.model.layers]
-    observer = Observer(found.form, weights, found.samples, threads=1)
+    observer = Observer(found.form, weights, found.samples, runtime=Runtime(threads=1))
     names = ["x", "c", "a", "p", "f", "y"]
     every = {(name, sample): value for name, sample, value in observer.activations(names)}
     assert set(every) == {(name, sample) for name in names for sample in range(3)}
@@ -692,7 +694,7 @@ def test_an_observer_gives_every_tensor_in_every_sample_however_little_memory_th
 def test_a_model_that_cannot_run_is_no_traceback(tmp_path: Path) -> None:
     found = Found(FORMS["conv"](), tmp_path)
     weights = [layer.values for layer in found.model.layers]
-    wrong = Observer(found.form, weights, [({"x": np.zeros((1, 2, 6, 6), np.float32)}, 1)], threads=1)
+    wrong = Observer(found.form, weights, [({"x": np.zeros((1, 2, 6, 6), np.float32)}, 1)], runtime=Runtime(threads=1))
     with pytest.raises(ModelError, match="onnxruntime cannot run the model"):
         list(wrong.activations(["c"]))
 

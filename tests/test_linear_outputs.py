@@ -12,7 +12,7 @@ import pytest
 from builders import Random, info, model, node, tensor, unknown
 from test_linear import BATCHED, GATES, Found, recurrent
 
-from riq_cli.evaluator import Observer
+from riq_cli.evaluator import Observer, Runtime
 from riq_cli.gradients import gate_gradients
 from riq_cli.model import GateOutput, operations
 
@@ -134,7 +134,9 @@ def test_of_recurrent_layers(op: str, direction: str, initial: bool, outputs: st
     layers = {name: found.model.layers[number].values for name, number in found.form.weights}
     names = [name for name in operation.inputs if name and name not in layers]
     wanted = list(dict.fromkeys([*names, reads.tensor, remembers.tensor, *filter(None, operation.outputs)]))
-    observer = Observer(found.form, [layer.values for layer in found.model.layers], found.samples, threads=1)
+    observer = Observer(
+        found.form, [layer.values for layer in found.model.layers], found.samples, runtime=Runtime(threads=1)
+    )
     run = observer.runner(wanted)
     for number in range(len(found.samples)):
         values = constants | layers | run(number)

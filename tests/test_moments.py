@@ -9,7 +9,7 @@ import onnx
 import pytest
 from builders import Random, info, model, node, save, tensor, unknown
 
-from riq_cli.evaluator import Observer
+from riq_cli.evaluator import Observer, Runtime
 from riq_cli.model import Linear, Model, linear_layers
 from riq_cli.model.linear_inputs import ProductInput
 from riq_cli.model.linear_outputs import ProductOutput
@@ -249,7 +249,7 @@ def test_moments_of_a_model_tell_the_energy_of_its_products(tmp_path: Path) -> N
     generator = np.random.default_rng(0)
     samples = [({"x": generator.standard_normal((2, 3, 16, 16), np.float32)}, 2) for _ in range(6)]
     weights = [layer.values for layer in loaded.layers]
-    observer = Observer(form, weights, samples, threads=1)
+    observer = Observer(form, weights, samples, runtime=Runtime(threads=1))
     found = collect(linear, observer.activations(inputs_of(linear)), len(samples), (1, 3, 5))
     numbers = {layer.name: number for number, layer in enumerate(loaded.layers)}
     assert set(linear) == {numbers[name] for name in ("w", "depthwise", "head")}

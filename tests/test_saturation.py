@@ -30,7 +30,7 @@ from builders import (
 )
 
 from riq_cli.errors import SettingsError
-from riq_cli.evaluator import Evaluator
+from riq_cli.evaluator import Evaluator, Runtime
 from riq_cli.model import Model
 
 
@@ -110,7 +110,7 @@ def test_softmax_of_an_input_is_measured_there_only_if_it_runs(tmp_path: Path) -
     samples = [(feed, 1) for feed in feeds(proto)]
     weights = [layer.values for layer in loaded.layers]
     form = loaded.session_form()
-    assert Evaluator(form, weights, samples, threads=1).deviation(form, weights).mean < 1e-12
+    assert Evaluator(form, weights, samples, runtime=Runtime(threads=1)).deviation(form, weights).mean < 1e-12
 
 
 def test_both_forms_measure_the_same_where_a_number_is_hoisted_from_a_branch(tmp_path: Path) -> None:

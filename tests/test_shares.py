@@ -13,7 +13,7 @@ from builders import Random, info, model, node, save, tensor, unknown
 from riq_cli.codec.product_gradients import ProductGradients
 from riq_cli.codec.shares import position_shares
 from riq_cli.codec.weights import Weights
-from riq_cli.evaluator import Observer
+from riq_cli.evaluator import Observer, Runtime
 from riq_cli.model import Model, linear_layers
 
 Feeds = Sequence[dict[str, np.ndarray]]
@@ -23,7 +23,9 @@ def shares_of(proto: onnx.ModelProto, feeds: Feeds, folder: Path) -> dict[str, l
     """Shares by the output of the operation, one array for each feed."""
     loaded = Model.load(save(proto, folder))
     form, linear = linear_layers(loaded.session_form(), loaded.layers)
-    observer = Observer(form, [layer.values for layer in loaded.layers], [(feed, 1) for feed in feeds], threads=1)
+    observer = Observer(
+        form, [layer.values for layer in loaded.layers], [(feed, 1) for feed in feeds], runtime=Runtime(threads=1)
+    )
     gradients = ProductGradients(
         Weights(loaded.layers), form, observer, form.measured, [1] * len(feeds), (range(6), range(6, len(feeds)))
     )

@@ -133,6 +133,8 @@ running_options = grouped(
                  help="Threads that onnxruntime uses."),
     click.option("--provider", metavar="NAME", default="CPUExecutionProvider", show_default=True,
                  help="onnxruntime's execution provider."),
+    click.option("--custom-ops", multiple=True, type=FileOf(".so", ".dll", ".dylib"), metavar="LIBRARY",
+                 help="Library that holds custom operators of the model; repeatable."),
 )  # fmt: skip
 
 _PIXELS = (

@@ -304,8 +304,7 @@ class Compression:
             form,
             self._originals,
             samples,
-            threads=settings.threads,
-            provider=settings.provider,
+            runtime=settings.runtime,
             strict=bool(settings.outputs),
             lean=lean,
         )
@@ -325,9 +324,7 @@ class Compression:
 
         def start(about: Solution, plans: Plans) -> Probes:
             settings, originals = self._settings, self._originals
-            prober = Prober(
-                probe_form(form), originals, evaluator.measured, samples[::step], settings.threads, settings.provider
-            )
+            prober = Prober(probe_form(form), originals, evaluator.measured, samples[::step], settings.runtime)
             found = probed(self._weights, plans, prober, about, pool, tell)
             self._model.release()
             return found

@@ -56,7 +56,7 @@ class ProductGradients:
     ) -> ProductGradients:
         """Those of samples in two halves, one run for each."""
         samples, originals = [*first, *second], [layer.values for layer in weights.layers]
-        observer = Observer(form, originals, samples, settings.threads, settings.provider, evaluator.is_lean)
+        observer = Observer(form, originals, samples, settings.runtime, evaluator.is_lean)
         halves = range(len(first)), range(len(first), len(samples))
         return cls(weights, form, observer, evaluator.measured, [sample.rows for sample in samples], halves)
 

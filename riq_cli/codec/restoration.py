@@ -10,7 +10,7 @@ from riq_cli.calibration import Calibration, Sample
 from riq_cli.codec.layers import decode_layer
 from riq_cli.codec.settings import Progress, Report, Warn
 from riq_cli.constraint import Constraint, Judge, Judgement
-from riq_cli.evaluator import DEFAULT_PROVIDER, Array, Deviation, Evaluator
+from riq_cli.evaluator import DEFAULT_PROVIDER, Array, Deviation, Evaluator, Runtime
 from riq_cli.memory import give_back_free_memory
 from riq_cli.model import Model, SessionForm
 
@@ -46,6 +46,7 @@ def verify(
     batch_size: int = 1,
     threads: int = 0,
     provider: str = DEFAULT_PROVIDER,
+    custom_ops: Sequence[str] = (),
     executor: Executor | None = None,
     warn: Warn | None = None,
 ) -> Deviation:
@@ -56,7 +57,7 @@ def verify(
         model: the original.
         calibration: samples, at best ones that the search did not see.
         outputs: tensors on which to measure; None: those that compress was told, or its default.
-        dims, batch_size, threads, provider: as in `Settings`.
+        dims, batch_size, threads, provider, custom_ops: as in `Settings`.
         executor: where streams are decoded; None: here.
         warn: called with what the user should know.
 
@@ -65,7 +66,7 @@ def verify(
     """
     outputs = _outputs(archive, outputs)
     samples = calibration.samples(model.inputs, dims, batch_size)
-    _, _, evaluator = _original(archive, model, samples, outputs, threads, provider)
+    _, _, evaluator = _original(archive, model, samples, outputs, Runtime(threads, provider, tuple(custom_ops)))
     if warn is not None and (message := evaluator.silence()):
         warn(message)
     return measure_restored(evaluator, decompress(archive, executor=executor), outputs)
@@ -82,6 +83,7 @@ def check(
     batch_size: int = 1,
     threads: int = 0,
     provider: str = DEFAULT_PROVIDER,
+    custom_ops: Sequence[str] = (),
     executor: Executor | None = None,
 ) -> Judgement:
     """What a constraint says of the restored model, on given samples.
@@ -89,14 +91,14 @@ def check(
     Args:
         archive, model, calibration: as in `verify`.
         constraint: labels are those of the given samples.
-        outputs, dims, batch_size, threads, provider, executor: as in `verify`.
+        outputs, dims, batch_size, threads, provider, custom_ops, executor: as in `verify`.
 
     Raises:
         ArchiveError, ModelError, CalibrationError, SettingsError, ConstraintError: see there.
     """
     outputs = _outputs(archive, outputs)
     samples = calibration.samples(model.inputs, dims, batch_size)
-    form, values, evaluator = _original(archive, model, samples, outputs, threads, provider)
+    form, values, evaluator = _original(archive, model, samples, outputs, Runtime(threads, provider, tuple(custom_ops)))
     judge = constraint.begin(evaluator.loaded(form, values))
     return judge_restored(judge, evaluator, decompress(archive, executor=executor), outputs)
 
@@ -108,13 +110,13 @@ def _outputs(archive: Archive, outputs: Sequence[str] | None) -> Sequence[str]:
 
 
 def _original(
-    archive: Archive, model: Model, samples: Sequence[Sample], outputs: Sequence[str], threads: int, provider: str
+    archive: Archive, model: Model, samples: Sequence[Sample], outputs: Sequence[str], runtime: Runtime
 ) -> tuple[SessionForm, list[Array], Evaluator]:
     """The original with the archive's layers from outside, and what compares others with it."""
     names = {place for entry in archive.manifest.layers for place in entry.tensors}
     original = model.select(lambda layer: names.issuperset(layer.places))
     form, values = original.session_form(outputs, hoist=False), [layer.values for layer in original.layers]
-    return form, values, Evaluator(form, values, samples, threads=threads, provider=provider, strict=bool(outputs))
+    return form, values, Evaluator(form, values, samples, runtime=runtime, strict=bool(outputs))
 
 
 def measure_restored(evaluator: Evaluator, restored: Model, outputs: Sequence[str]) -> Deviation:

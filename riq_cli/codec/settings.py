@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from riq_cli.constraint import Constraint, LossConstraint
 from riq_cli.errors import SettingsError
-from riq_cli.evaluator import DEFAULT_PROVIDER
+from riq_cli.evaluator import DEFAULT_PROVIDER, Runtime
 
 DEFAULT_DEVIATION = 0.01
 DEFAULT_EPSILON = 0.01  # the paper's ε0
@@ -111,6 +111,7 @@ class Settings:
         batch_size: samples in one run, where the batch axis is free.
         threads: of onnxruntime; 0: all that this process may use.
         provider: onnxruntime's execution provider.
+        custom_ops: files of libraries that hold custom operators; not recorded, since where they lie is no setting.
         layout: a fixed one, chosen greedily under the constraint; None: bin widths of any size, under one k.
         constraint: what is kept in place of a deviation, such as a loss on labels; `deviation` is a bound beside it.
     """
@@ -134,6 +135,7 @@ class Settings:
     batch_size: int = 1
     threads: int = 0
     provider: str = DEFAULT_PROVIDER
+    custom_ops: tuple[str, ...] = ()
     layout: FixedLayout | None = None
     constraint: Constraint | None = None
 
@@ -194,6 +196,11 @@ class Settings:
             raise SettingsError(f"{by_slope} goes by the slope of a loss; give --labels")
 
     @property
+    def runtime(self) -> Runtime:
+        """How onnxruntime runs the model."""
+        return Runtime(self.threads, self.provider, self.custom_ops)
+
+    @property
     def may_use_trellis(self) -> bool:
         """Whether layers may be rounded along a trellis, and compensated where there are real samples enough."""
         return self.rounding == "trellis" or (self.rounding is None and self._is_free)
@@ -212,6 +219,7 @@ class Settings:
         """What the manifest keeps: settings that differ from the default and say something; the target always."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         layout, constraint = plain.pop("layout"), plain.pop("constraint")
+        del plain["custom_ops"]
         if self.rounding == "nearest" and not self._is_free:
             plain["rounding"] = None
         default = Settings()

@@ -4,7 +4,7 @@ from riq_cli.evaluator.deviation import Array, Deviation, TensorDeviation, cosin
 from riq_cli.evaluator.evaluator import Evaluator, LoadedModel
 from riq_cli.evaluator.observer import Observer
 from riq_cli.evaluator.prober import Prober
-from riq_cli.evaluator.sessions import DEFAULT_PROVIDER, available_threads
+from riq_cli.evaluator.sessions import DEFAULT_PROVIDER, Runtime, available_threads
 
 __all__ = [
     "DEFAULT_PROVIDER",
@@ -14,6 +14,7 @@ __all__ = [
     "LoadedModel",
     "Observer",
     "Prober",
+    "Runtime",
     "TensorDeviation",
     "available_threads",
     "cosine_distance",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from riq_cli.errors import CalibrationError, ModelError, RiqError, SettingsError
 from riq_cli.evaluator.deviation import NOTHING_SAID, Array, Deviation, compared, sample_values, says_something
-from riq_cli.evaluator.sessions import DEFAULT_PROVIDER, LARGE, explained, nbytes, runner, start
+from riq_cli.evaluator.sessions import DEFAULT_RUNTIME, LARGE, Runtime, explained, nbytes, runner, start
 from riq_cli.model import SessionForm, own_form, probe_form
 from riq_cli.text import counted
 
@@ -28,8 +28,7 @@ class Evaluator:
         form: SessionForm,
         weights: Sequence[Array],
         samples: Sequence[tuple[Mapping[str, Array], int]],
-        threads: int = 0,
-        provider: str = DEFAULT_PROVIDER,
+        runtime: Runtime = DEFAULT_RUNTIME,
         strict: bool = False,
         lean: bool = False,
         needed: bool = True,
@@ -42,8 +41,7 @@ class Evaluator:
             form: the model with its layers as initializers from outside.
             weights: the original data of each layer, in storage type.
             samples: feeds and the number of rows in each.
-            threads: of onnxruntime; 0 for all that this process may use.
-            provider: onnxruntime's execution provider.
+            runtime: how onnxruntime runs it.
             strict: refuse tensors that cannot be measured, instead of leaving them out.
             lean: where the weights are many, and onnxruntime can, run `form` with its layers as inputs: that takes no
                 copies of them, and other kernels, whose outputs differ in the last digits.
@@ -54,12 +52,9 @@ class Evaluator:
             SettingsError: an unknown provider, or no tensor that can be measured.
             CalibrationError: no sample says anything at those tensors.
         """
-        if provider not in onnxruntime.get_available_providers():
-            available = ", ".join(onnxruntime.get_available_providers())
-            raise SettingsError(f"onnxruntime has no {provider!r} here; it has {available}")
+        runtime.check()
         self._samples = samples
-        self._threads = threads
-        self._provider = provider
+        self._runtime = runtime
         self._form = form
         self._lean: SessionForm | None = None  # what is run in its place
         outputs: list[list[Array]] = []
@@ -150,7 +145,7 @@ class Evaluator:
     def loaded(self, form: SessionForm, weights: Sequence[Array], among: Sequence[int] | None = None) -> LoadedModel:
         """The model with other weights, on all samples or on those of some numbers."""
         numbers = range(len(self._samples)) if among is None else among
-        return LoadedModel(form, weights, self.measured, self._samples, numbers, self._threads, self._provider)
+        return LoadedModel(form, weights, self.measured, self._samples, numbers, self._runtime)
 
     def likeness(self) -> NDArray[np.float64]:
         """How alike the original outputs of every two samples are, f64[samples, samples], 1 for equal ones.
@@ -174,7 +169,7 @@ class Evaluator:
         if self._lean is not None and form is self._form:
             form = self._lean
         with explained():
-            run = runner(form, weights, self._threads, self._provider)
+            run = runner(form, weights, self._runtime)
             for number in numbers:
                 yield run(names, self._samples[number][0])
 
@@ -189,8 +184,7 @@ class LoadedModel:
         tensors: Sequence[str],
         feeds: Sequence[tuple[Mapping[str, Array], int]],
         samples: Sequence[int],
-        threads: int = 0,
-        provider: str = DEFAULT_PROVIDER,
+        runtime: Runtime = DEFAULT_RUNTIME,
     ) -> None:
         """Keep what is run; nothing runs yet.
 
@@ -200,11 +194,10 @@ class LoadedModel:
             tensors: names that `outputs` may be asked for, among those that the form measures.
             feeds: all samples, and the number of rows in each.
             samples: numbers of those to run.
-            threads: of onnxruntime; 0 for all that this process may use.
-            provider: onnxruntime's execution provider.
+            runtime: how onnxruntime runs it.
         """
         self._form, self._weights, self._feeds = form, weights, feeds
-        self._threads, self._provider = threads, provider
+        self._runtime = runtime
         self.tensors, self.samples = tuple(tensors), tuple(samples)
 
     @property
@@ -219,7 +212,7 @@ class LoadedModel:
             ModelError: onnxruntime cannot run the model.
         """
         with explained():
-            run = runner(self._form, self._weights, self._threads, self._provider)
+            run = runner(self._form, self._weights, self._runtime)
         for number in self.samples:
             with explained():
                 value = run([tensor], self._feeds[number][0])[0]
@@ -232,7 +225,7 @@ class LoadedModel:
             ModelError: onnxruntime cannot run the model.
         """
         with explained():
-            return start(own_form(self._form), self._weights, self._threads, self._provider)
+            return start(own_form(self._form), self._weights, self._runtime)
 
 
 def _is_float(value: object) -> bool:

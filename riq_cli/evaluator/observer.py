@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from riq_cli.evaluator.deviation import Array
-from riq_cli.evaluator.sessions import DEFAULT_PROVIDER, explained, runner
+from riq_cli.evaluator.sessions import DEFAULT_RUNTIME, Runtime, explained, runner
 from riq_cli.model import SessionForm, observed_form, probe_form
 
 _OBSERVED = 1 << 25  # bytes of inner tensors that are held at the same time
@@ -24,8 +24,7 @@ class Observer:
         form: SessionForm,
         weights: Sequence[Array],
         samples: Sequence[tuple[Mapping[str, Array], int]],
-        threads: int = 0,
-        provider: str = DEFAULT_PROVIDER,
+        runtime: Runtime = DEFAULT_RUNTIME,
         lean: bool = False,
     ) -> None:
         """Keep what is run; nothing runs yet.
@@ -34,12 +33,11 @@ class Observer:
             form: a hoisted form of the model.
             weights: the original data of each layer, in storage type.
             samples: feeds and the number of rows in each.
-            threads: of onnxruntime; 0 for all that this process may use.
-            provider: onnxruntime's execution provider.
+            runtime: how onnxruntime runs it.
             lean: run the form with its layers as inputs, see `Evaluator`.
         """
         self._form, self._weights, self._samples = form, weights, samples
-        self._threads, self._provider, self.is_lean = threads, provider, lean
+        self._runtime, self.is_lean = runtime, lean
 
     def activations(self, tensors: Sequence[str], budget: int = _OBSERVED) -> Iterator[tuple[str, int, Array]]:
         """Name, number of the sample and value of every tensor in every sample.
@@ -85,16 +83,14 @@ class Observer:
         Those that are no arrays of numbers are left out.
         """
         largest = max(self._samples, key=lambda sample: sum(array.nbytes for array in sample[0].values()))
-        alone = Observer(self._form, self._weights, [largest], self._threads, self._provider, self.is_lean)
+        alone = Observer(self._form, self._weights, [largest], self._runtime, self.is_lean)
         values = alone.activations(tensors)
         return {name: value.nbytes for name, _, value in values if getattr(value, "dtype", _TEXT).kind in "fiub"}
 
     def _runner(self, names: list[str]) -> Callable[[int], list[Array]]:
         form = observed_form(self._form, names)
         with explained():
-            run = runner(
-                probe_form(form) if self.is_lean else form, self._weights, self._threads, self._provider, patient=True
-            )
+            run = runner(probe_form(form) if self.is_lean else form, self._weights, self._runtime, patient=True)
 
         def values(number: int) -> list[Array]:
             with explained():

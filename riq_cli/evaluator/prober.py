@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from riq_cli.evaluator.deviation import Array, compared
-from riq_cli.evaluator.sessions import DEFAULT_PROVIDER, FedSession, explained, ortvalue
+from riq_cli.evaluator.sessions import DEFAULT_RUNTIME, FedSession, Runtime, explained, ortvalue
 from riq_cli.model import SessionForm
 
 
@@ -18,8 +18,7 @@ class Prober:
         weights: Sequence[Array],
         measured: Sequence[str],
         samples: Sequence[tuple[Mapping[str, Array], int]],
-        threads: int = 0,
-        provider: str = DEFAULT_PROVIDER,
+        runtime: Runtime = DEFAULT_RUNTIME,
     ) -> None:
         """Start the session and keep the outputs of the original weights, which differ a little from other forms'.
 
@@ -28,15 +27,14 @@ class Prober:
             weights: the original data of each layer, in storage type.
             measured: tensors to compare, all float.
             samples: feeds and the number of rows in each.
-            threads: of onnxruntime; 0 for all that this process may use.
-            provider: onnxruntime's execution provider.
+            runtime: how onnxruntime runs it.
 
         Raises:
             ModelError: onnxruntime cannot run the model in this form.
         """
         self._measured, self._samples = list(measured), samples
         with explained():
-            self._session = FedSession(form, threads, provider)
+            self._session = FedSession(form, runtime)
         self._values = {number: ortvalue(weight) for number, weight in enumerate(weights)}
         self._reference = list(self._run({}))
 

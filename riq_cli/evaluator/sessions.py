@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from riq_cli.errors import ModelError
+from riq_cli.errors import ModelError, SettingsError
 from riq_cli.model import SessionForm
 from riq_cli.text import first_line
 
@@ -19,43 +22,95 @@ Array = NDArray[Any]
 Run = Callable[[Sequence[str], Mapping[str, Array]], list[Array]]  # names of tensors and a feed → their values
 
 DEFAULT_PROVIDER = "CPUExecutionProvider"
+_UNKNOWN = re.compile(r"(\S*):(\S+)\(-?\d+\) is not a registered function/op")  # as onnxruntime says it
 LARGE = 1 << 26  # bytes of weights above which copies of them that make runs a fifth faster are not worth their memory
 _COPYING = ["NchwcTransformer"]  # optimizers that make such copies: of all filters, in the order that vectors take
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16; numpy holds it as uint16
 _LOG_NOTHING = 4
 
 
-def runner(form: SessionForm, weights: Sequence[Array], threads: int, provider: str, patient: bool = False) -> Run:
+@dataclass(frozen=True)
+class Runtime:
+    """How onnxruntime runs models.
+
+    Attributes:
+        threads: of each session; 0 for all that this process may use.
+        provider: onnxruntime's execution provider.
+        custom_ops: files of the libraries that hold custom operators.
+    """
+
+    threads: int = 0
+    provider: str = DEFAULT_PROVIDER
+    custom_ops: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Nothing, if all of it is here.
+
+        Raises:
+            SettingsError: an unknown provider, or a library that is missing or cannot be loaded.
+        """
+        if self.provider not in onnxruntime.get_available_providers():
+            available = ", ".join(onnxruntime.get_available_providers())
+            raise SettingsError(f"onnxruntime has no {self.provider!r} here; it has {available}")
+        for library in self.custom_ops:
+            if not Path(library).is_file():
+                raise SettingsError(f"{library}: no such file; --custom-ops takes a library of custom operators")
+            try:
+                onnxruntime.SessionOptions().register_custom_ops_library(library)
+            except Exception as error:
+                raise SettingsError(
+                    f"{library}: onnxruntime cannot load it as a library of custom operators: {first_line(error)}"
+                ) from error
+
+    def options(self, patient: bool, lean: bool) -> onnxruntime.SessionOptions:
+        """Options of a session that, if `patient`, lets others have memory and processors, and if `lean`, memory."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads or available_threads()
+        options.inter_op_num_threads = 1
+        options.use_deterministic_compute = True
+        options.log_severity_level = _LOG_NOTHING
+        if lean:
+            options.enable_cpu_mem_arena = False  # it keeps twice what a run needs
+        if patient:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        for library in self.custom_ops:
+            options.register_custom_ops_library(library)
+        return options
+
+
+DEFAULT_RUNTIME = Runtime()
+
+
+def runner(form: SessionForm, weights: Sequence[Array], runtime: Runtime, patient: bool = False) -> Run:
     """What runs a form with these weights.
 
     Args:
         form: the model, its layers initializers or inputs.
         weights: data of each layer, in storage type.
-        threads: of onnxruntime; 0 for all that this process may use.
-        provider: onnxruntime's execution provider.
+        runtime: how it is run.
         patient: leave memory and, between runs, processors to others.
     """
     if form.fed:
-        fed = FedSession(form, threads, provider, patient)
+        fed = FedSession(form, runtime, patient)
         values = [ortvalue(weight) for weight in weights]
         return lambda names, feed: fed.run(names, feed, values)
-    session = start(form, weights, threads, provider, patient)
+    session = start(form, weights, runtime, patient)
     return lambda names, feed: session.run(list(names), dict(feed))
 
 
 class FedSession:
     """A session of a form whose layers are inputs: onnxruntime copies none of them, and others may follow each run."""
 
-    def __init__(self, form: SessionForm, threads: int, provider: str, patient: bool = False) -> None:
+    def __init__(self, form: SessionForm, runtime: Runtime, patient: bool = False) -> None:
         """Start it; without some optimizations, if they take for granted that weights are constant."""
         levels = onnxruntime.GraphOptimizationLevel
-        options = _options(threads, patient, lean=patient)
+        options = runtime.options(patient, lean=patient)
         try:
             options.graph_optimization_level = levels.ORT_ENABLE_ALL
-            self._session = onnxruntime.InferenceSession(form.model, options, providers=[provider])
+            self._session = onnxruntime.InferenceSession(form.model, options, providers=[runtime.provider])
         except Exception:
             options.graph_optimization_level = levels.ORT_ENABLE_BASIC
-            self._session = onnxruntime.InferenceSession(form.model, options, providers=[provider])
+            self._session = onnxruntime.InferenceSession(form.model, options, providers=[runtime.provider])
         self._weights = form.weights
 
     def run(
@@ -71,31 +126,18 @@ class FedSession:
 
 
 def start(
-    form: SessionForm, weights: Sequence[Array], threads: int, provider: str, patient: bool = False
+    form: SessionForm, weights: Sequence[Array], runtime: Runtime, patient: bool = False
 ) -> onnxruntime.InferenceSession:
     """A session of a form whose layers are initializers; see `runner`."""
     large = nbytes(weights) > LARGE
-    options = _options(threads, patient, lean=patient or large)
+    options = runtime.options(patient, lean=patient or large)
     if patient or large:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if form.weights:
         values = [ortvalue(weights[number]) for _, number in form.weights]
         options.add_external_initializers([name for name, _ in form.weights], values)
     unwanted = _COPYING if large else []
-    return onnxruntime.InferenceSession(form.model, options, providers=[provider], disabled_optimizers=unwanted)
-
-
-def _options(threads: int, patient: bool, lean: bool) -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or available_threads()
-    options.inter_op_num_threads = 1
-    options.use_deterministic_compute = True
-    options.log_severity_level = _LOG_NOTHING
-    if lean:
-        options.enable_cpu_mem_arena = False  # it keeps twice what a run needs
-    if patient:
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return options
+    return onnxruntime.InferenceSession(form.model, options, providers=[runtime.provider], disabled_optimizers=unwanted)
 
 
 @contextlib.contextmanager
@@ -104,6 +146,12 @@ def explained() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # onnxruntime's exceptions share no other base
+        unknown = _UNKNOWN.search(str(error))
+        if unknown is not None:
+            raise ModelError(
+                f"onnxruntime does not know the operator {unknown[2]} of the domain {unknown[1]!r}; name the library "
+                "that holds it with --custom-ops LIBRARY"
+            ) from error
         raise ModelError(f"onnxruntime cannot run the model: {first_line(error)}") from error
 
 
