@@ -15,6 +15,7 @@ from riq_cli.codec import Progress, Settings, sweep
 from riq_cli.codec.plans import Plan
 from riq_cli.codec.split import REFIT_SAMPLES
 
+pytestmark = pytest.mark.slow
 SAMPLES = Path(__file__).parent.parent / "sample_models"
 TARGET = 0.003
 
