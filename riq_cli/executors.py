@@ -4,14 +4,53 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import TypeVar
 
 _PATIENCE = 2.0  # seconds that an interruption waits for a pool of processes to end
 
 Pool = TypeVar("Pool", bound=Executor)
+
+
+class _Worker(SpawnProcess):
+    """A process that leaves the signals of a terminal to its parent, from the first moment on."""
+
+    def start(self) -> None:
+        """Start it while they are blocked, as they then are in the process."""
+        if not hasattr(signal, "pthread_sigmask"):
+            super().start()
+            return
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Workers(SpawnContext):
+    Process = _Worker
+
+
+def process_pool(workers: int) -> ProcessPoolExecutor:
+    """A pool of processes that end with this one, whatever ends it."""
+    return ProcessPoolExecutor(workers, mp_context=_Workers(), initializer=_follow_parent)
+
+
+def _follow_parent() -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "it runs in a worker"
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 @contextlib.contextmanager
@@ -24,8 +63,8 @@ def interruptible(pool: Pool) -> Iterator[Pool]:
     interrupted = False
     try:
         yield pool
-    except KeyboardInterrupt:
-        interrupted = True
+    except BaseException as error:
+        interrupted = not isinstance(error, Exception)
         raise
     finally:
         if interrupted and isinstance(pool, ProcessPoolExecutor):

@@ -17,6 +17,13 @@ _BINARY = getattr(os, "O_BINARY", 0)  # Windows
 
 TEMPORARY = ".riq-"  # how names of unfinished files begin; whoever finds one that is old may delete it
 
+_completed: list[str] = []
+
+
+def completed() -> list[str]:
+    """The files that this process has written whole, in order."""
+    return list(_completed)
+
 
 def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> None:
     """Return nothing if `path` can be written; meant to be asked before long work.
@@ -83,6 +90,7 @@ def atomic_write(path: str | os.PathLike[str], overwrite: bool = False) -> Itera
                 os.replace(name, path)
             else:
                 _take_name(name, path)
+        _completed.append(str(path))
     finally:
         with contextlib.suppress(OSError):
             os.unlink(name)

@@ -19,7 +19,7 @@ from riq_cli.cli import main
 
 ROOT = Path(__file__).parent.parent
 STREAMS = ("stdin", "stdout", "stderr")
-SIGNALS = (signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))  # main handles them
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # of main
 
 
 def riq(*arguments: object, folder: Path, data: bytes | None = None, **environment: str) -> Done:
@@ -44,6 +44,7 @@ def riq(*arguments: object, folder: Path, data: bytes | None = None, **environme
         given.seek(0)
         patch.chdir(folder)
         patch.setattr(sys, "argv", words)
+        patch.setattr(sys, "unraisablehook", sys.unraisablehook)  # main puts another there
         for name, value in ({"COLUMNS": "100"} | environment).items():
             patch.setenv(name, value)
         with _signals(), _modules(folder), _streams(given, stdout, stderr), pytest.raises(SystemExit) as end:

@@ -261,7 +261,7 @@ def test_numbers_are_finite(command: str, options: str, ready: Path) -> None:
 def test_no_option_takes_what_is_not_finite() -> None:
     import click
 
-    from riq_cli.cli.main import riq as group
+    from riq_cli.cli.commands import riq as group
 
     context = click.Context(group)
     for name in group.list_commands(context):
@@ -457,7 +457,7 @@ def test_help_is_a_page_of_a_manual(command: str, ready: Path) -> None:
 def test_every_example_is_a_command_with_options_that_there_are(ready: Path) -> None:
     import click
 
-    from riq_cli.cli.main import riq as group
+    from riq_cli.cli.commands import riq as group
 
     for name in COMMANDS:
         command = group.get_command(click.Context(group), name)

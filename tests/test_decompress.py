@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import riq_cli
-from riq_cli.cli.main import riq
+from riq_cli.cli.commands import riq
 from riq_cli.errors import OutputError
 from riq_cli.model import Model
 from tests import builders

@@ -1,45 +1,124 @@
-"""Signals that end a command: Ctrl-C, and those of a scheduler or of a terminal that closes."""
+"""Signals that end a command: Ctrl-C, and those of a scheduler or of a terminal that closes.
+
+It is imported before all else, so it imports little itself.
+"""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-_SIGNALS = ("SIGTERM", "SIGHUP")  # Python itself makes KeyboardInterrupt of SIGINT; Windows has no SIGHUP
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+_AGAIN = 0.01  # seconds until an interruption that was lost comes again
+
+_received: int | None = None  # the signal that was caught, whatever became of its exception
 
 
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end, by the signal `number`: all clean up as after Ctrl-C."""
+class Interrupted(BaseException):
+    """The process was asked to end, by the signal `number`; the message says what became of the output, if known.
 
-    def __init__(self, number: int) -> None:
-        super().__init__()
+    No KeyboardInterrupt: click would print an empty line for one.
+    """
+
+    def __init__(self, number: int, message: str = "") -> None:
+        super().__init__(message)
         self.number = number
 
 
-def catch() -> None:
-    """Make exceptions of signals that would end the process at once, and leave half of a file behind."""
-    for name in _SIGNALS:
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # `nohup` has it ignored
-            with contextlib.suppress(ValueError):  # not in the main thread
-                signal.signal(number, _end)
+def guarded(run: Callable[[], int]) -> int:
+    """The exit code of a command; a signal ends the process instead, with 128 + its number and one line on stderr.
+
+    After that, signals are ignored: Python's own end is short, and the exit code that was told stays.
+    """
+    _catch()
+    try:
+        code = run()
+        _ignore()
+        return code
+    except (Interrupted, KeyboardInterrupt) as error:  # the latter from before, or from a function of the user's own
+        _ignore()
+        leave(error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT))
 
 
-def leave(error: BaseException | None) -> NoReturn:
+def check() -> None:
+    """Return nothing if no signal was caught; meant for errors that a library may have made of an interruption.
+
+    Raises:
+        Interrupted: one was.
+    """
+    if _received is not None:
+        raise Interrupted(_received)
+
+
+def leave(error: Interrupted) -> NoReturn:
     """End the process with 128 + the number of the signal, as shells have it, and with what it has printed.
 
     Without waiting for threads, as Python's own end does: those of an interrupted pool may never end.
     """
+    from riq_cli.text import printable
+
     atexit._run_exitfuncs()  # multiprocessing gives back what the system keeps by name
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody reads it, it is closed, it is None
+        sys.stderr.write(f"riq: error: {printable(str(error) or _outcome())}\n")
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # a pipe that nobody reads, a stream that is closed
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
-    os._exit(128 + (error.number if isinstance(error, Terminated) else signal.SIGINT))
+    os._exit(128 + error.number)
 
 
-def _end(number: int, frame: Any) -> NoReturn:
-    raise Terminated(number)
+def _outcome() -> str:
+    from riq_cli.files import completed
+
+    written = " and ".join(completed())
+    return f"interrupted after {written} was written" if written else "interrupted; no output was written"
+
+
+def _catch() -> None:
+    """Make exceptions of signals that would end the process at once, and leave half of a file behind."""
+    global _received
+    _received = None
+    for number in _SIGNALS:
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # `nohup` has some ignored
+            with contextlib.suppress(ValueError):  # not in the main thread
+                signal.signal(number, _end)
+    sys.unraisablehook = functools.partial(_lost, sys.unraisablehook)
+
+
+def _ignore() -> None:
+    for number in _SIGNALS:
+        if signal.getsignal(number) is _end:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _end(number: int, frame: Any) -> None:
+    global _received
+    if isinstance(sys.exc_info()[1], Interrupted):  # what cleans up after the first goes on
+        return
+    _received = number
+    raise Interrupted(number)
+
+
+def _lost(others: Callable[[Any], object], unraisable: Any) -> None:
+    """Have an interruption come again that met code which cannot raise it, such as a finalizer."""
+    error = unraisable.exc_value
+    if not isinstance(error, Interrupted):
+        others(unraisable)
+        return
+    again = threading.Timer(_AGAIN, _interrupt_main, (error.number,))
+    again.daemon = True
+    again.start()
+
+
+def _interrupt_main(number: int) -> None:
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:  # which ends what it waits for, too
+        signal.pthread_kill(main, number)
+    else:
+        signal.raise_signal(number)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from riq_cli.errors import RiqError
 from riq_cli.files import growing_file
 from riq_cli.text import finite
 
@@ -39,8 +38,11 @@ def search_log(path: str | None, overwrite: bool) -> Iterator[Write]:
 
         try:
             yield write
-        except (RiqError, KeyboardInterrupt) as error:
-            write({"phase": "failed", "error": str(error) or "interrupted"})
+        except Exception as error:
+            write({"phase": "failed", "error": str(error) or type(error).__name__})
+            raise
+        except BaseException:
+            write({"phase": "failed", "error": "interrupted"})
             raise
 
 

@@ -208,11 +208,8 @@ def coding_executor(weights: int) -> Iterator[Executor | None]:
     if weights < _PARALLEL_WEIGHTS:
         yield None
         return
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
     from riq_cli.evaluator import available_threads
-    from riq_cli.executors import interruptible
+    from riq_cli.executors import interruptible, process_pool
 
-    with interruptible(ProcessPoolExecutor(available_threads(), mp_context=get_context("spawn"))) as executor:
+    with interruptible(process_pool(available_threads())) as executor:
         yield executor

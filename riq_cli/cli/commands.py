@@ -64,40 +64,42 @@ def riq() -> None:
     """
 
 
-def main() -> None:
-    """Run the command line; every error that a user can cause becomes one line on stderr and an exit code."""
+def run() -> int:
+    """The exit code of the command line; every error that a user can cause becomes one line on stderr."""
     for library in ("OPENBLAS", "MKL"):  # riq's own threads work on a layer each; more of them only wait for each other
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
-    debug = sum(word.count("v") for word in sys.argv[1:] if re.fullmatch("-[fqv]+", word)) > 1
-    interruption.catch()
     try:
-        code = riq.main(prog_name="riq", standalone_mode=False)
+        code: int = riq.main(prog_name="riq", standalone_mode=False) or 0
         _flush()
-    except click.ClickException as error:
-        error_line(error.format_message())
-        if isinstance(error, click.UsageError) and error.ctx is not None:
-            click.echo(f"Try '{error.ctx.command_path} --help'.", err=True)
-        code = error.exit_code
-    except (click.Abort, KeyboardInterrupt) as error:  # click makes the one of the other
-        error_line("interrupted; no output was written")
-        interruption.leave(error.__cause__ or error)
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        code = exit_codes.FAILED
-    except (RiqError, OSError, MemoryError) as error:
-        if debug:
-            say(*traceback.format_exc().splitlines(), err=True)
-        error_line(_message(error))
-        code = exit_codes.of(error)
-    except Exception as error:  # a bug of ours, or an archive made to mislead in fields that nothing checks
-        if debug:
-            say(*traceback.format_exc().splitlines(), err=True)
-        error_line(f"unexpected {type(error).__name__}: {error}; please report it, with what -vv prints")
-        code = exit_codes.FAILED
+    except click.Abort as error:  # what click makes of a KeyboardInterrupt, which only a function of the user's raises
+        raise KeyboardInterrupt from error
+    except Exception as error:
+        interruption.check()
+        code = _failed(error)
     try:
         _flush()
     except OSError:  # it was told; what is left would fail once more as Python exits, with a code of its own
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)
+    return code
+
+
+def _failed(error: Exception) -> int:
+    """The exit code of an error, after it was told."""
+    if isinstance(error, click.ClickException):
+        error_line(error.format_message())
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            click.echo(f"Try '{error.ctx.command_path} --help'.", err=True)
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as `head` does
+        return exit_codes.FAILED
+    if sum(word.count("v") for word in sys.argv[1:] if re.fullmatch("-[fqv]+", word)) > 1:
+        say(*"".join(traceback.format_exception(error)).splitlines(), err=True)
+    if isinstance(error, (RiqError, OSError, MemoryError)):
+        error_line(_message(error))
+        return exit_codes.of(error)
+    # A bug of ours, or an archive made to mislead in fields that nothing checks.
+    error_line(f"unexpected {type(error).__name__}: {error}; please report it, with what -vv prints")
+    return exit_codes.FAILED
 
 
 def _flush() -> None:
