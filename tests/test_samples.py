@@ -139,7 +139,7 @@ def test_every_command_of_the_readme_works(command: str, prepared: Path, tmp_pat
     redirected = [folder / name.removeprefix("~/") for name in re.findall(r" > (\S+)", command)]
     for path in redirected:
         path.parent.mkdir(parents=True, exist_ok=True)
-    done = in_a_shell(command.replace("500kB", "5kB"), folder)  # the model here takes less than that as it is
+    done = in_a_shell(command.replace("500kB", "2.5kB"), folder)  # the model here is that much smaller
     assert done.returncode == 0, done.stderr
     prints = any(words in command for words in ("report", "verify", "-o -")) and not re.search("--html|--plot", command)
     assert bool(done.stdout) == (prints and not redirected)
