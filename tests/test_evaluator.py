@@ -389,10 +389,12 @@ def test_without_a_float_output_the_error_names_the_flag(tmp_path: Path) -> None
     loaded = load(argmax(), tmp_path)
     form = loaded.session_form(["y"])
     samples = [(feed, 3) for feed in feeds(argmax())]
-    with pytest.raises(
-        SettingsError, match="the model has no float output to measure; name an inner tensor with --output"
-    ):
+    with pytest.raises(SettingsError) as error:
         Evaluator(form, weights(loaded), samples)
+    assert str(error.value) == (
+        "the model has no float output to measure: its outputs are y int64; measure an inner tensor with --output, "
+        "such as z, or keep a score of your own with --metric, without --deviation"
+    )
     with pytest.raises(SettingsError, match="tensor 'y' is not float; its deviation cannot be measured"):
         Evaluator(form, weights(loaded), samples, strict=True)
 

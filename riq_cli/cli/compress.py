@@ -180,7 +180,7 @@ def _summary(facts: dict[str, Any], verbose: int) -> list[str]:
         lines.append(f"  constraint {judgement(facts['constraint'])}")
     if "constraint_holdout" in facts:
         lines.append(f"    held out: {judgement(facts['constraint_holdout'])}")
-    if "k" in facts:
+    if "deviation" in facts:
         bound = f" ≤ {facts['target']:g}" if facts["target"] is not None else ""
         samples, kind = facts["calibration"]["samples"], facts["calibration"]["kind"]
         lines.append(

@@ -69,11 +69,12 @@ def verify(
         original = Model.load(against)
         if not quiet and original.source and manifest.source.get("sha256") not in (None, original.source.sha256):
             warn_line(f"{against}: is not the file that {archive} was made from (their SHA-256 differ)")
+        bound = manifest.settings.get("deviation") if deviation is None else deviation
         with options.coding_executor(sum(layer.size for layer in manifest.layers)) as executor:
             running = {**running, "outputs": running["outputs"] or None, "executor": executor}
-            found = measure(opened, original, data, warn=None if quiet else warn_line, **running)
+            needed = constraint is None or bound is not None
+            found = measure(opened, original, data, warn=None if quiet else warn_line, needed=needed, **running)
             judged = None if constraint is None else check(opened, original, data, constraint, **running)
-    bound = manifest.settings.get("deviation") if deviation is None else deviation
     within = bound is None or found.mean <= bound
     holds = within and (judged is None or judged.holds)
     if as_json:
@@ -89,11 +90,14 @@ def verify(
         print_json(document)
     elif not quiet:
         verdict = "" if bound is None else f", {'within' if within else 'ABOVE'} the bound of {bound:g}"
-        say(
-            f"{archive}: deviation {estimate(found.mean, found.standard_error)}{verdict}; "
+        measured = (
+            f"deviation {estimate(found.mean, found.standard_error)}{verdict}; "
             f"worst sample {found.worst:.4g}, "
             f"{found.tensors[0].samples} samples"
+            if found.is_measured
+            else "no float output to measure"
         )
+        say(f"{archive}: {measured}")
         for tensor in found.tensors:
             mean = estimate(tensor.mean, tensor.standard_error)
             say(f"  at {shortened(tensor.name)}: {mean}, worst {tensor.worst:.4g}")

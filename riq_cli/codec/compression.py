@@ -141,7 +141,7 @@ class Compression:
         telling = [number for number, rows in enumerate(silent) if not all(rows)]
         kept = range(len(given)) if self._needs_all_samples else telling
         samples, evaluator = [given[number] for number in kept], evaluator.on(kept)
-        fits = self._fits(len(samples))
+        fits = bool(evaluator.measured) and self._fits(len(samples))
         parts = roles(
             len(samples),
             settings.holdout if settings.k is None else 0.0,
@@ -152,7 +152,7 @@ class Compression:
             solver = make(settings, self._weights, evaluator, form, parts, pool,
                           self._note, self._warn, self._model.release)  # fmt: skip
             probes = plans = refit = None
-            if settings.allocation == "measured" and settings.k is None:
+            if settings.allocation == "measured" and settings.k is None and evaluator.measured:
                 probed = [samples[number] for number in parts.probed if kept[number] in telling]
                 probes = self._probed(form, evaluator, probed, pool) if probed else None
             if fits:
@@ -268,12 +268,13 @@ class Compression:
         restored = decompress(archive, executor=executor)
         deviation = measure_restored(bench.evaluator, restored, self._settings.outputs)
         scheme = solution.scheme
-        self._note(scheme, solution.k, deviation.mean)
-        if not math.isfinite(deviation.mean):
+        mean = deviation.mean if deviation.is_measured else math.nan  # under a constraint there may be none
+        self._note(scheme, solution.k, mean)
+        if deviation.is_measured and not math.isfinite(mean):
             raise TargetError(
                 f"at k = {solution.k:g} the restored model's outputs hold NaN or infinity where the original's do not; "
                 "keep the layers that cause it exact with --exclude",
-                deviation.mean,
+                mean,
             )
         result: dict[str, Any] = {
             "k": solution.k,
@@ -296,7 +297,7 @@ class Compression:
         if scheme.guarded and held.is_measured:
             result |= {"holdout": held.mean, "holdout_samples": held.samples.size}
             result["holdout_standard_error"] = short(held.standard_error)
-        return archive.described(calibration=bench.calibration, result=result), deviation.mean
+        return archive.described(calibration=bench.calibration, result=result), mean
 
     def _evaluator(self, form: SessionForm, samples: Sequence[Sample], lean: bool = False) -> Evaluator:
         settings = self._settings
@@ -307,6 +308,7 @@ class Compression:
             runtime=settings.runtime,
             strict=bool(settings.outputs),
             lean=lean,
+            needed=settings.constraint is None or settings.deviation is not None,
         )
         self._model.release()
         return evaluator

@@ -96,7 +96,7 @@ class ConstrainedSolver(Solver):
             TargetError: none holds.
         """
         target = self._settings.deviation or DEFAULT_DEVIATION
-        about = self._about(target)
+        about = self._about(target) if self._evaluator.measured else self._unmeasured(target)
         best: Solution | None = None
         plans = self._plans(about, means)
         if plans:
@@ -110,6 +110,11 @@ class ConstrainedSolver(Solver):
             raise self._failure(min((one for _, _, one in self._trace), key=lambda one: one.value))
         trellised = self._with_trellis(best)
         return best if trellised is None else self._better(best, trellised, best.k) or best
+
+    def _unmeasured(self, target: float) -> Solution:
+        """About where a deviation is to be expected, where it cannot be measured."""
+        base = self._base(0.0)
+        return self._solution(base, self._weights.expected_k(base.allocation, target), math.nan)
 
     def _failure(self, found: Judgement) -> TargetError:
         """The error that nothing holds, and what to do about it."""

@@ -49,6 +49,7 @@ def verify(
     custom_ops: Sequence[str] = (),
     executor: Executor | None = None,
     warn: Warn | None = None,
+    needed: bool = True,
 ) -> Deviation:
     """How far the outputs of the restored model are from the original's, on given samples.
 
@@ -60,13 +61,15 @@ def verify(
         dims, batch_size, threads, provider, custom_ops: as in `Settings`.
         executor: where streams are decoded; None: here.
         warn: called with what the user should know.
+        needed: refuse a model without anything to measure; if not, the deviation is that of no tensor.
 
     Raises:
         ArchiveError, ModelError, CalibrationError, SettingsError: see there.
     """
     outputs = _outputs(archive, outputs)
     samples = calibration.samples(model.inputs, dims, batch_size)
-    _, _, evaluator = _original(archive, model, samples, outputs, Runtime(threads, provider, tuple(custom_ops)))
+    runtime = Runtime(threads, provider, tuple(custom_ops))
+    _, _, evaluator = _original(archive, model, samples, outputs, runtime, needed)
     if warn is not None and (message := evaluator.silence()):
         warn(message)
     return measure_restored(evaluator, decompress(archive, executor=executor), outputs)
@@ -98,7 +101,8 @@ def check(
     """
     outputs = _outputs(archive, outputs)
     samples = calibration.samples(model.inputs, dims, batch_size)
-    form, values, evaluator = _original(archive, model, samples, outputs, Runtime(threads, provider, tuple(custom_ops)))
+    runtime = Runtime(threads, provider, tuple(custom_ops))
+    form, values, evaluator = _original(archive, model, samples, outputs, runtime, needed=False)
     judge = constraint.begin(evaluator.loaded(form, values))
     return judge_restored(judge, evaluator, decompress(archive, executor=executor), outputs)
 
@@ -110,13 +114,13 @@ def _outputs(archive: Archive, outputs: Sequence[str] | None) -> Sequence[str]:
 
 
 def _original(
-    archive: Archive, model: Model, samples: Sequence[Sample], outputs: Sequence[str], runtime: Runtime
+    archive: Archive, model: Model, samples: Sequence[Sample], outputs: Sequence[str], runtime: Runtime, needed: bool
 ) -> tuple[SessionForm, list[Array], Evaluator]:
     """The original with the archive's layers from outside, and what compares others with it."""
     names = {place for entry in archive.manifest.layers for place in entry.tensors}
     original = model.select(lambda layer: names.issuperset(layer.places))
     form, values = original.session_form(outputs, hoist=False), [layer.values for layer in original.layers]
-    return form, values, Evaluator(form, values, samples, runtime=runtime, strict=bool(outputs))
+    return form, values, Evaluator(form, values, samples, runtime=runtime, strict=bool(outputs), needed=needed)
 
 
 def measure_restored(evaluator: Evaluator, restored: Model, outputs: Sequence[str]) -> Deviation:

@@ -91,7 +91,9 @@ class Deviation:
         return Deviation(self.names, tuple(self.runs[number] for number in runs))
 
     def recorded(self) -> dict[str, Any]:
-        """What manifests keep of it, by the keys of their `result`."""
+        """What manifests keep of it, by the keys of their `result`; nothing if nothing was measured."""
+        if not self.is_measured:
+            return {}
         return {
             "deviation": self.mean,
             "standard_error": short(self.standard_error),

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from riq_cli.errors import CalibrationError, ModelError, RiqError, SettingsError
 from riq_cli.evaluator.deviation import NOTHING_SAID, Array, Deviation, compared, sample_values, says_something
 from riq_cli.evaluator.sessions import DEFAULT_RUNTIME, LARGE, Runtime, explained, nbytes, runner, start
-from riq_cli.model import SessionForm, own_form, probe_form
+from riq_cli.model import SessionForm, measurable, own_form, probe_form
 from riq_cli.text import counted
 
-_NAMED = 5  # samples, in a message
+_NAMED = 5  # samples, or tensors, in a message
 
 
 class Evaluator:
@@ -88,12 +88,18 @@ class Evaluator:
             if strict:
                 raise refusal
         if needed and not telling:
-            raise (
-                CalibrationError(NOTHING_SAID)
-                if floats
-                else SettingsError("the model has no float output to measure; name an inner tensor with --output")
-            )
+            raise CalibrationError(NOTHING_SAID) if floats else self._nothing_to_measure()
         return telling
+
+    def _nothing_to_measure(self) -> SettingsError:
+        """The error that no output is float: what the outputs are, and what could be measured in their place."""
+        outputs, inner = measurable(self._form, _NAMED)
+        kinds = ", ".join(f"{name} {kind}" for name, kind in outputs.items())
+        advice = f"measure an inner tensor with --output, such as {', '.join(inner)}, or " if inner else ""
+        return SettingsError(
+            f"the model has no float output to measure: its outputs are {kinds}; {advice}keep a score of your own with "
+            "--metric, without --deviation"
+        )
 
     @property
     def silent(self) -> list[list[bool]]:
@@ -171,7 +177,7 @@ class Evaluator:
         with explained():
             run = runner(form, weights, self._runtime)
             for number in numbers:
-                yield run(names, self._samples[number][0])
+                yield run(names, self._samples[number][0])[: len(names)]  # of no names, onnxruntime gives all
 
 
 class LoadedModel:

@@ -10,7 +10,7 @@ from riq_cli.model.model import Model, Source
 from riq_cli.model.offset_form import offset_form
 from riq_cli.model.operations import Operation, operations
 from riq_cli.model.probe_form import probe_form
-from riq_cli.model.session_form import SessionForm, observed_form, own_form
+from riq_cli.model.session_form import SessionForm, measurable, observed_form, own_form
 from riq_cli.model.tensors import read_tensor_file
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "SessionForm",
     "Source",
     "linear_layers",
+    "measurable",
     "observed_form",
     "offset_form",
     "operations",

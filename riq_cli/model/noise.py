@@ -6,7 +6,6 @@ of speech and images do, two runs differ even with the same weights.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ import onnx
 
 from riq_cli.model.places import scopes
 from riq_cli.model.tensors import Array
+from riq_cli.model.types import tensor_types
 
 _NAME = "riq/noise{}/{}"
 _NUMBERS = 65_537  # in a table: a prime, so that rows of common lengths do not repeat each other
@@ -40,7 +40,7 @@ def feed_noise(model: onnx.ModelProto) -> None:
     if not drawing:
         return
     number = 0
-    types = _types(model)
+    types = tensor_types(model)
     for scope in reversed(drawing):  # inner scopes first: their messages move with an outer's edit
         imports = scope.opset_import if isinstance(scope, onnx.FunctionProto) else model.opset_import
         opset = max((item.version for item in imports if item.domain in _OWN_DOMAIN), default=1)
@@ -175,17 +175,3 @@ _REPLACED: dict[str, Callable[[_Replacement, onnx.NodeProto, Attributes], None]]
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-
-
-def _types(model: onnx.ModelProto) -> dict[str, int]:
-    """Types of tensors by their names, as far as they can be inferred."""
-    with contextlib.suppress(Exception):  # onnx raises what it likes; most models need no types here
-        model = onnx.shape_inference.infer_shapes(model)
-    found = {}
-    for _, scope in scopes(model):
-        values = list(scope.value_info)
-        if isinstance(scope, onnx.GraphProto):
-            values += [*scope.input, *scope.output]
-            found.update({tensor.name: tensor.data_type for tensor in scope.initializer})
-        found.update({value.name: value.type.tensor_type.elem_type for value in values})
-    return {name: kind for name, kind in found.items() if kind}

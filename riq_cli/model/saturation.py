@@ -22,7 +22,7 @@ _FORWARDING = frozenset("Identity Cast Transpose Reshape Squeeze Unsqueeze Flatt
 
 
 def measured_tensors(model: onnx.ModelProto, names: Sequence[str] = ()) -> list[str]:
-    """Names of the tensors on which to measure the deviation; those that are inner become outputs of `model`.
+    """Names of the tensors on which to measure the deviation, if any; inner ones become outputs of `model`.
 
     Args:
         model: changed in place.
@@ -30,7 +30,7 @@ def measured_tensors(model: onnx.ModelProto, names: Sequence[str] = ()) -> list[
             output that ends in a saturating operator.
 
     Raises:
-        SettingsError: a name that no tensor of the main graph has, or nothing to measure.
+        SettingsError: a name that no tensor of the main graph has.
     """
     graph = model.graph
     outputs = {output.name for output in graph.output}
@@ -46,8 +46,6 @@ def measured_tensors(model: onnx.ModelProto, names: Sequence[str] = ()) -> list[
         numbers = _numbers(model)
         inner = [pre_activation(graph, output.name, numbers) for output in graph.output]
         tensors = list(dict.fromkeys(floats + [name for name in inner if name is not None]))
-        if not tensors:
-            raise SettingsError("the model has no float output to measure; name an inner tensor with --output")
     give_out(model, tensors)
     return tensors
 

@@ -20,6 +20,7 @@ from riq_cli.model.places import find_tensor, scopes, subgraphs
 from riq_cli.model.saturation import give_out, measured_tensors
 from riq_cli.model.tensors import ONNX_TYPES, Array
 from riq_cli.model.topology import sort_nodes
+from riq_cli.model.types import inner_floats, tensor_types, type_name
 from riq_cli.model.uses import captured, consumed
 
 _HOISTED = "riq/layer{}"
@@ -85,6 +86,19 @@ def own_form(form: SessionForm) -> SessionForm:
     del model.graph.output[form.own :]
     weights = _without_unused(model.graph, form.weights)
     return replace(form, model=model.SerializeToString(), weights=tuple(weights))
+
+
+def measurable(form: SessionForm, most: int) -> tuple[dict[str, str], list[str]]:
+    """Types of the file's own outputs by their names, and inner float tensors, those nearest to the outputs first.
+
+    Args:
+        form: with the outputs of the file.
+        most: of the inner tensors.
+    """
+    model = onnx.ModelProto.FromString(form.model)
+    types = tensor_types(model)
+    kinds = {output.name: type_name(output, types) for output in model.graph.output[: form.own]}
+    return kinds, inner_floats(model, types, most)
 
 
 def observed_form(form: SessionForm, tensors: Sequence[str]) -> SessionForm:
