@@ -785,7 +785,7 @@ def test_missing_external_data_is_an_error_that_names_the_file(tmp_path: Path) -
 def test_empty_external_data_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     path = save_external(conv(), tmp_path)
     (tmp_path / "weights.bin").write_bytes(b"")
-    with pytest.raises(ModelError, match=r"external data .*weights\.bin: cannot be read"):
+    with pytest.raises(ModelError, match=r"its data ends behind the end of weights\.bin; the file is cut off"):
         Model.load(path)
 
 
@@ -821,14 +821,6 @@ def test_external_data_outside_of_the_folder_is_not_read(location: str, tmp_path
     with pytest.raises(ModelError, match="lies outside of the model's folder; it is not read") as caught:
         Model.load(_pointing(location, tmp_path))
     assert "secret.bin" in str(caught.value)
-
-
-def test_external_data_behind_a_link_is_read(tmp_path: Path) -> None:
-    """Caches of models keep files under their hashes elsewhere, and folders of links to them. A link is made by the
-    user or by a tool of theirs; the model itself can only give a name, and none that leads out of its folder."""
-    path = _pointing("link.bin", tmp_path)
-    (path.parent / "link.bin").symlink_to(tmp_path / "secret.bin")
-    assert Model.load(path).to_bytes() == matmul().SerializeToString(deterministic=True)
 
 
 @pytest.mark.parametrize("location", [".", "", "w.bin/x"])

@@ -76,6 +76,7 @@ riq compress model.onnx --calibration samples.npz \
 @constraints.constraint_options
 @layout.layout_options
 @options.layer_options
+@grouped("Model", options.follow_links_option)
 @options.running_options
 @options.pixel_options
 @grouped(
@@ -94,6 +95,7 @@ def compress(
     archive_path: str | None,
     preset: str,
     log_path: str | None,
+    follow_links: bool,
     force: bool,
     as_json: bool,
     quiet: bool,
@@ -115,7 +117,7 @@ def compress(
     fixed, axes = layout.load(settings)
     constraint, data = constraints.load(constraints.taken(settings), calibration, images | axes)
     wanted = Settings(layout=fixed, constraint=constraint, **PRESETS[preset] | options.given(settings))
-    source = Model.load(model)
+    source = Model.load(model, follow_links)
     refuse_sources((path, log_path), source.external_files)
     bar = ProgressBar(quiet)
 

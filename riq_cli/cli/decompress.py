@@ -92,7 +92,7 @@ def _refuse_original(path: Path, source: Mapping[str, Any]) -> None:
     if not path.exists() or path.stat().st_size > source.get("bytes", 0):
         return
     with contextlib.suppress(ModelError):  # what cannot be loaded is not a model that was compressed
-        original = Model.load(path).source
+        original = Model.load(path, follow_links=True).source  # it is only compared
         if original is not None and original.sha256 == source.get("sha256"):
             raise OutputError(
                 f"{path}: is the original that the archive was made from, which is never overwritten; "

@@ -103,6 +103,10 @@ log_option = click.option(
 )  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 force_option = click.option("-f", "--force", is_flag=True, help="Replace an existing output file.")
+follow_links_option = click.option(
+    "--follow-links", is_flag=True,
+    help="Read external data through links too, as hub caches have it; they could show any file of yours.",
+)  # fmt: skip
 max_size_option = click.option(
     "--max-size", type=parse_size, metavar="SIZE", default=limits.RESTORED, show_default="8GiB",
     help="Largest restored model to accept.",

@@ -65,6 +65,7 @@ riq sweep model.onnx --calibration samples.npz --epsilon 0 --k 30,100,300,1000
     options.holdout_option,
 )  # fmt: skip
 @options.layer_options
+@grouped("Model", options.follow_links_option)
 @options.running_options
 @options.image_options
 @grouped(
@@ -88,6 +89,7 @@ def sweep(
     csv_path: str | None,
     picture: str | None,
     log_path: str | None,
+    follow_links: bool,
     force: bool,
     as_json: bool,
     quiet: bool,
@@ -117,7 +119,7 @@ def sweep(
 
     ks, deviations = ks and tuple(dict.fromkeys(ks)), tuple(dict.fromkeys(deviations))  # each is one point
     curves = [(preset, _goals(preset, ks, deviations, options.given(settings))) for preset in presets]
-    source = Model.load(model)
+    source = Model.load(model, follow_links)
     refuse_sources(outputs, source.external_files)
     data = Calibration.random() if calibration is None else options.load_calibration(calibration, images)
     judge = None if validation is None else options.load_calibration(validation, images)

@@ -36,6 +36,7 @@ riq verify model.riqz --against model.onnx --calibration heldout.npz \
                  help="Bound. [default: the target the archive was made for]"),
 )  # fmt: skip
 @constraints.constraint_options
+@grouped("Model", options.follow_links_option)
 @options.running_options
 @options.image_options
 @grouped("Output", options.json_option, options.max_size_option, options.quiet_option, options.verbose_option)
@@ -44,6 +45,7 @@ def verify(
     against: str,
     calibration: str,
     deviation: float | None,
+    follow_links: bool,
     max_size: int,
     as_json: bool,
     quiet: bool,
@@ -66,7 +68,7 @@ def verify(
         manifest = opened.manifest
         constraint, data = constraints.load(asked, calibration, images, manifest.settings)
         assert data is not None
-        original = Model.load(against)
+        original = Model.load(against, follow_links)
         if not quiet and original.source and manifest.source.get("sha256") not in (None, original.source.sha256):
             warn_line(f"{against}: is not the file that {archive} was made from (their SHA-256 differ)")
         bound = manifest.settings.get("deviation") if deviation is None else deviation

@@ -20,11 +20,17 @@ def candidates(model: Model, settings: Settings, warn: Warn) -> Model:
     Args:
         model: not changed.
         settings: sizes and names of layers that are wanted.
-        warn: told of patterns that name no layer, and of layers that are included and cannot be coded.
+        warn: told of patterns that name no layer, of names that are not unique, and of layers that are included and
+            cannot be coded.
     """
     for pattern in (*settings.include, *settings.exclude):
         if not any(fnmatch.fnmatchcase(layer.name, pattern) for layer in model.layers):
             warn(f"no layer is named {pattern!r}")
+    for name in model.repeated_names:
+        warn(
+            f"the model gives the name {shortened(name)!r} to several tensors, which are kept exact: "
+            "which of them is used depends on the version of onnxruntime; rename or remove the others"
+        )
     exact: dict[str, list[Layer]] = {}  # by the reason
 
     def wanted(layer: Layer) -> bool:

@@ -45,7 +45,10 @@ def _input(value: onnx.ValueInfoProto, uses: Uses, tables: _Tables) -> ModelInpu
     if value.type.WhichOneof("value") != "tensor_type":
         raise ModelError(f"input {value.name!r} is not a tensor; riq cannot feed it")
     tensor = value.type.tensor_type
-    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
+    try:
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
+    except KeyError:
+        raise ModelError(f"input {value.name!r} has no data type that riq knows ({tensor.elem_type})") from None
     shape = tuple(map(_dimension, tensor.shape.dim)) if tensor.HasField("shape") else None
     sizes: list[int] = []
     for node, number in uses.consumers("graph", value.name):
@@ -74,7 +77,7 @@ class _Tables:
         self._producers: dict[str, list[onnx.NodeProto]] = {}
         for _, scope in scopes(model):
             for node in scope.node:
-                if node.input and (node.op_type in _SAME_ROWS or node.op_type == "Transpose"):
+                if node.input and node.output and (node.op_type in _SAME_ROWS or node.op_type == "Transpose"):
                     self._producers.setdefault(node.output[0], []).append(node)
 
     def sizes(self, name: str, axis: int) -> Iterator[int]:

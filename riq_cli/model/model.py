@@ -7,7 +7,7 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,27 +17,28 @@ from google.protobuf.message import DecodeError
 
 from riq_cli.errors import CorruptArchive, ModelError, OutputError
 from riq_cli.files import atomic_write
+from riq_cli.limits import DIMENSIONS
+from riq_cli.model.external_data import ExternalData
+from riq_cli.model.functions import callees_first, function_calls
 from riq_cli.model.inputs import ModelInput, model_inputs
 from riq_cli.model.layer import Layer, is_quantizing
 from riq_cli.model.own_data import OwnData
-from riq_cli.model.places import Place, constant_places, find_tensor, scopes, tensors
+from riq_cli.model.places import Place, check_names, constant_places, find_tensor, scopes, tensors
 from riq_cli.model.session_form import SessionForm, session_form
 from riq_cli.model.tensors import (
     FLOAT_TYPES,
     ONNX_TYPES,
     Array,
-    ExternalData,
     clear_data,
     float_array,
     has_data,
-    load_external,
 )
 from riq_cli.model.uses import Uses
 
 _PROTOBUF_MAX = (2 << 30) - (1 << 20)  # protobuf's 2 GiB, with room for what surrounds the data
 _ALIGNMENT = 4096  # of tensors in an external data file, so that they can be mapped
 _SMALL = 1024  # bytes below which a tensor stays inside: onnxruntime must see those that decide shapes
-_BATCH_OF_HASH = 1 << 24
+_BEGINNING = 256  # values of tensors that are compared; only those whose beginnings are equal are hashed as a whole
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,18 @@ class Model:
         self._own = own
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Model:
+    def load(cls, path: str | os.PathLike[str], follow_links: bool = False) -> Model:
         """The model in a file; every float tensor that it holds becomes a layer.
 
         Layers of large files and of external data are mapped, not read: files have to stay as they are.
 
+        Args:
+            path: of the model; it may be a link, and external data lies beside that link.
+            follow_links: read external data also through symbolic and hard links, which can show any file of the
+                user's: for models that are trusted, such as those in a hub's cache.
+
         Raises:
-            ModelError: not an ONNX model, or its external data is missing or damaged.
+            ModelError: not an ONNX model, or its external data is missing, damaged or behind a link.
             FileNotFoundError, OSError: the file cannot be read.
         """
         path = Path(path)
@@ -100,12 +106,14 @@ class Model:
         digest = hashlib.sha256(data)
         size = len(data)
         del data
-        external = ExternalData(path.parent)
+        check_names(proto)
+        callees_first(function_calls(proto))  # or a function calls itself, which crashes some versions of onnxruntime
+        external = ExternalData(path.parent, follow_links)
         own = OwnData(path)
         layers, typed = _take_layers(proto, external, own)
         for tensor in tensors(proto):
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                load_external(tensor, external)
+                external.load(tensor)
             tensor.ClearField("external_data")  # some writers leave it behind where data is inside
         external.hash_into(digest)
         own.release()
@@ -148,6 +156,16 @@ class Model:
     def is_quantized(self) -> bool:
         """Whether it has operators that work on quantized data."""
         return any(is_quantizing(node.op_type) for _, scope in scopes(self.skeleton) for node in scope.node)
+
+    @property
+    def repeated_names(self) -> list[str]:
+        """Names that a graph gives to several float tensors; these are no layers, and stay as they are.
+
+        Which of them a session takes differs from one version of onnxruntime to another.
+        """
+        repeated = _repeated(constant_places(self.skeleton))
+        floats = (place for place in constant_places(self.skeleton) if place.tensor.data_type in FLOAT_TYPES)
+        return sorted({place.value_name for place in floats if (place.scope, place.value_name) in repeated} - {""})
 
     @property
     def nbytes(self) -> int:
@@ -254,23 +272,28 @@ def _take_layers(proto: onnx.ModelProto, external: ExternalData, own: OwnData) -
     """
     uses = Uses(proto)
     typed: dict[str, bytes] = {}
-    groups: dict[tuple[object, ...], list[tuple[Array, list[Place]]]] = {}
-    for place in constant_places(proto):
+    constants = list(constant_places(proto))
+    repeated_names = _repeated(constants)
+    alike: dict[tuple[object, ...], list[tuple[Array, Place]]] = {}  # tensors that begin with the same bytes
+    for place in constants:
         tensor = place.tensor
-        if tensor.data_type not in FLOAT_TYPES or 0 in tensor.dims:
+        if tensor.data_type not in FLOAT_TYPES or 0 in tensor.dims or len(tensor.dims) > DIMENSIONS:
             continue
-        values = own.mapped(place.path, float_array(tensor, external))
-        if not tensor.HasField("raw_data") and tensor.data_location != onnx.TensorProto.EXTERNAL:
+        if (place.scope, place.value_name) in repeated_names:
+            continue
+        is_external = tensor.data_location == onnx.TensorProto.EXTERNAL
+        values = own.mapped(place.path, float_array(tensor, external.data(tensor) if is_external else None))
+        if not tensor.HasField("raw_data") and not is_external:
             typed[place.path] = tensor.SerializeToString()
-        flat = values.reshape(-1)
-        key = (tensor.data_type, tuple(tensor.dims), flat[:256].tobytes())
-        for twin, places in groups.setdefault(key, []):
-            if _same_bytes(flat, twin.reshape(-1)):
-                places.append(place)
-                break
-        else:
-            groups[key].append((values, [place]))
-    found = [item for group in groups.values() for item in group]
+        key = (tensor.data_type, tuple(tensor.dims), values.reshape(-1)[:_BEGINNING].tobytes())
+        alike.setdefault(key, []).append((values, place))
+    found: list[tuple[Array, list[Place]]] = []
+    for group in alike.values():
+        equal: dict[bytes, tuple[Array, list[Place]]] = {}
+        for values, place in group:
+            key_of_all = hashlib.sha256(values.reshape(-1).data).digest() if len(group) > 1 else b""
+            equal.setdefault(key_of_all, (values, []))[1].append(place)
+        found += equal.values()
     repeated = Counter(places[0].value_name for _, places in found)
     layers = []
     for values, places in found:
@@ -286,10 +309,10 @@ def _take_layers(proto: onnx.ModelProto, external: ExternalData, own: OwnData) -
     return layers, typed
 
 
-def _same_bytes(a: Array, b: Array) -> bool:
-    bits = f"u{a.itemsize}"
-    step = _BATCH_OF_HASH
-    return all(np.array_equal(a[i : i + step].view(bits), b[i : i + step].view(bits)) for i in range(0, a.size, step))
+def _repeated(places: Iterable[Place]) -> set[tuple[str, str]]:
+    """Scope and name of tensors that share both with another."""
+    counts = Counter((place.scope, place.value_name) for place in places)
+    return {key for key, count in counts.items() if count > 1}
 
 
 def _fill(proto: onnx.ModelProto, layer: Layer, typed: Mapping[str, bytes]) -> None:

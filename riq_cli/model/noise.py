@@ -63,6 +63,8 @@ def _draws(node: onnx.NodeProto) -> bool:
         return False
     if any(attribute.ref_attr_name for attribute in node.attribute):
         return False
+    if not node.output or not (node.input or node.op_type in ("RandomNormal", "RandomUniform")):
+        return False  # no session runs it
     # A Dropout drops nothing unless its third input tells it to train.
     return node.op_type != "Dropout" or (len(node.input) > 2 and node.input[2] != "")
 
@@ -118,7 +120,7 @@ def _random(table: Callable[[], Array], graph: _Replacement, node: onnx.NodeProt
 
 def _bernoulli(graph: _Replacement, node: onnx.NodeProto, given: Attributes) -> None:
     """1 with the probability that the input holds, else 0."""
-    (source,) = node.input
+    source = node.input[0]
     drawn = graph.drawn(_uniform(), graph.add("Shape", source))
     hit = graph.add("Less", drawn, graph.cast(source, "", onnx.TensorProto.FLOAT))
     graph.cast(hit, source, given.get("dtype"), node.output[0])
@@ -126,7 +128,7 @@ def _bernoulli(graph: _Replacement, node: onnx.NodeProto, given: Attributes) -> 
 
 def _multinomial(graph: _Replacement, node: onnx.NodeProto, given: Attributes) -> None:
     """Classes drawn by logarithms of their probabilities: the largest sum of such a logarithm and Gumbel noise."""
-    (source,) = node.input
+    source = node.input[0]
     shape = graph.add("Shape", source)
     batch, classes = (graph.add("Gather", shape, graph.constant([axis], np.int64), axis=0) for axis in (0, 1))
     count = graph.constant([given.get("sample_size", 1)], np.int64)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx
 from google.protobuf.message import Message
 
-from riq_cli.errors import CorruptArchive
+from riq_cli.errors import CorruptArchive, ModelError
 
 _STEP = re.compile(r"([a-z]+)(?:\[(\d+)\])?")
 FIELDS = {"graph", "functions", "node", "attribute", "g", "graphs", "t", "initializer"}
@@ -28,6 +28,34 @@ class Place:
     value_name: str
     scope: str
     node: onnx.NodeProto | None
+
+
+def check_names(model: onnx.ModelProto) -> None:
+    """Return nothing if all names that riq looks at are text; protobuf gives those that are not UTF-8 as bytes.
+
+    Raises:
+        ModelError: one that is not.
+    """
+    try:
+        for path, scope in scopes(model):
+            for name in _names(scope):
+                if not isinstance(name, str):
+                    raise ModelError(f"the name {name!r} in {path} is not valid UTF-8; rename it")
+    except UnicodeDecodeError as error:  # of other implementations of protobuf
+        raise ModelError(f"a name in the model is not valid UTF-8 ({error}); rename it") from error
+
+
+def _names(scope: onnx.GraphProto | onnx.FunctionProto) -> Iterator[object]:
+    """All names of a graph or function, without those of its subgraphs."""
+    for node in scope.node:
+        yield from (node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+    if isinstance(scope, onnx.FunctionProto):
+        yield from (scope.name, scope.domain, *scope.input, *scope.output)
+        return
+    yield from (item.name for items in (scope.input, scope.output, scope.initializer) for item in items)
+    for value in scope.input:
+        yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
 
 
 def scopes(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.GraphProto | onnx.FunctionProto]]:

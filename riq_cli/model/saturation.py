@@ -15,6 +15,7 @@ import onnx
 from riq_cli.errors import SettingsError
 from riq_cli.model.places import constant_places, scopes, subgraphs
 from riq_cli.model.tensors import FLOAT_TYPES
+from riq_cli.model.uses import operand
 
 _SATURATING = frozenset("Softmax LogSoftmax Sigmoid HardSigmoid Hardmax ArgMax ArgMin TopK".split())
 _RESHAPING = frozenset(["Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Expand"])
@@ -70,9 +71,12 @@ def pre_activation(graph: onnx.GraphProto, name: str, numbers: Collection[str]) 
     """
     producers = _producers(graph)
     found: str | None = None
-    while (node := producers.get(name)) is not None:
+    for _ in graph.node:  # a way back is no longer, unless it is a circle
+        node = producers.get(name)
+        if node is None:
+            break
         if node.op_type in _FORWARDING:
-            name = str(node.input[0])
+            name = operand(node, 0)
         elif node.op_type == "If":
             return _through_branches(node, list(node.output).index(name), numbers) or found
         else:
@@ -90,58 +94,66 @@ def _before_activation(
 
     def made_by(name: str, *op_types: str) -> onnx.NodeProto | None:
         """The node that made a value, if of such a type; looks behind shapes that are changed in between."""
-        producer = producers.get(name)
-        while producer is not None and producer.op_type not in op_types:
-            operands = [operand for operand in producer.input if operand not in numbers]
-            bounded = producer.op_type == "Max" and len(operands) == 1  # max(x, −∞), as some exporters write it
-            if not bounded and producer.op_type not in _RESHAPING:
+        for _ in producers:
+            producer = producers.get(name)
+            if producer is None or producer.op_type in op_types:
+                return producer
+            others = [entering for entering in producer.input if entering not in numbers]
+            bounded = producer.op_type == "Max" and len(others) == 1  # max(x, −∞), as some exporters write it
+            if not others or (not bounded and producer.op_type not in _RESHAPING):
                 return None
-            producer = producers.get(operands[0])
-        return producer
+            name = others[0]
+        return None
 
     def unshifted(name: str) -> str:  # x of x − max(x)
         sub = made_by(name, "Sub")
-        return sub.input[0] if sub is not None and made_by(sub.input[1], "ReduceMax") else name
+        return operand(sub, 0) if sub is not None and made_by(operand(sub, 1), "ReduceMax") else name
 
     def sum_of_exp(name: str) -> str | None:  # x of Σ exp(x)
         total = made_by(name, "ReduceSum")
-        exp = made_by(total.input[0], "Exp") if total is not None else None
-        return str(exp.input[0]) if exp is not None else None
+        exp = made_by(operand(total, 0), "Exp") if total is not None else None
+        return operand(exp, 0) if exp is not None else None
 
     def logistic_denominator(name: str) -> str | None:  # x of 1 + exp(−x), or another number in place of 1
         add = made_by(name, "Add")
-        for operand, other in (add.input, reversed(add.input)) if add is not None else ():
-            exp = made_by(operand, "Exp")
-            negative = made_by(exp.input[0], "Neg") if exp is not None else None
+        terms = (operand(add, 0), operand(add, 1)) if add is not None else ()
+        for term, other in (terms, reversed(terms)) if terms else ():
+            exp = made_by(term, "Exp")
+            negative = made_by(operand(exp, 0), "Neg") if exp is not None else None
             if negative is not None and other in numbers:
-                return str(negative.input[0])
+                return operand(negative, 0)
         return None
 
+    first, second = operand(node, 0), operand(node, 1)
     if node.op_type in _SATURATING:
-        return str(node.input[0])
+        return first
     if node.op_type == "Div":
-        exp = made_by(node.input[0], "Exp")
-        if exp is not None and sum_of_exp(node.input[1]) == exp.input[0]:
-            return unshifted(exp.input[0])
-        return logistic_denominator(node.input[1]) if node.input[0] in numbers else None  # x / (1 + exp(−x)) is SiLU
+        exp = made_by(first, "Exp")
+        if exp is not None and sum_of_exp(second) == operand(exp, 0):
+            return unshifted(operand(exp, 0))
+        return logistic_denominator(second) if first in numbers else None  # x / (1 + exp(−x)) is SiLU
     if node.op_type == "Reciprocal":
-        return logistic_denominator(node.input[0])
+        return logistic_denominator(first)
     if node.op_type == "Log":
-        producer = producers.get(node.input[0])
-        return _before_activation(producer, producers, numbers) if producer is not None else None
+        producer = producers.get(first)
+        if producer is None or producer.op_type == "Log":
+            return None
+        return _before_activation(producer, producers, numbers)
     if node.op_type == "Sub":  # x − log Σ exp(x)
-        log = made_by(node.input[1], "Log")
-        if log is not None and sum_of_exp(log.input[0]) == node.input[0]:
-            return unshifted(node.input[0])
-        lse = made_by(node.input[1], "ReduceLogSumExp")
-        if lse is not None and lse.input[0] == node.input[0]:
-            return unshifted(node.input[0])
+        log = made_by(second, "Log")
+        if log is not None and sum_of_exp(operand(log, 0)) == first:
+            return unshifted(first)
+        lse = made_by(second, "ReduceLogSumExp")
+        if lse is not None and operand(lse, 0) == first:
+            return unshifted(first)
     return None
 
 
 def _through_branches(node: onnx.NodeProto, number: int, numbers: Collection[str]) -> str | None:
     """Name of a new output of an If: each branch's pre-activation of its output `number`, or that output."""
     branches = [branch for _, branch in subgraphs(node)]
+    if any(number >= len(branch.output) for branch in branches):
+        return None  # no session runs this
     inner = [pre_activation(branch, branch.output[number].name, numbers) for branch in branches]
     if all(name is None for name in inner):
         return None
@@ -155,7 +167,7 @@ def _through_branches(node: onnx.NodeProto, number: int, numbers: Collection[str
 
 
 def _producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
-    return {str(output): node for node in graph.node for output in node.output}
+    return {str(output): node for node in graph.node for output in node.output if output}
 
 
 def _numbers(model: onnx.ModelProto) -> set[str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import onnx
 
+from riq_cli.model.functions import Key, called_by, callees_first, function_calls, key_of, nodes_of
 from riq_cli.model.layer import Layer
 from riq_cli.model.noise import feed_noise
 from riq_cli.model.places import find_tensor, scopes, subgraphs
@@ -164,37 +165,21 @@ def _hoist(model: onnx.ModelProto, layers: Sequence[Layer], inside: Sequence[tup
 
 def _pass_to_functions(model: onnx.ModelProto, needed: dict[str, list[str]]) -> None:
     """Hand main-graph initializers down to the functions that use them, as further inputs, call by call."""
-    names = {
-        (function.domain, function.name, function.overload): needed.get(f"functions[{index}]", [])
-        for index, function in enumerate(model.functions)
-    }
-    arity = {(f.domain, f.name, f.overload): len(f.input) for f in model.functions}
-
-    def all_nodes(scope: onnx.GraphProto | onnx.FunctionProto) -> list[onnx.NodeProto]:
-        nodes = list(scope.node)
-        for node in scope.node:
-            for _, graph in subgraphs(node):
-                nodes += all_nodes(graph)
-        return nodes
-
-    calls = {
-        key: [(n.domain, n.op_type, n.overload) for n in all_nodes(function)]
-        for key, function in zip(names, model.functions, strict=True)
-    }
-
-    def closure(key: tuple[str, str, str]) -> list[str]:
-        inherited = [name for call in calls[key] if call in names for name in closure(call)]
-        return list(dict.fromkeys(names[key] + inherited))
-
-    complete = {key: closure(key) for key in names}
+    names = {key_of(function): needed.get(f"functions[{index}]", []) for index, function in enumerate(model.functions)}
+    arity = {key_of(function): len(function.input) for function in model.functions}
+    calls = function_calls(model)
+    complete: dict[Key, list[str]] = {}
+    for key in callees_first(calls):
+        inherited = [name for called in calls[key] for name in complete[called]]
+        complete[key] = list(dict.fromkeys(names[key] + inherited))
     for scope in [model.graph, *model.functions]:
-        for node in all_nodes(scope):
-            key = (node.domain, node.op_type, node.overload)
-            if complete.get(key):
-                node.input.extend([""] * (arity[key] - len(node.input)))
-                node.input.extend(complete[key])
-    for key, function in zip(names, model.functions, strict=True):
-        function.input.extend(complete[key])
+        for node in nodes_of(scope):
+            added = complete.get(called_by(node))
+            if added:
+                node.input.extend([""] * (arity[called_by(node)] - len(node.input)))
+                node.input.extend(added)
+    for function in model.functions:
+        function.input.extend(complete[key_of(function)])
 
 
 def _without_unused(graph: onnx.GraphProto, weights: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:

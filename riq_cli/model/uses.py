@@ -42,6 +42,11 @@ Scope = onnx.GraphProto | onnx.FunctionProto
 Use = tuple[onnx.NodeProto, int]  # a node and the number of the input by which it takes a value
 
 
+def operand(node: onnx.NodeProto, number: int) -> str:
+    """The name of a node's input; "" if it is left out, or missing in a model that no session runs."""
+    return str(node.input[number]) if number < len(node.input) else ""
+
+
 class Uses:
     """For every scope of a model, the nodes that consume a value, those in subgraphs included."""
 

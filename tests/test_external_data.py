@@ -1,0 +1,198 @@
+"""Tensor data in files beside a model: where it may lie, and how much of it there is."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from builders import info, matmul, model, node, save, tensor
+
+import riq_cli as riq
+from riq_cli.errors import ModelError
+from riq_cli.model import Model
+from tests import builders, command
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="links and FIFOs need POSIX")
+
+
+def outside(tensor: onnx.TensorProto, location: str, **entries: int) -> bytes:
+    """The data of a tensor, which afterwards points at a file instead."""
+    data = tensor.raw_data
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": location, **entries}.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return data
+
+
+def pointing(location: str, folder: Path, **entries: int) -> tuple[Path, bytes]:
+    """A model whose weight points at a file, and the bytes that belong there."""
+    proto = matmul()
+    data = outside(proto.graph.initializer[0], location, **entries)
+    folder.mkdir(exist_ok=True)
+    return save(proto, folder), data
+
+
+def loads(path: Path, follow_links: bool = False) -> bool:
+    """Whether the weight is read, and is the right one."""
+    return Model.load(path, follow_links).to_bytes() == matmul().SerializeToString(deterministic=True)
+
+
+# ---- how much ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [{}, {"length": 0}])
+def test_without_a_length_the_shape_tells_it(length: dict[str, int], tmp_path: Path) -> None:
+    path, data = pointing("w.bin", tmp_path, offset=5, **length)
+    (tmp_path / "w.bin").write_bytes(b"12345" + data + b"what lies behind")
+    assert loads(path)
+
+
+def test_the_shape_tells_it_for_tensors_that_are_no_layers_too(tmp_path: Path) -> None:
+    proto = model(
+        [node("Gather", "x ids", "g", axis=1), node("MatMul", "g w", "y")],
+        [info("x", "batch", 6)],
+        [info("y", "batch", 4)],
+        [tensor("ids", np.array([2, 3, 5])), tensor("w", builders.Random(0)(3, 4))],
+    )
+    whole = proto.SerializeToString(deterministic=True)
+    (tmp_path / "ids.bin").write_bytes(outside(proto.graph.initializer[0], "ids.bin") + b"more")
+    assert Model.load(save(proto, tmp_path)).to_bytes() == whole
+
+
+@pytest.mark.parametrize(("kind", "nbytes"), [("INT4", 3), ("UINT4", 3), ("UINT8", 5), ("BOOL", 5), ("COMPLEX64", 40)])
+def test_elements_may_share_a_byte(kind: str, nbytes: int, tmp_path: Path) -> None:
+    proto = matmul()
+    extra = proto.graph.initializer.add(name="extra", dims=[5], data_type=onnx.TensorProto.DataType.Value(kind))
+    outside(extra, "extra.bin")
+    (tmp_path / "extra.bin").write_bytes(bytes(range(50)))
+    assert Model.load(save(proto, tmp_path)).skeleton.graph.initializer[-1].raw_data == bytes(range(nbytes))
+
+
+@pytest.mark.parametrize("kind", [onnx.TensorProto.STRING, 99])
+def test_without_a_length_a_type_of_unknown_size_is_an_error(kind: int, tmp_path: Path) -> None:
+    proto = matmul()
+    outside(proto.graph.initializer.add(name="odd", dims=[5], data_type=kind), "odd.bin")
+    (tmp_path / "odd.bin").write_bytes(b"12345")
+    with pytest.raises(ModelError, match=f"^tensor 'odd': riq does not know how large its data type {kind} is$"):
+        Model.load(save(proto, tmp_path))
+
+
+def test_an_empty_file_holds_the_data_of_a_tensor_without_elements(tmp_path: Path) -> None:
+    proto = matmul()
+    empty = tensor("nothing", np.zeros((0, 5), np.float32))
+    outside(empty, "empty.bin", offset=0, length=0)
+    proto.graph.initializer.append(empty)
+    (tmp_path / "empty.bin").write_bytes(b"")
+    assert [layer.name for layer in Model.load(save(proto, tmp_path)).layers] == ["w", "b"]
+
+
+# ---- links ------------------------------------------------------------------------------------------------------
+
+
+def symbolic(link: Path, target: Path) -> None:
+    link.symlink_to(target)
+
+
+def hard(link: Path, target: Path) -> None:
+    os.link(target, link)
+
+
+LINKS: dict[str, tuple[Callable[[Path, Path], None], str]] = {
+    "symbolic": (symbolic, "reached through a symbolic link"),
+    "hard": (hard, r"a file with several names \(hard links\)"),
+}
+
+
+@posix
+@pytest.mark.parametrize("kind", LINKS)
+def test_data_behind_a_link_is_read_only_where_links_may_be_followed(kind: str, tmp_path: Path) -> None:
+    link, told = LINKS[kind]
+    path, data = pointing("w.bin", tmp_path / "model")
+    (tmp_path / "secret").write_bytes(data)
+    link(path.parent / "w.bin", tmp_path / "secret")
+    with pytest.raises(ModelError, match=f"^external data 'w.bin' is {told}; .* use --follow-links"):
+        Model.load(path)
+    assert loads(path, follow_links=True)
+
+
+@posix
+def test_a_folder_on_the_way_is_no_link_either(tmp_path: Path) -> None:
+    path, data = pointing("parts/w.bin", tmp_path / "model")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "w.bin").write_bytes(data)
+    (path.parent / "parts").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ModelError, match=r"'parts/w\.bin' is reached through a symbolic link; .* use --follow-links"):
+        Model.load(path)
+    assert loads(path, follow_links=True)
+
+
+@posix
+@pytest.mark.parametrize("follow_links", [False, True])
+def test_data_in_a_folder_inside_is_read(follow_links: bool, tmp_path: Path) -> None:
+    path, data = pointing("parts/w.bin", tmp_path / "model")
+    (path.parent / "parts").mkdir()
+    (path.parent / "parts" / "w.bin").write_bytes(data)
+    assert loads(path, follow_links)
+
+
+@posix
+def test_a_model_behind_a_link_has_its_data_beside_the_link(tmp_path: Path) -> None:
+    """As caches of hubs have it: blobs under their hashes, and folders of links to them."""
+    path, data = pointing("model.onnx_data", tmp_path / "blobs")
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "blobs" / "data").write_bytes(data)
+    (tmp_path / "snapshot" / "model.onnx").symlink_to(path)
+    (tmp_path / "snapshot" / "model.onnx_data").symlink_to(tmp_path / "blobs" / "data")
+    with pytest.raises(ModelError, match="--follow-links"):
+        Model.load(tmp_path / "snapshot" / "model.onnx")
+    assert loads(tmp_path / "snapshot" / "model.onnx", follow_links=True)
+    (tmp_path / "snapshot" / "model.onnx_data").unlink()
+    (tmp_path / "snapshot" / "model.onnx_data").write_bytes(data)
+    assert loads(tmp_path / "snapshot" / "model.onnx")
+
+
+@posix
+@pytest.mark.parametrize("follow_links", [False, True])
+def test_a_fifo_is_refused_at_once(follow_links: bool, tmp_path: Path) -> None:
+    path, _ = pointing("w.bin", tmp_path)
+    os.mkfifo(tmp_path / "w.bin")
+    code = f"from riq_cli import Model; Model.load({str(path)!r}, {follow_links})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert re.search("ModelError: external data .*w.bin: cannot be read: it is not a regular file\n$", done.stderr)
+
+
+@posix
+@pytest.mark.parametrize("location", ["../secret", "w.bin/../../secret", "/etc/hostname"])
+def test_following_links_leads_to_no_name_outside_of_the_folder(location: str, tmp_path: Path) -> None:
+    path, data = pointing(location, tmp_path / "model")
+    (tmp_path / "secret").write_bytes(data)
+    with pytest.raises(ModelError, match="lies outside of the model's folder; it is not read"):
+        Model.load(path, follow_links=True)
+
+
+@posix
+def test_commands_follow_links_when_they_are_told(tmp_path: Path) -> None:
+    path, data = pointing("w.bin", tmp_path)
+    (tmp_path / "blob").write_bytes(data)
+    (tmp_path / "w.bin").symlink_to("blob")
+    samples = np.concatenate([feed["x"] for feed in builders.feeds(matmul(), 8)])
+    np.savez(tmp_path / "samples.npz", x=samples)
+    data_option = ["--calibration", "samples.npz"]
+    compress = ["compress", path.name, *data_option, "--preset", "fast", "--min-size", "1"]
+    verify = ["verify", "model.riqz", "--against", path.name, *data_option]
+    sweep = ["sweep", path.name, *data_option, "--presets", "fast", "--deviations", "0.1", "--min-size", "1"]
+    command.fails(1, "'w.bin' is reached through a symbolic link; .* use --follow-links", *compress, folder=tmp_path)
+    for words in (compress, verify, sweep):
+        done = command.riq(*words, "--follow-links", folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+    command.fails(1, "use --follow-links", *verify, folder=tmp_path)
+    command.fails(1, "use --follow-links", *sweep, folder=tmp_path)
+    assert riq.Archive.open(tmp_path / "model.riqz").manifest.source["bytes"] == path.stat().st_size + len(data)
