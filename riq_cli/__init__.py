@@ -13,11 +13,13 @@ restored.save("restored.onnx")
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 from riq_cli.version import VERSION
 
+TYPE_CHECKING = False  # that of `typing`, which takes its time to import
 if TYPE_CHECKING:
+    from typing import Any
+
     from riq_cli.archive import Archive
     from riq_cli.calibration import Calibration
     from riq_cli.codec import Settings, check, compress, decompress, verify

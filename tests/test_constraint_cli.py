@@ -150,7 +150,7 @@ LABELS = ("--labels", "calibration_labels.npy")
         (2, "--labels belongs to --objective loss, not to deviation", (*LABELS, "--objective", "deviation")),
         (2, "--objective loss needs --labels", ("--objective", "loss")),
         (2, "--objective metric needs --metric", ("--max-drop", "1%")),
-        (2, "'much' is not a number; write 0.004 or 0.4%", (*LABELS, "--max-loss-increase", "much")),
+        (2, "'much' is not a fraction; write 0.01 or 1%", (*LABELS, "--max-loss-increase", "much")),
         (2, "size and a constraint are two goals", (*LABELS, "--size", "5kB")),
         (2, "a margin of -1 standard errors is negative", (*LABELS, "--margin", "-1")),
         (2, "a fixed layout is chosen by a loss or a metric", ("--layout", "fixed")),

@@ -283,7 +283,7 @@ def test_a_target_named_twice_is_one_point(folder: Path) -> None:
     [
         (2, r"no preset is named 'tiny'; there are paper, fast, uniform, small", ("--presets", "tiny")),
         (2, r"a deviation of 2 is not in \(0, 1\]", ("--deviations", "2")),
-        (2, r"is not a list of numbers", ("--deviations", "few")),
+        (2, r"is not a fraction; write 0.01 or 1%; a list is written as 0.01,0.001$", ("--deviations", "few")),
         (2, r"--k has no meaning for the measured allocation of preset small", ("--presets", "small", "--k", "9")),
         (2, r"--json and -o - both want stdout", ("--json", "-o", "-")),
         (2, r"'curve\.pdf' ends neither in \.png nor in \.svg", ("--plot", "curve.pdf")),

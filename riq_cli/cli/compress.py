@@ -14,6 +14,7 @@ from riq_cli.cli import constraints, layout, options
 from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.log import search_log, step_record
 from riq_cli.cli.paths import check_outputs, check_stdout, refuse_sources
+from riq_cli.cli.quantities import parse_number, parse_ratio, parse_size, parse_target
 from riq_cli.cli.terminal import ProgressBar, print_json, say, warn_line
 from riq_cli.memory import give_back_large_arrays
 from riq_cli.report import judgement, layers_at, totals
@@ -45,15 +46,15 @@ riq compress model.onnx --calibration samples.npz \
 @click.argument("model", type=options.model_type)
 @grouped(
     "Goal",
-    click.option("--deviation", type=options.parse_number, metavar="D",
+    click.option("--deviation", type=parse_target, metavar="D",
                  help="How far outputs may move: cosine distance [default: 0.01]"),
-    click.option("--ratio", type=options.parse_number, metavar="X",
+    click.option("--ratio", type=parse_ratio, metavar="X",
                  help="Instead: the least deviation in 1/X of the model's bytes."),
-    click.option("--size", type=options.parse_size, metavar="SIZE",
+    click.option("--size", type=parse_size, metavar="SIZE",
                  help="Instead: the least deviation in 500kB, 5MB …"),
-    click.option("--rate", type=options.parse_number, metavar="R",
+    click.option("--rate", type=parse_number, metavar="R",
                  help="Instead: the least deviation at R bits/weight."),
-    click.option("--k", type=options.parse_number, metavar="K",
+    click.option("--k", type=parse_number, metavar="K",
                  help="Instead: this k of the norm allocation, without a search."),
 )  # fmt: skip
 @grouped("Samples", options.calibration_option, options.holdout_option)
@@ -70,7 +71,7 @@ riq compress model.onnx --calibration samples.npz \
                  "a layer up or down, as the loss falls."),
     click.option("--search", type=click.Choice(["secant", "algorithm1"]),
                  help="How k is found: algorithm1 is the paper's, to the letter."),
-    click.option("--epsilon", type=options.parse_number, metavar="E",
+    click.option("--epsilon", type=parse_number, metavar="E",
                  help="ε0 of eq. (7). [default: 0.01, less if that cannot reach]"),
 )  # fmt: skip
 @constraints.constraint_options

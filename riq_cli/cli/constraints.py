@@ -10,6 +10,7 @@ import click
 from riq_cli.cli import options
 from riq_cli.cli.help import grouped
 from riq_cli.cli.paths import FileOf
+from riq_cli.cli.quantities import parse_drop, parse_fraction, parse_number
 
 if TYPE_CHECKING:
     from riq_cli.calibration import Calibration
@@ -25,21 +26,6 @@ _OF = {
 }
 _OPTIONS = ("objective", *_OF)
 _NEEDS = {"loss": "labels", "metric": "metric"}
-
-
-def parse_share(text: str | float) -> float:
-    """A number, or a share from a text such as 1%."""
-    return parse_drop(text)[0]
-
-
-def parse_drop(text: str | float) -> tuple[float, bool]:
-    """A number, and whether it is a share: 0.4% is, 0.004 is not."""
-    words = str(text).strip()
-    share = words.endswith("%")
-    try:
-        return float(words.removesuffix("%")) / (100 if share else 1), share
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a number; write 0.004 or 0.4%") from None
 
 
 constraint_options = grouped(
@@ -58,13 +44,13 @@ constraint_options = grouped(
     ),
     click.option(
         "--max-loss-increase",
-        type=parse_share,
+        type=parse_fraction,
         metavar="X",
         help="Loss: how much it may rise, relative: 0.01 or 1%. [default: 0]",
     ),
     click.option(
         "--margin",
-        type=options.parse_number,
+        type=parse_number,
         metavar="Z",
         help="Loss: standard errors of the increase to add to it. [default: 0]",
     ),

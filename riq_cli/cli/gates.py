@@ -7,23 +7,23 @@ from typing import Any
 
 import click
 
-from riq_cli.cli import options
 from riq_cli.cli.help import grouped
+from riq_cli.cli.quantities import parse_number, parse_ratio, parse_size
 from riq_cli.errors import TargetError
 from riq_cli.report import Totals
 from riq_cli.text import human_size
 
 gate_options = grouped(
     "Bounds",
-    click.option("--max-size", type=options.parse_size, metavar="SIZE", help="Exit with 3 if the archive is larger."),
+    click.option("--max-size", type=parse_size, metavar="SIZE", help="Exit with 3 if the archive is larger."),
     click.option(
         "--min-ratio",
-        type=options.parse_number,
+        type=parse_ratio,
         metavar="X",
         help="Exit with 3 if the archive is above 1/X of the source.",
     ),
     click.option(
-        "--max-rate", type=options.parse_number, metavar="R", help="Exit with 3 if layers take more than R bits/weight."
+        "--max-rate", type=parse_number, metavar="R", help="Exit with 3 if layers take more than R bits/weight."
     ),
 )
 

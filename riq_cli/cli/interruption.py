@@ -1,19 +1,19 @@
 """Signals that end a command: Ctrl-C, and those of a scheduler or of a terminal that closes.
 
-It is imported before all else, so it imports little itself.
+It is imported before all else, and imports what only a signal needs when one came: until signals are caught, they end
+Python in its own ways.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import functools
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False  # that of `typing`, which takes its time to import
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _AGAIN = 0.01  # seconds until an interruption that was lost comes again
@@ -62,6 +62,9 @@ def leave(error: Interrupted) -> NoReturn:
 
     Without waiting for threads, as Python's own end does: those of an interrupted pool may never end.
     """
+    import atexit
+    import contextlib
+
     from riq_cli.text import printable
 
     atexit._run_exitfuncs()  # multiprocessing gives back what the system keeps by name
@@ -86,9 +89,12 @@ def _catch() -> None:
     _received = None
     for number in _SIGNALS:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # `nohup` has some ignored
-            with contextlib.suppress(ValueError):  # not in the main thread
+            try:
                 signal.signal(number, _end)
-    sys.unraisablehook = functools.partial(_lost, sys.unraisablehook)
+            except ValueError:  # not in the main thread
+                return
+    others = sys.unraisablehook
+    sys.unraisablehook = lambda unraisable: _lost(others, unraisable)
 
 
 def _ignore() -> None:
@@ -111,12 +117,16 @@ def _lost(others: Callable[[Any], object], unraisable: Any) -> None:
     if not isinstance(error, Interrupted):
         others(unraisable)
         return
+    import threading
+
     again = threading.Timer(_AGAIN, _interrupt_main, (error.number,))
     again.daemon = True
     again.start()
 
 
 def _interrupt_main(number: int) -> None:
+    import threading
+
     main = threading.main_thread().ident
     if hasattr(signal, "pthread_kill") and main is not None:  # which ends what it waits for, too
         signal.pthread_kill(main, number)

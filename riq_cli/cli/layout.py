@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from riq_cli.cli import options
 from riq_cli.cli.help import grouped
+from riq_cli.cli.quantities import parse_number
 
 if TYPE_CHECKING:
     from riq_cli.codec import FixedLayout
@@ -42,7 +42,7 @@ layout_options = grouped(
     ),
     click.option(
         "--mu",
-        type=options.parse_number,
+        type=parse_number,
         metavar="M",
         help="Fixed layout: keep layers in float where the loss's slope in their inputs is smaller.",
     ),

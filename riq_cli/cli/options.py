@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -15,6 +14,7 @@ import click
 from riq_cli import limits
 from riq_cli.cli.help import grouped
 from riq_cli.cli.paths import FileOf
+from riq_cli.cli.quantities import parse_dimension, parse_fraction, parse_number, parse_numbers, parse_size
 from riq_cli.errors import ArchiveError, RiqError
 
 if TYPE_CHECKING:
@@ -26,52 +26,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 # Above this many weights further processes are worth the time that it takes to start them.
 _PARALLEL_WEIGHTS = 1 << 26
 
-
 PRESETS = ("paper", "fast", "uniform", "small")  # of codec, which is not imported to print help
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
-
-
-def parse_size(text: str | int) -> int:
-    """Bytes from a text such as 500000, 500kB, 5MB or 2GiB."""
-    if isinstance(text, int):
-        return text
-    number = text.strip().rstrip("bBkKmMgGiI ")
-    unit = text.strip()[len(number) :].strip().lower().removesuffix("b")
-    try:
-        size = int(float(number) * _UNITS[unit])
-    except (ValueError, KeyError, OverflowError):
-        size = -1
-    if size < 0:
-        raise click.BadParameter(f"{text!r} is not a size; write 500kB, 5MB or 2GiB")
-    return size
-
-
-def parse_dimension(text: str) -> tuple[str, int]:
-    """Name and size of a free dimension from a text such as height=224."""
-    name, _, number = text.rpartition("=")
-    if not name or not number.isdecimal() or int(number) < 1:
-        raise click.BadParameter(f"{text!r} is not a name and a size; write height=224")
-    return name, int(number)
-
-
-def parse_number(text: str | float) -> float:
-    """The number that a text is; infinity and what is not a number mean nothing to any option."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise click.BadParameter(f"{text!r} is not a finite number")
-    return number
-
-
-def parse_numbers(text: str) -> tuple[float, ...]:
-    """The numbers in a text such as 0.5,0.25."""
-    try:
-        return tuple(parse_number(part) for part in text.split(","))
-    except click.BadParameter:
-        raise click.BadParameter(f"{text!r} is not a list of numbers; write 0.5,0.25") from None
 
 
 def parse_presets(text: str) -> tuple[str, ...]:
@@ -94,7 +49,7 @@ calibration_option = click.option(
     "[default: random ones, which predict poorly]",
 )  # fmt: skip
 holdout_option = click.option(
-    "--holdout", type=parse_number, metavar="SHARE",
+    "--holdout", type=parse_fraction, metavar="SHARE",
     help="Share of the samples that nothing is fitted to, to check the solution. [default: 0.25; paper and uniform: 0]",
 )  # fmt: skip
 log_option = click.option(

@@ -16,6 +16,7 @@ from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.log import search_log, step_record
 from riq_cli.cli.paths import check_outputs, check_stdout, refuse_sources
 from riq_cli.cli.pictures import picture_type, write_picture
+from riq_cli.cli.quantities import parse_number, parse_numbers, parse_targets
 from riq_cli.cli.terminal import ProgressBar, print_json, say, warn_line
 from riq_cli.errors import CalibrationError
 from riq_cli.memory import give_back_large_arrays
@@ -49,13 +50,13 @@ riq sweep model.onnx --calibration samples.npz --epsilon 0 --k 30,100,300,1000
 @click.argument("model", type=options.model_type)
 @grouped(
     "Points",
-    click.option("--deviations", type=options.parse_numbers, default=_DEVIATIONS, show_default=True, metavar="D,…",
+    click.option("--deviations", type=parse_targets, default=_DEVIATIONS, show_default=True, metavar="D,…",
                  help="Targets, one point each."),
-    click.option("--k", "ks", type=options.parse_numbers, metavar="K,…",
+    click.option("--k", "ks", type=parse_numbers, metavar="K,…",
                  help="Instead: these k of the norm allocation, without a search; not for preset small."),
     click.option("--presets", type=options.parse_presets, metavar="NAME,…",
                  help="Curves: paper, fast, uniform, small. [default: paper,small; with --k: paper]"),
-    click.option("--epsilon", type=options.parse_number, metavar="E", help="ε0 of eq. (7), in place of the presets'."),
+    click.option("--epsilon", type=parse_number, metavar="E", help="ε0 of eq. (7), in place of the presets'."),
 )  # fmt: skip
 @grouped(
     "Samples",

@@ -8,6 +8,7 @@ import click
 
 from riq_cli.cli import constraints, exit_codes, options
 from riq_cli.cli.help import Command, grouped
+from riq_cli.cli.quantities import parse_fraction
 from riq_cli.cli.terminal import print_json, say, warn_line
 from riq_cli.report import judgement
 from riq_cli.text import estimate, shortened
@@ -32,7 +33,7 @@ riq verify model.riqz --against model.onnx --calibration heldout.npz \
     click.option("--against", required=True, type=options.model_type, metavar="MODEL", help="The original model."),
     click.option("--calibration", required=True, type=options.calibration_type, metavar="DATA",
                  help="Samples to measure on, as for riq compress."),
-    click.option("--deviation", type=options.parse_number, metavar="D",
+    click.option("--deviation", type=parse_fraction, metavar="D",
                  help="Bound. [default: the target the archive was made for]"),
 )  # fmt: skip
 @constraints.constraint_options
