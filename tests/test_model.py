@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from builders import (
     FORMS,
     Random,
     conv,
-    dense,
     embedding,
     feeds,
     folded_transpose,
@@ -32,7 +30,6 @@ from builders import (
     save,
     save_external,
     tensor,
-    tied,
     trees,
     unknown,
     zeros_and_single_weights,
@@ -855,138 +852,7 @@ def test_external_data_that_does_not_fill_the_shape_is_an_error(tmp_path: Path) 
         Model.load(_pointing("w.bin", tmp_path, length="60"))
 
 
-# ---- above protobuf's limit -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tiny_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("riq_cli.model.model._PROTOBUF_MAX", 64)
-    monkeypatch.setattr("riq_cli.model.model._SMALL", 17)  # as many as Resize's scales have, and one more
-
-
-@pytest.mark.usefixtures("tiny_limit")
-@pytest.mark.parametrize("name", FORMS)
-def test_a_model_above_the_limit_is_saved_with_its_data_beside(name: str, tmp_path: Path) -> None:
-    proto = FORMS[name]()
-    source = save(proto, tmp_path, "source.onnx")
-    loaded = Model.load(source)
-    loaded.save(tmp_path / "big.onnx")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["big.onnx", "big.onnx.data", "source.onnx"]
-    onnx.checker.check_model(tmp_path / "big.onnx", full_check=name != "sparse")
-    assert_same_outputs(source, tmp_path / "big.onnx", proto)
-    again = Model.load(tmp_path / "big.onnx")
-    assert [described(layer) for layer in again.layers] == LAYERS[name]
-    assert again.to_bytes() == loaded.to_bytes()
-
-
-@pytest.mark.usefixtures("tiny_limit")
-def test_tensors_beside_a_model_begin_at_pages_and_tied_ones_are_written_once(tmp_path: Path) -> None:
-    Model.load(save(tied(), tmp_path)).save(tmp_path / "big.onnx")
-    found = {}
-    for item in onnx.load(tmp_path / "big.onnx", load_external_data=False).graph.initializer:
-        found[item.name] = {entry.key: entry.value for entry in item.external_data}
-    first = {"location": "big.onnx.data", "offset": "0", "length": "6400"}
-    assert found == {"encoder": first, "decoder": first, "other": {**first, "offset": "8192"}}
-    assert (tmp_path / "big.onnx.data").stat().st_size == 8192 + 6400
-
-
-@pytest.mark.usefixtures("tiny_limit")
-def test_a_model_replaces_the_one_that_its_layers_are_mapped_from(tmp_path: Path) -> None:
-    Model.load(save(dense(), tmp_path)).save(tmp_path / "big.onnx")
-    before = (tmp_path / "big.onnx").read_bytes(), (tmp_path / "big.onnx.data").read_bytes()
-    Model.load(tmp_path / "big.onnx").save(tmp_path / "big.onnx", overwrite=True)
-    assert ((tmp_path / "big.onnx").read_bytes(), (tmp_path / "big.onnx.data").read_bytes()) == before
-
-
-@pytest.mark.usefixtures("tiny_limit")
-@pytest.mark.parametrize("existing", ["big.onnx", "big.onnx.data"])
-def test_neither_file_appears_where_one_exists(existing: str, tmp_path: Path) -> None:
-    loaded = Model.load(save(dense(), tmp_path))
-    (tmp_path / existing).write_bytes(b"precious")
-    with pytest.raises(OutputError, match=f"{existing}: exists already"):
-        loaded.save(tmp_path / "big.onnx")
-    assert sorted(file.name for file in tmp_path.iterdir()) == [existing, "model.onnx"]
-    assert (tmp_path / existing).read_bytes() == b"precious"
-
-
-@pytest.mark.usefixtures("tiny_limit")
-@pytest.mark.parametrize("failing", ["big.onnx", "big.onnx.data"])
-def test_neither_file_appears_where_one_cannot_be_written(
-    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loaded = Model.load(save(dense(), tmp_path))
-    genuine = os.replace
-
-    def full_disk(source: str, target: Path) -> None:
-        if Path(target).name == failing:
-            raise OSError(28, "No space left on device")
-        genuine(source, target)
-
-    monkeypatch.setattr(os, "replace", full_disk)
-    with pytest.raises(OutputError, match=f"{failing}: cannot be written: No space left on device"):
-        loaded.save(tmp_path / "big.onnx")
-    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
-
-
-@pytest.mark.usefixtures("tiny_limit")
-@pytest.mark.parametrize("failing", ["big.onnx", "big.onnx.data"])
-def test_a_model_with_data_that_cannot_be_replaced_stays_whole(
-    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Model.load(save(dense(seed=1), tmp_path)).save(tmp_path / "big.onnx")
-    before = outputs(tmp_path / "big.onnx", dense())
-    loaded = Model.load(save(dense(seed=2), tmp_path))
-    genuine = os.replace
-
-    def full_disk(source: str, target: Path) -> None:
-        if Path(target).name == failing and not str(source).endswith(".old"):
-            raise OSError(28, "No space left on device")
-        genuine(source, target)
-
-    monkeypatch.setattr(os, "replace", full_disk)
-    with pytest.raises(OutputError):
-        loaded.save(tmp_path / "big.onnx", overwrite=True)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["big.onnx", "big.onnx.data", "model.onnx"]
-    for run, again in zip(before, outputs(tmp_path / "big.onnx", dense()), strict=True):
-        np.testing.assert_array_equal(run, again)
-
-
-@pytest.mark.usefixtures("tiny_limit")
-@pytest.mark.parametrize("overwrite", [True, False])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_an_interruption_leaves_what_was_there(
-    error: type[BaseException], overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """While the second file is put in place; whatever the reason."""
-    if overwrite:
-        Model.load(save(dense(seed=1), tmp_path)).save(tmp_path / "big.onnx")
-    loaded = Model.load(save(dense(seed=2), tmp_path))
-    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    genuine = os.replace
-
-    def interrupted(source: str, target: Path) -> None:
-        if Path(target).name == "big.onnx":
-            raise error
-        genuine(source, target)
-
-    monkeypatch.setattr(os, "replace", interrupted)
-    with pytest.raises(error):
-        loaded.save(tmp_path / "big.onnx", overwrite)
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
-
-
-def test_tensors_of_less_than_1024_bytes_stay_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("riq_cli.model.model._PROTOBUF_MAX", 64)
-    r = Random(0)
-    proto = model(
-        [node("MatMul", "x w", "m"), node("Add", "m b", "a"), node("Add", "a c", "y")],
-        [info("x", "batch", 6)],
-        [info("y", "batch", 256)],
-        [tensor("w", r(6, 256)), tensor("b", r(256)), tensor("c", r(255))],
-    )
-    Model.load(save(proto, tmp_path)).save(tmp_path / "big.onnx")
-    stored = onnx.load(tmp_path / "big.onnx", load_external_data=False).graph.initializer
-    assert [item.HasField("raw_data") for item in stored] == [False, False, True]
+# ---- bytes ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("builder", [folded_transpose, int8_qdq, trees, resize])

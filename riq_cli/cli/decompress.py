@@ -12,7 +12,7 @@ import click
 
 from riq_cli.cli import options
 from riq_cli.cli.help import Command, grouped
-from riq_cli.cli.paths import check_outputs, refuse_sources
+from riq_cli.cli.paths import check_outputs
 from riq_cli.cli.terminal import ProgressBar, say
 from riq_cli.errors import ModelError, OutputError
 from riq_cli.text import human_size
@@ -41,8 +41,8 @@ cat model.riqz | riq decompress - -o restored.onnx
 def decompress(archive: str, model_path: str | None, max_size: int, force: bool, quiet: bool, verbose: int) -> None:
     """Restore the ONNX model in ARCHIVE (- for stdin).
 
-    A model above 2 GiB gets its data in a second file, FILE.data. The model that the archive was made from is never
-    replaced, not even with --force.
+    A model above 2 GiB gets its data in a second file, such as FILE.1a2b3c4d.data. The model that the archive was made
+    from is never replaced, not even with --force.
     """
     if model_path is None:
         if archive == "-":
@@ -50,7 +50,6 @@ def decompress(archive: str, model_path: str | None, max_size: int, force: bool,
         model_path = archive.removesuffix(".riqz") + ".restored.onnx"
     if model_path != "-":
         check_outputs([model_path], [archive], force)
-        refuse_sources([model_path + ".data"], [archive])
 
     from riq_cli.codec import decompress as restore
 
@@ -67,14 +66,10 @@ def decompress(archive: str, model_path: str | None, max_size: int, force: bool,
     if model_path == "-":
         sys.stdout.buffer.write(model.to_bytes())
         return
-    model.save(model_path, force)
+    written = model.save(model_path, force)
     if not quiet:
-        beside = Path(model_path + ".data")
-        size = Path(model_path).stat().st_size
-        where = f"{model_path}: {human_size(size)}"
-        if size < weights and beside.exists():
-            where += f", and {beside}: {human_size(beside.stat().st_size)}; keep both together"
-        say(where, err=True)
+        told = ", and ".join(f"{file}: {human_size(file.stat().st_size)}" for file in written)
+        say(told + ("; keep both together" if len(written) > 1 else ""), err=True)
 
 
 def _refuse_original(path: Path, source: Mapping[str, Any]) -> None:

@@ -7,15 +7,14 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from riq_cli.errors import CorruptArchive, ModelError, OutputError
+from riq_cli.errors import CorruptArchive, ModelError
 from riq_cli.files import atomic_write
 from riq_cli.limits import DIMENSIONS
 from riq_cli.model.external_data import ExternalData
@@ -33,10 +32,10 @@ from riq_cli.model.tensors import (
     float_array,
     has_data,
 )
+from riq_cli.model.two_files import data_files_of, save_in_two_files
 from riq_cli.model.uses import Uses
 
 _PROTOBUF_MAX = (2 << 30) - (1 << 20)  # protobuf's 2 GiB, with room for what surrounds the data
-_ALIGNMENT = 4096  # of tensors in an external data file, so that they can be mapped
 _SMALL = 1024  # bytes below which a tensor stays inside: onnxruntime must see those that decide shapes
 _BEGINNING = 256  # values of tensors that are compared; only those whose beginnings are equal are hashed as a whole
 
@@ -208,18 +207,37 @@ class Model:
         values = None if hoist else [layer.values for layer in self.layers]
         return session_form(self.skeleton, self.layers, outputs, values)
 
-    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
-        """Write a runnable ONNX file, whole or not at all; above 2 GiB with external data in `path` + ".data".
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> tuple[Path, ...]:
+        """Write a runnable ONNX file, whole or not at all; above 2 GiB its data lies in a second file beside it.
+
+        The data's file is named after its content, such as model.onnx.1a2b3c4d.data, and is complete before the model
+        gets its name: no model ever meets data that is not its own. What riq wrote in this way for the model that is
+        replaced is removed.
+
+        Returns:
+            The files that were written, the model first.
 
         Raises:
             OutputError: a file exists and `overwrite` is false, or cannot be written.
         """
         path = Path(path)
+        outdated = data_files_of(path) if overwrite else []
+        written = [path]
         if self.nbytes < _PROTOBUF_MAX:
             with atomic_write(path, overwrite) as file:
                 file.write(self.to_bytes())
         else:
-            self._save_external(path, overwrite)
+            proto = onnx.ModelProto()
+            proto.CopyFrom(self.skeleton)
+            apart = [layer for layer in self.layers if layer.values.nbytes >= _SMALL]
+            for layer in self.layers:
+                if layer.values.nbytes < _SMALL:
+                    _fill(proto, layer, {})
+            written.append(save_in_two_files(proto, apart, path, overwrite))
+        for file_of_old in set(outdated) - set(written):
+            with contextlib.suppress(OSError):  # a file that is mapped stays, on Windows
+                file_of_old.unlink()
+        return tuple(written)
 
     def to_bytes(self) -> bytes:
         """The serialized model with all data inside.
@@ -236,33 +254,6 @@ class Model:
     def skeleton_bytes(self) -> bytes:
         """The serialized skeleton; the same model gives the same bytes."""
         return bytes(self.skeleton.SerializeToString(deterministic=True))
-
-    def _save_external(self, path: Path, overwrite: bool) -> None:
-        beside = path.with_name(path.name + ".data")
-        proto = onnx.ModelProto()
-        proto.CopyFrom(self.skeleton)
-        # Both files are complete before either gets its name: the data first, and it goes back if the model fails.
-        with (
-            contextlib.ExitStack() as undo,
-            atomic_write(path, overwrite) as file,
-            atomic_write(beside, overwrite) as data,
-        ):
-            for layer in self.layers:
-                if layer.values.nbytes < _SMALL:
-                    _fill(proto, layer, {})
-                    continue
-                data.write(bytes(-data.tell() % _ALIGNMENT))
-                offset = data.tell()
-                data.write(np.ascontiguousarray(layer.values).data)
-                for place in layer.places:
-                    tensor = find_tensor(proto, place)
-                    tensor.data_location = onnx.TensorProto.EXTERNAL
-                    entries = {"location": beside.name, "offset": offset, "length": layer.values.nbytes}
-                    for key, value in entries.items():
-                        tensor.external_data.add(key=key, value=str(value))
-            file.write(proto.SerializeToString(deterministic=True))
-            file.flush()
-            undo.enter_context(_put_back(beside))
 
 
 def _take_layers(proto: onnx.ModelProto, external: ExternalData, own: OwnData) -> tuple[list[Layer], dict[str, bytes]]:
@@ -330,28 +321,3 @@ def _compact(proto: onnx.ModelProto) -> onnx.ModelProto:
     fresh = onnx.ModelProto()
     fresh.ParseFromString(proto.SerializeToString())
     return fresh
-
-
-@contextlib.contextmanager
-def _put_back(path: Path) -> Iterator[None]:
-    """A block in which a file may be replaced; if it fails, the file is the one that was there, or none again."""
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    existed = path.exists()
-    if existed:
-        _rename(path, old)
-    try:
-        yield
-    except BaseException:
-        if existed:
-            _rename(old, path)
-        else:
-            path.unlink(missing_ok=True)
-        raise
-    old.unlink(missing_ok=True)
-
-
-def _rename(source: Path, target: Path) -> None:
-    try:
-        os.replace(source, target)
-    except OSError as error:
-        raise OutputError(f"{source}: cannot be renamed to {target.name}: {error.strerror or error}") from error
