@@ -6,7 +6,6 @@ high-rate regime (Proposition 1), but not monotonically at a fine scale.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,140 +76,54 @@ def algorithm1(measure: Measure, limit: float, lowest: float, highest: float) ->
     return found
 
 
-def secant(
-    measure: Measure,
-    limit: float,
-    start: float,
-    lowest: float,
-    highest: float = K_UNBOUNDED,
-    tolerance: float = 0.01,
-    budget: int = 10,
-) -> Found:
-    """The smallest measured k that meets the limit, by a bracketing secant in (1/k, √value).
+_FINE = 64  # rungs of an octave, of which each step until the end takes four: 4.4 % of k
+_COARSE = 4
+_NEAR = 1.5  # times the limit: a value up to that may meet it at a k a little coarser, where the value is rough
 
-    By Proposition 1 and eq. (7) the deviation is about (a/k + b)², with b = 0 for ε0 = 0: a line in these coordinates.
+
+def bisection(measure: Measure, limit: float, lowest: float, highest: float, rough: bool = False) -> Found:
+    """A small k that holds, on a ladder of k that is the same for all limits: a larger limit ends at no larger k.
+
+    An octave of k is found by bisection, of which the coarse end fails and the fine end holds. In it the search begins
+    a little below where the value comes to the limit, goes up to the first rung that holds, and bisects the way to
+    that. Which rung is tried next depends on nothing but how those before it compare with the limit. So, however rough
+    the value is: at the first rung where two limits decide differently, the larger one goes to the coarser side.
 
     Args:
         measure: k → value.
-        limit: what the value must not exceed, > 0.
-        start: first k to try.
-        lowest: k_min of Proposition 2; smaller ones are not tried.
-        highest: largest k to try.
-        tolerance: the search ends when a k that fails lies within this fraction of one that holds.
-        budget: evaluations; exceeded only while none has met the limit.
+        limit: what the value must not exceed.
+        lowest, highest: ends of the ladder.
+        rough: end with two rungs of which one fails and the other, at most 9 % finer, holds.
 
     Raises:
-        TargetError: the value at `highest` is above the limit.
+        TargetError: neither the last rung nor any other that was tried meets the limit.
     """
-    bracket = _Bracket(measure, limit, tolerance, lowest)
-    k = min(max(start, lowest), highest)
-    while bracket.high is None or (bracket.count < budget - 2 and not bracket.closed):
-        bracket.try_at(k)
-        if bracket.high is None and k >= highest:
-            raise TargetError("not reached", bracket.best)
-        k = min(max(bracket.next(), lowest), highest)
-    # The deviation is rough at a fine scale: a k below the bracket may hold as well, and further below where it is
-    # seen to be rough.
-    for steps in (3.0, 10.0, 25.0, 45.0) if bracket.rough else (1.5, 3.0):
-        k = bracket.high.k * (1 - steps * tolerance)
-        if bracket.count < budget and k >= lowest:
-            bracket.try_at(k)
-    return bracket.high
+    values: dict[int, float] = {}
 
+    def k(rung: int) -> float:
+        return min(lowest * 2 ** (rung / _FINE), highest)
 
-_STEP_MAX = 16.0  # factor by which k may grow or shrink at once
+    def at(rung: int) -> float:
+        if rung not in values:
+            values[rung] = measure(k(rung))
+        return values[rung]
 
+    def halved(low: int, high: int, bound: float, apart: int, step: int = _COARSE) -> tuple[int, int]:
+        """Two rungs at most so far apart, between one that is beyond a bound and one that is not."""
+        while high - low > apart:
+            middle = (low + high) // (2 * step) * step
+            low, high = (low, middle) if at(middle) <= bound else (middle, high)
+        return low, high
 
-class _Bracket:
-    """What has been measured, and where to look next."""
-
-    def __init__(self, measure: Measure, limit: float, tolerance: float, lowest: float) -> None:
-        self._measure, self._limit, self._tolerance, self._lowest = measure, limit, tolerance, lowest
-        self.low: Found | None = None  # largest k below `high` that fails
-        self.high: Found | None = None  # smallest k that holds
-        self.best = math.inf
-        self.count = 0
-        self._points: list[Found] = []
-
-    @property
-    def closed(self) -> bool:
-        """Whether nothing is to be gained between the two ends."""
-        if self.high is None:
-            return False
-        if self.low is None:
-            return self.high.k <= self._lowest
-        return self.high.k <= self.low.k * (1 + self._tolerance)
-
-    @property
-    def rough(self) -> bool:
-        """Whether a larger k was seen to be worse than a smaller one."""
-        values = [point.value for point in sorted(self._points, key=lambda point: point.k)]
-        return any(after > before for before, after in itertools.pairwise(values))
-
-    def try_at(self, k: float) -> None:
-        """Measure at k and keep the ends of the bracket."""
-        point = Found(k, self._measure(k))
-        self._points.append(point)
-        self.count += 1
-        self.best = min(self.best, point.value)
-        if point.value <= self._limit:
-            if self.high is None or k < self.high.k:
-                self.high = point
-                if self.low is not None and self.low.k >= k:
-                    self.low = None
-        elif (self.high is None or k < self.high.k) and (self.low is None or k > self.low.k):
-            self.low = point
-
-    def next(self) -> float:
-        """The k at which the value should just meet the limit: inside the bracket, and away from its ends."""
-        low, high, newest = self.low, self.high, self._points[-1]
-        margin = 1 + self._tolerance / 2
-        if low is not None and high is not None:
-            if high.k <= low.k * (1 + 3 * self._tolerance):
-                return math.sqrt(low.k * high.k)
-            # Where one end stays, its weight is halved (the Illinois rule): the other end would creep otherwise.
-            stays = len(self._points) > 2 and self._side(self._points[-2]) == self._side(newest)
-            weights = (
-                self._excess(low) * (0.5 if stays and newest is high else 1.0),
-                self._excess(high) * (0.5 if stays and newest is low else 1.0),
-            )
-            x = (1 / low.k * weights[1] - 1 / high.k * weights[0]) / (weights[1] - weights[0])
-            return min(max(1 / x, low.k * margin), high.k / margin)
-        slope = (self._excess(newest) + math.sqrt(self._limit)) * newest.k  # of a line through the origin
-        if len(self._points) > 1:
-            before = self._points[-2]
-            measured = (self._excess(before) - self._excess(newest)) / (1 / before.k - 1 / newest.k)
-            slope = measured if measured > 0 else slope
-        x = 1 / newest.k - self._excess(newest) / slope if slope > 0 else math.inf
-        factor = _STEP_MAX if x <= 0 else 1 / (x * newest.k)
-        factor *= margin if high is None else 1 / margin  # a little beyond the estimate, to bracket the solution
-        return newest.k * min(max(factor, 1 / _STEP_MAX), _STEP_MAX)
-
-    def _side(self, point: Found) -> bool:
-        return point.value <= self._limit
-
-    def _excess(self, point: Found) -> float:
-        """√value − √limit; infinity, where outputs hold NaN, counts as the largest cosine distance."""
-        return math.sqrt(min(point.value, 2.0)) - math.sqrt(self._limit)
-
-
-def reachable_epsilon(measure: Measure, limit: float, epsilon: float, value: float) -> float:
-    """The largest of ε0/2, ε0/4, ε0/8 … that reaches the limit at its own largest k; 0 if ε0/64 does not.
-
-    Args:
-        measure: ε0 → value at k = `upper_bound(n*, ε0)`; it grows about as ε0².
-        limit: what the value must not exceed.
-        epsilon: an ε0 that fails.
-        value: the value measured there.
-    """
-    halvings = max(1, math.ceil(math.log2(max(min(value, 2.0) / limit, 1.0)) / 2))
-    if halvings > 1 and measure(epsilon / 2 ** (halvings - 1)) <= limit:
-        return epsilon / float(2 ** (halvings - 1))
-    while halvings <= 6:
-        if measure(epsilon / 2**halvings) <= limit:
-            return epsilon / float(2**halvings)
-        halvings += 1
-    return 0.0
+    last = math.ceil(_FINE / _COARSE * math.log2(highest / lowest)) * _COARSE
+    low, high = halved(-_COARSE, last, limit, 2 * _COARSE if rough else _FINE)
+    if at(high) > limit:  # the last: no other rung held
+        raise TargetError("not reached", min(values.values()))
+    if not rough:
+        _, near = halved(low, high, _NEAR * limit, _COARSE)
+        high = next(rung for rung in range(near, high + 1, _COARSE) if at(rung) <= limit)
+        _, high = halved(max(high - _COARSE, 0), high, limit, 1, 1)
+    return Found(k(high), at(high))
 
 
 _RUNG = 2 ** (1 / 16)  # between neighbouring k of `scan`: less than 0.07 bits/weight

@@ -84,7 +84,7 @@ def test_rows_say_what_was_measured_and_with_which_epsilon() -> None:
     )
     assert cells(own, missed(0.04, k=51234.5), {})[8] == "0.04000 at k = 51234"
     assert line(cells(freed, ROWS[freed], papers(ROWS, freed))) == (
-        "| b | 4.00 | 0.01 | paper, ε0 freed, secant | 0 | 400,000 | ×10.00 | 4.00 | 0.00990 | 0.02000 | – | 12 | 3 "
+        "| b | 4.00 | 0.01 | paper, ε0 freed, bisection | 0 | 400,000 | ×10.00 | 4.00 | 0.00990 | 0.02000 | – | 12 | 3 "
         "| 1.2 | – |"
     )
     measured = found(500_000, 0.011, epsilon=0.0, metric="top-1", before=0.9, after=0.875)
@@ -132,7 +132,7 @@ def test_the_paper_comes_first_and_has_a_stand_in_where_it_misses(
         ["a", "paper", "400,000", "–"],
         ["a", "small", "200,000", "×2.000"],
         ["b", "paper", "not reached", "–"],
-        ["b", "paper, ε0 freed, secant", "400,000", "–"],
+        ["b", "paper, ε0 freed, bisection", "400,000", "–"],
         ["b", "small", "200,000", "×2.000 (ε0 = 0)"],
     ]
     presets(PLAN, path)
@@ -141,7 +141,7 @@ def test_the_paper_comes_first_and_has_a_stand_in_where_it_misses(
     assert [(name, s.search, s.epsilon, s.holdout) for name, s in fake.calls if s.allocation == "norm"] == [
         ("a", "algorithm1", 0.01, 0.0),
         ("b", "algorithm1", 0.01, 0.0),
-        ("b", "secant", None, 0.0),
+        ("b", "bisection", None, 0.0),
     ]
     assert len(path.read_text().splitlines()) == len(fake.calls) == 5
 

@@ -46,7 +46,7 @@ def test_the_whole_way(folder: Path) -> None:
     assert re.search(r"    held out: 0\.0\d+ ± 0\.0\d+ on 3 of these samples", text)
     assert re.search(r"layers     2, 832 weights at \d\.\d+ bits/weight; ×\d\.\d\d by eq\. \(2\)", text)
     assert re.search(
-        r"search     norm allocation, nearest rounding, k = [\d.]+, epsilon = 0\.01; "
+        r"search     norm allocation, nearest rounding, k = [\d.]+, epsilon = 0; "
         r"\d+ evaluations, 0 probes, \d+\.\d s",
         text,
     )
@@ -72,7 +72,7 @@ def test_compress_json_always_parses_and_holds_the_facts(folder: Path) -> None:
     assert facts["source_bytes"] == (folder / "model.onnx").stat().st_size
     assert facts["ratio"] == facts["source_bytes"] / facts["archive_bytes"]
     assert facts["deviation"] <= facts["target"] == 0.01
-    assert facts["evaluations"] == len(facts["trace"])
+    assert facts["evaluations"] > len(facts["trace"]) > 1  # the rest are of the other epsilon
     assert facts["layers"] == 2
     parts = ("header_bytes", "manifest_bytes", "skeleton_bytes", "table_bytes", "stream_bytes")
     assert sum(facts[part] for part in parts) == facts["archive_bytes"]
@@ -114,7 +114,9 @@ def test_the_log_holds_every_evaluation_as_a_line_of_json(folder: Path) -> None:
     chosen = facts["allocation"], facts["rounding"]
     assert tried >= {("norm", "nearest"), ("measured", "nearest"), ("blend", "nearest"), chosen}
     mine = [line for line in searched if (line["allocation"], line["rounding"]) == chosen]
-    assert [[float(f"{line['k']:.5g}"), float(f"{line['deviation']:.4g}")] for line in mine] == facts["trace"]
+    points = [[float(f"{line['k']:.5g}"), float(f"{line['deviation']:.4g}")] for line in mine]
+    assert [point for point in points if point in facts["trace"]] == facts["trace"]
+    assert len(facts["trace"]) == min(len(points), 8)  # those nearest to the solution
     probed = [line for line in lines if line["phase"] == "probe"]
     assert [line["layer"] for line in probed[:2]] == ["first.weight", "second.weight"]
     assert set(probed[0]) == {"seconds", "phase", "done", "total", "layer", "deviation"}

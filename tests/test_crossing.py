@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from riq_cli.crossing import crossing
 from riq_cli.errors import TargetError
-from riq_cli.search import secant
+from riq_cli.search import bisection
 
 LIMIT = 0.01
 HIGHEST = 1e9
@@ -62,7 +62,7 @@ def test_luck_averages_out_where_the_smallest_k_that_holds_is_a_lucky_one() -> N
         measure = Rough(luck=0.25, seed=seed)
         found.append(math.log(crossing(measure, LIMIT, 150.0, 1e-3, HIGHEST) / 100))
         assert len(measure.measured) <= 12
-        smallest = secant(lambda k, measure=measure: float(measure(k)[0]), LIMIT, 150.0, 1e-3)
+        smallest = bisection(lambda k, measure=measure: float(measure(k)[0]), LIMIT, 1e-3, HIGHEST)
         lucky.append(math.log(smallest.k / 100))
     assert abs(np.mean(found)) < 0.02
     assert np.std(found) < 0.06  # single measurements: 0.25 / slope

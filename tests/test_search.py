@@ -1,6 +1,7 @@
-"""Searching k: Algorithm 1 to the letter, and the secant that reaches the same k in few evaluations."""
+"""Searching k: Algorithm 1 to the letter, and the bisection that reaches about the same k in few evaluations."""
 
 import math
+import random
 
 import pytest
 from hypothesis import given, settings
@@ -10,10 +11,9 @@ from riq_cli.errors import TargetError
 from riq_cli.search import (
     K_UNBOUNDED,
     algorithm1,
+    bisection,
     lower_bound,
-    reachable_epsilon,
     scan,
-    secant,
     upper_bound,
 )
 
@@ -62,72 +62,61 @@ def test_algorithm_1_reports_the_best_of_an_unreachable_target() -> None:
     assert 0.04 < error.value.best < 0.0405
 
 
+# ---- bisection ----
+
+
 @pytest.mark.parametrize("epsilon", [0.0, 0.01])
-@pytest.mark.parametrize("a", [3.0, 40.0, 700.0])
-def test_secant_reaches_the_k_of_algorithm_1_within_one_percent_in_ten_evaluations(a: float, epsilon: float) -> None:
+@pytest.mark.parametrize("a", [30.0, 700.0])
+def test_bisection_finds_the_k_of_algorithm_1_within_a_rung_in_fewer_evaluations(a: float, epsilon: float) -> None:
     curve, n = Curve(a, b=0.03 if epsilon else 0.0), 100_000
-    low, high = lower_bound(n, epsilon), min(upper_bound(n, epsilon), 1e6)
-    paper = algorithm1(Curve(a, curve.b), 0.01, low, high)
-    for start in (paper.k / 8, paper.k, paper.k * 3):
-        curve.measured.clear()
-        found = secant(curve, 0.01, start, low, high)
-        assert len(curve.measured) <= 10
-        assert found.k <= max(low, curve.root(0.01) * 1.01)
-        assert found.k == pytest.approx(paper.k, rel=0.01, abs=4)
+    low, high = lower_bound(n, epsilon), upper_bound(n, epsilon)
+    found = bisection(curve, 0.01, low, high)
+    assert found.value == curve.measured[found.k] <= 0.01
+    assert 1 <= found.k / max(curve.root(0.01), low) <= 2 ** (1 / 64) + 1e-9
+    assert len(curve.measured) <= 15
+    assert found.k == pytest.approx(algorithm1(Curve(a, curve.b), 0.01, low, min(high, 1e6)).k, rel=0.012, abs=8)
 
 
+@pytest.mark.parametrize("rough", [False, True])
 @settings(max_examples=200, deadline=None)
 @given(
-    a=st.floats(1, 1e4),
-    b=st.floats(0, 0.2),
-    limit=st.floats(1e-4, 0.5),
-    start=st.floats(1, 1e6),
-    ripple=st.floats(0, 0.3),
+    seed=st.integers(0, 2**32), floor=st.floats(0, 0.01), limits=st.lists(st.floats(1e-6, 1), min_size=2, max_size=9)
 )
-def test_secant_returns_only_what_it_measured_and_what_holds(
-    a: float, b: float, limit: float, start: float, ripple: float
-) -> None:
-    curve = Curve(a, b, ripple)
-    try:
-        found = secant(curve, limit, start, 1.0, 1e7)
-    except TargetError as error:
-        assert error.best == min(curve.measured.values())
-        assert error.best > limit
-        assert 1e7 in curve.measured
-    else:
-        assert curve.measured[found.k] == found.value <= limit
-        assert found.k == min(k for k, value in curve.measured.items() if value <= limit)
+def test_a_larger_limit_never_ends_at_a_larger_k(rough: bool, seed: int, floor: float, limits: list[float]) -> None:
+    """Whatever is measured: here each k has luck of its own, and no k may do better than a floor."""
+    measured: dict[float, float] = {}
+
+    def measure(k: float) -> float:
+        luck = random.Random(f"{seed} {k}").uniform(-1, 1)
+        measured[k] = floor + 900 / k**2 * math.exp(luck)
+        return measured[k]
+
+    ends = []
+    for limit in sorted(limits):
+        measured.clear()
+        try:
+            found = bisection(measure, limit, 10, 1e6, rough)
+        except TargetError as error:
+            assert error.best == min(measured.values()) > limit
+            ends.append(math.inf)
+        else:
+            assert found.value == measured[found.k] <= limit
+            ends.append(found.k)
+    assert ends == sorted(ends, reverse=True)
 
 
-def test_secant_does_not_go_below_the_lowest_k() -> None:
+def test_bisection_stays_between_its_ends_and_survives_infinite_values() -> None:
     curve = Curve(a=1e-9)
-    assert secant(curve, 0.01, 50, 20).k == 20
+    assert bisection(curve, 0.01, 20, K_UNBOUNDED).k == 20
     assert min(curve.measured) == 20
+    assert bisection(lambda k: 0.001 if k == 1000 else math.inf, 0.01, 10, 1000).k == 1000
+    assert 900 < bisection(lambda k: math.inf if k < 900 else 0.001, 0.01, 10, 1000).k < 910
 
 
-def test_secant_survives_infinite_values() -> None:
-    found = secant(lambda k: math.inf if k < 1000 else 0.001, 0.01, 10, 1)
-    assert 1000 <= found.k <= 1050
-
-
-def test_secant_tries_further_below_where_the_curve_is_rough() -> None:
-    curve = Curve(a=100, ripple=0.5)
-    found = secant(curve, 0.01, 1000, 1)
-    smooth = secant(Curve(a=100), 0.01, 1000, 1)
-    assert len(curve.measured) <= 10
-    assert min(curve.measured) < found.k <= smooth.k * 1.25
-
-
-def test_reachable_epsilon_is_the_largest_halving_that_reaches() -> None:
-    tried = []
-
-    def measure(epsilon: float) -> float:
-        tried.append(epsilon)
-        return 1000 * epsilon**2
-
-    assert reachable_epsilon(measure, 0.01, 0.01, measure(0.01)) == 0.0025
-    assert tried == [0.01, 0.005, 0.0025]
-    assert reachable_epsilon(lambda e: 1.0, 0.01, 0.01, 1.0) == 0.0
+def test_bisection_looks_below_a_rung_that_fails_by_luck() -> None:
+    for begin in (102, 105, 108, 111):
+        found = bisection(lambda k, begin=begin: 1.4e-4 if begin < k < begin + 6 else (1 / k) ** 2, 1e-4, 50, 1e5)
+        assert found.k == pytest.approx(100, rel=0.012)
 
 
 # ---- scan ----

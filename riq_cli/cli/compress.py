@@ -69,10 +69,10 @@ riq compress model.onnx --calibration samples.npz \
                  help="compensated: later columns of a layer make up for errors of earlier ones. trellis: so do they, "
                  "and a weight's symbol moves the bins of those after it. directed: in a fixed layout, all weights of "
                  "a layer up or down, as the loss falls."),
-    click.option("--search", type=click.Choice(["secant", "algorithm1"]),
+    click.option("--search", type=click.Choice(["bisection", "algorithm1"]),
                  help="How k is found: algorithm1 is the paper's, to the letter."),
     click.option("--epsilon", type=parse_number, metavar="E",
-                 help="ε0 of eq. (7). [default: 0.01, less if that cannot reach]"),
+                 help="ε0 of eq. (7). [default: 0.01 or 0, the smaller archive]"),
 )  # fmt: skip
 @constraints.constraint_options
 @layout.layout_options

@@ -34,6 +34,7 @@ from riq_cli.model import Model, SessionForm, linear_layers, probe_form
 _CLOSER_MOST = 1.2  # factor on k at most, when the restored model misses a target that the search met
 _PROBE_SAMPLES = 8, 4  # of small models, of large ones
 _SMALL = 1 << 22  # weights
+_TRACED = 8  # measurements: so a manifest takes about as much room however long the search was
 _BUDGET_TRIES = 10
 _FULL = 0.998  # share of a budget that counts as all of it
 _NEARLY, _OVER = 0.99, 2  # share of it that will do where another try was beyond it; such tries, where it is less
@@ -284,11 +285,7 @@ class Compression:
             **deviation.recorded(),
             "evaluations": len(self._trace),
             "probes": self._probes,
-            "trace": [
-                [float(f"{k:.5g}"), float(f"{value:.4g}")]
-                for kind, k, value in self._trace
-                if kind == scheme.kind and math.isfinite(value)
-            ],
+            "trace": self._traced(solution),
         }
         if isinstance(bench.solver, ConstrainedSolver):
             result["evaluations"] += bench.solver.judged
@@ -378,12 +375,21 @@ class Compression:
         return start
 
     def _note(self, scheme: Scheme, k: float, value: float) -> None:
-        self._trace.append((scheme.kind, k, value))
+        measured = scheme.kind, k, value
+        if measured in self._trace:
+            return
+        self._trace.append(measured)
         target = self._settings.deviation or 0.0
         points = [(k, value) for kind, k, value in self._trace if kind == scheme.kind]
         held = min((k for k, v in points if v <= target), default=math.inf)
         failed = max((k for k, v in points if v > target and k < held), default=0.0)
         self._progress(Progress("search", len(self._trace), 0, k, value, failed, held, *scheme.name))
+
+    def _traced(self, solution: Solution) -> list[list[float]]:
+        """The measurements nearest to the solution's k, of its scheme: what the manifest keeps of the search."""
+        points = [(k, value) for kind, k, value in self._trace if kind == solution.scheme.kind and math.isfinite(value)]
+        nearest = sorted(points, key=lambda point: abs(math.log(point[0] / solution.k)))[:_TRACED]
+        return [[float(f"{k:.5g}"), float(f"{value:.4g}")] for k, value in points if (k, value) in nearest]
 
     def _assembled(self, widths: Widths, plans: Plans, executor: Executor | None) -> Archive:
         return assembled(self._model, self._weights, widths, plans, self._settings, self._progress, executor)

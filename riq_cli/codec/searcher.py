@@ -64,25 +64,37 @@ class Searcher:
         self._pool, self._note, self._warn, self._release = pool, note, warn, release
         self._buffers: list[Array] | None = None  # made when needed: they are as large as the model
         self._newest: tuple[Plans, Widths, list[Array]] | None = None  # what the buffers hold
-        self._remembers = False
-        self._memory: dict[tuple[float, float, tuple[int, ...]], float] = {}  # deviations of the base allocation
+        self._promises: dict[tuple[float, bool, float], float] = {}  # of base schemes, by ε0, being guarded, and k
 
-    def deviation(self, scheme: Scheme, k: float, among: Sequence[int]) -> float:
-        """Mean deviation on some samples with the bin widths of a scheme at k."""
-        key = scheme.allocation.epsilon, k, tuple(among)
-        if self._is_base(scheme) and key in self._memory:
-            self._note(scheme, k, self._memory[key])
-            return self._memory[key]
-        value = self._deviation(scheme, k, among).mean
-        if self._remembers and self._is_base(scheme):
-            self._memory[key] = value
-        return value
-
-    def _deviation(self, scheme: Scheme, k: float, among: Sequence[int], widths: Widths | None = None) -> Deviation:
-        widths = self._weights.widths(scheme.allocation, k) if widths is None else widths
-        found = self._evaluator.deviation(self._form, self._values(scheme, widths), among)
+    def _deviation(self, scheme: Scheme, k: float, among: Sequence[int]) -> Deviation:
+        """The deviation on some samples with the bin widths of a scheme at k."""
+        found = self._evaluated(scheme, self._weights.widths(scheme.allocation, k), among)
         self._note(scheme, k, found.mean)
         return found
+
+    def _evaluated(self, scheme: Scheme, widths: Widths, among: Sequence[int]) -> Deviation:
+        return self._evaluator.deviation(self._form, self._values(scheme, widths), among)
+
+    def promised(self, scheme: Scheme, deviation: Deviation) -> float:
+        """What a target bounds: the mean on all samples, or on those held out if that is larger.
+
+        Args:
+            scheme: of the solution; one that is not guarded has to hold on all samples alone.
+            deviation: of all samples.
+        """
+        held = self._parts.held if scheme.guarded else ()
+        return max(deviation.mean, deviation.of(held).mean) if held else deviation.mean
+
+    def _promise(self, scheme: Scheme, k: float) -> float:
+        """What a target bounds, measured for a scheme at k; of a base scheme it is measured once."""
+        key = scheme.allocation.epsilon, scheme.guarded, k
+        value = self._promises.get(key) if self._is_base(scheme) else None
+        if value is None:
+            value = self.promised(scheme, self._evaluated(scheme, self._coded(scheme, k), self._parts.every))
+            if self._is_base(scheme):
+                self._promises[key] = value
+        self._note(scheme, k, value)
+        return value
 
     def rest(self) -> None:
         """Give back the memory that measuring takes; it is taken again when it is needed."""
@@ -108,29 +120,20 @@ class Searcher:
     def _is_base(self, scheme: Scheme) -> bool:
         return not scheme.plans and scheme.allocation.name in ("norm", "uniform")
 
-    def _solved(
-        self,
-        scheme: Scheme,
-        target: float,
-        start: float,
-        by: str | None = None,
-        tolerance: float = 0.01,
-        budget: int = 10,
-    ) -> Solution:
-        """The smallest solution of a base scheme that was measured to hold the target on the searched samples."""
-        by = by or self._settings.search
+    def _solved(self, scheme: Scheme, target: float, by: str | None = None, rough: bool = False) -> Solution:
+        """A small solution of a base scheme that was measured to hold the target; a `rough` one is found sooner."""
         epsilon = scheme.allocation.epsilon
         bounded = scheme.allocation.name != "uniform"
         lowest = search.lower_bound(self._weights.largest, epsilon) if bounded else _LOWEST
         highest = search.upper_bound(self._weights.largest, epsilon)
 
         def measure(k: float) -> float:
-            return self.deviation(scheme, k, self._searched(scheme))
+            return self._promise(scheme, k)
 
-        if by == "algorithm1":
+        if (by or self._settings.search) == "algorithm1":
             found = search.algorithm1(measure, target, lowest, highest)
         else:
-            found = search.secant(measure, target, start, lowest, highest, tolerance, budget)
+            found = search.bisection(measure, target, lowest, highest, rough)
         return self._solution(scheme, found.k, found.value)
 
     def _crossing(self, scheme: Scheme, target: float, start: float) -> Solution:
@@ -156,24 +159,15 @@ class Searcher:
         """
         best = math.inf
         for number in range(1, _STEPS + 1):
-            solution = replace(solution, deviation=self._whole_deviation(solution))
+            if math.isnan(solution.deviation):
+                solution = replace(solution, deviation=self._promise(solution.scheme, solution.k))
             if solution.deviation <= target:
                 return solution
             best = min(best, solution.deviation)
             # Half of what the law says: that it does not hold is luck in part.
             factor = min(max(_STEP**number, (solution.deviation / target) ** 0.25), _STEP_MAX)
             solution = self.refined(solution, factor)
-        raise TargetError(
-            f"the target of {target:g} does not hold on the samples held out, or not on all: the best is {best:.3g}; "
-            "give more samples, a larger --deviation, or --holdout 0",
-            best,
-        )
-
-    def _whole_deviation(self, solution: Solution) -> float:
-        """The mean deviation on all samples, or on those held out if that is larger; on all, if it is not guarded."""
-        scheme, held = solution.scheme, self._parts.held
-        whole = self._deviation(scheme, solution.k, self._parts.every, solution.widths)
-        return max(whole.mean, whole.of(held).mean) if scheme.guarded and held else whole.mean
+        raise not_held(target, best)
 
     def _unseen(self, scheme: Scheme) -> Sequence[int]:
         """The samples that a scheme was not fitted to."""
@@ -230,3 +224,12 @@ class Searcher:
     def _solution(self, scheme: Scheme, k: float, deviation: float) -> Solution:
         widths = self._coded(scheme, k)
         return Solution(scheme, k, widths, self._weights.bits(widths, scheme.plans, self._pool), deviation)
+
+
+def not_held(target: float, best: float) -> TargetError:
+    """The error that what all samples allow is not kept on those held out."""
+    return TargetError(
+        f"the target of {target:g} does not hold on the samples held out, or not on all: the best is {best:.3g}; "
+        "give more samples, a larger --deviation, or --holdout 0",
+        best,
+    )

@@ -25,9 +25,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epsilon": DEFAULT_EPSILON,
         "holdout": 0.0,
     },
-    "fast": {"allocation": "norm", "rounding": "nearest", "search": "secant"},
-    "uniform": {"allocation": "uniform", "rounding": "nearest", "search": "secant", "holdout": 0.0},
-    "small": {"allocation": "measured", "rounding": None, "search": "secant"},
+    "fast": {"allocation": "norm", "rounding": "nearest", "search": "bisection"},
+    "uniform": {"allocation": "uniform", "rounding": "nearest", "search": "bisection", "holdout": 0.0},
+    "small": {"allocation": "measured", "rounding": None, "search": "bisection"},
 }
 
 
@@ -98,8 +98,8 @@ class Settings:
             samples), or `trellis` (the same, where there are samples for it, and along the best ways through a
             trellis), or, in a fixed layout, `directed` (all weights of a layer up or down, as the loss falls); None:
             `trellis` with the measured allocation, else `nearest`.
-        search: `secant`, or the paper's `algorithm1`.
-        epsilon: ε0 of the norm allocation; None: 0.01, or a smaller one that reaches the target. Uniform: always 0.
+        search: `bisection`, or the paper's `algorithm1`.
+        epsilon: ε0 of the norm allocation; None: 0.01 or 0, whichever takes less room. Uniform: always 0.
         max_bits: R: no layer has more than 2^R levels; None: no such bound.
         holdout: share of the samples that nothing is fitted to, to check the solution; 0: none.
         min_size: tensors with fewer weights stay exact; None: 256 for the norm allocation, for the measured one where
@@ -123,7 +123,7 @@ class Settings:
     k: float | None = None
     allocation: Literal["norm", "measured", "uniform"] = "measured"
     rounding: Literal["nearest", "compensated", "trellis", "directed"] | None = None
-    search: Literal["secant", "algorithm1"] = "secant"
+    search: Literal["bisection", "algorithm1"] = "bisection"
     epsilon: float | None = None
     max_bits: int | None = None
     holdout: float = DEFAULT_HOLDOUT
@@ -164,8 +164,8 @@ class Settings:
             raise SettingsError(f"holdout = {self.holdout:g} is not in [0, 1)")
         if self.max_bits is not None and not 2 <= self.max_bits <= 16:
             raise SettingsError(f"max_bits = {self.max_bits} is not in 2 … 16")
-        if self.search not in ("secant", "algorithm1"):
-            raise SettingsError(f"no search is named {self.search!r}; there are secant and algorithm1")
+        if self.search not in ("bisection", "algorithm1"):
+            raise SettingsError(f"no search is named {self.search!r}; there are bisection and algorithm1")
         if self.allocation not in ("norm", "measured", "uniform"):
             raise SettingsError(f"no allocation is named {self.allocation!r}; there are norm, measured and uniform")
         if self.rounding not in (None, "nearest", "compensated", "trellis", "directed"):

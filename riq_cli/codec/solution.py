@@ -10,7 +10,7 @@ from riq_cli.codec.weights import Plans, Widths
 CLOSER = 1.01  # factor on k where the restored model misses what its form in the search met
 CLOSER_TRIES = 20
 
-Kind = tuple[str, str, bool, bool, bool, bool]
+Kind = tuple[str, str, float, bool, bool, bool, bool]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class Scheme:
     @property
     def kind(self) -> Kind:
         """Name and what else matters: what was measured of a kind tells what to expect of it."""
-        return *self.name, self.has_importance, self.has_positions, self.guarded, self.refitted
+        epsilon = self.allocation.epsilon
+        return *self.name, epsilon, self.has_importance, self.has_positions, self.guarded, self.refitted
 
 
 @dataclass(frozen=True)

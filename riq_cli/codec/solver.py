@@ -11,8 +11,8 @@ from riq_cli import search
 from riq_cli.allocation import Allocation
 from riq_cli.codec.means import Means, ProbesStart
 from riq_cli.codec.plans import Plan
-from riq_cli.codec.searcher import Searcher
-from riq_cli.codec.settings import DEFAULT_EPSILON
+from riq_cli.codec.searcher import Searcher, not_held
+from riq_cli.codec.settings import DEFAULT_DEVIATION, DEFAULT_EPSILON
 from riq_cli.codec.solution import Scheme, Solution
 from riq_cli.codec.weights import Plans
 from riq_cli.errors import ModelError, TargetError
@@ -23,10 +23,8 @@ _FAR = (
 _SURE = 0.7  # share of them below which it is smaller than the paper's own, which may happen upon a small k
 _PATIENCE = 200  # steps that the paper's own search may take
 _CLEARLY = 0.95  # share of a solution's bits below which a trellis cannot bring it
-_ABOUT = ("secant", 0.1, 5)  # search for a solution that others start from: tolerance, evaluations
 _WIDER = math.sqrt(2)  # bins where errors are compensated are about as much wider: it is fitted and probed there
 _AROUND = (0.95, 1.0, 1.05)  # factors on k at which schemes are held against each other
-_USUAL = 0.01  # a deviation as it is often asked for
 
 
 class Solver(Searcher):
@@ -50,12 +48,7 @@ class Solver(Searcher):
         if refitted is None or refitted.bits >= _CLEARLY * found.bits:
             trellised = self._with_trellis(found)
             solutions += [] if trellised is None else self._crossings([trellised], target, found.k)
-        try:
-            best = self._smallest(solutions, target)
-        except TargetError:  # ε0 > 0 leaves a floor that samples may not get below
-            if self._settings.epsilon is not None:
-                raise
-            best = self.settled(self._solved(self._base(0.0), target, found.k), target)
+        best = self._smallest(solutions, target)
         own = None if means == Means() else self._own(target, best)
         return best if own is None or best.bits <= own.bits else own
 
@@ -90,12 +83,7 @@ class Solver(Searcher):
         return [*found, *self._crossings(self._schemes({}, paper, means), target, paper.k), paper]
 
     def kept(self, target: float, means: Means) -> Means:
-        """The same means for many targets, of which this is one in the middle; see `Means.kept`.
-
-        From now on, what was measured of the base allocation is remembered: Algorithm 1 takes the same steps for every
-        target until one holds.
-        """
-        self._remembers = True
+        """The same means for many targets, of which this is one in the middle; see `Means.kept`."""
         with contextlib.suppress(TargetError):  # then each target starts from a solution of its own
             return means if means == Means() else means.kept(self._wider(self._about(target), means.plans is not None))
         return means
@@ -107,7 +95,8 @@ class Solver(Searcher):
             solution = self.within(scheme, budget, start)
             return replace(solution, deviation=self._typical(scheme, solution.k, self._parts.unfitted))
 
-        paper = finest(self._base(self._settings.epsilon or 0.0), self._expected_k(_USUAL))
+        base = self._base(self._settings.epsilon or 0.0)
+        paper = finest(base, self._weights.expected_k(base.allocation, DEFAULT_DEVIATION))
         candidates = [paper]
         for plans in (self._plans(paper, means), {}):
             others = self._schemes(plans, paper, means)
@@ -134,57 +123,50 @@ class Solver(Searcher):
 
     def _about(self, target: float) -> Solution:
         """A rough solution that others start from."""
-        return self._solved(self._base(0.0), target, self._expected_k(target), *_ABOUT)
+        return self._solved(self._base(0.0), target, rough=True)
 
     def _paper(self, target: float) -> Solution:
-        fixed = self._settings.epsilon
-        epsilon = DEFAULT_EPSILON if fixed is None else fixed
-        start = self._expected_k(target)
-        try:
-            return self._solved(self._base(epsilon), target, start)
-        except TargetError as error:
-            best = error.best
-        if fixed is not None:
-            raise TargetError(
+        """The smallest solution of the base allocation with ε0 = 0.01 and with 0, or with what was asked for.
+
+        The paper takes an ε0 that reaches the target (A.4), and so does its search. But that can be far from the best
+        where it leaves k no room.
+        """
+        given = self._settings.epsilon
+        found: list[Solution] = []
+        best = math.inf
+        for epsilon in (DEFAULT_EPSILON, 0.0) if given is None else (given,):
+            try:
+                found.append(self._solved(self._base(epsilon), target))
+            except TargetError as error:
+                best = min(best, error.best)
+            if found and self._settings.search == "algorithm1":
+                break
+        if not found:
+            raise self._unreached(target, best)
+        return min(found, key=lambda solution: solution.bits)
+
+    def _unreached(self, target: float, best: float) -> TargetError:
+        """The error that the base allocation does not reach a target, and why."""
+        epsilon = self._settings.epsilon or 0.0
+        finest = search.upper_bound(self._weights.largest, epsilon)
+        if self._deviation(self._base(epsilon), finest, self._parts.others).mean <= target:
+            return not_held(target, best)
+        if epsilon:
+            return TargetError(
                 f"a deviation of {target:g} is not reached with epsilon = {epsilon:g}: the best is {best:.3g}; "
                 "give a smaller --epsilon, or none to let riq choose it",
                 best,
             )
-
-        def at_largest_k(epsilon: float) -> float:
-            return self.deviation(
-                self._base(epsilon), search.upper_bound(self._weights.largest, epsilon), self._parts.others
-            )
-
-        # The paper takes the largest ε0 that reaches (A.4). That can be far from the best where it leaves k no room:
-        # 0 is tried too, and the smaller solution kept.
-        smaller = search.reachable_epsilon(at_largest_k, target, epsilon, best)
-        solutions = []
-        for epsilon in dict.fromkeys((smaller, 0.0)):
-            try:
-                solutions.append(self._solved(self._base(epsilon), target, start))
-            except TargetError as error:
-                best = min(best, error.best)
-        if not solutions:
-            raise TargetError(
-                f"a deviation of {target:g} is not reached: the best is {best:.3g}, with weights as fine as they can "
-                "be coded; give a larger --deviation, or keep sensitive layers exact with --exclude",
-                best,
-            )
-        solution = min(solutions, key=lambda solution: solution.bits)
-        if self._settings.allocation == "norm":
-            self._warn(
-                f"epsilon = {DEFAULT_EPSILON:g} does not reach the target; {solution.scheme.allocation.epsilon:g} does"
-            )
-        return solution
+        return TargetError(
+            f"a deviation of {target:g} is not reached: the best is {best:.3g}, with weights as fine as they can "
+            "be coded; give a larger --deviation, or keep sensitive layers exact with --exclude",
+            best,
+        )
 
     def _base(self, epsilon: float) -> Scheme:
         """The norm allocation with nearest rounding, or the uniform one in its place where that is asked for."""
         uniform = self._settings.allocation == "uniform"
         return Scheme(self._weights.uniform_allocation() if uniform else self._weights.norm_allocation(epsilon), {})
-
-    def _expected_k(self, target: float) -> float:
-        return self._weights.expected_k(self._base(0.0).allocation, target)
 
     def _own(self, target: float, best: Solution) -> Solution | None:
         """The solution of `--preset paper`, to the letter: nothing may be larger. None where it is not worth a search.
@@ -195,11 +177,11 @@ class Solver(Searcher):
         base = self._base(DEFAULT_EPSILON)
         if self._settings.epsilon in (None, DEFAULT_EPSILON):
             with contextlib.suppress(TargetError):
-                about = self._solved(base, target, self._expected_k(target), *_ABOUT)
+                about = self._solved(base, target, rough=True)
                 lowest = search.lower_bound(self._weights.largest, DEFAULT_EPSILON)
                 step = math.sqrt(search.upper_bound(self._weights.largest, DEFAULT_EPSILON) - lowest)
                 if best.bits > _SURE * about.bits and about.k - lowest < _PATIENCE * step:
-                    return self._solved(replace(base, guarded=False), target, about.k, "algorithm1")
+                    return self._solved(replace(base, guarded=False), target, by="algorithm1")
         return None
 
     # ---- beyond ----
@@ -227,7 +209,7 @@ class Solver(Searcher):
 
     def _typical(self, scheme: Scheme, k: float, among: Sequence[int]) -> float:
         """The mean deviation at about a k, on some samples: at one k it is a matter of luck, of a few it is less so."""
-        return geometric_mean([self.deviation(scheme, k * factor, among) for factor in _AROUND])
+        return geometric_mean([self._deviation(scheme, k * factor, among).mean for factor in _AROUND])
 
     def _plans(self, about: Solution, means: Means) -> Plans:
         self.rest()

@@ -123,8 +123,8 @@ class _Runner:
         if self._journal.rows[case].reached or not options.get("epsilon"):
             return
         # Without a fixed ε0 any target is within reach, as A.4 has it: the largest ε0 that reaches, or 0, whichever is
-        # smaller. Algorithm 1 could take 46 000 steps with ε0 = 0, so the secant searches.
-        options |= {"epsilon": None, "search": "secant"}
+        # smaller. Algorithm 1 could take 46 000 steps with ε0 = 0, so bisection searches.
+        options |= {"epsilon": None, "search": "bisection"}
         case = replace(case, fallback=True)
         if self._measured(case, options):
             yield case
@@ -175,7 +175,7 @@ def cells(case: Case, found: Measurement, paper: Rows) -> list[str]:
         subjects.title(case.model),
         f"{found.source_bytes / 1e6:.2f}",
         f"{case.target:g}",
-        f"{case.preset}, ε0 freed, secant" if case.fallback else case.preset,
+        f"{case.preset}, ε0 freed, bisection" if case.fallback else case.preset,
         number(epsilon, "{:g}"),
         number(found.bytes, "{:,}") if found.reached else "not reached",
         number(found.ratio, "×{:.2f}"),

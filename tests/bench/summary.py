@@ -18,7 +18,7 @@ COLUMNS = (
 )
 NOTES = (
     "× paper: real bytes of preset paper ÷ real bytes of this preset at the same target; geometric mean over models.",
-    "Where the paper's ε0 = 0.01 does not reach a target, its row is that of a smaller ε0 found by the secant search.",
+    "Where the paper's ε0 = 0.01 does not reach a target, its row is that of a smaller ε0 found by bisection.",
     f"(Where the deviation at the largest k is above {HOPELESS:g} × the target, Algorithm 1 is not run up to it.)",
     "Estimate, not measured: both sizes scaled to a held-out deviation equal to the target by the high-rate law,",
     "deviation ∝ 4^(−bits/weight): bytes + weights · ½ · log2(held-out ÷ target) ÷ 8; left out where less than",
@@ -34,7 +34,7 @@ class Case:
         model: name of the model.
         target: deviation asked for.
         preset: name of the preset.
-        fallback: the preset's fixed ε0 did not reach the target; riq chose another, with the secant search.
+        fallback: the preset's fixed ε0 did not reach the target; riq chose another, by bisection.
         samples: calibration samples asked for.
         heldout_samples: held-out samples asked for.
     """
