@@ -7,7 +7,6 @@ The coder is constriction's. Its models are made of floats, but with integer fre
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli.errors import CorruptArchive
+from riq_cli.executors import ordered
 from riq_cli.frequencies import in_proportion
 from riq_cli.limits import STREAM_SYMBOLS
 from riq_cli.table import COUNT_ORDER, FIRST_ORDER, GAP_ORDER, ROOT_ORDER, TOO_LONG, golomb, packed, read_table, zigzag
@@ -146,54 +146,49 @@ def decode(streams: Iterable[bytes], table: Table, size: int, executor: Executor
     Raises:
         CorruptArchive: a stream is not used up by its symbols, or ends before them.
     """
-    return decode_groups(list(streams), [table], [size], executor)[0]
+    return np.concatenate([*decode_groups(list(streams), [table], [size], executor), np.empty(0, np.int32)])
 
 
 def decode_groups(
     streams: Sequence[bytes], tables: Sequence[Table], sizes: Sequence[int], executor: Executor | None = None
-) -> list[Symbols]:
-    """The groups of symbols that `encode_groups` was given; where a table has one symbol, a view of just that one.
+) -> Iterator[Symbols]:
+    """The groups of symbols that `encode_groups` was given, one behind the other, in pieces of at most 2²⁰.
+
+    Where a table has one symbol, a piece is a view of just that one.
 
     Raises:
-        CorruptArchive: there are more or fewer streams than that, or they do not hold the symbols.
+        CorruptArchive: there are more or fewer streams than that, or (later) they do not hold the symbols.
     """
-    lengths = [
-        [min(STREAM_SYMBOLS, size - begin) for begin in range(0, size, STREAM_SYMBOLS)]
-        if table.symbols.size > 1
-        else []
+    pieces = [
+        (table, min(STREAM_SYMBOLS, size - begin))
         for table, size in zip(tables, sizes, strict=True)
+        for begin in range(0, size, STREAM_SYMBOLS)
     ]
-    if len(streams) != (expected := sum(map(len, lengths))):
-        raise CorruptArchive(f"{len(streams)} streams instead of {expected}; the archive is damaged")
-    frequencies = (
-        each
-        for table, group in zip(tables, lengths, strict=True)
-        if group
-        for each in [table.frequencies()] * len(group)
+    coded = [(table, size) for table, size in pieces if table.symbols.size > 1]
+    if len(streams) != len(coded):
+        raise CorruptArchive(f"{len(streams)} streams instead of {len(coded)}; the archive is damaged")
+    runs = ordered(executor, decode_stream, streams, _frequencies(coded), (size for _, size in coded))
+    return (
+        _symbols(next(runs), table) if table.symbols.size > 1 else np.broadcast_to(table.symbols.astype(np.int32), size)
+        for table, size in pieces
     )
-    decode_all = map if executor is None else executor.map
-    runs = iter(decode_all(decode_stream, streams, frequencies, itertools.chain.from_iterable(lengths)))
-    return [
-        _decoded(itertools.islice(runs, len(group)), table, size)
-        if group
-        else np.broadcast_to(table.symbols.astype(np.int32), size)
-        for table, size, group in zip(tables, sizes, lengths, strict=True)
-    ]
 
 
-def _decoded(runs: Iterable[Symbols], table: Table, size: int) -> Symbols:
-    """The symbols i32[size] at the positions in a table that are given run by run."""
-    symbols = np.empty(size, np.int32)
-    values = table.symbols.astype(np.int32) if _has_gaps(table) else None
-    begin = 0
-    for run in runs:
-        target = symbols[begin : begin + run.size]
-        if values is None:
-            np.add(run, np.int32(table.symbols[0]), out=target)
-        else:
-            np.take(values, run, out=target)
-        begin += run.size
-    return symbols
+def _frequencies(pieces: Iterable[tuple[Table, int]]) -> Iterator[Integers]:
+    """The frequencies of each piece's table."""
+    last, frequencies = None, np.empty(0, np.int64)
+    for table, _ in pieces:
+        if table is not last:
+            last, frequencies = table, table.frequencies()
+        yield frequencies
+
+
+def _symbols(run: Symbols, table: Table) -> Symbols:
+    """The symbols at positions i32[m] in a table; the positions are written over."""
+    if _has_gaps(table):
+        return np.take(table.symbols.astype(np.int32), run)
+    run += np.int32(table.symbols[0])
+    return run
 
 
 def encode_codes(codes: Symbols) -> bytes:

@@ -8,14 +8,40 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from multiprocessing.context import SpawnContext, SpawnProcess
-from typing import TypeVar
+from typing import Any, TypeVar
 
 _PATIENCE = 2.0  # seconds that an interruption waits for a pool of processes to end
 
+_AHEAD = 2 * (os.cpu_count() or 1)  # jobs at once: enough for all workers, few enough for memory
+
 Pool = TypeVar("Pool", bound=Executor)
+Result = TypeVar("Result")
+
+
+def ordered(executor: Executor | None, function: Callable[..., Result], *arguments: Iterable[Any]) -> Iterator[Result]:
+    """The results of a function for one set of arguments after another, as `map` gives them.
+
+    With an executor a few jobs run ahead of what is taken; unlike `executor.map`, never all of them.
+
+    Args:
+        executor: where the function runs; None: here, each call when its result is asked for.
+        function: what runs; for a pool of processes, a function of a module.
+        arguments: one iterable for each parameter, all as long as the shortest.
+    """
+    if executor is None:
+        yield from map(function, *arguments)
+        return
+    jobs: deque[Future[Result]] = deque()
+    for job in zip(*arguments):  # noqa: B905 - as `map`, which has endless ones too
+        jobs.append(executor.submit(function, *job))
+        if len(jobs) == _AHEAD:
+            yield jobs.popleft().result()
+    while jobs:
+        yield jobs.popleft().result()
 
 
 class _Worker(SpawnProcess):

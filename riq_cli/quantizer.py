@@ -110,10 +110,33 @@ class Quantized:
             ValueError: a bin width that `scaled_widths` refuses.
         """
         levels = self.levels[begin:end]
+        out = np.empty(levels.size, STORAGE[dtype])
         width = self.width if self.trellis is None else self.width / trellis.PARTS
-        if not self.scales:
-            return dequantize(levels, dtype, width)
-        return _dequantize(levels, dtype, _scaled_blocks(width, self.scales, shape, begin, begin + levels.size))
+        restore(levels, dtype, width, self.scales, shape, begin, out)
+        return out
+
+
+def restore(
+    levels: Symbols, dtype: str, width: float, scales: Sequence[Codes], shape: Sequence[int], begin: int, out: Array
+) -> None:
+    """Write into `out` the weights ŵ from number `begin` on, row-major, of a layer of this type and shape.
+
+    Args:
+        levels: of these weights, any shape of the size of `out`.
+        dtype: name of the type, a key of `STORAGE`.
+        width: bin width of code 0.
+        scales: of the layer.
+        shape: of the layer.
+        begin: number of the first weight.
+        out: one-dimensional, in storage type.
+
+    Raises:
+        ValueError: a bin width that `scaled_widths` refuses.
+    """
+    steps: Iterable[Width] = itertools.repeat(width)
+    if scales:
+        steps = _scaled_blocks(width, scales, shape, begin, begin + levels.size)
+    _dequantize(levels, dtype, steps, out)
 
 
 def norm(weights: Array, dtype: str) -> float:
@@ -222,17 +245,17 @@ def dequantize(symbols: Symbols, dtype: str, width: Width) -> Array:
         dtype: name of the type, a key of `STORAGE`.
         width: bin width Δ, or an array of them that broadcasts to the shape in which the symbols are given.
     """
-    return _dequantize(symbols.reshape(-1), dtype, _width_blocks(width, symbols.shape))
-
-
-def _dequantize(symbols: Symbols, dtype: str, steps: Iterable[Width]) -> Array:
     restored = np.empty(symbols.size, STORAGE[dtype])
+    _dequantize(symbols.reshape(-1), dtype, _width_blocks(width, symbols.shape), restored)
+    return restored
+
+
+def _dequantize(symbols: Symbols, dtype: str, steps: Iterable[Width], restored: Array) -> None:
     scratch = np.empty(min(_BLOCK, symbols.size))
     for begin, step in zip(range(0, symbols.size, _BLOCK), steps, strict=False):
         part = symbols[begin : begin + _BLOCK]
         block = scratch[: part.size]
         _restore(part, dtype, step, block, restored[begin : begin + part.size])
-    return restored
 
 
 def requantize(weights: Array, dtype: str, width: Width, out: Array) -> None:

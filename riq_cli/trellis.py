@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,33 +25,98 @@ Float32 = NDArray[np.float32]
 PARTS = 4  # of a bin width: a level is a whole number of them
 SYMBOL_MAX = 1 << 18  # |symbol| at most that `Ways` finds points for: float32 tells quarters of bins apart so far
 _SYMBOL_BOUND = 1 << 29  # |symbol| in any archive is below (FORMAT.md, "Codings")
+_PART = 1 << 20  # values whose signs are found at once
 _NEVER = np.float32(1e30)  # cost of a state that cannot be
 
 
-def levels(symbols: Integers, shape: Sequence[int], axes: Sequence[int]) -> Integers:
-    """Levels i32[n], odd numbers of quarters of a bin width, of a layer's symbols i32[n], both row-major.
-
-    Args:
-        symbols: of the layer.
-        shape: of the layer.
-        axes: at one index of each of these lies a lane, row-major along the others.
+def positive_levels(symbols: Integers) -> Integers:
+    """The levels 4q + 1 that symbols stand for where the sign is plus, in the same shape.
 
     Raises:
         ValueError: a symbol so large that no level is.
     """
     if max(-int(symbols.min()), int(symbols.max())) >= _SYMBOL_BOUND:
         raise ValueError("a symbol whose level is not below 2^31")
-    order = (*axes, *(axis for axis in range(len(shape)) if axis not in axes))
-    turned = symbols.reshape(tuple(shape)).transpose(order)
-    odd = (turned.reshape(math.prod(shape[axis] for axis in axes), -1) & 1).astype(bool)
-    minus = np.zeros(odd.shape, bool)
+    result: Integers = 4 * symbols + 1
+    return result
+
+
+def set_signs(values: NDArray[Any], odd: NDArray[np.uint8], shape: Sequence[int], axes: Sequence[int]) -> None:
+    """Turn the sign bit of each of a layer's values that lies on the minus side of its trellis.
+
+    Args:
+        values: of the layer, one-dimensional, of a type whose highest bit is its sign.
+        odd: whether the symbol of each is odd, one bit each, the first in the highest bit of a byte.
+        shape: of the layer.
+        axes: at one index of each of these lies a lane, row-major along the others.
+    """
+    bits = values.view(f"<u{values.itemsize}")
+    _set_signs(bits, odd, 0, tuple(shape), tuple(axis in axes for axis in range(len(shape))), None)
+
+
+def _set_signs(
+    bits: NDArray[Any],
+    odd: NDArray[np.uint8],
+    begin: int,
+    shape: tuple[int, ...],
+    is_lane: tuple[bool, ...],
+    state: NDArray[np.uint8] | None,
+) -> None:
+    """Turn the signs of the part of a layer that begins at number `begin` and has this shape.
+
+    Args:
+        bits: of all values.
+        odd: of all values.
+        begin: of the part.
+        shape: of the part.
+        is_lane: whether lanes lie at one index of each of its axes.
+        state: for each lane, 1 if its next sign is minus and 2 more if the one before it is, of the shape of the part
+            along the axes of lanes; written when the part is through. None: its lanes begin and end in it.
+    """
+    row = math.prod(shape[1:])
+    if not shape or shape[0] * row <= _PART:
+        _set_signs_at_once(bits[begin : begin + row * (shape[0] if shape else 1)], odd, begin, shape, is_lane, state)
+        return
+    if state is None and not is_lane[0]:
+        state = np.zeros([size for size, lane in zip(shape, is_lane, strict=True) if lane], np.uint8)
+    rows = max(1, _PART // row)
+    for first in range(0, shape[0], rows):
+        count = min(rows, shape[0] - first)
+        there = state[first : first + count] if state is not None and is_lane[0] else state
+        part, lanes = (count, *shape[1:]), is_lane
+        if count == 1:
+            there = there.reshape(there.shape[1:]) if there is not None and is_lane[0] else there  # a view
+            part, lanes = part[1:], lanes[1:]
+        _set_signs(bits, odd, begin + first * row, part, lanes, there)
+
+
+def _set_signs_at_once(
+    bits: NDArray[Any],
+    odd: NDArray[np.uint8],
+    begin: int,
+    shape: tuple[int, ...],
+    is_lane: tuple[bool, ...],
+    state: NDArray[np.uint8] | None,
+) -> None:
+    """What `_set_signs` does, for the bits of a small part alone."""
+    axes = range(len(shape))
+    order = (*(axis for axis in axes if is_lane[axis]), *(axis for axis in axes if not is_lane[axis]))
+    lanes = math.prod(shape[axis] for axis in axes if is_lane[axis])
+    flags = np.unpackbits(odd[begin // 8 : -(-(begin + bits.size) // 8)])[begin % 8 :][: bits.size].view(bool)
+    turned = flags.reshape(shape).transpose(order)
+    flags = turned.reshape(lanes, -1)
+    minus = np.zeros((lanes, flags.shape[1] + 1), bool)  # of the values, and of those that come next
     for first in (0, 1):
         after = minus[:, first + 1 :: 2]
-        np.logical_xor.accumulate(odd[:, first::2][:, : after.shape[1]], axis=1, out=after)
-    back = minus.reshape(turned.shape).transpose(np.argsort(order))
-    result: Integers = 4 * symbols + 1
-    np.negative(result, out=result, where=back.reshape(-1))
-    return result
+        np.logical_xor.accumulate(flags[:, first::2], axis=1, out=after)
+    if state is not None:
+        now = state.reshape(-1)
+        minus[:, ::2] ^= (now & 1).astype(bool)[:, None]
+        minus[:, 1::2] ^= (now >> 1).astype(bool)[:, None]
+        state[...] = (minus[:, -1] + 2 * minus[:, -2].astype(np.uint8)).reshape(state.shape)
+    back = minus[:, :-1].reshape(turned.shape).transpose(np.argsort(order))
+    sign = bits.dtype.type(1 << (8 * bits.itemsize - 1))
+    bits ^= back.reshape(-1) * sign
 
 
 def symbols(levels: Integers) -> Integers:

@@ -9,14 +9,19 @@ import struct
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from riq_cli import limits
+from riq_cli import limits, trellis
 from riq_cli.archive import Archive
-from riq_cli.codec.layers import decode_layer
+from riq_cli.codec.classes import placed
+from riq_cli.codec.decoding import decode_layer
+from riq_cli.codec.magnitudes import Spread
 from riq_cli.errors import ArchiveError
 from riq_cli.model import Layer
 
@@ -92,6 +97,20 @@ def refused_or_restored(data: bytes, weights: Sequence[bytes]) -> None:
     else:
         assert skeleton == SKELETON
         assert [item.values.tobytes() for item in layers] == list(weights)
+
+
+def levels_of(symbols: NDArray[np.int32], shape: Sequence[int], axes: Sequence[int]) -> NDArray[np.int32]:
+    """Levels i32[n] of a layer's symbols i32[n], whose lanes lie at one index of each of these axes."""
+    values = trellis.positive_levels(symbols).astype(np.float64)
+    trellis.set_signs(values, np.packbits((symbols & 1).astype(bool)), shape, axes)
+    return values.astype(np.int32)
+
+
+def decoded(spread: Spread, streams: Sequence[bytes], executor: Executor | None = None) -> NDArray[np.int32]:
+    """The symbols i32[n] of a layer in its own order."""
+    coded = np.concatenate(list(spread.decode(streams, executor)))
+    blocks = placed(coded, 0, spread.magnitudes.run, spread.magnitudes.sizes)
+    return np.concatenate([symbols for _, symbols, _ in blocks])
 
 
 def traced(action: Callable[[], object]) -> int:

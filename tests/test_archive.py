@@ -754,7 +754,7 @@ def test_a_table_with_other_symbols_than_announced() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (zlib.compress(bytes(23)), "layer 'w': not as many weights as its shape says; the archive is damaged"),
+        (zlib.compress(bytes(23)), "layer 'w' does not have the size that was announced; the archive is damaged"),
         (
             zlib.compress(bytes(25)),
             "layer 'w' does not have the size that was announced; the archive is damaged",

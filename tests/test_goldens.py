@@ -12,7 +12,7 @@ import pytest
 import reference_decoder
 
 from riq_cli.archive import CODINGS, DTYPE_BYTES, Archive
-from riq_cli.codec.layers import decode_layer
+from riq_cli.codec.decoding import decode_layer
 from riq_cli.codec.restoration import decompress
 from riq_cli.model.places import find_tensor
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
-from riq_cli.codec.layers import symbol_counts
+from riq_cli.codec.decoding import symbol_counts
 from riq_cli.coder import Histogram, Table
 from riq_cli.errors import CorruptArchive
 from riq_cli.report import page

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from riq_cli.archive import Archive
-from riq_cli.codec.layers import decode_layer, encode_layer
+from riq_cli.codec.decoding import decode_layer
+from riq_cli.codec.layers import encode_layer
 from riq_cli.model import Layer
 from riq_cli.quantizer import Codes, Quantized
 

@@ -16,11 +16,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from riq_cli import limits, trellis
+from riq_cli import limits
 from riq_cli.archive import manifest
 from riq_cli.codec import layers as layers_module
 from riq_cli.codec import magnitudes, spreading
-from riq_cli.codec.layers import decode_layer, encode_layer
+from riq_cli.codec.decoding import decode_layer
+from riq_cli.codec.layers import encode_layer
 from riq_cli.codec.magnitudes import Magnitudes, Spread
 from riq_cli.codec.rates import bits_of
 from riq_cli.codec.spreading import best_spread
@@ -32,7 +33,9 @@ from tests.archives import (
     BOUND,
     VALUES,
     Edit,
+    decoded,
     edited,
+    levels_of,
     mutations,
     packed,
     paths,
@@ -313,7 +316,7 @@ def layers(draw: st.DrawFn) -> tuple[Ints, tuple[Codes, ...], tuple[int, ...] | 
 def test_layers_come_back_by_both_decoders(drawn: tuple[Ints, tuple[Codes, ...], tuple[int, ...] | None]) -> None:
     symbols, scales, lanes = drawn
     flat = symbols.reshape(-1)
-    levels = flat if lanes is None else trellis.levels(flat, symbols.shape, lanes)
+    levels = flat if lanes is None else levels_of(flat, symbols.shape, lanes)
     quantized = Quantized(levels, 0.5, scales, None, lanes)
     layer = layer_of(symbols, "float64")
     with patch.object(layers_module, "_POOR", math.inf):
@@ -323,14 +326,14 @@ def test_layers_come_back_by_both_decoders(drawn: tuple[Ints, tuple[Codes, ...],
     spread = best_spread(quantized, symbols.shape)
     if spread is not None:  # whether or not a table is smaller
         streams = spread.spread.encode(flat, None)
-        np.testing.assert_array_equal(spread.spread.decode(streams, None), flat)
+        np.testing.assert_array_equal(decoded(spread.spread, streams), flat)
 
 
 def mixed() -> tuple[Ints, Quantized]:
     """A layer with all that there is: magnitudes along two axes beside bin widths, low bits, lanes."""
     codes = Codes((1,), np.random.default_rng(20).integers(-5, 6, 24).astype(np.int32))
     symbols = normal(21, 10, 24, scale=900 * np.exp2(np.arange(10) - 5.0)[:, None] * np.exp2(2 * (np.arange(24) % 3)))
-    return symbols, Quantized(trellis.levels(symbols.reshape(-1), symbols.shape, (0,)), 0.25, (codes,), None, (0,))
+    return symbols, Quantized(levels_of(symbols.reshape(-1), symbols.shape, (0,)), 0.25, (codes,), None, (0,))
 
 
 SYMBOLS, QUANTIZED = mixed()
@@ -446,9 +449,9 @@ def test_a_layer_has_several_streams_each_with_parts_of_magnitudes() -> None:
         assert len(streams) == 5
         with ThreadPoolExecutor(2) as executor:
             assert spread.encode(symbols.reshape(-1), executor) == streams
-            np.testing.assert_array_equal(spread.decode(streams, executor), symbols.reshape(-1))
+            np.testing.assert_array_equal(decoded(spread, streams, executor), symbols.reshape(-1))
         with pytest.raises(CorruptArchive, match="4 streams instead of 5"):
-            spread.decode(streams[:4], None)
+            decoded(spread, streams[:4])
 
 
 def test_streams_that_meet_at_a_million_symbols_come_back() -> None:
@@ -456,4 +459,4 @@ def test_streams_that_meet_at_a_million_symbols_come_back() -> None:
     spread = Spread(Student(4, False, 0, 0, 0, -9, 19), Magnitudes((), symbols.shape), False)
     streams = spread.encode(symbols, None)
     assert len(streams) == 2
-    np.testing.assert_array_equal(spread.decode(streams, None), symbols)
+    np.testing.assert_array_equal(decoded(spread, streams), symbols)

@@ -1,7 +1,7 @@
 """Archives. Standard library only: `riq report` imports nothing heavier."""
 
 from riq_cli.archive.container import HEADER, MAGIC, VERSION, Archive
-from riq_cli.archive.deflation import deflate, inflate
+from riq_cli.archive.deflation import deflate, inflate, inflate_into
 from riq_cli.archive.manifest import CODINGS, DTYPE_BYTES, CodesEntry, LayerEntry, Manifest, SkeletonEntry
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "SkeletonEntry",
     "deflate",
     "inflate",
+    "inflate_into",
 ]

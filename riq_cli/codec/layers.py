@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from riq_cli import coder, quantizer, trellis
-from riq_cli.archive import CodesEntry, LayerEntry, deflate, inflate
-from riq_cli.codec.classes import grouped, numbers_of, scattered
+from riq_cli import coder, quantizer
+from riq_cli.archive import CodesEntry, LayerEntry, deflate
+from riq_cli.codec.classes import grouped, numbers_of
 from riq_cli.codec.clustering import best_classes, candidate_axes
-from riq_cli.codec.magnitudes import Magnitudes, Spread
+from riq_cli.codec.magnitudes import Spread
 from riq_cli.codec.rates import CODES_BITS, STREAM_BITS
 from riq_cli.codec.spreading import best_spread
-from riq_cli.errors import CorruptArchive
 from riq_cli.limits import CODES, SCALES, STREAM_SYMBOLS, TABLE_SYMBOLS
 from riq_cli.model import Layer
 from riq_cli.quantizer import Codes, Quantized, Symbols
-from riq_cli.student import Student
 
 # Above this share of its own bytes a coded layer may be larger than a deflated one: only then is that tried.
 _POOR = 0.8
@@ -195,99 +191,3 @@ def _encode_raw(layer: Layer) -> tuple[LayerEntry, list[bytes]]:
         crc32=zlib.crc32(data.data),
     )
     return entry, [b"", stream]
-
-
-def decode_layer(entry: LayerEntry, sections: Sequence[bytes], executor: Executor | None) -> Layer:
-    """The restored layer that an entry and its sections describe.
-
-    Raises:
-        CorruptArchive: codes, table, streams or checksum do not agree.
-    """
-    storage = quantizer.STORAGE[entry.dtype]
-    if entry.bin_width is None:
-        data = inflate(sections[-1], entry.size * storage.itemsize, f"layer {entry.name!r}")
-        if len(data) != entry.size * storage.itemsize:
-            raise CorruptArchive(f"layer {entry.name!r}: not as many weights as its shape says; the archive is damaged")
-        values = np.frombuffer(data, storage)
-    else:
-        values = _restored(entry, sections, executor)
-    if zlib.crc32(values.data) != entry.crc32:
-        raise CorruptArchive(f"layer {entry.name!r}: checksum differs; the archive is damaged")
-    return Layer(entry.name, entry.op, entry.tensors, entry.dtype, entry.shape, values.reshape(entry.shape))
-
-
-def symbol_counts(entry: LayerEntry, sections: Sequence[bytes]) -> dict[int, int]:
-    """How often each symbol occurs in a layer, which is not raw.
-
-    Raises:
-        CorruptArchive: codes, table or streams do not agree.
-    """
-    with _naming(entry):
-        histogram = coder.Histogram.of(_quantized(entry, sections, None).symbols)
-    return dict(zip(histogram.symbols.tolist(), histogram.counts.tolist(), strict=True))
-
-
-def _restored(entry: LayerEntry, sections: Sequence[bytes], executor: Executor | None) -> quantizer.Array:
-    with _naming(entry):
-        quantized = _quantized(entry, sections, executor)
-        if entry.coding == "constant" and not quantized.scales and quantized.trellis is None:
-            return np.full(entry.size, quantized.restored(entry.dtype, entry.shape, 0, 1)[0])
-        return quantized.restored(entry.dtype, entry.shape)
-
-
-@contextlib.contextmanager
-def _naming(entry: LayerEntry) -> Iterator[None]:
-    """Tell which layer is damaged."""
-    try:
-        yield
-    except CorruptArchive as error:
-        raise CorruptArchive(f"layer {entry.name!r}: {error}") from error
-    except ValueError as error:  # codes that no encoder writes
-        raise CorruptArchive(f"layer {entry.name!r}: {error}; the archive is damaged") from error
-
-
-def _quantized(entry: LayerEntry, sections: Sequence[bytes], executor: Executor | None) -> Quantized:
-    """The levels and codes of a layer; symbols that are all the same take the memory of one."""
-    assert entry.bin_width is not None
-    count = len(entry.codes)
-    decoded = [
-        Codes(codes.axes, coder.decode_codes(section, math.prod(shape)).reshape(shape))
-        for codes, section in zip(entry.codes, sections, strict=False)
-        for shape in (codes.shape(entry.shape),)
-    ]
-    if entry.coding == "student":
-        symbols = _spread_of(entry, decoded, sections[count]).decode(sections[count + 1 :], executor)
-        return _leveled(entry, symbols, decoded[: len(entry.scales)])
-    classes = decoded.pop() if entry.classes else None
-    sizes = [entry.size] if classes is None else classes.class_sizes(entry.size).tolist()
-    tables = _tables(sections[count], len(sizes))
-    if sum(table.symbols.size for table in tables) != entry.symbols:
-        raise CorruptArchive("the table does not have the symbols that were announced; the archive is damaged")
-    groups = coder.decode_groups(sections[count + 1 :], tables, sizes, executor)
-    symbols = groups[0] if classes is None else scattered(groups, numbers_of(classes, entry.shape))
-    return _leveled(entry, symbols, decoded)
-
-
-def _leveled(entry: LayerEntry, symbols: Symbols, scales: Sequence[Codes]) -> Quantized:
-    """The symbols of a layer with what restores them."""
-    assert entry.bin_width is not None
-    levels = symbols if entry.trellis is None else trellis.levels(symbols, entry.shape, entry.trellis)
-    return Quantized(levels, entry.bin_width, tuple(scales), None, entry.trellis)
-
-
-def _spread_of(entry: LayerEntry, codes: Sequence[Codes], table: bytes) -> Spread:
-    """How far the symbols of a layer are spread that has these codes, those of magnitudes behind those of scales."""
-    student, count = Student.from_bytes(table), len(entry.scales)
-    magnitudes = Magnitudes(tuple(codes[count:]), entry.shape, tuple(codes[:count]) if student.relative else ())
-    return Spread(student, magnitudes, entry.trellis is not None)
-
-
-def _tables(stored: bytes, count: int) -> list[coder.Table]:
-    """The tables that are stored back to back."""
-    tables, end = [], 0
-    for _ in range(count):
-        table, end = coder.Table.read(stored, end)
-        tables.append(table)
-    if end < len(stored):
-        raise CorruptArchive("a table is longer than its symbols; the archive is damaged")
-    return tables

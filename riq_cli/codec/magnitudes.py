@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli import coder
-from riq_cli.codec.classes import grouped, scattered
+from riq_cli.codec.classes import grouped
 from riq_cli.errors import CorruptArchive
+from riq_cli.executors import ordered
 from riq_cli.frequencies import PRECISION
 from riq_cli.limits import CODE_MAX, STREAM_SYMBOLS
 from riq_cli.quantizer import Codes, Symbols
@@ -107,28 +108,25 @@ class Spread:
         encode_all = map if executor is None else executor.map
         return list(encode_all(_encoded, itertools.repeat(self.student), itertools.repeat(self.trellis), jobs))
 
-    def decode(self, streams: Sequence[bytes], executor: Executor | None) -> Symbols:
-        """The symbols that `encode` was given.
+    def decode(self, streams: Sequence[bytes], executor: Executor | None, step: int = 1) -> Iterator[Symbols]:
+        """The symbols that `encode` was given in the order of their magnitudes, those of one stream after another.
+
+        Args:
+            streams: of the layer, all of them.
+            executor: where they are decoded; None: here.
+            step: of so many streams one is decoded.
 
         Raises:
-            CorruptArchive: the streams do not hold them.
-            ValueError: a magnitude beyond its bound.
+            CorruptArchive: there are more or fewer streams than that, or (later) they do not hold the symbols.
+            ValueError: (later) a magnitude beyond its bound.
         """
-        magnitudes = self.magnitudes
-        jobs = list(self._runs())
+        lowest, jobs = self.magnitudes.lowest, list(self._runs())
         if len(streams) != len(jobs):
             raise CorruptArchive(f"{len(streams)} streams instead of {len(jobs)}; the archive is damaged")
-        sizes = [[(magnitudes.lowest + run.group, run.end - run.begin) for run in runs] for runs in jobs]
-        decode_all = map if executor is None else executor.map
-        decoded = decode_all(_decoded, itertools.repeat(self.student), itertools.repeat(self.trellis), sizes, streams)
-        groups = [np.empty(size, np.int32) for size in magnitudes.sizes.tolist()]
-        for runs, symbols in zip(jobs, decoded, strict=True):
-            position = 0
-            for run in runs:
-                end = position + run.end - run.begin
-                groups[run.group][run.begin : run.end] = symbols[position:end]
-                position = end
-        return groups[0] if magnitudes.span == 1 else scattered(groups, magnitudes.run)
+        sizes = ([(lowest + run.group, run.end - run.begin) for run in runs] for runs in jobs[::step])
+        return ordered(
+            executor, _decoded, itertools.repeat(self.student), itertools.repeat(self.trellis), sizes, streams[::step]
+        )
 
     def _runs(self) -> Iterator[list[_Run]]:
         """The runs of each stream."""

@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 
 from riq_cli.archive import Archive
 from riq_cli.calibration import Calibration, Sample
-from riq_cli.codec.layers import decode_layer
+from riq_cli.codec.decoding import decode_layer
 from riq_cli.codec.settings import Progress, Report, Warn
 from riq_cli.constraint import Constraint, Judge, Judgement
 from riq_cli.evaluator import DEFAULT_PROVIDER, Array, Deviation, Evaluator, Runtime
