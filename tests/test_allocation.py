@@ -1,5 +1,6 @@
 """Sharing out bin widths: theory as an oracle, and the guards around what was measured."""
 
+import functools
 import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,8 @@ from riq_cli.evaluator import Prober, Runtime
 from riq_cli.model import Layer, Model, probe_form
 from tests import builders
 from tests.test_codec import calibration, load, wide
+
+small = functools.partial(wide, 64)
 
 
 def test_measured_widths_have_five_digits_and_others_all() -> None:
@@ -103,7 +106,7 @@ def test_a_branch_that_never_ran_keeps_the_paper_s_rate(preset: str, tmp_path: P
 
 @pytest.mark.parametrize("target", [0.03, 0.003])
 def test_measured_is_never_larger_than_the_paper_s_and_holds_as_well(target: float, tmp_path: Path) -> None:
-    model, data = load(tmp_path, wide), calibration(wide, 12)
+    model, data = load(tmp_path, small), calibration(small, 12)
     paper = riq.compress(model, data, deviation=target, allocation="norm")
     measured = riq.compress(model, data, deviation=target)
     assert measured.size <= paper.size + 16  # the counts of evaluations and probes may have more digits
@@ -125,21 +128,21 @@ def test_every_float_tensor_takes_part_and_structural_ones_do_not(tmp_path: Path
 
 
 def test_few_samples_are_not_split(tmp_path: Path) -> None:
-    archive = riq.compress(load(tmp_path, wide), calibration(wide, 7), deviation=0.01)
-    assert "holdout" not in archive.manifest.result
-    archive = riq.compress(load(tmp_path, wide), calibration(wide, 12), deviation=0.01, holdout=0)
-    assert "holdout" not in archive.manifest.result
+    model = load(tmp_path, wide)
+    for count, options in ((7, {}), (12, {"holdout": 0})):
+        archive = riq.compress(model, calibration(wide, count), deviation=0.01, rounding="nearest", **options)
+        assert "holdout" not in archive.manifest.result
 
 
 @pytest.mark.parametrize("allocation", ["norm", "measured"])
 def test_a_budget_of_bytes_is_kept_and_used(allocation: str, tmp_path: Path) -> None:
-    model, data = load(tmp_path, wide), calibration(wide, 4)
-    archive = riq.compress(model, data, size=50_000, allocation=allocation)
-    assert 0.98 * 50_000 <= archive.size <= 50_000
+    model, data = load(tmp_path, small), calibration(small, 4)
+    archive = riq.compress(model, data, size=7_000, allocation=allocation)
+    assert 0.98 * 7_000 <= archive.size <= 7_000
     source = (tmp_path / "model.onnx").stat().st_size
-    archive = riq.compress(model, data, ratio=10, allocation=allocation)
-    assert 10 <= source / archive.size <= 10.3
-    archive = riq.compress(model, data, rate=3, allocation=allocation)
+    archive = riq.compress(model, data, ratio=6, allocation=allocation, rounding="nearest")
+    assert 6 <= source / archive.size <= 6.2
+    archive = riq.compress(model, data, rate=3, allocation=allocation, rounding="nearest")
     weights = [entry for entry in archive.manifest.layers if len(entry.shape) > 1]
     rate = 8 * sum(entry.stored for entry in weights) / sum(entry.size for entry in weights)
     assert 2.95 <= rate <= 3
@@ -148,11 +151,11 @@ def test_a_budget_of_bytes_is_kept_and_used(allocation: str, tmp_path: Path) -> 
 def test_a_budget_that_cannot_hold_the_bound_is_an_error(tmp_path: Path) -> None:
     model, data = load(tmp_path, wide), calibration(wide, 4)
     with pytest.raises(
-        TargetError, match=r"within 20,000 bytes the least deviation is 0\.\d+, above the bound of 1e-05"
+        TargetError, match=r"within 6,000 bytes the least deviation is 0\.\d+, above the bound of 1e-05"
     ):
-        riq.compress(model, data, size=20_000, deviation=1e-5)
+        riq.compress(model, data, size=6_000, deviation=1e-5, rounding="nearest")
     with pytest.raises(TargetError, match=r"the model was not brought into 100 bytes; the least was [\d,]+ bytes"):
-        riq.compress(model, data, size=100)
+        riq.compress(model, data, size=100, rounding="nearest")
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
