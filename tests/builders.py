@@ -1225,3 +1225,14 @@ def if_without_saturation(seed: int = 0) -> onnx.ModelProto:
     then = graph([node("Neg", "z", "o")], [], [unknown("o")], name="then")
     other = graph([node("Identity", "z", "o")], [], [unknown("o")], name="else")
     return _end(seed, [node("If", "flag", "y", then_branch=then, else_branch=other)], inputs=[info("flag", dtype=BOOL)])
+
+
+def perceptron(seed: int) -> onnx.ModelProto:
+    """Two dense layers of 64·64 weights, with ReLU between."""
+    r = Random(seed)
+    return model(
+        [node("MatMul", "x w", "a"), node("Relu", "a", "b"), node("MatMul", "b v", "y")],
+        [info("x", "batch", 64)],
+        [info("y", "batch", 64)],
+        [tensor("w", r(64, 64)), tensor("v", r(64, 64))],
+    )

@@ -8,7 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,22 +20,13 @@ SAMPLES = Path(__file__).parent.parent / "sample_models"
 TARGETS = [0.05, 0.02, 0.01, 0.005, 0.002, 0.001]
 
 
-def network(seed: int) -> onnx.ModelProto:
-    """Two dense layers of 64·64 weights, with ReLU between."""
-    r = builders.Random(seed)
-    return builders.model(
-        [builders.node("MatMul", "x w", "a"), builders.node("Relu", "a", "b"), builders.node("MatMul", "b v", "y")],
-        [builders.info("x", "batch", 64)],
-        [builders.info("y", "batch", 64)],
-        [builders.tensor("w", r(64, 64)), builders.tensor("v", r(64, 64))],
-    )
-
-
 @cache
 def small(seed: int, samples: int) -> tuple[riq.Model, riq.Calibration]:
     rows = np.random.default_rng(seed).standard_normal((samples, 64)).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
-        return riq.Model.load(builders.save(network(seed), Path(folder))), riq.Calibration.from_arrays({"x": rows})
+        return riq.Model.load(builders.save(builders.perceptron(seed), Path(folder))), riq.Calibration.from_arrays(
+            {"x": rows}
+        )
 
 
 @settings(max_examples=8, deadline=None)

@@ -116,7 +116,9 @@ def compress(
     from riq_cli.model import Model
 
     fixed, axes = layout.load(settings)
-    constraint, data = constraints.load(constraints.taken(settings), calibration, images | axes)
+    asked = constraints.taken(settings)
+    constraint, data = constraints.load(asked, calibration, images | axes)
+    settings["margin"] = asked["margin"]
     wanted = Settings(layout=fixed, constraint=constraint, **PRESETS[preset] | options.given(settings))
     source = Model.load(model, follow_links)
     refuse_sources((path, log_path), source.external_files)

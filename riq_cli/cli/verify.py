@@ -10,6 +10,7 @@ from riq_cli.cli import constraints, exit_codes, options
 from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.quantities import parse_fraction
 from riq_cli.cli.terminal import print_json, say, warn_line
+from riq_cli.errors import SettingsError
 from riq_cli.report import judgement
 from riq_cli.text import estimate, shortened
 
@@ -78,7 +79,10 @@ def verify(
             needed = constraint is None or bound is not None
             found = measure(opened, original, data, warn=None if quiet else warn_line, needed=needed, **running)
             judged = None if constraint is None else check(opened, original, data, constraint, **running)
-    within = bound is None or found.mean <= bound
+    margin = asked["margin"] or 0.0
+    if margin and bound is not None and found.standard_error is None:
+        raise SettingsError("a margin in standard errors needs two samples at least")
+    within = bound is None or found.mean + margin * (found.standard_error or 0.0) <= bound
     holds = within and (judged is None or judged.holds)
     if as_json:
         document: dict[str, Any] = {
@@ -86,6 +90,7 @@ def verify(
             "against": against,
             **found.recorded(),
             "bound": bound,
+            "margin": margin,
             "holds": holds,
         }
         if judged is not None:
@@ -93,6 +98,7 @@ def verify(
         print_json(document)
     elif not quiet:
         verdict = "" if bound is None else f", {'within' if within else 'ABOVE'} the bound of {bound:g}"
+        verdict += f" with {margin:g} standard errors added" if verdict and margin else ""
         measured = (
             f"deviation {estimate(found.mean, found.standard_error)}{verdict}; "
             f"worst sample {found.worst:.4g}, "
@@ -101,6 +107,8 @@ def verify(
             else "no float output to measure"
         )
         say(f"{archive}: {measured}")
+        if bound is not None and not within and found.standard_error:
+            say(f"  {_excess((found.mean - bound) / found.standard_error, found.samples.size)}")
         for tensor in found.tensors:
             mean = estimate(tensor.mean, tensor.standard_error)
             say(f"  at {shortened(tensor.name)}: {mean}, worst {tensor.worst:.4g}")
@@ -108,3 +116,11 @@ def verify(
             say(f"  constraint: {judgement(judged.recorded())}")
     if not holds:
         raise click.exceptions.Exit(exit_codes.TARGET)
+
+
+def _excess(errors: float, samples: int) -> str:
+    """How far a mean is above its bound, in its standard errors, and what to do about it."""
+    if errors < 0:
+        return f"the mean of {samples} samples is within the bound, but by less than the margin"
+    by = "less than one standard error" if errors < 1 else f"{errors:.1f} standard errors"
+    return f"above by {by} of {samples} samples; give riq compress a --margin or more samples"

@@ -148,6 +148,9 @@ class Compression:
             settings.holdout if settings.k is None else 0.0,
             evaluator.likeness() if fits else None,
         )
+        judging = sum(samples[number].rows for number in parts.held or parts.every)
+        if settings.margin and settings.deviation is not None and judging < 2:
+            raise SettingsError("a margin in standard errors needs two samples at least, held-out ones if any are")
         with interruptible(ThreadPoolExecutor(self._weights.threads)) as pool:
             make = solver_class(settings, self._model.layers, self._progress)
             solver = make(settings, self._weights, evaluator, form, parts, pool,
@@ -193,8 +196,7 @@ class Compression:
         solution = bench.solver.at(k) if k is not None else bench.solver.for_deviation(target or 0.0, bench.means)
         for _ in range(CLOSER_TRIES):
             archive, deviation = self._measured(solution, bench, executor)
-            held = archive.manifest.result.get("holdout", 0.0)
-            if target is None or max(deviation, held) <= target:
+            if target is None or deviation <= target:
                 return archive
             if k is not None:
                 raise TargetError(
@@ -203,8 +205,8 @@ class Compression:
                     deviation,
                 )
             # Hoisting may change the last digits of an output, and not all samples took part in the search.
-            excess = max(deviation, held) / target
-            solution = bench.solver.refined(solution, min(max(CLOSER, math.sqrt(excess)), _CLOSER_MOST))
+            closer = min(max(CLOSER, math.sqrt(deviation / target)), _CLOSER_MOST)
+            solution = bench.solver.refined(solution, closer)
         raise TargetError(
             f"the restored model's deviation is {deviation:.3g}, above {target:g}, though the search found less; "
             "give a larger --deviation",
@@ -263,7 +265,7 @@ class Compression:
         return sum(entry.stored for entry in archive.manifest.layers if entry.tensors in names)
 
     def _measured(self, solution: Solution, bench: Bench, executor: Executor | None) -> tuple[Archive, float]:
-        """The archive of a solution with all that is told of it, and the deviation measured on what it restores."""
+        """The archive of a solution with what is told of it, and what a target bounds, measured on what it restores."""
         bench.solver.rest()
         archive = self._assembled(solution.widths, solution.scheme.plans, executor)
         restored = decompress(archive, executor=executor)
@@ -294,7 +296,8 @@ class Compression:
         if scheme.guarded and held.is_measured:
             result |= {"holdout": held.mean, "holdout_samples": held.samples.size}
             result["holdout_standard_error"] = short(held.standard_error)
-        return archive.described(calibration=bench.calibration, result=result), mean
+        promised = bench.solver.promised(scheme, deviation)
+        return archive.described(calibration=bench.calibration, result=result), promised
 
     def _evaluator(self, form: SessionForm, samples: Sequence[Sample], lean: bool = False) -> Evaluator:
         settings = self._settings

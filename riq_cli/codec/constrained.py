@@ -23,7 +23,7 @@ _LESS = 0.99  # share of the best solution's bits at which another scheme has to
 _CLEARLY = 0.85  # share of the norm allocation's bits below which compensation is not compared with nearest rounding
 _LOWEST = 0.05  # k: coarser than any solution
 
-Measured = Callable[[Solution], tuple[Archive, float]]  # the archive of a solution, and the deviation of what it holds
+Measured = Callable[[Solution], tuple[Archive, float]]  # the archive of a solution, and what a target bounds
 
 
 class ConstrainedSolver(Solver):
@@ -69,7 +69,7 @@ class ConstrainedSolver(Solver):
             judgements = [result[name] for name in ("constraint", "constraint_holdout") if name in result]
             values = [Judgement(math.inf if one["value"] is None else one["value"], one["limit"]) for one in judgements]
             found = max(values, key=lambda one: one.value)
-            if self._excess(found, max(deviation, result.get("holdout", 0.0))) <= 0:
+            if self._excess(found, deviation) <= 0:
                 return archive
             solution = self.refined(solution, CLOSER)  # hoisting may change the last digits of an output
         raise self._failure(found)
@@ -162,7 +162,8 @@ class ConstrainedSolver(Solver):
             if self._settings.deviation is not None:
                 measured = self._evaluator.deviation(self._form, values, among)
                 # Where these samples say nothing, all of them together still do: they are measured last.
-                deviation = measured.mean if measured.is_measured else 0.0
+                if measured.is_measured:
+                    deviation = self.promised(scheme, measured) if among == self._parts.every else measured.mean
             excess = self._excess(found, deviation)
             if excess > 0:
                 break

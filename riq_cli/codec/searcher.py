@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from riq_cli import search
 from riq_cli.codec.settings import Settings, Warn
 from riq_cli.codec.solution import Scheme, Solution
-from riq_cli.codec.split import Roles
+from riq_cli.codec.split import Roles, default_margin
 from riq_cli.codec.weights import Plans, Weights, Widths
 from riq_cli.crossing import crossing
 from riq_cli.errors import TargetError
@@ -22,7 +22,6 @@ from riq_cli.memory import give_back_free_memory
 from riq_cli.model import SessionForm
 
 _STEPS, _STEP, _STEP_MAX = 20, 1.01, 1.5  # factors on k where it does not hold yet: at least this more with each step
-_MARGIN = 0.25  # standard errors, as samples differ, by which the deviation of unseen ones is to be below the target
 _BISECTIONS = 20
 _CLOSE = 1.001  # between a k within a budget and one beyond it
 _NEWTON = 2  # steps at most
@@ -76,14 +75,23 @@ class Searcher:
         return self._evaluator.deviation(self._form, self._values(scheme, widths), among)
 
     def promised(self, scheme: Scheme, deviation: Deviation) -> float:
-        """What a target bounds: the mean on all samples, or on those held out if that is larger.
+        """What a target bounds: the mean on all samples, or that on those held out and a margin if it is larger.
+
+        The margin is the settings' number of standard errors. Where they have none, it is `default_margin` if samples
+        are held out, else 0. A margin that was asked for is added to the mean on all samples where none are held out.
 
         Args:
             scheme: of the solution; one that is not guarded has to hold on all samples alone.
-            deviation: of all samples.
+            deviation: of all samples; NaN comes back where nothing was measured.
         """
-        held = self._parts.held if scheme.guarded else ()
-        return max(deviation.mean, deviation.of(held).mean) if held else deviation.mean
+        if not deviation.is_measured:
+            return math.nan
+        held = deviation.of(self._parts.held if scheme.guarded else ())
+        seen = held if held.is_measured else deviation
+        margin = self._settings.margin
+        if margin is None:
+            margin = default_margin(held.samples.size) if held.is_measured else 0.0
+        return max(deviation.mean, seen.mean + margin * (seen.standard_error or 0.0))
 
     def _promise(self, scheme: Scheme, k: float) -> float:
         """What a target bounds, measured for a scheme at k; of a base scheme it is measured once."""
@@ -138,7 +146,9 @@ class Searcher:
 
     def _crossing(self, scheme: Scheme, target: float, start: float) -> Solution:
         """Where a scheme causes the target on samples like those that it was not fitted to; not measured there yet."""
-        return self._crossing_among(self._unseen(scheme), scheme, target, start, _MARGIN)
+        unseen, margin = self._unseen(scheme), self._settings.margin
+        margin = default_margin(len(unseen)) if margin is None else margin
+        return self._crossing_among(unseen, scheme, target, start, margin)
 
     def _crossing_among(
         self, among: Sequence[int], scheme: Scheme, value: float, start: float, margin: float = 0.0

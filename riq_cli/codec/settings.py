@@ -102,6 +102,9 @@ class Settings:
         epsilon: ε0 of the norm allocation; None: 0.01 or 0, whichever takes less room. Uniform: always 0.
         max_bits: R: no layer has more than 2^R levels; None: no such bound.
         holdout: share of the samples that nothing is fitted to, to check the solution; 0: none.
+        margin: standard errors of the mean on the held-out samples (on all, if none are) that are added to it before it
+            is compared with the deviation: 1.65 is a one-sided bound of 95 %. None: 1/√n for n held-out samples, ¼ from
+            16 on; 0 where none are held out.
         min_size: tensors with fewer weights stay exact; None: 256 for the norm allocation, for the measured one where
             coding does not pay.
         include: patterns of layer names; only matching ones are coded, all if empty.
@@ -127,6 +130,7 @@ class Settings:
     epsilon: float | None = None
     max_bits: int | None = None
     holdout: float = DEFAULT_HOLDOUT
+    margin: float | None = None
     min_size: int | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -162,6 +166,11 @@ class Settings:
             raise SettingsError(f"epsilon = {self.epsilon:g} is not in [0, 1)")
         if not 0 <= self.holdout < 1:
             raise SettingsError(f"holdout = {self.holdout:g} is not in [0, 1)")
+        if self.margin is not None:
+            if not 0 <= self.margin < math.inf:
+                raise SettingsError(f"a margin of {self.margin:g} standard errors is negative or not finite")
+            if self.deviation is None and not isinstance(self.constraint, LossConstraint):
+                raise SettingsError("a margin is added to a deviation or a loss; give one of them")
         if self.max_bits is not None and not 2 <= self.max_bits <= 16:
             raise SettingsError(f"max_bits = {self.max_bits} is not in 2 … 16")
         if self.search not in ("bisection", "algorithm1"):

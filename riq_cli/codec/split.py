@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ FIT_SAMPLES = 4  # samples at least for error compensation: two to fit, so that 
 REFIT_SAMPLES = 4  # held out at least, to tell how well compensation does that is fitted to all others
 _ENOUGH = 8  # samples that are neither fitted to nor held out, to search on no others
 _PROBED, _HELD = 2, 3  # roles, after the two halves that are fitted to
+_MARGIN_SAMPLES = 16  # samples from which on the default margin does not shrink
 _MANY = 1024  # samples; of more, each is taken for unlike the others
 
 Halves = tuple[tuple[int, ...], tuple[int, ...]]  # numbers of samples, those of each half
@@ -58,6 +60,14 @@ class Roles:
     def every(self) -> tuple[int, ...]:
         """All samples."""
         return tuple(sorted((*self.others, *self.held)))
+
+
+def default_margin(samples: int) -> float:
+    """Standard errors that are added to the mean of some samples where no margin was asked for: 1/√n, ¼ from 16 on.
+
+    The fewer there are, the less their own scatter tells of that of others.
+    """
+    return 1 / math.sqrt(min(samples, _MARGIN_SAMPLES))
 
 
 def held_count(count: int, holdout: float) -> int:
