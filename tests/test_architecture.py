@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "riq_cli"
 FLOORS = {
     "errors": 0, "limits": 0, "files": 0, "version": 0, "text": 0, "table": 0, "trellis": 0, "memory": 0,
-    "frequencies": 0, "student": 0, "crossing": 1,
+    "frequencies": 0, "student": 0, "kinds": 0, "crossing": 1,
     "executors": 0,
     "points": 1, "callables": 1,
     "model": 1, "quantizer": 1, "coder": 1, "archive": 1,
@@ -33,6 +33,7 @@ WITHOUT_NUMPY = {
     "cli",
     "limits",
     "files",
+    "kinds",
     "version",
     "text",
     "table",

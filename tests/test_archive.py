@@ -236,7 +236,7 @@ def test_an_empty_file_is_not_an_archive(tmp_path: Path) -> None:
     for source in (path, io.BytesIO()):
         with pytest.raises(NotAnArchive) as caught:
             Archive.open(source)
-        assert str(caught.value) == "not a riq archive; the file is empty"
+        assert str(caught.value) == "not a riq archive but an empty file; get it once more"
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are not listed here")
@@ -373,9 +373,19 @@ def test_errors_have_one_base() -> None:
         assert issubclass(error, ArchiveError)
 
 
-@pytest.mark.parametrize("data", [b"\x89RIQZ", b"PK\x03\x04" + bytes(100), MAGIC[:-1], b"\x89RIQZ\n\x1a" + bytes(99)])
-def test_another_file_is_not_an_archive(data: bytes) -> None:
-    refused(data, NotAnArchive, "not a riq archive")
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"\x89RIQZ", ", or a damaged one"),
+        (MAGIC[:-1], ", or a damaged one"),
+        (b"\x89RIQZ\n\x1a" + bytes(99), ", or a damaged one"),  # its line ends were changed
+        (b"PK\x03\x04" + bytes(100), " but a zip archive; unpack it, and give what is inside"),
+        (b"\x08\x08\x12\x04riqs", " but an ONNX model; riq compress makes an archive of it"),
+        (bytes(100), ""),
+    ],
+)
+def test_another_file_is_not_an_archive(data: bytes, kind: str) -> None:
+    refused(data, NotAnArchive, f"not a riq archive{kind}")
 
 
 @pytest.mark.parametrize("length", [8, 9, 23])

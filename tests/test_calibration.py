@@ -20,7 +20,7 @@ import pytest
 from builders import embedding, lstm, save, tensor
 from PIL import Image
 
-from riq_cli.calibration import Calibration, ImageOptions, Sample, digest
+from riq_cli.calibration import Calibration, ImageOptions, Sample, digest, load_labels
 from riq_cli.errors import CalibrationError
 from riq_cli.model import Model, ModelInput
 
@@ -327,7 +327,7 @@ def test_a_missing_file_is_an_error_that_names_it(name: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04", b"\x93NUMPY\x01\x00", b"\x80\x04N."])
 def test_a_file_that_is_no_numpy_data_is_an_error_that_names_it(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(CalibrationError, match=message(name, "cannot be read as numpy data")):
+    with pytest.raises(CalibrationError, match=message(name, "not a file of NumPy arrays")):
         Calibration.load(tmp_path / name)
 
 
@@ -350,16 +350,38 @@ def test_a_file_of_another_kind_is_an_error_that_says_what_is_taken(tmp_path: Pa
 
 
 def test_pickled_objects_are_not_loaded(tmp_path: Path) -> None:
-    np.savez(tmp_path / "data.npz", x=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(CalibrationError, match=message("data.npz", "cannot be read as numpy data")):
-        Calibration.load(tmp_path / "data.npz")
+    objects = np.array([{"a": 1}], dtype=object)
+    np.savez(tmp_path / "data.npz", x=objects)
+    np.save(tmp_path / "data.npy", objects)
+    refusal = "holds Python objects, which are not read; store numbers, or text as numpy's strings"
+    with pytest.raises(CalibrationError, match=message(f"data.npz: array 'x' {refusal}")):
+        Calibration.load(tmp_path / "data.npz").samples([X])
+    with pytest.raises(CalibrationError, match=message(f"data.npy: {refusal}")):
+        Calibration.load(tmp_path / "data.npy")
+
+
+def test_arrays_that_are_no_input_are_not_inflated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez_compressed(tmp_path / "data.npz", x=ramp(2, 3), huge=ramp(1000, 1000), labels=ramp(2))
+    read: list[str] = []
+    original = zipfile.ZipFile.open
+
+    def noted(self: zipfile.ZipFile, name: str, *arguments: Any, **options: Any) -> Any:
+        read.append(name)
+        return original(self, name, *arguments, **options)
+
+    monkeypatch.setattr(zipfile.ZipFile, "open", noted)
+    with pytest.raises(CalibrationError, match=message("the calibration data has huge, x; the model's inputs are")):
+        Calibration.load(tmp_path / "data.npz", without="labels").samples([X])
+    assert read == []
+    assert load_labels("labels", str(tmp_path / "data.npz"))[0].shape == (2,)
+    assert read == ["labels.npy"]
 
 
 def test_an_archive_that_holds_something_else_is_an_error_that_names_it(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "data.npz", "w") as file:
         file.writestr("x", "a text")
     with pytest.raises(CalibrationError, match=message("data.npz: 'x' is not an array")):
-        Calibration.load(tmp_path / "data.npz")
+        Calibration.load(tmp_path / "data.npz").samples([X])
 
 
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])

@@ -136,7 +136,7 @@ LABELS = ("--labels", "calibration_labels.npy")
         (1, "class ids go from 1 to 10; 'logits' has 10 classes", ("--labels", "large.npy")),
         (1, "class ids have to be integers", ("--labels", "floats.npy")),
         (1, "nothing.npy: no such file", ("--labels", "nothing.npy")),
-        (1, "evaluation.py: cannot be read as numpy data", ("--labels", "evaluation.py")),
+        (1, "evaluation.py: not a file of NumPy arrays but text", ("--labels", "evaluation.py")),
         (1, "both.npz: holds several arrays; name labels as FILE.npz:KEY, with one of image, label",
          ("--labels", "both.npz")),
         (1, "both.npz: has no array 'lable'", ("--labels", "both.npz:lable")),

@@ -174,7 +174,10 @@ def test_archives_that_cannot_be_compared(folder: Path) -> None:
     assert riq(folder, "report").returncode == 2
     (folder / "bad.riqz").write_bytes(b"x")
     for pair in (("old.riqz", "bad.riqz"), ("bad.riqz", "old.riqz")):
-        assert riq(folder, "report", *pair).stderr == "riq: error: bad.riqz: not a riq archive\n"
+        assert (
+            riq(folder, "report", *pair).stderr
+            == "riq: error: bad.riqz: not a riq archive but text; is it the right file?\n"
+        )
     piped = riq(folder, "report", "-", "new.riqz", data=(folder / "old.riqz").read_bytes())
     assert piped.stdout.splitlines()[2:] == riq(folder, "report", "old.riqz", "new.riqz").stdout.splitlines()[2:]
 

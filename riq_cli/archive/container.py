@@ -18,6 +18,7 @@ from riq_cli.archive.deflation import inflate
 from riq_cli.archive.manifest import LayerEntry, Manifest
 from riq_cli.errors import CorruptArchive, LimitExceeded, NotAnArchive, UnsupportedArchive
 from riq_cli.files import atomic_write
+from riq_cli.kinds import HEAD, instead
 
 MAGIC = b"\x89RIQZ\r\n\x1a"
 VERSION = 1
@@ -70,12 +71,11 @@ class Archive:
     def _read(cls, file: BinaryIO, source: bytes | Path, max_size: int) -> Archive:
         """The archive whose bytes are in `file` now and in `source` later."""
         size = file.seek(0, os.SEEK_END)
-        if not size:
-            raise NotAnArchive("not a riq archive; the file is empty")
         file.seek(0)
         header = file.read(HEADER.size)
         if header[: len(MAGIC)] != MAGIC:
-            raise NotAnArchive("not a riq archive")
+            file.seek(0)
+            raise NotAnArchive(instead("a riq archive", file.read(HEAD)))
         if len(header) < HEADER.size:
             raise CorruptArchive("the archive is cut off in its header")
         _, version, reserved, checksum, stored = HEADER.unpack(header)

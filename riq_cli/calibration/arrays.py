@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +11,71 @@ from numpy.typing import NDArray
 
 from riq_cli.calibration.inputs import Sample, check_dtype, check_names, fits, listed, shape_error
 from riq_cli.errors import CalibrationError
+from riq_cli.kinds import HEAD, instead
 from riq_cli.model import ModelInput
 from riq_cli.text import first_line
 
+_OBJECTS = "holds Python objects, which are not read; store numbers, or text as numpy's strings"
 
-def read_numpy(path: Path) -> Mapping[str, NDArray[Any]] | NDArray[Any]:
-    """The array of an .npy file, or the arrays of an .npz file by name.
+
+def read_numpy(path: Path, without: str | None = None) -> Mapping[str, NDArray[Any]] | NDArray[Any]:
+    """The array of an .npy file, or the arrays of an .npz file by name, each of which is read when it is asked for.
+
+    Args:
+        path: of the file.
+        without: an array of an .npz file that is left out.
 
     Raises:
-        CalibrationError: no such file, or it is damaged or holds something else.
+        CalibrationError: no such file, or it is damaged or holds something else; or, later, an array does.
     """
     try:
         with path.open("rb") as file:
+            head = file.read(HEAD)
+            file.seek(0)
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
                 return loaded
             with loaded:
-                arrays = {name: loaded[name] for name in loaded.files}
+                return _Arrays(path, [name for name in loaded.files if name != without])
     except FileNotFoundError as error:
         raise CalibrationError(f"{path}: no such file") from error
-    except Exception as error:  # what numpy, zipfile and zlib make of damaged bytes has no other base
-        raise CalibrationError(f"{path}: cannot be read as numpy data: {first_line(error)}") from error
-    for name, array in arrays.items():
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # what numpy, zipfile and zlib make of other bytes has no other base
+        why = _OBJECTS if _holds_objects(error) else instead("a file of NumPy arrays", head)
+        raise CalibrationError(f"{path}: {why}") from error
+
+
+class _Arrays(Mapping[str, NDArray[Any]]):
+    """The arrays of an .npz file: what nobody asks for is not inflated."""
+
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
+        self._path, self._names = path, tuple(names)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._names:
+            raise KeyError(name)
+        try:
+            with np.load(self._path, allow_pickle=False) as file:
+                array = file[name]
+        except MemoryError:
+            raise
+        except Exception as error:  # as above
+            why = _OBJECTS if _holds_objects(error) else f"is damaged: {first_line(error)}"
+            raise CalibrationError(f"{self._path}: array {name!r} {why}") from error
         if not isinstance(array, np.ndarray):
-            raise CalibrationError(f"{path}: {name!r} is not an array")
-    return arrays
+            raise CalibrationError(f"{self._path}: {name!r} is not an array")
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _holds_objects(error: Exception) -> bool:
+    return isinstance(error, ValueError) and "allow_pickle" in str(error) and "Object arrays" in str(error)
 
 
 def cut(arrays: Mapping[str, NDArray[Any]] | NDArray[Any], inputs: Sequence[ModelInput], batch: int) -> list[Sample]:

@@ -52,10 +52,7 @@ class Calibration:
         if path.is_dir():
             return _from_folder(path, images or ImageOptions())
         if path.suffix in (".npz", ".npy"):
-            arrays = read_numpy(path)
-            if isinstance(arrays, Mapping):
-                arrays = {name: array for name, array in arrays.items() if name != without}
-            return cls.from_arrays(arrays, "npz" if path.suffix == ".npz" else "npy")
+            return cls.from_arrays(read_numpy(path, without), "npz" if path.suffix == ".npz" else "npy")
         module, colon, name = text.partition(":")
         if colon and not path.exists():
             return cls("python", lambda inputs, dims, batch: whole_feeds(call(module, name), inputs))

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from riq_cli.errors import CorruptArchive, ModelError
 from riq_cli.files import atomic_write
+from riq_cli.kinds import HEAD, instead
 from riq_cli.limits import DIMENSIONS
 from riq_cli.model.external_data import ExternalData
 from riq_cli.model.functions import callees_first, function_calls
@@ -99,9 +100,9 @@ class Model:
         try:
             proto.ParseFromString(data)
         except DecodeError as error:
-            raise ModelError(f"{path}: not an ONNX model") from error
+            raise ModelError(f"{path}: {instead('an ONNX model', data[:HEAD])}") from error
         if not proto.graph.node and not proto.graph.output:
-            raise ModelError(f"{path}: not an ONNX model, or one without a graph")
+            raise ModelError(f"{path}: {instead('an ONNX model', data[:HEAD])}; it has no graph")
         digest = hashlib.sha256(data)
         size = len(data)
         del data
