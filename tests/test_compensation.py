@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -46,11 +49,11 @@ def mlp(dtype: type[np.floating] = np.float32) -> onnx.ModelProto:
         [builders.info("x", "batch", 48, dtype=kind)],
         [builders.info("y", "batch", 12, dtype=kind)],
         [
-            builders.tensor("w0", r(96, 48, dtype=dtype)),
-            builders.tensor("b0", r(96, dtype=dtype)),
-            builders.tensor("w1", r(96, 64, dtype=dtype)),
-            builders.tensor("b1", r(64, dtype=dtype)),
-            builders.tensor("w2", r(64, 12, dtype=dtype)),
+            builders.tensor("w0", r(64, 48, dtype=dtype)),
+            builders.tensor("b0", r(64, dtype=dtype)),
+            builders.tensor("w1", r(64, 48, dtype=dtype)),
+            builders.tensor("b1", r(48, dtype=dtype)),
+            builders.tensor("w2", r(48, 12, dtype=dtype)),
             builders.tensor("b2", r(12, dtype=dtype)),
         ],
     )
@@ -63,7 +66,7 @@ def convolutions() -> onnx.ModelProto:
         [
             builders.node("Conv", "x stem stem.bias", "c0", pads=[1, 1, 1, 1], strides=[2, 2]),
             builders.node("Relu", "c0", "a0"),
-            builders.node("Conv", "a0 depthwise", "c1", pads=[1, 1, 1, 1], group=24),
+            builders.node("Conv", "a0 depthwise", "c1", pads=[1, 1, 1, 1], group=16),
             builders.node("Conv", "c1 pointwise pointwise.bias", "c2"),
             builders.node("Relu", "c2", "a2"),
             builders.node("AveragePool", "a2", "p", kernel_shape=[3, 3], strides=[3, 3]),
@@ -73,12 +76,12 @@ def convolutions() -> onnx.ModelProto:
         [builders.info("x", "batch", 3, 12, 12)],
         [builders.info("y", "batch", 10)],
         [
-            builders.tensor("stem", r(24, 3, 3, 3)),
-            builders.tensor("stem.bias", r(24)),
-            builders.tensor("depthwise", r(24, 1, 3, 3)),
-            builders.tensor("pointwise", r(48, 24, 1, 1)),
-            builders.tensor("pointwise.bias", r(48)),
-            builders.tensor("head", r(10, 192)),
+            builders.tensor("stem", r(16, 3, 3, 3)),
+            builders.tensor("stem.bias", r(16)),
+            builders.tensor("depthwise", r(16, 1, 3, 3)),
+            builders.tensor("pointwise", r(32, 16, 1, 1)),
+            builders.tensor("pointwise.bias", r(32)),
+            builders.tensor("head", r(10, 128)),
             builders.tensor("head.bias", r(10)),
         ],
     )
@@ -116,20 +119,35 @@ def tensors(model: riq.Model) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_what_was_measured_is_what_ships(name: str, tmp_path: Path) -> None:
-    model, data = loaded(name, tmp_path)
-    steps: list[Progress] = []
-    warnings: list[str] = []
+class Found(NamedTuple):
+    """What compensated rounding makes of a model, to be looked at by several tests."""
+
+    model: riq.Model
+    data: riq.Calibration
+    archive: riq.Archive
+    steps: list[Progress]
+    warnings: list[str]
+
+
+@functools.cache
+def found(name: str) -> Found:
+    steps, warnings = list[Progress](), list[str]()
+    with tempfile.TemporaryDirectory() as folder:
+        model, data = loaded(name, Path(folder))
     archive = riq.compress(
         model, data, deviation=TARGET, rounding="compensated", progress=steps.append, warn=warnings.append
     )
+    return Found(model, data, archive, steps, warnings)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_was_measured_is_what_ships(name: str) -> None:
+    model, data, archive, steps, warnings = found(name)
     result = archive.manifest.result
     assert (result["rounding"], warnings) == ("compensated", [])
     assert archive.manifest.settings == {"deviation": TARGET, "rounding": "compensated"}
     assert max(result["deviation"], result["holdout"]) <= TARGET
-    archive.save(tmp_path / "model.riqz")
-    assert riq.verify(riq.Archive.open(tmp_path / "model.riqz"), model, data).mean == result["deviation"]
+    assert riq.verify(riq.Archive.open(io.BytesIO(stored(archive))), model, data).mean == result["deviation"]
     fresh = riq.verify(archive, model, riq.Calibration.from_feeds(smooth(16, *MODELS[name][1], seed=9))).mean
     assert fresh < 1.5 * TARGET
 
@@ -139,8 +157,8 @@ def test_what_was_measured_is_what_ships(name: str, tmp_path: Path) -> None:
     assert {step.rounding for step in searched} == {"nearest", "compensated"}
     names = {"measured", "blend", "fine measured", "fine blend"}
     assert {step.allocation for step in searched if step.rounding == "compensated"} == names
-    assert (searched[-1].allocation, searched[-1].rounding) == (result["allocation"], result["rounding"])
-    assert (searched[-1].k, searched[-1].value) == (result["k"], result["deviation"])
+    measured = {(step.allocation, step.rounding, step.k, step.value) for step in searched}
+    assert (result["allocation"], result["rounding"], result["k"], result["deviation"]) in measured
 
     nearest = riq.compress(model, data, deviation=TARGET, rounding="nearest")
     assert nearest.manifest.result["rounding"] == "nearest"
@@ -150,6 +168,7 @@ def test_what_was_measured_is_what_ships(name: str, tmp_path: Path) -> None:
     assert _streams(archive) < 0.9 * _streams(nearest)
 
 
+@pytest.mark.slow
 def test_others_see_about_the_target(tmp_path: Path) -> None:
     """What of 32 samples is luck makes archives neither larger than they need be, nor worse on 256 others."""
     model, _ = loaded("mlp", tmp_path)
@@ -162,17 +181,15 @@ def test_others_see_about_the_target(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_large_models_are_measured_as_they_ship(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are about as small as others: positions are not told apart for them."""
+    model, data, usual, *_ = found(name)
     for file in ("evaluator", "sessions"):
         monkeypatch.setattr(f"riq_cli.evaluator.{file}.LARGE", 0)
-    model, data = loaded(name, tmp_path)
     archive = riq.compress(model, data, deviation=TARGET, rounding="compensated")
     result = archive.manifest.result
     assert max(result["deviation"], result["holdout"]) <= TARGET
     assert riq.verify(archive, model, data).mean == result["deviation"]
     again = riq.compress(*loaded(name, tmp_path), deviation=TARGET, rounding="compensated")
     assert stored(again) == stored(archive)
-    monkeypatch.undo()
-    usual = riq.compress(model, data, deviation=TARGET, rounding="compensated")
     assert archive.size == pytest.approx(usual.size, rel=0.15)
 
 
@@ -183,9 +200,7 @@ def _streams(archive: riq.Archive) -> int:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_same_input_gives_the_same_bytes_and_both_decoders_the_same_weights(name: str, tmp_path: Path) -> None:
-    model, data = loaded(name, tmp_path)
-    archive = riq.compress(model, data, deviation=TARGET, rounding="compensated")
-    bytes_ = stored(archive)
+    bytes_ = stored(found(name).archive)
     again = riq.compress(*loaded(name, tmp_path), deviation=TARGET, rounding="compensated")
     assert stored(again) == bytes_
     with riq.Archive.open(io.BytesIO(bytes_)) as opened:
@@ -224,7 +239,7 @@ def test_a_bias_that_is_coded_no_smaller_than_raw_takes_over_too(
     proto = mlp()
     for initializer in proto.graph.initializer:
         if initializer.name == "b0":
-            initializer.CopyFrom(builders.tensor("b0", np.full(96, 0.3, np.float32)))
+            initializer.CopyFrom(builders.tensor("b0", np.full(64, 0.3, np.float32)))
     model, data = riq.Model.load(builders.save(proto, tmp_path)), riq.Calibration.from_feeds(smooth(16, 48))
     steps: list[Progress] = []
     archive = riq.compress(model, data, deviation=TARGET, rounding="compensated", progress=steps.append)
@@ -248,7 +263,7 @@ def test_a_bias_of_zeros_stays_as_it_is(tmp_path: Path) -> None:
     proto = mlp()
     for initializer in proto.graph.initializer:
         if initializer.name == "b0":
-            initializer.CopyFrom(builders.tensor("b0", np.zeros(96, np.float32)))
+            initializer.CopyFrom(builders.tensor("b0", np.zeros(64, np.float32)))
     model, data = riq.Model.load(builders.save(proto, tmp_path)), riq.Calibration.from_feeds(smooth(16, 48))
     archive = riq.compress(model, data, deviation=TARGET, rounding="compensated")
     assert archive.manifest.result["rounding"] == "compensated"
