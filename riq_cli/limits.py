@@ -4,6 +4,7 @@ MANIFEST_STORED = 16 << 20
 MANIFEST_INFLATED = 16 << 20
 MANIFEST_DEPTH = 100  # objects and lists within one another
 RESTORED = 8 << 30  # skeleton and tensors together, unless told otherwise (`--max-size`)
+BESIDE = 1 << 25  # bytes that decoding may always take beside what it restores
 LAYER_SYMBOLS = 1 << 40
 DIMENSIONS = 32  # of a shape: numpy had no more before 2.0
 STREAM_SYMBOLS = 1 << 20  # of one stream: decoding needs bounded memory and can run in parallel

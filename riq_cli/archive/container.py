@@ -29,10 +29,16 @@ class Archive:
     """A manifest and the sections that belong to it, in memory or in a file, which is opened only to be read."""
 
     def __init__(
-        self, manifest: Manifest, source: bytes | Path, start: int = 0, manifest_bytes: int | None = None
+        self,
+        manifest: Manifest,
+        source: bytes | Path,
+        start: int = 0,
+        manifest_bytes: int | None = None,
+        max_size: int = limits.RESTORED,
     ) -> None:
-        """Take the sections from `source`, where they begin at byte `start`."""
+        """Take the sections from `source`, where they begin at byte `start`; `max_size` bounds what is restored."""
         self.manifest = manifest
+        self.max_size = max_size
         self._source = source
         self._start = start
         self.manifest_bytes = len(manifest.to_bytes()) if manifest_bytes is None else manifest_bytes
@@ -100,7 +106,13 @@ class Archive:
                 f"the restored model needs {manifest.restored} bytes, the limit is {max_size}; "
                 "if you trust the archive, raise it with --max-size"
             )
-        archive = cls(manifest, source, HEADER.size + stored, stored)
+        beside = max((layer.code_memory for layer in manifest.layers), default=0)
+        if beside > max(max_size - manifest.restored, limits.BESIDE):
+            raise LimitExceeded(
+                f"the codes of a layer need {beside} bytes, which with those of the model are above the limit of "
+                f"{max_size}; if you trust the archive, raise it with --max-size"
+            )
+        archive = cls(manifest, source, HEADER.size + stored, stored, max_size)
         if archive.size != size:
             what = "cut off" if size < archive.size else "longer than its manifest says"
             raise CorruptArchive(f"the archive is {what}: {size} bytes instead of {archive.size}")
@@ -108,7 +120,8 @@ class Archive:
 
     def described(self, **fields: Mapping[str, Any]) -> Archive:
         """The same sections with other `calibration`, `settings`, `source` or `result` in the manifest."""
-        return Archive(replace(self.manifest, **fields), self._source, self._start)  # type: ignore[arg-type]
+        manifest = replace(self.manifest, **fields)  # type: ignore[arg-type]
+        return Archive(manifest, self._source, self._start, max_size=self.max_size)
 
     @property
     def size(self) -> int:

@@ -20,6 +20,7 @@ DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 CODINGS = ("ans", "constant", "raw", "student")
 FEATURES = frozenset({"scales", "classes", "trellis", "student"})  # what `requires` may name
 _OPTIONAL = ("scales", "classes", "trellis", "magnitudes")  # keys of a layer
+_CODE_BYTES = 16  # of memory for a code: itself, and a copy as wide as an index
 _INDEX = r"\[(0|[1-9][0-9]{0,8})\]"  # one spelling for each number
 PLACE = re.compile(
     rf"(graph|functions{_INDEX})"
@@ -91,6 +92,11 @@ class LayerEntry:
     def restored(self) -> int:
         """Bytes of the tensor in the model, each copy counted."""
         return self.size * DTYPE_BYTES[self.dtype] * len(self.tensors)
+
+    @property
+    def code_memory(self) -> int:
+        """Bytes that its codes take at most while they are decoded."""
+        return _CODE_BYTES * sum(math.prod(codes.shape(self.shape)) for codes in self.codes)
 
     @property
     def rate(self) -> float:

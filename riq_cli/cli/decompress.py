@@ -64,7 +64,7 @@ def decompress(archive: str, model_path: str | None, max_size: int, force: bool,
         finally:
             bar.close()
     if model_path == "-":
-        sys.stdout.buffer.write(model.to_bytes())
+        model.write(sys.stdout.buffer)
         return
     written = model.save(model_path, force)
     if not quiet:

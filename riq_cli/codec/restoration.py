@@ -33,7 +33,8 @@ def decompress(archive: Archive, *, progress: Report | None = None, executor: Ex
         done += entry.size
         if progress:
             progress(Progress("decoding", done, total))
-    return Model.from_skeleton(archive.skeleton(), layers)
+    room = archive.max_size - sum(layer.values.nbytes for layer in layers)
+    return Model.from_skeleton(archive.skeleton(), layers, room)
 
 
 def verify(

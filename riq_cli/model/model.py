@@ -7,17 +7,19 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from riq_cli.errors import CorruptArchive, ModelError
+from riq_cli import limits
+from riq_cli.errors import CorruptArchive, LimitExceeded, ModelError
 from riq_cli.files import atomic_write
 from riq_cli.kinds import HEAD, instead
-from riq_cli.limits import DIMENSIONS
 from riq_cli.model.external_data import ExternalData
 from riq_cli.model.functions import callees_first, function_calls
 from riq_cli.model.inputs import ModelInput, model_inputs
@@ -35,6 +37,7 @@ from riq_cli.model.tensors import (
 )
 from riq_cli.model.two_files import data_files_of, save_in_two_files
 from riq_cli.model.uses import Uses
+from riq_cli.model.wire import MOST_PER_BYTE, parsed_size, with_raw_data
 
 _PROTOBUF_MAX = (2 << 30) - (1 << 20)  # protobuf's 2 GiB, with room for what surrounds the data
 _SMALL = 1024  # bytes below which a tensor stays inside: onnxruntime must see those that decide shapes
@@ -120,17 +123,25 @@ class Model:
         return cls(_compact(proto), layers, Source(size + external.size, digest.hexdigest()), typed, external, own)
 
     @classmethod
-    def from_skeleton(cls, skeleton: bytes, layers: Sequence[Layer]) -> Model:
+    def from_skeleton(cls, skeleton: bytes, layers: Sequence[Layer], room: int | None = None) -> Model:
         """The model whose skeleton is serialized in `skeleton`.
 
+        Args:
+            skeleton: of an archive.
+            layers: restored.
+            room: bytes that the skeleton may take when it is parsed, at least a few; None: any.
+
         Raises:
+            LimitExceeded: it would take more.
             CorruptArchive: not a model; a layer whose place does not exist, or has another shape or type or data of
                 its own; or a tensor that points at a file.
         """
         proto = onnx.ModelProto()
         try:
+            if room is not None:
+                _check_parsed_size(skeleton, room)
             proto.ParseFromString(skeleton)
-        except DecodeError as error:
+        except (DecodeError, ValueError) as error:
             raise CorruptArchive("the skeleton is not an ONNX model; the archive is damaged") from error
         for layer in layers:
             for path in layer.places:
@@ -226,7 +237,7 @@ class Model:
         written = [path]
         if self.nbytes < _PROTOBUF_MAX:
             with atomic_write(path, overwrite) as file:
-                file.write(self.to_bytes())
+                self.write(file)
         else:
             proto = onnx.ModelProto()
             proto.CopyFrom(self.skeleton)
@@ -246,11 +257,25 @@ class Model:
         Raises:
             ModelError: above protobuf's 2 GiB.
         """
-        proto = onnx.ModelProto()
-        proto.CopyFrom(self.skeleton)
-        for layer in self.layers:
-            _fill(proto, layer, {})
-        return bytes(proto.SerializeToString(deterministic=True))
+        return b"".join(self._pieces())
+
+    def write(self, file: BinaryIO) -> None:
+        """Write what `to_bytes` returns to an open binary file, without a copy of the layers.
+
+        Raises:
+            ModelError: above protobuf's 2 GiB.
+        """
+        file.writelines(self._pieces())
+
+    def _pieces(self) -> Iterator[bytes | memoryview]:
+        if self.nbytes >= _PROTOBUF_MAX:
+            raise ModelError("a model above 2 GiB does not fit one file; save it under a name")
+        data = {
+            place: np.ascontiguousarray(layer.values).reshape(-1).view(np.uint8).data
+            for layer in self.layers
+            for place in layer.places
+        }
+        return with_raw_data(self.skeleton_bytes(), data)
 
     def skeleton_bytes(self) -> bytes:
         """The serialized skeleton; the same model gives the same bytes."""
@@ -269,7 +294,7 @@ def _take_layers(proto: onnx.ModelProto, external: ExternalData, own: OwnData) -
     alike: dict[tuple[object, ...], list[tuple[Array, Place]]] = {}  # tensors that begin with the same bytes
     for place in constants:
         tensor = place.tensor
-        if tensor.data_type not in FLOAT_TYPES or 0 in tensor.dims or len(tensor.dims) > DIMENSIONS:
+        if tensor.data_type not in FLOAT_TYPES or 0 in tensor.dims or len(tensor.dims) > limits.DIMENSIONS:
             continue
         if (place.scope, place.value_name) in repeated_names:
             continue
@@ -305,6 +330,15 @@ def _repeated(places: Iterable[Place]) -> set[tuple[str, str]]:
     """Scope and name of tensors that share both with another."""
     counts = Counter((place.scope, place.value_name) for place in places)
     return {key for key, count in counts.items() if count > 1}
+
+
+def _check_parsed_size(skeleton: bytes, room: int) -> None:
+    room = max(room, limits.BESIDE)
+    if len(skeleton) * MOST_PER_BYTE > room and parsed_size(skeleton, room) > room:
+        raise LimitExceeded(
+            f"the skeleton of {len(skeleton)} bytes needs more than {room} bytes when it is parsed; "
+            "if you trust the archive, raise the limit with --max-size"
+        )
 
 
 def _fill(proto: onnx.ModelProto, layer: Layer, typed: Mapping[str, bytes]) -> None:

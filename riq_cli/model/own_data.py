@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from riq_cli.model.places import FIELDS
 from riq_cli.model.tensors import Array
+from riq_cli.model.wire import MODEL, ONE, fields
 
 _LARGE = 1 << 24  # bytes of a file that is not just read: it has to stay as it is while it is mapped
-_ONE = frozenset("graph g t".split())  # fields that hold one message, which paths do not count
-_VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5  # protobuf's wire types
 
 
 class OwnData:
@@ -29,7 +27,7 @@ class OwnData:
         if path.stat().st_size >= _LARGE and hasattr(mmap, "MADV_DONTNEED"):  # memory could not be given back without
             with path.open("rb") as file:
                 self._file = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._ranges = dict(_raw_data(self._file, 0, len(self._file), onnx.ModelProto.DESCRIPTOR, ""))
+            self._ranges = dict(_raw_data(self._file, 0, len(self._file), MODEL, ""))
 
     def mapped(self, place: str, values: Array) -> Array:
         """The values of the tensor at a place as they lie in the file, if they do; else `values` themselves."""
@@ -57,34 +55,12 @@ def _raw_data(data: Any, begin: int, end: int, message: Any, path: str) -> Itera
         path: of the message itself.
     """
     counts: Counter[str] = Counter()
-    while begin < end:
-        tag, begin = _varint(data, begin)
-        wire, field = tag & 7, message.fields_by_number.get(tag >> 3)
-        if wire == _LENGTH:
-            size, begin = _varint(data, begin)
-        elif wire == _VARINT:
-            size, (_, begin) = 0, _varint(data, begin)
-        elif wire in (_EIGHT_BYTES, _FOUR_BYTES):
-            size = 8 if wire == _EIGHT_BYTES else 4
-        else:  # groups, which ONNX does not have
-            return
-        if wire == _LENGTH and field is not None and field.name == "raw_data":
-            yield path, (begin, size)
-        elif wire == _LENGTH and field is not None and field.name in FIELDS:
-            step = field.name if field.name in _ONE else f"{field.name}[{counts[field.name]}]"
-            counts[field.name] += 1
+    for field in fields(data, begin, end, message):
+        name = field.descriptor.name if field.descriptor is not None and field.has_length else ""
+        if name == "raw_data":
+            yield path, (field.begin, field.end - field.begin)
+        elif name in FIELDS:
+            step = name if name in ONE else f"{name}[{counts[name]}]"
+            counts[name] += 1
             inner = f"{path}.{step}" if path else step
-            yield from _raw_data(data, begin, begin + size, field.message_type, inner)
-        begin += size
-
-
-def _varint(data: Any, begin: int) -> tuple[int, int]:
-    """An integer in protobuf's variable length, and where it ends."""
-    value = shift = 0
-    while True:
-        byte = data[begin]
-        begin += 1
-        value |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            return value, begin
+            yield from _raw_data(data, field.begin, field.end, field.descriptor.message_type, inner)

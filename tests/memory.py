@@ -1,0 +1,25 @@
+"""How much memory something takes: in a process of its own, beside what its imports take."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+
+_PEAK = '1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])'
+
+
+def growth(before: str, action: str, *arguments: object) -> int:
+    """Bytes by which the peak memory of a new process grows with an action.
+
+    Args:
+        before: Python code, such as imports, whose memory does not count.
+        action: Python code that is measured.
+        arguments: `sys.argv[1:]` of both.
+    """
+    script = f"import sys\n{before}\nbefore = {_PEAK}\n{action}\nprint({_PEAK} - before)"
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return int(subprocess.run(command, capture_output=True, check=True).stdout)
