@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from riq_cli.errors import CorruptArchive
 from riq_cli.limits import TABLE_SYMBOLS
@@ -14,18 +14,16 @@ _ZEROS = 40  # in front of a code at most
 _PIECE = 1 << 10  # bytes of a table that are turned into bits at a time
 
 
-def read_tables(stored: bytes) -> list[tuple[list[int], list[int]]]:
-    """The symbols in use and the roots of their counts of each table in a section, which may be several.
+def read_tables(stored: bytes) -> Iterator[tuple[list[int], list[int]]]:
+    """The symbols in use and the roots of their counts, of one table in a section after another.
 
     Raises:
         CorruptArchive: cut off, or with values that no encoder writes.
     """
-    tables: list[tuple[list[int], list[int]]] = []
     end = 0
-    while end < len(stored) or not tables:
+    while end < len(stored) or not end:
         symbols, roots, end = read_table(stored, end)
-        tables.append((symbols, roots))
-    return tables
+        yield symbols, roots
 
 
 def read_table(stored: bytes, begin: int = 0) -> tuple[list[int], list[int], int]:

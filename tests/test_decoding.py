@@ -7,13 +7,20 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import onnx
 import pytest
 
 from riq_cli import trellis
-from riq_cli.archive import Archive
+from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
 from riq_cli.codec import classes, decoding
-from riq_cli.codec.decoding import decode_layer
-from tests.archives import MANIFEST, levels_of, packed
+from riq_cli.codec.decoding import decode_layer, symbol_counts
+from riq_cli.codec.layers import encode_layer
+from riq_cli.errors import LimitExceeded
+from riq_cli.model import Model
+from riq_cli.quantizer import nearest
+from riq_cli.report.histogram import histograms
+from riq_cli.student import Student
+from tests.archives import MANIFEST, SECTIONS, TABLE, levels_of, opened, packed
 from tests.memory import growth, on_linux
 from tests.test_goldens import NAMES
 
@@ -44,3 +51,59 @@ def test_a_layer_takes_a_third_more_than_its_bytes(shape: tuple[int, ...], axis:
         tmp_path / "x.riqz",
     )
     assert values.nbytes < taken < 1.32 * values.nbytes + (16 << 20)
+
+
+def empty_streams(count: int) -> tuple[LayerEntry, list[bytes]]:
+    """A layer in Student's coding whose streams are empty, as those of its first symbol are, -2."""
+    table = Student(2, False, 0, 0, 0, -2, 5).to_bytes()
+    layer = MANIFEST["layers"][0] | {
+        "coding": "student", "shape": [count << 20], "symbols": 2, "table": len(table), "streams": [0] * count,
+    }  # fmt: skip
+    archive = opened(packed(MANIFEST | {"layers": [layer], "requires": ["student"]}, SECTIONS[: -len(TABLE)] + table))
+    [(entry, sections)] = archive.layer_sections()
+    return entry, sections
+
+
+def test_of_a_large_layer_symbols_are_counted_in_some_streams() -> None:
+    assert symbol_counts(*empty_streams(16)) == {-2: 16 << 20}
+    assert symbol_counts(*empty_streams(40)) == {-2: 14 << 20}  # one stream of three
+
+
+def test_of_a_huge_layer_no_symbol_is_counted() -> None:
+    entry, sections = empty_streams(300)
+    archive = Archive.build(Manifest(SkeletonEntry(0, 0, 0), (entry,)), sections)
+    assert histograms(archive, lambda *_: {0: 1}, 6) == [None]
+
+
+def test_codes_count_against_the_bound() -> None:
+    layer = MANIFEST["layers"][0] | {"shape": [1 << 22], "scales": [{"axes": [0], "bytes": 1}]}
+    data = packed(MANIFEST | {"layers": [layer], "requires": ["scales"]}, SECTIONS[: -len(TABLE)] + b"?" + TABLE)
+    assert opened(data, 1 << 27).manifest.restored < 1 << 25
+    with pytest.raises(
+        LimitExceeded, match=r"^the codes of a layer need 67108864 bytes, which with those of the model"
+    ):
+        opened(data, 1 << 26)
+
+
+@on_linux
+def test_a_model_is_restored_in_a_third_more_memory_than_it_takes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = [rng.integers(-3, 4, (1 << 10, 1 << 10)).astype(np.float32) for _ in range(4)]
+    tensors = [onnx.numpy_helper.from_array(values, f"w{number}") for number, values in enumerate(weights)]
+    nodes = [onnx.helper.make_node("Identity", [tensor.name], [f"y{tensor.name}"]) for tensor in tensors]
+    outputs = [onnx.helper.make_tensor_value_info(node.output[0], 1, [1 << 10, 1 << 10]) for node in nodes]
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], outputs, tensors)), tmp_path / "x.onnx")
+    model = Model.load(tmp_path / "x.onnx")
+    encoded = [encode_layer(layer, nearest(layer.values, "float32", 1.0), None) for layer in model.layers]
+    skeleton = model.skeleton_bytes()
+    entry = SkeletonEntry(len(deflate(skeleton)), len(skeleton), zlib.crc32(skeleton))
+    sections = [deflate(skeleton), *(section for _, sections in encoded for section in sections)]
+    Archive.build(Manifest(entry, tuple(entry for entry, _ in encoded)), sections).save(tmp_path / "x.riqz")
+    taken = growth(
+        "from riq_cli.archive import Archive\nfrom riq_cli.codec import decompress",
+        "decompress(Archive.open(sys.argv[1])).save(sys.argv[2])",
+        tmp_path / "x.riqz",
+        tmp_path / "again.onnx",
+    )
+    assert (tmp_path / "again.onnx").read_bytes() == model.to_bytes()
+    assert taken < 1.3 * (tmp_path / "again.onnx").stat().st_size + (16 << 20)

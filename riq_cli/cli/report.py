@@ -84,7 +84,8 @@ def report(
 
     Exits with 3 when the archive (the second of two) misses --max-size, --min-ratio or --max-rate: a gate for
     continuous integration. Only the manifest is read, so that large archives report at once; --html reads the layers'
-    tables too, and decodes the largest layers. With --html or --plot, nothing is printed unless it is asked for.
+    tables too, and decodes parts of the largest layers. With --html or --plot, nothing is printed unless it is asked
+    for.
     """
     if len(archives) > 2:
         raise click.UsageError(f"one archive to report on, or two to compare; {len(archives)} were given")

@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from riq_cli.archive import Archive, LayerEntry
-from riq_cli.limits import TABLE_SYMBOLS
+from riq_cli.limits import BESIDE, TABLE_SYMBOLS
 from riq_cli.table import read_tables
 
 _BARS = 75  # at most: more would be thinner than a pixel or two
+_READ = 1 << 20  # symbols of all tables of a layer that are read
+_LOOKED_INTO = 1 << 28  # weights of a layer whose streams are decoded, a few of them
 _BEYOND = 0.0005  # share of the weights at either end that may be left out, so that outliers do not squeeze the rest
 
 
@@ -40,7 +42,7 @@ def histograms(archive: Archive, count: Count | None = None, most: int = 0) -> l
     """The histogram of each layer, in the order of the manifest; None for those without a table or a count of symbols.
 
     Args:
-        archive: its tables are read, or all of a layer that is coded by a distribution.
+        archive: its tables are read, or some streams of a layer that is coded by a distribution.
         count: what decodes such a layer and counts its symbols; None: it has no histogram.
         most: only those are decoded that are among so many of the largest, and of few enough symbols to be drawn.
 
@@ -48,11 +50,11 @@ def histograms(archive: Archive, count: Count | None = None, most: int = 0) -> l
         CorruptArchive: a table, or what was decoded, is damaged.
     """
     layers = archive.manifest.layers
-    drawn = [layer for layer in layers if layer.coding in ("ans", "student") and layer.symbols <= TABLE_SYMBOLS]
+    drawn = [layer for layer in layers if layer.coding in ("ans", "student") and _is_small(layer)]
     largest = {layer.tensors for layer in sorted(drawn, key=lambda layer: -layer.stored)[:most]}
 
     def one(layer: LayerEntry, sections: Sequence[bytes]) -> Histogram | None:
-        if layer.coding == "ans":
+        if layer.coding == "ans" and layer.symbols <= _READ:
             return histogram(layer, sections[len(layer.codes)])  # tables are behind the codes
         if layer.coding == "student" and count is not None and layer.tensors in largest:
             return _histogram(layer, count(layer, sections), 0)
@@ -61,13 +63,19 @@ def histograms(archive: Archive, count: Count | None = None, most: int = 0) -> l
     return [one(layer, sections) for layer, sections in archive.layer_sections()]
 
 
+def _is_small(layer: LayerEntry) -> bool:
+    """Whether a layer can be drawn, and looked into in little memory."""
+    return layer.symbols <= TABLE_SYMBOLS and layer.size <= _LOOKED_INTO and layer.code_memory <= BESIDE
+
+
 def histogram(layer: LayerEntry, section: bytes) -> Histogram:
     """The histogram of a layer with these tables, one behind the other."""
-    tables = read_tables(section)
+    tables = 0
     counts: Counter[int] = Counter()
-    for used, roots in tables:
+    for used, roots in read_tables(section):
         counts.update(dict(zip(used, (root * root for root in roots), strict=True)))
-    return _histogram(layer, counts, len(tables))
+        tables += 1
+    return _histogram(layer, counts, tables)
 
 
 def _histogram(layer: LayerEntry, counts: Mapping[int, int], tables: int) -> Histogram:
