@@ -92,7 +92,7 @@ def test_what_is_no_model_is_called_by_its_name(kind: str, tmp_path: Path) -> No
     path.write_bytes(content)
     with pytest.raises(ModelError) as caught:
         riq_cli.Model.load(path)
-    assert str(caught.value).removesuffix("; it has no graph") == f"{path}: not an ONNX model but {said}"
+    assert str(caught.value) == f"{path}: not an ONNX model but {said}"
 
 
 def test_what_is_unknown_or_damaged_is_not_called_anything_else(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import click
 from riq_cli.cli import constraints, layout, options
 from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.log import search_log, step_record
-from riq_cli.cli.paths import check_outputs, check_stdout, refuse_sources
+from riq_cli.cli.paths import check_binary, check_outputs, check_stdout, refuse_sources
 from riq_cli.cli.quantities import parse_number, parse_ratio, parse_size, parse_target
 from riq_cli.cli.terminal import ProgressBar, print_json, say, warn_line
 from riq_cli.memory import give_back_large_arrays
@@ -35,6 +35,7 @@ riq compress model.onnx --calibration images/ \
 riq compress model.onnx --calibration mydata:samples --exclude '*embedding*'
 riq compress model.onnx --calibration samples.npz --size 500kB --json
 riq compress model.onnx --calibration samples.npz -o small.riqz --log s.jsonl
+cat model.onnx | riq compress - --calibration samples.npz -o model.riqz
 riq compress model.onnx --calibration samples.npz --labels labels.npy \
     --max-loss-increase 1% --margin 1
 riq compress model.onnx --calibration samples.npz \
@@ -104,23 +105,25 @@ def compress(
     images: dict[str, Any],
     **settings: Any,
 ) -> None:
-    """Compress MODEL into the smallest archive whose outputs, once restored, move no further than D."""
+    """Compress MODEL (- for stdin) into the smallest archive whose outputs, once restored, move no further than D."""
     began = time.monotonic()
+    if archive_path is None and model == "-":
+        raise click.UsageError("a model from stdin has no name to derive the archive's from; give -o FILE")
     path = archive_path or str(Path(model).with_suffix(".riqz"))
+    check_binary(path, force)
     check_stdout({"--json": as_json, "-o -": path == "-"})
     check_outputs((path, log_path), (model, calibration), force)
 
     give_back_large_arrays()
     from riq_cli.codec import PRESETS, Settings
     from riq_cli.codec import compress as compress_model
-    from riq_cli.model import Model
 
     fixed, axes = layout.load(settings)
     asked = constraints.taken(settings)
     constraint, data = constraints.load(asked, calibration, images | axes)
     settings["margin"] = asked["margin"]
     wanted = Settings(layout=fixed, constraint=constraint, **PRESETS[preset] | options.given(settings))
-    source = Model.load(model, follow_links)
+    source = options.load_model(model, follow_links)
     refuse_sources((path, log_path), source.external_files)
     bar = ProgressBar(quiet)
 

@@ -12,7 +12,7 @@ import click
 
 from riq_cli.cli import options
 from riq_cli.cli.help import Command, grouped
-from riq_cli.cli.paths import check_outputs
+from riq_cli.cli.paths import check_binary, check_outputs
 from riq_cli.cli.terminal import ProgressBar, say
 from riq_cli.errors import ModelError, OutputError
 from riq_cli.text import human_size
@@ -48,6 +48,7 @@ def decompress(archive: str, model_path: str | None, max_size: int, force: bool,
         if archive == "-":
             raise click.UsageError("an archive from stdin has no name to derive the output's from; give -o FILE")
         model_path = archive.removesuffix(".riqz") + ".restored.onnx"
+    check_binary(model_path, force)
     if model_path != "-":
         check_outputs([model_path], [archive], force)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,13 +12,14 @@ import click
 
 from riq_cli import limits
 from riq_cli.cli.help import grouped
-from riq_cli.cli.paths import FileOf
+from riq_cli.cli.paths import FileOf, OutputFile, stdin
 from riq_cli.cli.quantities import parse_dimension, parse_fraction, parse_number, parse_numbers, parse_size
 from riq_cli.errors import ArchiveError, RiqError
 
 if TYPE_CHECKING:
     from riq_cli.archive import Archive
     from riq_cli.calibration import Calibration
+    from riq_cli.model import Model
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -38,10 +38,10 @@ def parse_presets(text: str) -> tuple[str, ...]:
     return names
 
 
-model_type = FileOf(".onnx")
+model_type = FileOf(".onnx", allow_dash=True)
 archive_type = FileOf(".riqz", allow_dash=True)
 calibration_type = FileOf(".npz", ".npy", must_be_file=False)  # or a folder, or module:callable
-output_type = click.Path(allow_dash=True)
+output_type = OutputFile()
 
 calibration_option = click.option(
     "--calibration", type=calibration_type, metavar="DATA",
@@ -139,12 +139,19 @@ def load_calibration(source: str, images: dict[str, Any], without: str | None = 
     return Calibration.load(source, ImageOptions(**images), without)
 
 
+def load_model(path: str, follow_links: bool) -> Model:
+    """The model in a file, or on stdin for `-`."""
+    from riq_cli.model import Model
+
+    return Model.load(stdin() if path == "-" else path, follow_links)
+
+
 @contextlib.contextmanager
 def open_archive(path: str, max_size: int) -> Iterator[Archive]:
     """The archive in a file, or on stdin for `-`; errors inside of the block name the file."""
     from riq_cli.archive import Archive
 
-    source: Any = sys.stdin.buffer if path == "-" else path
+    source = stdin() if path == "-" else path
     with naming(path, ArchiveError), Archive.open(source, max_size) as archive:
         yield archive
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import click
 from click.shell_completion import CompletionItem
@@ -50,6 +52,27 @@ def refuse_sources(outputs: Iterable[str | None], sources: Iterable[str | os.Pat
         refuse_source(path, *sources)
 
 
+def stdin() -> BinaryIO:
+    """The bytes on stdin.
+
+    Raises:
+        UsageError: it is a terminal, where nobody types a model, or closed.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        raise click.UsageError("- stands for stdin, on which there is no file; redirect one there, or name it")
+    return sys.stdin.buffer
+
+
+def check_binary(path: str, force: bool) -> None:
+    """Return nothing if `path` is not stdout, or that takes bytes that are no text.
+
+    Raises:
+        UsageError: it is a terminal, and writing to it is not forced; or closed.
+    """
+    if path == "-" and (sys.stdout is None or (sys.stdout.isatty() and not force)):
+        raise click.UsageError("stdout is a terminal, and the output no text; redirect it, or name a file with -o")
+
+
 def check_stdout(wanted: Mapping[str, bool]) -> None:
     """Return nothing if at most one of the options wants stdout.
 
@@ -64,6 +87,18 @@ def check_stdout(wanted: Mapping[str, bool]) -> None:
 
 def _files(outputs: Iterable[str | None]) -> list[str]:
     return [path for path in outputs if path is not None and path != "-"]
+
+
+class OutputFile(click.Path):
+    """A file to write, or - for stdout."""
+
+    def __init__(self) -> None:
+        super().__init__(allow_dash=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; stdout is that by its other name too, where a file would be replaced if it leads to one."""
+        path = super().convert(value, param, ctx)
+        return "-" if path == "/dev/stdout" else path
 
 
 class FileOf(click.Path):

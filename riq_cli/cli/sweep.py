@@ -116,11 +116,10 @@ def sweep(
     kept, size = ([], 0) if path is None or force else points_file.present(path)
 
     from riq_cli.calibration import Calibration, digest
-    from riq_cli.model import Model
 
     ks, deviations = ks and tuple(dict.fromkeys(ks)), tuple(dict.fromkeys(deviations))  # each is one point
     curves = [(preset, _goals(preset, ks, deviations, options.given(settings))) for preset in presets]
-    source = Model.load(model, follow_links)
+    source = options.load_model(model, follow_links)
     refuse_sources(outputs, source.external_files)
     data = Calibration.random() if calibration is None else options.load_calibration(calibration, images)
     judge = None if validation is None else options.load_calibration(validation, images)

@@ -63,14 +63,15 @@ def verify(
     """
     from riq_cli.codec import check
     from riq_cli.codec import verify as measure
-    from riq_cli.model import Model
 
+    if archive == against == "-":
+        raise click.UsageError("only one of ARCHIVE and --against can come from stdin")
     asked = constraints.taken(running)
     with options.open_archive(archive, max_size) as opened:
         manifest = opened.manifest
         constraint, data = constraints.load(asked, calibration, images, manifest.settings)
         assert data is not None
-        original = Model.load(against, follow_links)
+        original = options.load_model(against, follow_links)
         if not quiet and original.source and manifest.source.get("sha256") not in (None, original.source.sha256):
             warn_line(f"{against}: is not the file that {archive} was made from (their SHA-256 differ)")
         bound = manifest.settings.get("deviation") if deviation is None else deviation

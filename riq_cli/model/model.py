@@ -83,13 +83,13 @@ class Model:
         self._own = own
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], follow_links: bool = False) -> Model:
-        """The model in a file; every float tensor that it holds becomes a layer.
+    def load(cls, source: str | os.PathLike[str] | BinaryIO, follow_links: bool = False) -> Model:
+        """The model in a file or a binary stream; every float tensor that it holds becomes a layer.
 
         Layers of large files and of external data are mapped, not read: files have to stay as they are.
 
         Args:
-            path: of the model; it may be a link, and external data lies beside that link.
+            source: a path, which may be a link, beside which external data lies; or a stream, which is read to its end.
             follow_links: read external data also through symbolic and hard links, which can show any file of the
                 user's: for models that are trusted, such as those in a hub's cache.
 
@@ -97,21 +97,27 @@ class Model:
             ModelError: not an ONNX model, or its external data is missing, damaged or behind a link.
             FileNotFoundError, OSError: the file cannot be read.
         """
-        path = Path(path)
-        data = path.read_bytes()
+        if isinstance(source, (str, os.PathLike)):
+            path, name = Path(source), os.fspath(source)
+            data = path.read_bytes()
+        else:
+            path, name = None, str(getattr(source, "name", "the stream"))
+            data = source.read()
         proto = onnx.ModelProto()
         try:
             proto.ParseFromString(data)
         except DecodeError as error:
-            raise ModelError(f"{path}: {instead('an ONNX model', data[:HEAD])}") from error
+            raise ModelError(f"{name}: {instead('an ONNX model', data[:HEAD])}") from error
         if not proto.graph.node and not proto.graph.output:
-            raise ModelError(f"{path}: {instead('an ONNX model', data[:HEAD])}; it has no graph")
+            raise ModelError(f"{name}: {instead('an ONNX model', data[:HEAD])}")
         digest = hashlib.sha256(data)
         size = len(data)
         del data
         check_names(proto)
         callees_first(function_calls(proto))  # or a function calls itself, which crashes some versions of onnxruntime
-        external = ExternalData(path.parent, follow_links)
+        if path is None and any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors(proto)):
+            raise ModelError(f"{name}: some of the model's data lies in files beside it; give the path of its own file")
+        external = ExternalData(path.parent if path else Path(), follow_links)
         own = OwnData(path)
         layers, typed = _take_layers(proto, external, own)
         for tensor in tensors(proto):

@@ -20,11 +20,12 @@ _LARGE = 1 << 24  # bytes of a file that is not just read: it has to stay as it 
 class OwnData:
     """The raw data of tensors that lies in a large model's own file; of any other file nothing."""
 
-    def __init__(self, path: Path) -> None:
-        """Map a file that holds a model."""
+    def __init__(self, path: Path | None) -> None:
+        """Map a file that holds a model; None: it came from elsewhere."""
         self._file: mmap.mmap | None = None
         self._ranges: dict[str, tuple[int, int]] = {}
-        if path.stat().st_size >= _LARGE and hasattr(mmap, "MADV_DONTNEED"):  # memory could not be given back without
+        can_give_back = hasattr(mmap, "MADV_DONTNEED")
+        if path is not None and path.stat().st_size >= _LARGE and can_give_back:
             with path.open("rb") as file:
                 self._file = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self._ranges = dict(_raw_data(self._file, 0, len(self._file), MODEL, ""))
