@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from riq_cli.archive import Archive
@@ -16,7 +16,7 @@ from riq_cli.codec.assembly import assembled
 from riq_cli.codec.bench import Bench
 from riq_cli.codec.candidates import candidates
 from riq_cli.codec.constrained import ConstrainedSolver
-from riq_cli.codec.fitting import Phase, plans_of
+from riq_cli.codec.fitting import Phase, compensates, plans_of
 from riq_cli.codec.layout import solver_class
 from riq_cli.codec.means import Means, ProbesStart
 from riq_cli.codec.probing import Probes, probed
@@ -24,9 +24,10 @@ from riq_cli.codec.product_gradients import ProductGradients
 from riq_cli.codec.restoration import decompress, measure_restored
 from riq_cli.codec.settings import Progress, Report, Settings, Warn
 from riq_cli.codec.solution import CLOSER, CLOSER_TRIES, Kind, Scheme, Solution
-from riq_cli.codec.split import FIT_SAMPLES, REFIT_SAMPLES, held_count, roles
+from riq_cli.codec.split import REFIT_SAMPLES, roles
+from riq_cli.codec.unchangeable import UnchangeableError
 from riq_cli.codec.weights import Plans, Weights, Widths
-from riq_cli.errors import SettingsError, TargetError
+from riq_cli.errors import ConstraintError, ModelError, SettingsError, TargetError
 from riq_cli.evaluator import Deviation, Evaluator, Prober, available_threads, short
 from riq_cli.executors import interruptible
 from riq_cli.model import Model, SessionForm, linear_layers, probe_form
@@ -72,8 +73,12 @@ def compress(
     settings = replace(settings, **options) if settings is not None else Settings(**options)
     ignore: Callable[[Any], None] = lambda _: None  # noqa: E731
     job = Compression(model, calibration or Calibration.random(), settings, progress or ignore, warn or ignore)
-    with job.bench() as bench:
-        return job.archive(bench, executor)
+    while True:
+        try:
+            with job.bench() as bench:
+                return job.archive(bench, executor)
+        except UnchangeableError as error:
+            job.keep_exact(error.layers)
 
 
 class Compression:
@@ -84,15 +89,35 @@ class Compression:
     ) -> None:
         self._settings, self._progress, self._warn = settings, progress, warn
         self._calibration = calibration
-        self._model = candidates(model, settings, warn)
-        self._originals = [layer.values for layer in self._model.layers]
-        threads = settings.threads or available_threads()
-        self._weights = Weights(self._model.layers, settings.max_bits, settings.min_size, self._model.release, threads)
-        self._model.release()
+        self._take(candidates(model, settings, warn))
         for number in self._weights.not_finite:
             warn(f"layer {self._model.layers[number].name!r} holds NaN or infinity; it is stored exactly")
+
+    def _take(self, model: Model) -> None:
+        """Begin with a model all of whose layers may be coded."""
+        self._model, settings = model, self._settings
+        self._originals = [layer.values for layer in model.layers]
+        threads = settings.threads or available_threads()
+        self._weights = Weights(model.layers, settings.max_bits, settings.min_size, model.release, threads)
+        model.release()
         self._trace: list[tuple[Kind, float, float]] = []  # kind of scheme, k, deviation
         self._probes = 0
+
+    @cached_property
+    def _samples(self) -> list[Sample]:
+        settings = self._settings
+        return self._calibration.samples(self._model.inputs, settings.dims, settings.batch_size)
+
+    def keep_exact(self, numbers: Sequence[int]) -> None:
+        """Begin again without some layers, which cannot be changed."""
+        layers = [self._model.layers[number] for number in numbers]
+        for layer in layers:
+            self._warn(
+                f"layer {layer.name!r} cannot be changed: even at the finest bin width the model fails, or gives NaN "
+                "or infinity; it is stored exactly"
+            )
+        places = {layer.places for layer in layers}
+        self._take(self._model.select(lambda layer: layer.places not in places))
 
     def aim(self, settings: Settings) -> None:
         """Take another goal; what the bench depends on stays the same."""
@@ -109,7 +134,7 @@ class Compression:
         outputs, settings = self._settings.outputs, self._settings
         samples = validation.samples(self._model.inputs, settings.dims, settings.batch_size)
         evaluator = self._evaluator(self._model.session_form(outputs, hoist=False), samples)
-        self._warn_of_silence(evaluator)
+        evaluator.tell_of_silence(self._warn)
         return lambda archive, executor: measure_restored(evaluator, decompress(archive, executor=executor), outputs)
 
     def archive(self, bench: Bench | None, executor: Executor | None) -> Archive:
@@ -128,21 +153,24 @@ class Compression:
 
     @contextlib.contextmanager
     def bench(self) -> Iterator[Bench | None]:
-        """What is needed to measure; None if there is nothing to code."""
+        """What is needed to measure; None if there is nothing to code.
+
+        Raises:
+            UnchangeableError: what was done with it failed because of layers that cannot be changed, see `keep_exact`.
+        """
         settings = self._settings
         if not self._weights.matrices:
             yield None
             return
-        given = self._calibration.samples(self._model.inputs, settings.dims, settings.batch_size)
         # With k given there is no search, and nothing is worth hoisting.
         form = self._model.session_form(settings.outputs, hoist=settings.k is None)
-        evaluator = self._evaluator(form, given, lean=settings.k is None)
-        self._warn_of_silence(evaluator)
+        evaluator = self._evaluator(form, self._samples, lean=settings.k is None)
+        evaluator.tell_of_silence(self._warn)
         silent = evaluator.silent
         telling = [number for number, rows in enumerate(silent) if not all(rows)]
-        kept = range(len(given)) if self._needs_all_samples else telling
-        samples, evaluator = [given[number] for number in kept], evaluator.on(kept)
-        fits = bool(evaluator.measured) and self._fits(len(samples))
+        kept = range(len(self._samples)) if self._needs_all_samples else telling
+        samples, evaluator = [self._samples[number] for number in kept], evaluator.on(kept)
+        fits = bool(evaluator.measured) and compensates(settings, self._calibration.kind == "random", len(samples))
         parts = roles(
             len(samples),
             settings.holdout if settings.k is None else 0.0,
@@ -166,18 +194,18 @@ class Compression:
             if form.hoisted or evaluator.is_lean:  # what is measured last is the model as it is restored
                 evaluator = self._evaluator(self._model.session_form(settings.outputs, hoist=False), samples)
             rows = sum(not says_nothing for run in silent for says_nothing in run)
-            calibration = {"kind": self._calibration.kind, "samples": rows, "sha256": digest(given)}
-            yield Bench(solver, Means(probes, plans, refit), evaluator, parts.held, calibration, pool)
+            calibration = {"kind": self._calibration.kind, "samples": rows, "sha256": digest(self._samples)}
+            try:
+                yield Bench(solver, Means(probes, plans, refit), evaluator, parts.held, calibration, pool)
+            except (ModelError, ConstraintError, TargetError) as error:
+                solver.explain(error)
+                raise
 
     @property
     def _needs_all_samples(self) -> bool:
         """Whether the goal counts on samples whose outputs say nothing: labels are one for each."""
         constraint = self._settings.constraint
         return constraint is not None and constraint.on_samples
-
-    def _warn_of_silence(self, evaluator: Evaluator) -> None:
-        if message := evaluator.silence():
-            self._warn(message)
 
     def _as_it_is(self) -> Archive:
         self._warn(
@@ -332,20 +360,6 @@ class Compression:
             return found
 
         return start
-
-    def _fits(self, samples: int) -> bool:
-        """Whether errors are to be compensated: if asked for, or if not, where the calibration data can carry it."""
-        settings = self._settings
-        held = held_count(samples, settings.holdout)
-        random, few = self._calibration.kind == "random", samples - held < FIT_SAMPLES
-        if settings.rounding == "compensated" and (random or few):
-            raise SettingsError(
-                "compensated rounding needs real samples, random ones would mislead it; give --calibration"
-                if random
-                else f"compensated rounding needs at least {FIT_SAMPLES} samples"
-                f"{' that are not held out' if held else ''}; there are {samples - held}"
-            )
-        return settings.rounding == "compensated" or (settings.may_use_trellis and not random and not few)
 
     def _plans(
         self,

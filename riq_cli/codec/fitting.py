@@ -12,10 +12,11 @@ from riq_cli.codec.damping import fitted
 from riq_cli.codec.effects import with_effects
 from riq_cli.codec.plans import Plan
 from riq_cli.codec.product_gradients import LEAST_SAMPLES, Halves, ProductGradients
-from riq_cli.codec.settings import Warn
+from riq_cli.codec.settings import Settings, Warn
 from riq_cli.codec.shares import position_shares
+from riq_cli.codec.split import FIT_SAMPLES, held_count
 from riq_cli.codec.weights import Plans, Weights, Widths
-from riq_cli.errors import ModelError
+from riq_cli.errors import ModelError, SettingsError
 from riq_cli.evaluator import Observer
 from riq_cli.model import Linear
 
@@ -40,6 +41,29 @@ class Seen(NamedTuple):
         activations = self.observer.activations(moments.inputs_of(linear))
         samples = sum(map(len, self.halves))
         return moments.collect(linear, activations, samples, self.halves[1], block=block, shares=self.shares)
+
+
+def compensates(settings: Settings, random: bool, samples: int) -> bool:
+    """Whether errors are to be compensated: if asked for, or if not, where the calibration data can carry it.
+
+    Args:
+        settings: what is asked for.
+        random: the samples are made up.
+        samples: their number.
+
+    Raises:
+        SettingsError: it is asked for, and the data cannot carry it.
+    """
+    held = held_count(samples, settings.holdout)
+    few = samples - held < FIT_SAMPLES
+    if settings.rounding == "compensated" and (random or few):
+        raise SettingsError(
+            "compensated rounding needs real samples, random ones would mislead it; give --calibration"
+            if random
+            else f"compensated rounding needs at least {FIT_SAMPLES} samples"
+            f"{' that are not held out' if held else ''}; there are {samples - held}"
+        )
+    return settings.rounding == "compensated" or (settings.may_use_trellis and not random and not few)
 
 
 def plans_of(

@@ -12,8 +12,10 @@ import numpy as np
 from riq_cli.allocation import Allocation, Curve, water_filling
 from riq_cli.codec.plans import Plan
 from riq_cli.codec.solution import Solution
+from riq_cli.codec.unchangeable import UnchangeableError
 from riq_cli.codec.weights import Plans, Weights, Widths
-from riq_cli.evaluator import Prober
+from riq_cli.errors import ModelError
+from riq_cli.evaluator import Array, Prober
 
 _READABLE = 1e-9  # a deviation below this is rounding of the runs, not an effect of the layer
 _SATURATED = 0.05  # above this a deviation grows no longer with the square of the error
@@ -48,6 +50,9 @@ def probed(weights: Weights, plans: Plans, prober: Prober, about: Solution, pool
         pool: its threads work at the same time.
         progress: called with probes done and in all, the number of the layer that was probed (None: it was not again),
             and the deviation that it caused alone.
+
+    Raises:
+        UnchangeableError: the model fails, or is infinitely far off, with a layer changed alone at the finest bins.
     """
     numbers = weights.matrices + weights.vectors
     probes = Probes(weights, plans)
@@ -56,6 +61,8 @@ def probed(weights: Weights, plans: Plans, prober: Prober, about: Solution, pool
         width = start if start is not None else weights.norms[number] / about.k
         deviation = probes.first(prober, number, width, about.deviation)
         progress(done + 1, 3 * len(numbers), number, deviation)
+    if probes.unchangeable:
+        raise UnchangeableError(probes.unchangeable)
     probes.draw_curves(pool)
     chosen = probes.filled(about, probes.sensitivity)
     total = sum(probes.bits(number, width) for number, width in chosen.items())
@@ -77,6 +84,7 @@ class Probes:
         self.plans = dict(plans)  # and those that are found on the way
         self.curves: dict[int, Curve] = {}
         self.sensitivity: dict[int, float] = {}
+        self.unchangeable: list[int] = []  # layers whose finest bins are too wide
         self._finely: dict[int, float] = {}  # the same at narrow bins
         self._at_first: dict[int, float] = {}  # as measured near the norm's bin widths
         self._probed: dict[int, float] = {}
@@ -129,6 +137,8 @@ class Probes:
             else:
                 width *= math.sqrt(_SATURATED / 4 / deviation)
             deviation, error = self._measure(prober, number, width)
+        if deviation >= _LARGEST and math.isinf(_measured(prober, self._weights.alone(number, 0.0, None)[0])):
+            self.unchangeable.append(number)
         if deviation < _READABLE and loud is not None:
             silent, (width, deviation, error) = width, loud
         if deviation >= _READABLE and error > 0:
@@ -209,4 +219,12 @@ class Probes:
     def _measure(self, prober: Prober, number: int, width: float) -> tuple[float, float]:
         """Deviation with one layer quantized, and its error in the units of the curves."""
         changed, error = self._weights.alone(number, width, self.plans.get(number))
-        return min(max(prober.deviations(changed)), _LARGEST), error
+        return min(_measured(prober, changed), _LARGEST), error
+
+
+def _measured(prober: Prober, changed: Mapping[int, Array]) -> float:
+    """The deviation of changed layers, infinite where the model cannot be run with them."""
+    try:
+        return max(prober.deviations(changed))
+    except ModelError:
+        return math.inf

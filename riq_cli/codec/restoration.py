@@ -71,8 +71,8 @@ def verify(
     samples = calibration.samples(model.inputs, dims, batch_size)
     runtime = Runtime(threads, provider, tuple(custom_ops))
     _, _, evaluator = _original(archive, model, samples, outputs, runtime, needed)
-    if warn is not None and (message := evaluator.silence()):
-        warn(message)
+    if warn is not None:
+        evaluator.tell_of_silence(warn)
     return measure_restored(evaluator, decompress(archive, executor=executor), outputs)
 
 

@@ -14,9 +14,10 @@ from riq_cli import search
 from riq_cli.codec.settings import Settings, Warn
 from riq_cli.codec.solution import Scheme, Solution
 from riq_cli.codec.split import Roles, default_margin
+from riq_cli.codec.unchangeable import UnchangeableError, unchangeable
 from riq_cli.codec.weights import Plans, Weights, Widths
 from riq_cli.crossing import crossing
-from riq_cli.errors import TargetError
+from riq_cli.errors import RiqError, TargetError
 from riq_cli.evaluator import Array, Deviation, Evaluator
 from riq_cli.memory import give_back_free_memory
 from riq_cli.model import SessionForm
@@ -103,6 +104,19 @@ class Searcher:
                 self._promises[key] = value
         self._note(scheme, k, value)
         return value
+
+    def explain(self, error: RiqError) -> None:
+        """Nothing, unless layers that cannot be changed are why something failed.
+
+        Raises:
+            UnchangeableError: they are.
+        """
+        if isinstance(error, TargetError) and math.isfinite(error.best):
+            return  # a target that is merely too small
+        self.rest()
+        numbers = unchangeable(self._weights, self._evaluator, self._form, self._pool)
+        if numbers:
+            raise UnchangeableError(numbers) from error
 
     def rest(self) -> None:
         """Give back the memory that measuring takes; it is taken again when it is needed."""

@@ -13,6 +13,7 @@ from riq_cli.archive import Archive
 from riq_cli.calibration import Calibration
 from riq_cli.codec.compression import Compression
 from riq_cli.codec.settings import Report, Settings, Warn
+from riq_cli.codec.unchangeable import UnchangeableError
 from riq_cli.errors import TargetError
 from riq_cli.evaluator import Deviation
 from riq_cli.model import Model
@@ -72,6 +73,24 @@ def sweep(
     if not goals:
         return
     job = Compression(model, calibration, goals[0], progress or ignore, warn or ignore)
+    done = 0
+    while done < len(goals):
+        try:
+            for outcome in _outcomes(job, goals[done:], about, validation, executor, began):
+                done += 1
+                yield outcome
+        except UnchangeableError as error:
+            job.keep_exact(error.layers)
+
+
+def _outcomes(
+    job: Compression,
+    goals: Sequence[Settings],
+    about: float | None,
+    validation: Calibration | None,
+    executor: Executor | None,
+    began: float,
+) -> Iterator[Outcome]:
     with job.bench() as bench:
         if bench is not None and about is not None:
             bench = bench.kept(about)
@@ -84,6 +103,8 @@ def sweep(
                 archive = job.archive(bench, executor)
                 deviation = archive.manifest.result.get("deviation", 0.0)
             except TargetError as error:
+                if bench is not None:
+                    bench.solver.explain(error)
                 deviation = error.best
             found = None if archive is None or judge is None else judge(archive, executor)
             evaluations, probes = job.counted()

@@ -115,6 +115,10 @@ class Weights:
             widths[number] = max(allocation.width(number, self.sizes[number], k), self._finest[number])
         return widths
 
+    def finest_widths(self) -> Widths:
+        """The smallest bin width of every layer that may be coded; None for one that stays exact."""
+        return [self._finest.get(number) for number in range(len(self.layers))]
+
     def worthwhile(self, widths: Widths) -> Widths:
         """The same widths, with None for vectors that take no more room exact in the skeleton than coded."""
         result = list(widths)

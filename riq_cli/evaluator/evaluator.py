@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnxruntime
@@ -111,14 +111,14 @@ class Evaluator:
             for values, (_, rows) in zip(self._reference, self._samples, strict=True)
         ]
 
-    def silence(self) -> str | None:
-        """What to tell the user of samples that say nothing; None if all say something."""
+    def tell_of_silence(self, warn: Callable[[str], None]) -> None:
+        """Warn of samples that say nothing, if there are any."""
         silent = list(itertools.chain.from_iterable(self.silent))
         numbers = [str(number) for number, says_nothing in enumerate(silent, 1) if says_nothing]
         if not numbers:
-            return None
+            return
         some = ", ".join(numbers if len(numbers) <= _NAMED + 1 else [*numbers[:_NAMED], "…"])
-        return (
+        warn(
             f"{counted(len(numbers), 'sample')} of {len(silent)} ({some}) left out: the model's outputs there are NaN, "
             "infinite, all zero or empty"
         )

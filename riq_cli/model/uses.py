@@ -38,6 +38,8 @@ _STRUCTURAL = {
     "Upsample": 1,
 }
 
+_ROUNDING = frozenset(["Ceil", "Floor", "Round"])  # what they give may still be made an integer
+
 Scope = onnx.GraphProto | onnx.FunctionProto
 Use = tuple[onnx.NodeProto, int]  # a node and the number of the input by which it takes a value
 
@@ -70,7 +72,10 @@ class Uses:
 
     def is_structural(self, scope: str, name: str) -> bool:
         """Whether a float value tells some operator what to do, or is made an integer for such a purpose."""
-        return any(_is_structural(node, number) for node, number in self._reach(scope, name)[1])
+        uses = self._reach(scope, name)[1]
+        rounded = [output for node, _ in uses if node.op_type in _ROUNDING for output in node.output]
+        behind = [node for output in rounded for node, _ in self._reach(scope, output)[1]]
+        return any(_is_structural(*use) for use in uses) or any(map(_makes_integers, behind))
 
     def _reach(self, scope: str, name: str) -> tuple[set[str], list[Use]]:
         """The names of a value, its own and those under which it is handed on, and all uses of them."""
@@ -120,5 +125,11 @@ def _forwards(node: onnx.NodeProto, number: int) -> bool:
 
 def _is_structural(node: onnx.NodeProto, number: int) -> bool:
     if node.op_type == "Cast":
-        return all(attribute.i not in FLOAT_TYPES for attribute in node.attribute if attribute.name == "to")
+        return _makes_integers(node)
     return node.op_type in _STRUCTURAL and number >= _STRUCTURAL[node.op_type]
+
+
+def _makes_integers(node: onnx.NodeProto) -> bool:
+    """Whether a node is a Cast to what is no float."""
+    kinds = [attribute.i for attribute in node.attribute if attribute.name == "to"]
+    return node.op_type == "Cast" and not any(kind in FLOAT_TYPES for kind in kinds)
