@@ -58,8 +58,12 @@ class _Line:
             if abs(root - before) < _APART / 100:
                 break
         low, high = x[y > _CLEAR].max(initial=-math.inf), x[y < -_CLEAR].min(initial=math.inf)
-        if low < high and not low <= root <= high:  # a leap
-            root = float(low + high) / 2
+        if low < high and not low <= root <= high:
+            if math.isfinite(low) and math.isfinite(high):  # a leap
+                root = float(low + high) / 2
+            else:  # from the one end that there is, by the law
+                end = low if math.isfinite(low) else high
+                root = float(end + y[x == end][0] / _SLOPE)
         squares = weights @ (y - height + slope * (x - centre)) ** 2
         scatter = math.sqrt((squares + _ASSUMED * _SCATTER**2) / (max(total - 1, 0.0) + _ASSUMED))
         return cls(root, slope, scatter / math.sqrt(total) / slope, weights)

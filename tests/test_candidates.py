@@ -16,7 +16,7 @@ def compressed(name: str, folder: Path, **options: Any) -> tuple[riq.Archive, li
     """An archive of a form by the fast preset, and the warnings."""
     build, warnings = builders.FORMS[name], list[str]()
     model = riq.Model.load(builders.save(build(), folder))
-    data = riq.Calibration.from_feeds(builders.feeds(build(), 4))
+    data = riq.Calibration.from_feeds(builders.feeds(build(), 8))
     return riq.compress(model, data, **PRESETS["fast"] | options, warn=warnings.append), warnings
 
 

@@ -219,7 +219,7 @@ def test_layers_of_zeros_are_constant_and_layers_with_nan_are_raw(tmp_path: Path
     )
     assert "constant" in {entry.coding for entry in archive.manifest.layers}
     archive = riq.compress(
-        load(tmp_path, builders.not_finite), calibration(builders.not_finite), min_size=1, warn=warnings.append
+        load(tmp_path, builders.not_finite), calibration(builders.not_finite, 8), min_size=1, warn=warnings.append
     )
     raw = [entry.name for entry in archive.manifest.layers if entry.coding == "raw"]
     assert raw
@@ -364,7 +364,7 @@ def test_float64_weights_of_any_size_are_quantized_like_others(scale: float, tmp
 
 
 def test_a_pattern_that_matches_nothing_is_told_and_vectors_alone_are_coded(tmp_path: Path) -> None:
-    model, data = load(tmp_path, builders.dense), calibration(builders.dense, 4)
+    model, data = load(tmp_path, builders.dense), calibration(builders.dense, 8)
     warnings: list[str] = []
     archive = riq.compress(model, data, include=("first.bias",), exclude=("frist.*",), warn=warnings.append)
     assert [entry.name for entry in archive.manifest.layers] == ["first.bias"]

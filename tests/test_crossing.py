@@ -113,3 +113,20 @@ def test_a_cliff_ends_the_search() -> None:
 
     assert 70 < crossing(cliff, LIMIT, 3.0, 1e-3, HIGHEST) < 85
     assert len(measured) <= 20
+
+
+@pytest.mark.parametrize("value", [LIMIT / 90, LIMIT * 90])
+def test_a_deviation_that_k_does_not_change_ends_the_search_at_one_end(value: float) -> None:
+    """As where all samples are alike: then one sample alone has to come out right, and any bins will do."""
+    measured: list[float] = []
+
+    def measure(k: float) -> np.ndarray:
+        measured.append(k)
+        return np.full(4, value)
+
+    if value < LIMIT:
+        assert crossing(measure, LIMIT, 100.0, 1e-3, HIGHEST, margin=0.5) == 1e-3
+    else:
+        with pytest.raises(TargetError):
+            crossing(measure, LIMIT, 100.0, 1e-3, HIGHEST, margin=0.5)
+    assert len(measured) <= 20

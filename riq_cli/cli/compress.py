@@ -17,7 +17,7 @@ from riq_cli.cli.paths import check_binary, check_outputs, check_stdout, refuse_
 from riq_cli.cli.quantities import parse_number, parse_ratio, parse_size, parse_target
 from riq_cli.cli.terminal import ProgressBar, print_json, say, warn_line
 from riq_cli.memory import give_back_large_arrays
-from riq_cli.report import judgement, layers_at, totals
+from riq_cli.report import judgement, layers_at, reservation, totals
 from riq_cli.text import counted, estimate, human_size, shortened
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _summary(facts: dict[str, Any], verbose: int) -> list[str]:
         lines.append(
             f"  deviation  {estimate(facts['deviation'], facts['standard_error'])}{bound}, "
             f"worst sample {facts['worst']:.4g}; "
-            f"{samples} {'random samples' if kind == 'random' else f'samples ({kind})'}"
+            f"{samples} {'random samples' if kind == 'random' else f'samples ({kind})'}{reservation(kind)}"
         )
         if "holdout" in facts:
             held = estimate(facts["holdout"], facts["holdout_standard_error"])

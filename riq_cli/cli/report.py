@@ -29,6 +29,7 @@ from riq_cli.report import (
     judgement,
     layers_at,
     page,
+    reservation,
     rows,
     totals,
 )  # fmt: skip
@@ -232,7 +233,8 @@ def _made(archive: Archive) -> list[str]:
         held = estimate(result["holdout"], result.get("holdout_standard_error"))
         lines.append(f"held out: {held} on {shown(result.get('holdout_samples'), 'd')} samples")
     lines.append(
-        f"calibration: {shown(calibration.get('samples'), 'd')} samples, {calibration.get('kind', '–')}, "
+        f"calibration: {shown(calibration.get('samples'), 'd')} samples, {calibration.get('kind', '–')}"
+        f"{reservation(calibration.get('kind'))}, "
         f"SHA-256 {calibration.get('sha256', '–')[:16]}…"
     )
     lines.append(

@@ -11,7 +11,7 @@ from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.quantities import parse_fraction
 from riq_cli.cli.terminal import print_json, say, warn_line
 from riq_cli.errors import SettingsError
-from riq_cli.report import judgement
+from riq_cli.report import judgement, reservation
 from riq_cli.text import estimate, shortened
 
 
@@ -110,6 +110,8 @@ def verify(
         say(f"{archive}: {measured}")
         if bound is not None and not within and found.standard_error:
             say(f"  {_excess((found.mean - bound) / found.standard_error, found.samples.size)}")
+        if not within and reservation(manifest.calibration.get("kind")):
+            say("  the archive was made on random samples, which promise nothing; give riq compress real ones")
         for tensor in found.tensors:
             mean = estimate(tensor.mean, tensor.standard_error)
             say(f"  at {shortened(tensor.name)}: {mean}, worst {tensor.worst:.4g}")

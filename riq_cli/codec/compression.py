@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from riq_cli.archive import Archive
-from riq_cli.calibration import Calibration, Sample, augmented, digest
+from riq_cli.calibration import Calibration, Sample, augmented, digest, scarcity
 from riq_cli.codec.assembly import assembled
 from riq_cli.codec.bench import Bench
 from riq_cli.codec.candidates import candidates
@@ -170,6 +170,8 @@ class Compression:
         telling = [number for number, rows in enumerate(silent) if not all(rows)]
         kept = range(len(self._samples)) if self._needs_all_samples else telling
         samples, evaluator = [self._samples[number] for number in kept], evaluator.on(kept)
+        if self._calibration.kind != "random" and (warning := scarcity([self._samples[n] for n in telling])):
+            self._warn(warning)
         fits = bool(evaluator.measured) and compensates(settings, self._calibration.kind == "random", len(samples))
         parts = roles(
             len(samples),

@@ -32,6 +32,11 @@ def judgement(found: Mapping[str, Any], brief: bool = False) -> str:
     return ", ".join([bound, *facts])
 
 
+def reservation(kind: Any) -> str:
+    """What a deviation is worth by the kind of its samples: nothing to add, or that random ones promise nothing."""
+    return ": no promise for real data" if kind == "random" else ""
+
+
 def layers_at(layout: Mapping[str, int]) -> str:
     """How many layers a fixed layout has at which width, as manifests keep it, in words."""
     return ", ".join(

@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 from riq_cli.archive import Archive
 from riq_cli.report import codes, figures
 from riq_cli.report.histogram import Count, Histogram, histograms
-from riq_cli.report.judgement import judgement
+from riq_cli.report.judgement import judgement, reservation
 from riq_cli.report.reproduction import command
 from riq_cli.report.totals import Totals, rows, totals
 from riq_cli.text import estimate, html_text, human_size, shortened, shown
@@ -299,7 +299,7 @@ def _made(archive: Archive, name: str) -> str:
         found.append((f"deviation at {shortened(tensor['name'])}", f"{mean}, worst {shown(tensor['worst'])}"))
     if manifest.calibration:
         samples, kind, digest = (manifest.calibration.get(key) for key in ("samples", "kind", "sha256"))
-        found += [("calibration", f"{samples} samples, {kind}"), ("calibration SHA-256", digest)]
+        found += [("calibration", f"{samples} samples, {kind}{reservation(kind)}"), ("calibration SHA-256", digest)]
     found += [("source SHA-256", manifest.source.get("sha256")), ("made by", manifest.creator)]
     return (
         f"<h2>How it was made</h2>\n{_facts('asked for', [*manifest.settings.items()])}{_facts('found', found)}"
