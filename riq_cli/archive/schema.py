@@ -40,7 +40,7 @@ class Record:
         for key in self.required:
             if key not in value:
                 raise CorruptArchive(f"{where}: {key!r} is missing; the archive is damaged")
-        for key, kind in {**self.required, **self.optional}.items():
+        for key, kind in {**self.optional, **self.required}.items():
             if key in value:
                 if not kind.accepts(value[key]):
                     raise CorruptArchive(f"{where}: {key!r} is not {kind.name}; the archive is damaged")

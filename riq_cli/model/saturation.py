@@ -15,6 +15,7 @@ import onnx
 from riq_cli.errors import SettingsError
 from riq_cli.model.places import constant_places, scopes, subgraphs
 from riq_cli.model.tensors import FLOAT_TYPES
+from riq_cli.model.types import inferred
 from riq_cli.model.uses import operand
 
 _SATURATING = frozenset("Softmax LogSoftmax Sigmoid HardSigmoid Hardmax ArgMax ArgMin TopK".split())
@@ -189,7 +190,7 @@ def _bfloat16(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:
 
     found = types(model)
     if onnx.TensorProto.BFLOAT16 in {*found.values(), *(tensor.data_type for tensor in model.graph.initializer)}:
-        found = types(onnx.shape_inference.infer_shapes(model))
+        found = types(inferred(model))
     return [name for name in names if found.get(name) == onnx.TensorProto.BFLOAT16]
 
 
