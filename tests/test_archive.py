@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from riq_cli import limits, quantizer
@@ -885,13 +885,11 @@ def refused_or_the_same(data: bytes) -> None:
     refused_or_restored(data, TENSORS)
 
 
-@settings(deadline=None, derandomize=True, max_examples=300)
 @given(mutations(SMALL))
 def test_any_mutation_of_an_archive_is_refused_or_harmless(data: bytes) -> None:
     refused_or_the_same(data)
 
 
-@settings(deadline=None, derandomize=True, max_examples=300)
 @given(mutations(SMALL_SECTIONS))
 def test_any_mutation_of_the_sections_is_refused_or_harmless(sections: bytes) -> None:
     # As long as before, so that it is not the length that gives it away.
@@ -911,13 +909,11 @@ def test_every_cut_is_refused() -> None:
             opened(SMALL[:length])
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
 @given(mutations(json.dumps(SMALL_MANIFEST).encode()))
 def test_any_mutation_of_the_manifests_text_is_refused_or_harmless(text: bytes) -> None:
     refused_or_the_same(packed(text, SMALL_SECTIONS))
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
 @given(mutations(zlib.compress(json.dumps(SMALL_MANIFEST).encode())))
 def test_any_mutation_of_the_deflated_manifest_is_refused_or_harmless(stored: bytes) -> None:
     refused_or_the_same(stored_as(stored) + SMALL_SECTIONS)
@@ -926,7 +922,6 @@ def test_any_mutation_of_the_deflated_manifest_is_refused_or_harmless(stored: by
 PATHS = list(paths(SMALL_MANIFEST))
 
 
-@settings(deadline=None, derandomize=True, max_examples=600)
 @given(
     st.lists(st.tuples(st.sampled_from(PATHS), st.sampled_from([*VALUES, "delete", "double"])), min_size=1, max_size=3)
 )

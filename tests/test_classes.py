@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -255,7 +255,6 @@ def layers(draw: st.DrawFn) -> Ints:
     return np.clip(scaled, -(1 << 23), 1 << 23).astype(np.int32)
 
 
-@settings(deadline=None, derandomize=True, max_examples=150)
 @given(layers())
 def test_a_layer_is_never_larger_for_its_classes(symbols: Ints) -> None:
     classes = chosen(symbols)

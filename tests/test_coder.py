@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import reference_decoder
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -21,7 +21,6 @@ from riq_cli.quantizer import SYMBOL_MAX, entropy
 
 TOTAL = 1 << 24
 
-few = settings(deadline=None, derandomize=True, max_examples=60)
 alphabets = st.one_of(
     st.sets(st.integers(-20, 20), min_size=2),
     st.sets(st.integers(-SYMBOL_MAX, SYMBOL_MAX), min_size=2, max_size=20),
@@ -64,7 +63,6 @@ def test_a_histogram_counts_the_symbols_in_use() -> None:
     assert histogram.counts.tolist() == [2, 1, 3]
 
 
-@few
 @given(symbol_arrays())
 def test_a_histogram_is_numpys(symbols: NDArray[np.int32]) -> None:
     values, counts = np.unique(symbols, return_counts=True)
@@ -73,7 +71,6 @@ def test_a_histogram_is_numpys(symbols: NDArray[np.int32]) -> None:
     assert histogram.counts.tolist() == counts.tolist()
 
 
-@few
 @given(st.lists(symbol_arrays(), min_size=1, max_size=4))
 def test_histograms_of_parts_are_joined(parts: list[NDArray[np.int32]]) -> None:
     joined, whole = Histogram.joined(map(Histogram.of, parts)), Histogram.of(np.concatenate(parts))
@@ -112,7 +109,6 @@ def test_what_is_missing_goes_to_the_first_of_the_largest() -> None:
     assert frequencies == [least[0], least[1] + 3, *least[2:]]
 
 
-@few
 @given(tables())
 def test_frequencies_are_positive_sum_to_2_24_and_agree_with_the_reference(table: Table) -> None:
     frequencies = table.frequencies()
@@ -161,7 +157,6 @@ def test_the_bits_of_a_small_table() -> None:
     assert table.to_bytes().hex() == "1946016580"
 
 
-@few
 @given(tables())
 def test_a_table_is_read_back(table: Table) -> None:
     stored = table.to_bytes()
@@ -215,7 +210,6 @@ def test_impossible_tables_are_refused(bits: str, message: str) -> None:
         Table.from_bytes(stored)
 
 
-@few
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_table_or_a_corrupt_archive(stored: bytes) -> None:
     try:
@@ -256,7 +250,6 @@ def test_a_stream_of_the_first_symbol_alone_is_empty() -> None:
     assert coder.decode_stream(b"", frequencies, 100).tolist() == [0] * 100
 
 
-@few
 @given(symbol_arrays())
 def test_symbols_are_decoded_as_they_were_encoded(symbols: NDArray[np.int32]) -> None:
     table, stored, streams = encoded(symbols)
@@ -345,7 +338,6 @@ def test_tables_lie_back_to_back() -> None:
     assert end == len(stored)
 
 
-@few
 @given(st.lists(st.integers(-300, 300), min_size=1, max_size=60))
 @example([-(2**31) + 1, 2**31 - 1])
 def test_codes_come_back(codes: list[int]) -> None:
@@ -395,7 +387,6 @@ def test_words_that_are_left_over_are_noticed() -> None:
         coder.decode([stream], table, symbols.size - 1)
 
 
-@few
 @given(data=st.data())
 def test_a_changed_stream_is_noticed_or_gives_other_symbols(data: st.DataObject) -> None:
     symbols = laplace(400, data.draw(st.sampled_from([0.3, 2, 30])))
@@ -424,7 +415,6 @@ def test_every_changed_bit_of_a_table_is_noticed_or_gives_another_table() -> Non
         assert (other.symbols.tolist(), other.roots.tolist()) != (table.symbols.tolist(), table.roots.tolist())
 
 
-@few
 @given(st.binary(max_size=40), st.integers(1, 300))
 def test_any_bytes_are_a_stream_or_a_corrupt_archive(stream: bytes, size: int) -> None:
     frequencies = Table(np.arange(4), np.array([5, 1, 1000, 30])).frequencies()

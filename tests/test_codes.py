@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import reference_decoder
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -408,7 +408,6 @@ def finer(draw: st.DrawFn) -> tuple[Layer, float, tuple[Codes, ...], Codes | Non
     return layer_of(values, draw(st.sampled_from([*quantizer.STORAGE]))), 0.37, tuple(scales), classes
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
 @given(finer())
 def test_layers_with_codes_come_back(drawn: tuple[Layer, float, tuple[Codes, ...], Codes | None]) -> None:
     layer, width, scales, classes = drawn
@@ -600,13 +599,11 @@ def test_every_flipped_bit_of_the_sections_is_refused_or_harmless() -> None:
                 assert reference_decoder.decode(packed(SMALL_MANIFEST, bytes(data)))[1][0][1] == WEIGHTS
 
 
-@settings(deadline=None, derandomize=True, max_examples=300)
 @given(mutations(SECTIONS))
 def test_any_mutation_of_the_sections_is_refused_or_harmless(sections: bytes) -> None:
     refused_or_the_same(packed(SMALL_MANIFEST, sections[: len(SECTIONS)].ljust(len(SECTIONS), b"\0")))
 
 
-@settings(deadline=None, derandomize=True, max_examples=600)
 @given(st.lists(st.tuples(st.sampled_from(PATHS), st.sampled_from(CHANGES)), min_size=1, max_size=3))
 @example([(("layers", 0, "shape"), [240]), (("layers", 0, "scales"), [])])
 def test_any_value_of_the_manifest_is_refused_or_harmless(changes: list[Edit]) -> None:

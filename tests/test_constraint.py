@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import riq_cli as riq
@@ -194,7 +194,6 @@ def test_bounds_out_of_range_are_refused() -> None:
         MetricConstraint(len, direction="up")  # type: ignore[arg-type]
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 12), st.integers(2, 6), st.integers(0, 2**32 - 1))
 def test_the_same_outputs_change_nothing_whatever_they_are(count: int, classes: int, seed: int) -> None:
     random = np.random.default_rng(seed)
@@ -329,6 +328,7 @@ def test_a_deviation_beside_a_constraint_is_a_bound(cnn: tuple[riq.Model, riq.Ca
     assert archive.manifest.settings["deviation"] == 1e-4
 
 
+@pytest.mark.slow
 def test_the_default_preset_is_smaller_under_a_constraint_too(
     cnn: tuple[riq.Model, riq.Calibration, np.ndarray],
 ) -> None:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -41,7 +41,6 @@ class Rough:
 
 
 @given(root=st.floats(1.0, 1e5), slope=st.floats(1.0, 4.0), start=st.floats(0.1, 1e6), samples=st.integers(1, 5))
-@settings(max_examples=100, deadline=None)
 def test_where_nothing_is_luck_few_measurements_find_the_crossing(
     root: float, slope: float, start: float, samples: int
 ) -> None:

@@ -26,7 +26,7 @@ from builders import (
     sigmoid_of_argmax_and_softmax,
     unknown,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -79,7 +79,6 @@ def test_distance_of_identical_outputs_is_exactly_zero() -> None:
         assert cosine_distance(y, y.copy()) == 0.0
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_distance_is_between_0_and_2_and_symmetric(data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from([np.float16, np.float32]))

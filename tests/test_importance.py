@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -379,7 +379,6 @@ def test_rows_that_are_nearly_zero_take_over_nothing_along_a_trellis() -> None:
     assert np.abs(others.symbols.reshape(40, 64)[::4]).max() <= 2
 
 
-@settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 1 << 30),
     groups=st.integers(1, 3),

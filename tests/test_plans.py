@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from riq_cli import quantizer
@@ -85,7 +85,6 @@ def test_roles_of_a_few_samples_for_compensation(
     assert found.others == tuple(number for number in range(count) if number not in held)
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     count=st.integers(FIT_SAMPLES, 80),
     holdout=st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 0.9]),

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import reference_decoder
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -121,7 +121,6 @@ def test_a_scalar_has_one_symbol() -> None:
     assert out == 2.0
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
 @given(
     dtype=st.sampled_from(DTYPES),
     values=st.lists(st.floats(-1000, 1000, allow_subnormal=False), min_size=1, max_size=50),

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import reference_decoder
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from reference_decoder import FormatError
 
@@ -73,7 +73,6 @@ def test_it_needs_the_standard_library_alone() -> None:
     assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names
 
 
-@settings(deadline=None, derandomize=True, max_examples=50)
 @given(
     st.lists(
         st.tuples(
@@ -94,7 +93,6 @@ def test_both_decoders_give_the_same_bytes(layers: list[tuple[str, tuple[int, ..
     assert len(both(archive_of(*values))) == len(layers)
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
 @given(
     st.sampled_from(sorted(DTYPE_BYTES)),
     st.integers(-(1 << 23), 1 << 23),

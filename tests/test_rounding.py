@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -280,7 +280,6 @@ def test_the_finest_widths_are_exact_to_single_precision() -> None:
     np.testing.assert_allclose(symbols * widths, matrix, rtol=0, atol=1e-6 * peak)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 1 << 30),
     groups=st.integers(1, 3),
@@ -374,7 +373,6 @@ def test_columns_that_are_not_exercised_get_no_wider_bins() -> None:
     assert column_codes(factors, exercised).tolist() == [[-4, 0, 4, -4, 0, 0]]
 
 
-@settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 1 << 30), size=st.integers(1, 40), damping=st.floats(0.01, 10))
 def test_codes_give_widths_in_proportion_to_the_factor(seed: int, size: int, damping: float) -> None:
     """To an eighth of an octave, rounded."""

@@ -4,7 +4,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from riq_cli.errors import TargetError
@@ -78,7 +78,6 @@ def test_bisection_finds_the_k_of_algorithm_1_within_a_rung_in_fewer_evaluations
 
 
 @pytest.mark.parametrize("rough", [False, True])
-@settings(max_examples=200, deadline=None)
 @given(
     seed=st.integers(0, 2**32), floor=st.floats(0, 0.01), limits=st.lists(st.floats(1e-6, 1), min_size=2, max_size=9)
 )
@@ -157,7 +156,6 @@ def test_scan_reports_the_best_where_nothing_holds() -> None:
     assert error.value.best == 0.1
 
 
-@settings(max_examples=100)
 @given(st.floats(1, 1e4), st.floats(1e-8, 1e-2))
 def test_scan_returns_what_was_measured_and_holds(start: float, limit: float) -> None:
     noise = Curve(a=1.0, ripple=0.9)

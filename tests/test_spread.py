@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -176,7 +176,6 @@ def test_rows_may_scale_bin_widths(rounded: Rounded, spread_out: bool) -> None:
     assert (symbols != rounded(matrix, factors_of(2, 40), widths, *given)[0]).any()
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 1 << 30),
     groups=st.integers(1, 2),

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -103,7 +103,6 @@ def test_frequencies_by_hand() -> None:
     assert (three[0], three.sum()) == (three[2], 1 << 24)
 
 
-@settings(deadline=None, derandomize=True)
 @given(
     st.integers(0, 5), st.integers(-limits.CODE_MAX, limits.CODE_MAX), st.integers(-99, 99), st.integers(0, 15),
     st.integers(-2000, 2000), st.integers(2, 300), st.booleans(),
@@ -311,7 +310,6 @@ def layers(draw: st.DrawFn) -> tuple[Ints, tuple[Codes, ...], tuple[int, ...] | 
     return np.clip(rounded, -(1 << 23), 1 << 23).astype(np.int32), scales, lanes
 
 
-@settings(deadline=None, derandomize=True, max_examples=150)
 @given(layers())
 def test_layers_come_back_by_both_decoders(drawn: tuple[Ints, tuple[Codes, ...], tuple[int, ...] | None]) -> None:
     symbols, scales, lanes = drawn
@@ -406,13 +404,11 @@ def test_every_flipped_bit_of_the_sections_is_refused_or_harmless() -> None:
         refused_or_restored(packed(DOCUMENT, bytes(data)), [WEIGHTS])
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
 @given(mutations(SECTIONS))
 def test_any_mutation_of_the_sections_is_refused_or_harmless(sections: bytes) -> None:
     refused_or_restored(packed(DOCUMENT, sections[: len(SECTIONS)].ljust(len(SECTIONS), b"\0")), [WEIGHTS])
 
 
-@settings(deadline=None, derandomize=True, max_examples=400)
 @given(st.lists(st.tuples(st.sampled_from(PATHS), st.sampled_from(CHANGES)), min_size=1, max_size=3))
 @example([(("layers", 0, "shape"), [240]), (("layers", 0, "scales"), [])])
 def test_any_value_of_the_manifest_is_refused_or_harmless(changes: list[Edit]) -> None:
