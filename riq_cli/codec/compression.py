@@ -14,15 +14,16 @@ from riq_cli.archive import Archive
 from riq_cli.calibration import Calibration, Sample, augmented, digest, scarcity
 from riq_cli.codec.assembly import assembled
 from riq_cli.codec.bench import Bench
+from riq_cli.codec.budget import Budget, nothing, within_budget
 from riq_cli.codec.candidates import candidates
-from riq_cli.codec.constrained import ConstrainedSolver
+from riq_cli.codec.constrained import ConstrainedSolver, Measured
 from riq_cli.codec.fitting import Phase, compensates, plans_of
 from riq_cli.codec.layout import solver_class
 from riq_cli.codec.means import Means, ProbesStart
 from riq_cli.codec.probing import Probes, probed
 from riq_cli.codec.product_gradients import ProductGradients
 from riq_cli.codec.restoration import decompress, measure_restored
-from riq_cli.codec.settings import Progress, Report, Settings, Warn
+from riq_cli.codec.settings import Progress, Report, Settings, Warn, once
 from riq_cli.codec.solution import CLOSER, CLOSER_TRIES, Kind, Scheme, Solution
 from riq_cli.codec.split import REFIT_SAMPLES, roles
 from riq_cli.codec.unchangeable import UnchangeableError
@@ -36,9 +37,6 @@ _CLOSER_MOST = 1.2  # factor on k at most, when the restored model misses a targ
 _PROBE_SAMPLES = 8, 4  # of small models, of large ones
 _SMALL = 1 << 22  # weights
 _TRACED = 8  # measurements: so a manifest takes about as much room however long the search was
-_BUDGET_TRIES = 10
-_FULL = 0.998  # share of a budget that counts as all of it
-_NEARLY, _OVER = 0.99, 2  # share of it that will do where another try was beyond it; such tries, where it is less
 
 
 def compress(
@@ -87,11 +85,11 @@ class Compression:
     def __init__(
         self, model: Model, calibration: Calibration, settings: Settings, progress: Report, warn: Warn
     ) -> None:
-        self._settings, self._progress, self._warn = settings, progress, warn
+        self._settings, self._progress, self._warn = settings, progress, once(warn)
         self._calibration = calibration
-        self._take(candidates(model, settings, warn))
+        self._take(candidates(model, settings, self._warn))
         for number in self._weights.not_finite:
-            warn(f"layer {self._model.layers[number].name!r} holds NaN or infinity; it is stored exactly")
+            self._warn(f"layer {self._model.layers[number].name!r} holds NaN or infinity; it is stored exactly")
 
     def _take(self, model: Model) -> None:
         """Begin with a model all of whose layers may be coded."""
@@ -245,54 +243,10 @@ class Compression:
 
     def _within_budget(self, bench: Bench, executor: Executor | None) -> Archive:
         """The archive of least deviation within a budget of real bytes, or of bits/weight."""
-        budget, wish = self._budget()
-        aim, margin, best, least, over = budget, 8.0, None, math.inf, 0
-        solution = bench.solver.for_bits(8 * aim, bench.means)
-        for number in range(_BUDGET_TRIES):
-            if number:
-                solution = bench.solver.within(solution.scheme, 8 * aim, solution.k)
-            archive, deviation = self._measured(solution, bench, executor)
-            spent = self._spent(archive)
-            least = min(least, spent)
-            if spent <= budget and (best is None or spent > self._spent(best[0])):
-                best = archive, deviation
-            over += spent > budget
-            enough = best is not None and (self._spent(best[0]) >= _NEARLY * budget or over > _OVER)
-            if _FULL * budget <= spent <= budget or (spent > budget and enough) or aim <= 0:
-                break
-            if spent > budget:
-                margin *= 2
-            aim += budget - spent - (margin if spent > budget else 0.0)
-        if best is None:
-            raise TargetError(f"the model was not brought into {wish}; the least was {least:,.0f} bytes", math.inf)
-        archive, deviation = best
-        bound = self._settings.deviation
-        if bound is not None and deviation > bound:
-            raise TargetError(
-                f"within {wish} the least deviation is {deviation:.3g}, above the bound of {bound:g}; "
-                "give one of them more room",
-                deviation,
-            )
-        return archive
-
-    def _budget(self) -> tuple[float, str]:
-        """Bytes that may be spent, and how the user said it."""
-        settings = self._settings
-        if settings.size is not None:
-            return settings.size, f"{settings.size:,} bytes"
-        if settings.rate is not None:
-            weights = sum(self._weights.sizes[number] for number in self._weights.matrices)
-            return settings.rate * weights / 8, f"{settings.rate:g} bits/weight"
-        source = self._model.source.bytes if self._model.source is not None else self._model.nbytes
-        assert settings.ratio is not None
-        return source / settings.ratio, f"a ratio of {settings.ratio:g}"
-
-    def _spent(self, archive: Archive) -> float:
-        """Bytes of an archive that count for the goal: of all of it, or, for a rate, of the matrices alone."""
-        if self._settings.rate is None:
-            return archive.size
-        names = {self._model.layers[number].places for number in self._weights.matrices}
-        return sum(entry.stored for entry in archive.manifest.layers if entry.tensors in names)
+        budget = Budget.of(self._settings, self._model, self._weights)
+        budget.refuse(self._assembled(nothing(self._weights), {}, executor))
+        measured: Measured = lambda solution: self._measured(solution, bench, executor)  # noqa: E731
+        return within_budget(budget, bench.solver, bench.means, measured, self._settings.deviation, self._warn)
 
     def _measured(self, solution: Solution, bench: Bench, executor: Executor | None) -> tuple[Archive, float]:
         """The archive of a solution with what is told of it, and what a target bounds, measured on what it restores."""

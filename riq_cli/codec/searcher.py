@@ -25,6 +25,7 @@ from riq_cli.model import SessionForm
 _STEPS, _STEP, _STEP_MAX = 20, 1.01, 1.5  # factors on k where it does not hold yet: at least this more with each step
 _BISECTIONS = 20
 _CLOSE = 1.001  # between a k within a budget and one beyond it
+_OCTAVES = 32  # of k that a step takes at most
 _NEWTON = 2  # steps at most
 _NEAR = 1 / 32  # bits a weight that one step takes to almost none
 _LOWEST = 1e-3  # k where Proposition 2 says nothing: it bounds that of nearest rounding by norm
@@ -225,7 +226,7 @@ class Searcher:
                 share = min(max((budget - bits_low) / (bits_high - bits_low), 0.1), 0.9)
                 k = low * (high / low) ** share
             else:
-                octaves = (budget - bits) / self._weights.total
+                octaves = max(min((budget - bits) / self._weights.total, _OCTAVES), -_OCTAVES)
                 k *= 2 ** (max(1.1 * octaves, 0.05) if bits <= budget else min(1.1 * octaves, -0.05))
                 k = min(max(k, _LOWEST), search.K_UNBOUNDED)
             if k == low:

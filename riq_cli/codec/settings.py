@@ -269,3 +269,15 @@ class Progress:
 
 Report = Callable[[Progress], None]
 Warn = Callable[[str], None]
+
+
+def once(warn: Warn) -> Warn:
+    """What says each warning only once, however often the work begins again."""
+    told: set[str] = set()
+
+    def tell(message: str) -> None:
+        if message not in told:
+            told.add(message)
+            warn(message)
+
+    return tell

@@ -24,6 +24,7 @@ _SURE = 0.7  # share of them below which it is smaller than the paper's own, whi
 _PATIENCE = 200  # steps that the paper's own search may take
 _CLEARLY = 0.95  # share of a solution's bits below which a trellis cannot bring it
 _WIDER = math.sqrt(2)  # bins where errors are compensated are about as much wider: it is fitted and probed there
+INVISIBLE = 1e-6  # a deviation below which nothing can be seen in outputs of single precision
 _AROUND = (0.95, 1.0, 1.05)  # factors on k at which schemes are held against each other
 
 
@@ -89,7 +90,10 @@ class Solver(Searcher):
         return means
 
     def for_bits(self, budget: float, means: Means) -> Solution:
-        """The solution that takes no more than `budget` bits and causes least there and thereabouts."""
+        """The solution that takes no more than `budget` bits and causes least there and thereabouts.
+
+        Where the base allocation causes nothing that can be seen with less, it is that, and takes less.
+        """
 
         def finest(scheme: Scheme, start: float) -> Solution:
             solution = self.within(scheme, budget, start)
@@ -97,6 +101,11 @@ class Solver(Searcher):
 
         base = self._base(self._settings.epsilon or 0.0)
         paper = finest(base, self._weights.expected_k(base.allocation, DEFAULT_DEVIATION))
+        if paper.deviation <= INVISIBLE:
+            with contextlib.suppress(TargetError):
+                invisible = self._solved(base, INVISIBLE)
+                if invisible.bits <= budget:
+                    return invisible
         candidates = [paper]
         for plans in (self._plans(paper, means), {}):
             others = self._schemes(plans, paper, means)
