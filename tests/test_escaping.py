@@ -198,6 +198,8 @@ def test_summary_and_log_of_a_hostile_model(folders: dict[str, Path]) -> None:
         ("verify", "made.riqz", "--against", "model.onnx", "--calibration", "samples.npy"),
         ("verify", "model.riqz", "--against", "model.onnx", "--calibration", "samples.npy"),
         ("decompress", "made.riqz", "-o", "restored.onnx"),
+        ("sweep", "model.onnx", "--calibration", "samples.npy", "--presets", "fast", "--deviations", "0.1"),
+        ("sweep", "model.onnx", "--calibration", "samples.npy", "--k", "9", "-o", "curve.csv", "--plot", "curve.svg"),
         ("compress", "model.onnx", "-o", "x.riqz", "--calibration", "samples.npy", "--output", "nowhere"),
         ("compress", "model.onnx", "-o", "x.riqz", "--calibration", "log.jsonl"),
         ("compress", "model.onnx", "-o", "x.riqz", "--exclude", "nothing", "--preset", "fast"),

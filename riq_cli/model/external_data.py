@@ -39,7 +39,9 @@ class ExternalData:
             ModelError: the file is missing, may not be read, or is too short; or no place in it is given.
         """
         entries = {entry.key: entry.value for entry in tensor.external_data}
-        location = entries.get("location", "")
+        location: object = entries.get("location", "")
+        if not isinstance(location, str):  # protobuf gives what is not UTF-8 as bytes
+            raise ModelError(f"{told(tensor)}: the location {location!r} of its external data is not valid UTF-8")
         file = self._file(location)
         begin = _place(tensor, "offset", entries.get("offset", "0"))
         length = _place(tensor, "length", entries.get("length", "0")) or size_of(tensor)
