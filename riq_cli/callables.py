@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
-from riq_cli.errors import RiqError
+from riq_cli.errors import Interrupted, RiqError
 from riq_cli.text import first_line
 
 
@@ -21,11 +23,26 @@ def imported(text: str, error: type[RiqError]) -> Any:
     module, _, name = text.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
-        loaded = importlib.import_module(module)
-    except (Exception, SystemExit) as reason:
-        raise error(f"{text}: the module cannot be imported: {type(reason).__name__}: {first_line(reason)}") from reason
+        with blamed(f"{text}: the module cannot be imported", error):
+            loaded = importlib.import_module(module)
     finally:
         sys.path.pop(0)
     if not hasattr(loaded, name):
         raise error(f"{text}: the module has no {name!r}")
     return getattr(loaded, name)
+
+
+@contextlib.contextmanager
+def blamed(text: str, error: type[RiqError]) -> Iterator[None]:
+    """A block of the user's own code: whatever it raises, even to leave Python, is an error; interruptions stay.
+
+    Args:
+        text: what the message begins with.
+        error: its class.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted):
+        raise
+    except BaseException as reason:
+        raise error(f"{text}: {type(reason).__name__}: {first_line(reason)}") from reason

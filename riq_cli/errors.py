@@ -8,6 +8,17 @@ class RiqError(Exception):
     """Base of all errors that riq raises on purpose."""
 
 
+class Interrupted(BaseException):
+    """The process was asked to end, by the signal `number`; the message says what became of the output, if known.
+
+    No KeyboardInterrupt: click would print an empty line for one.
+    """
+
+    def __init__(self, number: int, message: str = "") -> None:
+        super().__init__(message)
+        self.number = number
+
+
 class ModelError(RiqError):
     """The model cannot be read, understood or run."""
 

@@ -98,7 +98,9 @@ def test_a_fixed_batch_is_cut_into_batches_of_its_size(tmp_path: Path) -> None:
 
 
 def test_a_fixed_batch_with_a_remainder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CalibrationError, match=message("input 'x'", "shape [7, 3]", "takes x float32[4, 3]")):
+    said = "the model takes batches of 4 (x float32[4, 3]); 7 rows of calibration data leave 3 over: "
+    said += "leave them out, or add 1"
+    with pytest.raises(CalibrationError, match=f"^{re.escape(said)}$"):
         npz(tmp_path, x=ramp(7, 3)).samples([FOUR])
 
 
@@ -262,7 +264,7 @@ def test_a_wrong_shape_is_an_error_that_lists_both_sides(shape: tuple[int, ...],
         npz(tmp_path, x=np.zeros(shape, np.float32)).samples([X])
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float16", "int64", "uint8", "bool"])
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "bool", "complex64"])
 def test_a_wrong_dtype_is_an_error_that_lists_both_sides_and_the_remedy(dtype: str, tmp_path: Path) -> None:
     with pytest.raises(
         CalibrationError,
@@ -304,7 +306,7 @@ def test_feeds_without_end_or_beginning_are_an_error() -> None:
         ({"y": ramp(1, 3)}, ("the calibration data has y", "x float32[batch, 3]")),
         ({"x": ramp(3)}, ("input 'x'", "shape [3]", "x float32[batch, 3]")),
         ({"x": ramp(1, 4)}, ("input 'x'", "shape [1, 4]", "x float32[batch, 3]")),
-        ({"x": ramp(1, 3, dtype=np.float64)}, ("input 'x'", "is float64, the model takes float32")),
+        ({"x": ramp(1, 3, dtype=np.int32)}, ("input 'x'", "is int32, the model takes float32")),
     ],
 )
 def test_a_feed_that_does_not_fit_is_an_error_that_lists_both_sides(

@@ -340,7 +340,7 @@ def test_wrong_calibration_names_shapes_and_types_show_both_sides(folder: Path) 
 
     attempt(r"data has y; the model's inputs are x float32\[batch, 16\]", y=np.zeros((3, 16), np.float32))
     attempt(r"data has shape \[3, 5\], the model takes x float32\[batch, 16\]", x=np.zeros((3, 5), np.float32))
-    attempt(r"data is float64, the model takes float32; convert it with .astype\('float32'\)", x=np.zeros((3, 16)))
+    attempt(r"data is int64, the model takes float32; convert it with .astype\('float32'\)", x=np.zeros((3, 16), int))
     (folder / "wrong.npz").write_bytes(b"PK\x03\x04 nonsense")
     fails(1, "wrong.npz: not a file of NumPy arrays but a zip archive", "compress", "model.onnx",
           "--calibration", "wrong.npz", "-f", folder=folder)  # fmt: skip

@@ -47,7 +47,8 @@ def test_a_lock_that_stays_taken_does_not_keep_the_process() -> None:
         import threading
         from concurrent.futures import ThreadPoolExecutor
 
-        from riq_cli.cli.interruption import Interrupted, leave
+        from riq_cli.cli.interruption import leave
+        from riq_cli.errors import Interrupted
         from riq_cli.executors import interruptible
 
         print("begun")
@@ -69,7 +70,8 @@ def test_processes_end_with_the_interruption_and_leave_nothing() -> None:
         import multiprocessing
         import time
 
-        from riq_cli.cli.interruption import Interrupted, leave
+        from riq_cli.cli.interruption import leave
+        from riq_cli.errors import Interrupted
         from riq_cli.executors import interruptible, process_pool
 
         try:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.calibration.inputs import Sample, check_dtype, check_names, fits, listed, shape_error
+from riq_cli.calibration.inputs import Sample, Warn, as_taken, check_names, describe, fits, listed, shape_error
 from riq_cli.errors import CalibrationError
 from riq_cli.kinds import HEAD, instead
 from riq_cli.model import ModelInput
 from riq_cli.text import first_line
 
+_UNNAMED = "arr_0"  # as np.savez(file, array) calls it
 _OBJECTS = "holds Python objects, which are not read; store numbers, or text as numpy's strings"
 
 
@@ -78,7 +79,9 @@ def _holds_objects(error: Exception) -> bool:
     return isinstance(error, ValueError) and "allow_pickle" in str(error) and "Object arrays" in str(error)
 
 
-def cut(arrays: Mapping[str, NDArray[Any]] | NDArray[Any], inputs: Sequence[ModelInput], batch: int) -> list[Sample]:
+def cut(
+    arrays: Mapping[str, NDArray[Any]] | NDArray[Any], inputs: Sequence[ModelInput], batch: int, warn: Warn
+) -> list[Sample]:
     """Samples cut from the arrays, by input, along the batch axis; `batch` of them in one run where it is free."""
     if not isinstance(arrays, Mapping):
         if len(inputs) != 1:
@@ -87,69 +90,88 @@ def cut(arrays: Mapping[str, NDArray[Any]] | NDArray[Any], inputs: Sequence[Mode
                 f"{listed(i.name for i in inputs)}; use an .npz file"
             )
         arrays = {inputs[0].name: arrays}
+    if list(arrays) == [_UNNAMED] and len(inputs) == 1 and inputs[0].name != _UNNAMED:
+        warn(f"the only array of the calibration data has no name and is taken for the only input, {inputs[0].name!r}")
+        arrays = {inputs[0].name: arrays[_UNNAMED]}
     check_names(arrays, inputs)
     symbol = _batch_symbol(inputs)
     parts = {}
     for item in inputs:
-        array = arrays[item.name]
-        check_dtype(array, item)
-        parts[item.name] = _Rows(array, item, symbol)
-    counts = {name: rows.count for name, rows in parts.items() if rows.count != 1}
+        array = as_taken(arrays[item.name], item, warn)
+        parts[item.name] = array, _divided(array.shape, item, symbol)
+    counts = {name: rows.count for name, (_, rows) in parts.items() if rows.count != 1}
     if len(set(counts.values())) > 1:
         each = ", ".join(f"{name}: {count}" for name, count in counts.items())
         raise CalibrationError(f"the arrays hold different numbers of samples ({each})")
     total = max(counts.values(), default=1)
-    cutting = [rows for rows in parts.values() if rows.count > 1]
+    cutting = [rows for _, rows in parts.values() if rows.count > 1]
     step = batch if all(rows.batchable for rows in cutting) else 1
     size = cutting[0].rows if cutting and len({rows.rows for rows in cutting}) == 1 else 1
     samples = []
     for begin in range(0, total, step):
         end = min(begin + step, total)
-        feed = {name: rows.take(begin, end) for name, rows in parts.items()}
+        feed = {name: rows.take(array, begin, end) for name, (array, rows) in parts.items()}
         samples.append(Sample(feed, (end - begin) * size))
     return samples
 
 
 class _Rows:
-    """An input's array, and how it falls apart into samples."""
+    """How an input's array falls apart into samples."""
 
-    def __init__(self, array: NDArray[Any], item: ModelInput, symbol: str | None) -> None:
-        self._array = array
+    def __init__(self, shape: Sequence[int], item: ModelInput, symbol: str | None) -> None:
+        """Divide an array of a shape, which need not fit."""
         self.axis: int | None = None  # the axis that is cut; None: one sample that stands for all
         self.batchable = False  # several samples may be fed at once
         self.rows = 1  # rows along the batch axis in one sample
         self.count = 1
-        self._stacked = item.shape is not None and array.ndim == len(item.shape) + 1
-        sample = list(array.shape)  # the shape of one
-        if self._stacked:
+        self.rest = 0  # rows that fill no sample
+        self.stacked = item.shape is not None and len(shape) == len(item.shape) + 1
+        sample = list(shape)  # the shape of one
+        if self.stacked:
             self.axis, self.count = 0, sample.pop(0)
-        elif item.shape and array.ndim == len(item.shape):
+        elif item.shape and len(shape) == len(item.shape):
             axis = _batch_axis(item.shape, symbol)
             dim = item.shape[axis]
             if dim != 0:
                 self.axis = axis
                 self.batchable = not isinstance(dim, int)
                 self.rows = dim if isinstance(dim, int) else 1
-                self.count, rest = divmod(sample[axis], self.rows)
-                sample[axis] = sample[axis] if rest else self.rows
-        if not fits(sample, item):
-            raise shape_error(array, item)
-        if self.count < 1:
-            raise CalibrationError(f"input {item.name!r}: the array of shape {list(array.shape)} holds no samples")
+                self.count, self.rest = divmod(sample[axis], self.rows)
+                sample[axis] = self.rows
+        self.fits = fits(sample, item)
 
-    def take(self, begin: int, end: int) -> NDArray[Any]:
+    def take(self, array: NDArray[Any], begin: int, end: int) -> NDArray[Any]:
         """The feed for samples begin … end − 1."""
         if self.axis is None:
-            return self._array
+            return array
         if self.count == 1 and self.batchable:
-            return np.repeat(self._array, end - begin, self.axis)
+            return np.repeat(array, end - begin, self.axis)
         if self.count == 1:
             begin, end = 0, 1
-        if self._stacked:
-            return np.asarray(self._array[begin], order="C")
-        index = [slice(None)] * self._array.ndim
+        if self.stacked:
+            return np.asarray(array[begin], order="C")
+        index = [slice(None)] * array.ndim
         index[self.axis] = slice(begin * self.rows, end * self.rows)
-        return np.asarray(self._array[tuple(index)], order="C")
+        return np.asarray(array[tuple(index)], order="C")
+
+
+def _divided(shape: Sequence[int], item: ModelInput, symbol: str | None) -> _Rows:
+    """How an array of a shape falls apart into samples, without a rest.
+
+    Raises:
+        CalibrationError: it does not, or holds none.
+    """
+    rows = _Rows(shape, item, symbol)
+    if not rows.fits:
+        raise shape_error(shape, item, lambda other: (made := _Rows(other, item, symbol)).fits and not made.rest)
+    if rows.rest:
+        raise CalibrationError(
+            f"the model takes batches of {rows.rows} ({describe(item)}); {rows.count * rows.rows + rows.rest} rows of "
+            f"calibration data leave {rows.rest} over: leave them out, or add {rows.rows - rows.rest}"
+        )
+    if rows.count < 1:
+        raise CalibrationError(f"input {item.name!r}: the array of shape {list(shape)} holds no samples")
+    return rows
 
 
 def _batch_symbol(inputs: Sequence[ModelInput]) -> str | None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from riq_cli.calibration.arrays import cut, read_numpy
 from riq_cli.calibration.feeds import call, whole_feeds
 from riq_cli.calibration.images import IMAGE_SUFFIXES, ImageOptions, image_samples
-from riq_cli.calibration.inputs import Sample
+from riq_cli.calibration.inputs import Sample, Warn
 from riq_cli.calibration.random import random_samples
 from riq_cli.errors import CalibrationError, ModelError
 from riq_cli.model import ModelInput, read_tensor_file
@@ -31,7 +31,7 @@ class Calibration:
     """
 
     kind: str
-    fit: Callable[[Sequence[ModelInput], Mapping[str, int], int], list[Sample]] = field(repr=False)
+    fit: Callable[[Sequence[ModelInput], Mapping[str, int], int, Warn], list[Sample]] = field(repr=False)
 
     @classmethod
     def load(
@@ -55,7 +55,7 @@ class Calibration:
             return cls.from_arrays(read_numpy(path, without), "npz" if path.suffix == ".npz" else "npy")
         module, colon, name = text.partition(":")
         if colon and not path.exists():
-            return cls("python", lambda inputs, dims, batch: whole_feeds(call(module, name), inputs))
+            return cls("python", lambda inputs, dims, batch, warn: whole_feeds(call(module, name), inputs, warn))
         if not path.exists():
             raise CalibrationError(f"{path}: no such file or folder")
         raise CalibrationError(
@@ -71,21 +71,25 @@ class Calibration:
         An array with as many axes as the input is cut along the batch axis; with one axis more, each row is a whole
         input; an array of one sample stands for all.
         """
-        return cls(kind, lambda inputs, dims, batch: cut(arrays, inputs, batch))
+        return cls(kind, lambda inputs, dims, batch, warn: cut(arrays, inputs, batch, warn))
 
     @classmethod
     def from_feeds(cls, feeds: Iterable[Mapping[str, NDArray[Any]]]) -> Calibration:
         """Calibration data as whole feeds, each what one run of the model takes."""
         kept = [dict(feed) for feed in feeds]
-        return cls("python", lambda inputs, dims, batch: whole_feeds(kept, inputs))
+        return cls("python", lambda inputs, dims, batch, warn: whole_feeds(kept, inputs, warn))
 
     @classmethod
     def random(cls, seed: int = 0, samples: int = RANDOM_SAMPLES) -> Calibration:
         """Seeded random samples fitted to every input: the paper's Fig. 1a shows that they predict poorly."""
-        return cls("random", lambda inputs, dims, batch: random_samples(inputs, dims, seed, samples))
+        return cls("random", lambda inputs, dims, batch, warn: random_samples(inputs, dims, seed, samples))
 
     def samples(
-        self, inputs: Sequence[ModelInput], dims: Mapping[str, int] | None = None, batch: int = 1
+        self,
+        inputs: Sequence[ModelInput],
+        dims: Mapping[str, int] | None = None,
+        batch: int = 1,
+        warn: Warn | None = None,
     ) -> list[Sample]:
         """What to run the model on, at least one sample.
 
@@ -93,11 +97,16 @@ class Calibration:
             inputs: the model's inputs.
             dims: sizes of free dimensions, by name; only random data and images need them.
             batch: samples in one run, where the batch axis is free.
+            warn: called with what the user should know, such as conversions.
 
         Raises:
             CalibrationError: names, shapes or types do not fit the inputs, or a free dimension has no size.
         """
-        samples = self.fit(inputs, dims or {}, batch)
+        notes: list[str] = []
+        samples = self.fit(inputs, dims or {}, batch, notes.append)
+        for note in dict.fromkeys(notes):  # each feed may have the same to say
+            if warn is not None:
+                warn(note)
         if not samples:
             raise CalibrationError("the calibration data holds no samples")
         return samples
@@ -122,14 +131,14 @@ def _from_folder(path: Path, options: ImageOptions) -> Calibration:
     if not sets and any(path.glob("input_*.pb")):
         sets = [path]
     if sets:
-        return Calibration("test-data", lambda inputs, dims, batch: _test_data(sets, inputs))
+        return Calibration("test-data", lambda inputs, dims, batch, warn: _test_data(sets, inputs, warn))
     images = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
         raise CalibrationError(f"{path}: holds neither images nor ONNX test data (test_data_set_*/input_*.pb)")
-    return Calibration("images", lambda inputs, dims, batch: image_samples(images, inputs, dims, batch, options))
+    return Calibration("images", lambda inputs, dims, batch, warn: image_samples(images, inputs, dims, batch, options))
 
 
-def _test_data(sets: Sequence[Path], inputs: Sequence[ModelInput]) -> list[Sample]:
+def _test_data(sets: Sequence[Path], inputs: Sequence[ModelInput], warn: Warn) -> list[Sample]:
     feeds = []
     for folder in sets:
         try:
@@ -140,7 +149,7 @@ def _test_data(sets: Sequence[Path], inputs: Sequence[ModelInput]) -> list[Sampl
             raise CalibrationError(f"{folder}: holds {len(tensors)} inputs, the model has {len(inputs)}")
         named = {name for name, _ in tensors} == {item.name for item in inputs}
         feeds.append({name if named else item.name: array for (name, array), item in zip(tensors, inputs, strict=True)})
-    return whole_feeds(feeds, inputs)
+    return whole_feeds(feeds, inputs, warn)
 
 
 def _number(file: Path) -> int:

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.calibration.inputs import Sample, check_dtype, check_names, fits, shape_error
-from riq_cli.callables import imported
+from riq_cli.calibration.inputs import Feed, Sample, Warn, as_taken, check_names, fits, shape_error
+from riq_cli.callables import blamed, imported
 from riq_cli.errors import CalibrationError
 from riq_cli.model import ModelInput
-from riq_cli.text import first_line
 
 
-def whole_feeds(feeds: Iterable[Mapping[str, NDArray[Any]]], inputs: Sequence[ModelInput]) -> list[Sample]:
+def whole_feeds(feeds: Iterable[Mapping[str, NDArray[Any]]], inputs: Sequence[ModelInput], warn: Warn) -> list[Sample]:
     """Samples from feeds that are each what one run takes."""
-    samples = []
-    for feed in feeds:
-        check_names(feed, inputs)
-        for item in inputs:
-            array = np.asarray(feed[item.name])
-            check_dtype(array, item)
-            if not fits(array.shape, item):
-                raise shape_error(array, item)
-        samples.append(Sample({name: np.asarray(array) for name, array in feed.items()}))
-    return samples
+    return [Sample(_whole_feed(feed, inputs, warn)) for feed in feeds]
+
+
+def _whole_feed(feed: Mapping[str, NDArray[Any]], inputs: Sequence[ModelInput], warn: Warn) -> Feed:
+    check_names(feed, inputs)
+    taken = {}
+    for item in inputs:
+        array = taken[item.name] = as_taken(np.asarray(feed[item.name]), item, warn)
+        if not fits(array.shape, item):
+            raise shape_error(array.shape, item, partial(fits, item=item))
+    return taken
 
 
 def call(module: str, name: str) -> Iterable[Mapping[str, NDArray[Any]]]:
@@ -36,12 +37,10 @@ def call(module: str, name: str) -> Iterable[Mapping[str, NDArray[Any]]]:
         CalibrationError: whatever goes wrong in the module, which is the user's own.
     """
     source = imported(f"{module}:{name}", CalibrationError)
-    try:
+    with blamed(f"{module}:{name}", CalibrationError):
         result = source() if callable(source) else source
         reader = getattr(result, "get_next", None)
         feeds = list(iter(reader, None)) if reader is not None else list(result)
-    except Exception as error:
-        raise CalibrationError(f"{module}:{name}: {type(error).__name__}: {first_line(error)}") from error
     for feed in feeds:
         if not isinstance(feed, Mapping):
             raise CalibrationError(

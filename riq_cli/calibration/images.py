@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from riq_cli.calibration.inputs import Sample, describe, sizes
 from riq_cli.errors import CalibrationError
 from riq_cli.model import ModelInput
+from riq_cli.text import first_line
 
 IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .bmp .webp .gif .tif .tiff .ppm .pgm".split())
 
@@ -61,7 +63,7 @@ def image_samples(
             f"{len(files)} images do not fill batches of {rows}, as the model takes them: {describe(item)}; "
             "add some or leave some out"
         )
-    arrays = [_image(file, channels, height, width, item.dtype, options) for file in files]
+    arrays = [_image(file, channels, height, width, item.fed, options) for file in files]
     batches = [np.stack(arrays[begin : begin + rows]) for begin in range(0, len(arrays), rows)]
     return [Sample({item.name: pixels}, len(pixels)) for pixels in batches]
 
@@ -72,10 +74,13 @@ def _image(file: Path, channels: int, height: int, width: int, dtype: str, optio
     except ImportError as error:
         raise CalibrationError("images need Pillow: pip install 'riq[images]'") from error
     try:
-        with Image.open(file) as image:
-            resized = image.convert("RGB" if channels == 3 else "L").resize((width, height), Image.Resampling.BILINEAR)
-    except OSError as error:
-        raise CalibrationError(f"{file}: cannot be read as an image: {error}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures, odd metadata and the like
+            with Image.open(file) as image:
+                converted = image.convert("RGB" if channels == 3 else "L")
+            resized = converted.resize((width, height), Image.Resampling.BILINEAR)
+    except Exception as error:  # what Pillow's many decoders make of damaged bytes has no other base
+        raise CalibrationError(f"{file}: cannot be read as an image: {first_line(error)}") from error
     pixels = np.asarray(resized).reshape(height, width, channels)
     if options.channel_order == "bgr":
         pixels = pixels[..., ::-1]

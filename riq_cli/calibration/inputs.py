@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import permutations
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli.errors import CalibrationError
 from riq_cli.model import ModelInput
+
+Warn = Callable[[str], None]  # told what the user should know
+
+_MOST_AXES = 6  # of which all orders are tried
 
 Feed = dict[str, NDArray[Any]]  # input name → array, what one run of the model takes
 
@@ -30,13 +36,47 @@ def check_names(arrays: Mapping[str, Any], inputs: Sequence[ModelInput]) -> None
         )
 
 
-def check_dtype(array: NDArray[Any], item: ModelInput) -> None:
-    """Nothing if the array has the type of the input; both sides in the error if not."""
-    if array.dtype.name != item.dtype and not (item.dtype == "object" and array.dtype.kind in "US"):
+def as_taken(array: NDArray[Any], item: ModelInput, warn: Warn) -> NDArray[Any]:
+    """The array in the type that sessions take for the input.
+
+    Floats are rounded to it, integers of another width are converted if all of them fit. What stands for a picture or
+    for a number is not told by the type: integers are no floats.
+
+    Args:
+        array: of any type.
+        item: the input.
+        warn: told of a conversion.
+
+    Raises:
+        CalibrationError: another kind of type, or values that do not fit.
+    """
+    given, wanted = array.dtype, item.fed
+    if given.name == wanted or (wanted == "object" and given.kind in "US"):
+        return array
+    floats = wanted.startswith("float") and (given.kind == "f" or given.name == "bfloat16")
+    integers = wanted.startswith(("int", "uint")) and given.kind in "biu"
+    if not (floats or integers):
         raise CalibrationError(
-            f"input {item.name!r}: the calibration data is {array.dtype.name}, the model takes {item.dtype}; "
-            f"convert it with .astype('{item.dtype}')"
+            f"input {item.name!r}: the calibration data is {given.name}, the model takes {item.dtype}; "
+            f"convert it with .astype('{wanted}')"
         )
+    with np.errstate(over="ignore"):
+        result = array.astype(wanted)
+    if not (_is_finite_where(result, array) if floats else _holds(wanted, array)):
+        raise CalibrationError(f"input {item.name!r}: values of the {given.name} calibration data are beyond {wanted}")
+    if wanted == item.dtype:
+        warn(f"input {item.name!r}: the calibration data is {given.name} and is taken as {wanted}")
+    return result
+
+
+def _is_finite_where(result: NDArray[Any], array: NDArray[Any]) -> bool:
+    return bool(np.all(np.isfinite(result) | ~np.isfinite(array)))
+
+
+def _holds(wanted: str, array: NDArray[Any]) -> bool:
+    """Whether an integer type can hold all values of an array."""
+    bounds = np.iinfo(wanted)
+    return not array.size or (bounds.min <= int(array.min()) and int(array.max()) <= bounds.max)
 
 
 def fits(shape: Sequence[int], item: ModelInput) -> bool:
@@ -47,12 +87,20 @@ def fits(shape: Sequence[int], item: ModelInput) -> bool:
     )
 
 
-def shape_error(array: NDArray[Any], item: ModelInput) -> CalibrationError:
-    """The error of an array that does not fit an input; both sides in it."""
-    return CalibrationError(
-        f"input {item.name!r}: the calibration data has shape {list(array.shape)}, the model takes {describe(item)}, "
-        "samples along its batch axis, or along one axis more in front"
-    )
+def shape_error(shape: Sequence[int], item: ModelInput, would_fit: Callable[[Sequence[int]], bool]) -> CalibrationError:
+    """The error of an array that does not fit an input; both sides in it.
+
+    Args:
+        shape: of the array.
+        item: the input.
+        would_fit: whether an array of a shape would fit; asked for other orders of the axes.
+    """
+    what = f"input {item.name!r}: the calibration data has shape {list(shape)}, the model takes {describe(item)}"
+    if len(shape) <= _MOST_AXES:
+        for order in permutations(range(len(shape))):
+            if would_fit([shape[axis] for axis in order]):
+                return CalibrationError(f"{what}; it fits after .transpose{order}")
+    return CalibrationError(f"{what}, samples along its batch axis, or along one axis more in front")
 
 
 def describe(item: ModelInput) -> str:

@@ -24,8 +24,11 @@ def random_samples(inputs: Sequence[ModelInput], dims: Mapping[str, int], seed: 
 
 
 def _random_array(item: ModelInput, shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[Any]:
-    dtype = np.dtype(item.dtype)
-    if dtype.kind == "f" or item.dtype == "bfloat16":
+    try:
+        dtype = np.dtype(item.fed)
+    except TypeError as error:  # such as 8-bit floats
+        raise CalibrationError(f"input {item.name!r}: nothing can be made up in {item.dtype}") from error
+    if dtype.kind == "f":
         return np.asarray(generator.standard_normal(shape)).astype(dtype)
     if item.vocabulary is not None:
         return np.asarray(generator.integers(0, item.vocabulary, shape)).astype(dtype)

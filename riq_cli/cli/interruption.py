@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 
+from riq_cli.errors import Interrupted
+
 TYPE_CHECKING = False  # that of `typing`, which takes its time to import
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,17 +21,6 @@ _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP
 _AGAIN = 0.01  # seconds until an interruption that was lost comes again
 
 _received: int | None = None  # the signal that was caught, whatever became of its exception
-
-
-class Interrupted(BaseException):
-    """The process was asked to end, by the signal `number`; the message says what became of the output, if known.
-
-    No KeyboardInterrupt: click would print an empty line for one.
-    """
-
-    def __init__(self, number: int, message: str = "") -> None:
-        super().__init__(message)
-        self.number = number
 
 
 def guarded(run: Callable[[], int]) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from riq_cli.cli import interruption, options
+from riq_cli.cli import options
 from riq_cli.cli import points as points_file
 from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.log import search_log, step_record
@@ -18,7 +18,7 @@ from riq_cli.cli.paths import check_outputs, check_stdout, refuse_sources
 from riq_cli.cli.pictures import picture_type, write_picture
 from riq_cli.cli.quantities import parse_number, parse_numbers, parse_targets
 from riq_cli.cli.terminal import ProgressBar, print_json, say, warn_line
-from riq_cli.errors import CalibrationError
+from riq_cli.errors import CalibrationError, Interrupted
 from riq_cli.memory import give_back_large_arrays
 from riq_cli.points import Point
 from riq_cli.report import fixed_rate, totals
@@ -163,11 +163,11 @@ def sweep(
                     bar.close()
                     if not quiet:
                         say(_summary(point), err=True)
-    except interruption.Interrupted as error:
+    except Interrupted as error:
         again = "the same command" + (" without --force" if force else "")
         hint = "" if path is None else f"; {again} goes on with {path}"
         message = f"interrupted after {counted(len(points), 'point')}{hint}"
-        raise interruption.Interrupted(error.number, message) from error
+        raise Interrupted(error.number, message) from error
     if as_json:
         print_json({"model": model, "points": [point.document() for point in points]})
     if picture is not None:

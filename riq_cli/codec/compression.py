@@ -104,7 +104,7 @@ class Compression:
     @cached_property
     def _samples(self) -> list[Sample]:
         settings = self._settings
-        return self._calibration.samples(self._model.inputs, settings.dims, settings.batch_size)
+        return self._calibration.samples(self._model.inputs, settings.dims, settings.batch_size, self._warn)
 
     def keep_exact(self, numbers: Sequence[int]) -> None:
         """Begin again without some layers, which cannot be changed."""
@@ -130,7 +130,7 @@ class Compression:
     def judge(self, validation: Calibration) -> Callable[[Archive, Executor | None], Deviation]:
         """What measures archives on other samples."""
         outputs, settings = self._settings.outputs, self._settings
-        samples = validation.samples(self._model.inputs, settings.dims, settings.batch_size)
+        samples = validation.samples(self._model.inputs, settings.dims, settings.batch_size, self._warn)
         evaluator = self._evaluator(self._model.session_form(outputs, hoist=False), samples)
         evaluator.tell_of_silence(self._warn)
         return lambda archive, executor: measure_restored(evaluator, decompress(archive, executor=executor), outputs)

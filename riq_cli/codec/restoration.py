@@ -68,7 +68,7 @@ def verify(
         ArchiveError, ModelError, CalibrationError, SettingsError: see there.
     """
     outputs = _outputs(archive, outputs)
-    samples = calibration.samples(model.inputs, dims, batch_size)
+    samples = calibration.samples(model.inputs, dims, batch_size, warn)
     runtime = Runtime(threads, provider, tuple(custom_ops))
     _, _, evaluator = _original(archive, model, samples, outputs, runtime, needed)
     if warn is not None:

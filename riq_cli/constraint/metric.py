@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from riq_cli.callables import blamed
 from riq_cli.constraint.constraint import Array, Candidate, Constraint, Judge, Judgement
 from riq_cli.errors import ConstraintError, SettingsError
-from riq_cli.text import first_line
 
 _PREDICT = "predict"  # the parameter's name by which a function asks for feeds → outputs instead of a session
 
@@ -80,13 +80,11 @@ class MetricConstraint(Constraint):
 
     def _score(self, candidate: Candidate) -> float:
         session = candidate.session()
-        try:
+        with blamed(self.name, ConstraintError):
             score = self.function(_predict(session) if self._wants_predict() else session)
-        except Exception as error:  # the user's own code
-            raise ConstraintError(f"{self.name}: {type(error).__name__}: {first_line(error)}") from error
         try:
             return float(score)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ConstraintError(f"{self.name}: gives {type(score).__name__}, not a number") from None
 
     def _wants_predict(self) -> bool:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+from onnx.helper import tensor_dtype_to_np_dtype
 
 from riq_cli.errors import ModelError
 from riq_cli.model.places import constant_places, scopes
+from riq_cli.model.tensors import FLOAT_TYPES
 from riq_cli.model.uses import Uses
 
 # Operators that keep the shape of a table.
@@ -18,7 +20,7 @@ _SAME_ROWS = frozenset("Identity Cast Dropout QuantizeLinear DequantizeLinear".s
 
 @dataclass(frozen=True)
 class ModelInput:
-    """An input of the model: `dtype` as numpy names it; free dimensions are a name or None.
+    """An input of the model: `dtype` as numpy, or ml_dtypes, names it; free dimensions are a name or None.
 
     `shape` is None where the model declares none: any array fits. `vocabulary` is the number of ids that the embedding
     behind it has, None if there is no embedding.
@@ -28,6 +30,11 @@ class ModelInput:
     dtype: str
     shape: tuple[int | str | None, ...] | None
     vocabulary: int | None = None
+
+    @property
+    def fed(self) -> str:
+        """The type of the arrays that sessions take for it."""
+        return "float32" if self.dtype == "bfloat16" else self.dtype  # which numpy does not have
 
 
 def model_inputs(model: onnx.ModelProto) -> tuple[ModelInput, ...]:
@@ -46,7 +53,7 @@ def _input(value: onnx.ValueInfoProto, uses: Uses, tables: _Tables) -> ModelInpu
         raise ModelError(f"input {value.name!r} is not a tensor; riq cannot feed it")
     tensor = value.type.tensor_type
     try:
-        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
+        dtype = FLOAT_TYPES.get(tensor.elem_type) or np.dtype(tensor_dtype_to_np_dtype(tensor.elem_type)).name
     except KeyError:
         raise ModelError(f"input {value.name!r} has no data type that riq knows ({tensor.elem_type})") from None
     shape = tuple(map(_dimension, tensor.shape.dim)) if tensor.HasField("shape") else None

@@ -185,7 +185,7 @@ def _bfloat16(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:
     """Those outputs that are bfloat16; types that are not declared are inferred where that type occurs at all."""
 
     def types(model: onnx.ModelProto) -> dict[str, int]:
-        values = [*model.graph.value_info, *model.graph.output]
+        values = [*model.graph.input, *model.graph.value_info, *model.graph.output]
         return {value.name: value.type.tensor_type.elem_type for value in values}
 
     found = types(model)
@@ -197,15 +197,7 @@ def _bfloat16(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:
 def _give_as_float(graph: onnx.GraphProto, name: str) -> None:
     """Give an output out as float32, since sessions have no bfloat16 arrays; inside it gets another name."""
     inside = f"riq/bfloat16/{name}"
-
-    def rename(scope: onnx.GraphProto) -> None:
-        for node in scope.node:
-            for names in (node.input, node.output):
-                names[:] = [inside if used == name else used for used in names]
-            for _, inner in subgraphs(node):
-                rename(inner)
-
-    rename(graph)
+    _rename(graph, name, inside)
     for tensor in graph.initializer:
         if tensor.name == name:
             tensor.name = inside
@@ -213,6 +205,27 @@ def _give_as_float(graph: onnx.GraphProto, name: str) -> None:
     for value in (*graph.value_info, *graph.output):
         if value.name == name:
             value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+
+
+def take_floats(model: onnx.ModelProto) -> None:
+    """Have the bfloat16 inputs of `model`, which is changed, taken as float32; inside they have another name."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        kind = value.type.tensor_type
+        if kind.elem_type == onnx.TensorProto.BFLOAT16 and value.name not in constants:
+            inside = f"riq/bfloat16/{value.name}"
+            _rename(model.graph, value.name, inside)
+            model.graph.node.append(onnx.helper.make_node("Cast", [value.name], [inside], to=onnx.TensorProto.BFLOAT16))
+            kind.elem_type = onnx.TensorProto.FLOAT
+
+
+def _rename(graph: onnx.GraphProto, name: str, other: str) -> None:
+    """Give a tensor of the main graph another name in all nodes, those of subgraphs included."""
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [other if used == name else used for used in names]
+        for _, inner in subgraphs(node):
+            _rename(inner, name, other)
 
 
 def _is_float(output: onnx.ValueInfoProto) -> bool:

@@ -4,7 +4,8 @@ onnxruntime can replace the data of main-graph initializers when a session start
 reach Constant nodes and subgraphs. For the search, those layers are hoisted: a fresh initializer in the main graph, and
 an Identity where the tensor was. For the last measurement nothing is hoisted: that is the model as it is restored.
 
-In every form nodes come in the order in which they can run, and noise is looked up instead of drawn.
+In every form nodes come in the order in which they can run, noise is looked up instead of drawn, and inputs and outputs
+that are bfloat16 become float32.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from riq_cli.model.functions import Key, called_by, callees_first, function_call
 from riq_cli.model.layer import Layer
 from riq_cli.model.noise import feed_noise
 from riq_cli.model.places import find_tensor, scopes, subgraphs
-from riq_cli.model.saturation import give_out, measured_tensors
+from riq_cli.model.saturation import give_out, measured_tensors, take_floats
 from riq_cli.model.tensors import ONNX_TYPES, Array
 from riq_cli.model.topology import sort_nodes
 from riq_cli.model.types import inner_floats, tensor_types, type_name
@@ -74,6 +75,7 @@ def session_form(
     if inside:
         weights += _hoist(model, layers, inside)
     weights = _without_unused(model.graph, weights)
+    take_floats(model)
     sort_nodes(model)
     feed_noise(model)
     return SessionForm(model.SerializeToString(), tuple(weights), tuple(measured), bool(inside), own)
