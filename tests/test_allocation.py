@@ -221,3 +221,16 @@ def test_a_layer_whose_deviation_leaps_from_nothing_is_known_to_be_silent_before
     assert (a * found.errors[found.widths >= probes._probed[number]] > budget).all()
     (width,) = water_filling([found], [a], budget)
     assert 0.4 <= width <= silent
+
+
+def test_vectors_that_are_smaller_than_their_entries_are_not_probed(tmp_path: Path) -> None:
+    """Of 30 vectors of 8 weights none can pay; so many more take no time either."""
+    r = builders.Random(6)
+    nodes = [builders.node("MatMul", "x w", "t0")]
+    nodes += [builders.node("Add", f"t{n} v{n}", f"t{n + 1}") for n in range(30)]
+    tensors = [builders.tensor("w", r(64, 8)), *(builders.tensor(f"v{n}", r(8)) for n in range(30))]
+    proto = builders.model(nodes, [builders.info("x", "N", 64)], [builders.info("t30", "N", 8)], tensors)
+    data = riq.Calibration.from_arrays({"x": np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)})
+    archive = riq.compress(riq.Model.load(builders.save(proto, tmp_path)), data, deviation=0.01)
+    assert [entry.name for entry in archive.manifest.layers] == ["w"]
+    assert 0 < archive.manifest.result["probes"] < 30

@@ -54,7 +54,7 @@ def probed(weights: Weights, plans: Plans, prober: Prober, about: Solution, pool
     Raises:
         UnchangeableError: the model fails, or is infinitely far off, with a layer changed alone at the finest bins.
     """
-    numbers = weights.matrices + weights.vectors
+    numbers = weights.codable
     probes = Probes(weights, plans)
     for done, number in enumerate(numbers):
         start = about.widths[number]
@@ -111,7 +111,7 @@ class Probes:
         sizes = [weights.sizes[number] for number in chosen]
         typical = math.exp(float(np.average(np.log(list(relative.values())), weights=sizes))) if chosen else 1.0
         shapes = {n: min(relative[n], _WIDEST * typical) * weights.norms[n] * k for n in chosen}
-        silent = [number for number in weights.matrices + weights.vectors if number not in chosen]
+        silent = [number for number in weights.codable if number not in chosen]
         shapes |= {number: weights.norms[number] for number in silent}
         bounds = {number: weights.peak(number) for number in chosen}  # wider, and nothing of the layer would be left
         bounds |= {number: paper.widths[number] or weights.norms[number] / k for number in silent}

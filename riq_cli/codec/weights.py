@@ -80,6 +80,11 @@ class Weights:
         self._counted: WeakKeyDictionary[Plan, dict[float, float]] = WeakKeyDictionary()
 
     @property
+    def codable(self) -> list[int]:
+        """Numbers of the matrices, and of those vectors that may take less room coded than exact."""
+        return self.matrices + [number for number in self.vectors if self.exact_bits(number) > _ENTRY_BITS]
+
+    @property
     def largest(self) -> int:
         """Number of weights n* of the largest layer that the paper quantizes."""
         return max(self.sizes[number] for number in self.matrices)
