@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from riq_cli.errors import TargetError
 
 Floats = NDArray[np.floating[Any]]
-Measure = Callable[[float], Floats]  # k → the deviation of each sample
+Measure = Callable[[float], Floats]  # k → the deviation of each sample; NaN for one that is left out
 
 _SLOPE = 2.0  # of −log deviation over log k, by Proposition 1 …
 _SURE = 0.06  # … and how sure that is, as a sum of squared distances in log k: measurements close together tell less
@@ -87,7 +87,7 @@ def crossing(
     """The k where the mean deviation of samples like these crosses the limit, as a line through measurements says.
 
     Args:
-        measure: k → the deviation of each sample.
+        measure: k → the deviation of each sample; NaN for one that is left out there.
         limit: what their mean is to be, > 0.
         start: first k to try.
         lowest, highest: the smallest and largest k to try.
@@ -103,11 +103,11 @@ def crossing(
     k = min(max(start, lowest), highest)
     while True:
         ks.append(math.log(k))
-        values.append(np.minimum(np.nan_to_num(measure(k), nan=_LARGEST), _LARGEST))
-        mean = float(values[-1].mean())
+        values.append(np.minimum(measure(k), _LARGEST))
+        mean = float(np.nanmean(values[-1]))
         if mean > limit and k >= highest:
-            raise TargetError("not reached", min(float(value.mean()) for value in values))
-        x, y = np.array(ks), np.array([_height(float(value.mean()), limit) for value in values])
+            raise TargetError("not reached", min(float(np.nanmean(value)) for value in values))
+        x, y = np.array(ks), np.array([_height(float(np.nanmean(value)), limit) for value in values])
         line = _Line.through(x, y)
         is_near, is_sure = line.near >= _LEAST, line.error <= tolerance or len(ks) >= budget
         if (is_near and is_sure) or len(ks) >= budget + _FAR or (k <= lowest and line.root <= math.log(lowest)):
@@ -129,9 +129,10 @@ def _next(root: float, tried: Sequence[float]) -> float:
 
 def _standard_error(x: Floats, values: Sequence[Floats], line: _Line) -> float:
     """That of the mean over samples, relative to it: of each one's mean over all measurements, where luck averages."""
-    if len(values[0]) < 2:
-        return 0.0
     relative = np.exp(line.slope * (x - line.root)) * line.weights
     samples = relative @ np.stack(values)
+    samples = samples[~np.isnan(samples)]
+    if len(samples) < 2:
+        return 0.0
     mean = float(samples.mean())
     return float(samples.std(ddof=1)) / math.sqrt(samples.size) / mean if mean > 0 else 0.0

@@ -129,3 +129,13 @@ def test_a_deviation_that_k_does_not_change_ends_the_search_at_one_end(value: fl
         with pytest.raises(TargetError):
             crossing(measure, LIMIT, 100.0, 1e-3, HIGHEST, margin=0.5)
     assert len(measured) <= 20
+
+
+def test_samples_that_are_left_out_at_some_k_count_at_the_others() -> None:
+    """As where the mean is largest at one tensor for some k, at another for the rest, and a sample is silent at one."""
+
+    def measure(k: float) -> NDArray[np.float64]:
+        left_out = math.nan if k < 200 else 1.0
+        return LIMIT * (200 / k) ** 2 * np.array([0.9, 1.1, left_out, 1.0])
+
+    assert crossing(measure, LIMIT, 100.0, 1e-3, HIGHEST, margin=0.25) == pytest.approx(200, rel=0.05)

@@ -141,6 +141,30 @@ def test_verify_leaves_them_out_too(tmp_path: Path) -> None:
         riq.verify(archive, model, samples(5, slice(None)))
 
 
+def test_each_tensor_has_samples_of_its_own(tmp_path: Path) -> None:
+    """An output that is 0 for half of the samples counts on the others; the mean may be largest at either output."""
+    nodes = [
+        builders.node("MatMul", "x w", "y"),
+        builders.node("MatMul", "x v", "m"),
+        builders.node("Slice", "x zero one one", "first"),
+        builders.node("Relu", "first", "gate"),
+        builders.node("Mul", "m gate", "z"),
+    ]
+    r = builders.Random(5)
+    ends = [builders.tensor(name, np.array([value])) for name, value in (("zero", 0), ("one", 1))]
+    tensors = [builders.tensor("w", r(64, 64)), builders.tensor("v", r(64, 64)), *ends]
+    outputs = [builders.info("y", "N", 64), builders.info("z", "N", 64)]
+    proto = builders.model(nodes, [builders.info("x", "N", 64)], outputs, tensors)
+    x = np.random.default_rng(1).standard_normal((16, 64)).astype(np.float32)
+    model, data = riq.Model.load(builders.save(proto, tmp_path)), riq.Calibration.from_arrays({"x": x})
+    result = riq.compress(model, data, deviation=0.01).manifest.result
+    assert {tensor["name"]: tensor["samples"] for tensor in result["measured"]} == {
+        "y": 16,
+        "z": int((x[:, 0] > 0).sum()),
+    }
+    assert result["deviation"] <= 0.01
+
+
 def test_labels_keep_their_samples(tmp_path: Path) -> None:
     """A sample of zeros says nothing of the deviation, but its loss counts."""
     labels = np.random.default_rng(2).integers(0, 64, 16)

@@ -103,7 +103,7 @@ def verify(
         measured = (
             f"deviation {estimate(found.mean, found.standard_error)}{verdict}; "
             f"worst sample {found.worst:.4g}, "
-            f"{found.tensors[0].samples} samples"
+            f"{found.samples.size} samples"
             if found.is_measured
             else "no float output to measure"
         )

@@ -171,7 +171,7 @@ class Searcher:
         """Where a scheme causes a value on samples like these; not measured there yet."""
 
         def measure(k: float) -> NDArray[np.float64]:
-            return self._deviation(scheme, k, among).samples
+            return self._deviation(scheme, k, among).by_sample
 
         highest = search.upper_bound(self._weights.largest, scheme.allocation.epsilon)
         return self._solution(scheme, crossing(measure, value, start, _LOWEST, highest, margin), math.nan)

@@ -77,9 +77,16 @@ class Deviation:
         return self._largest.standard_error
 
     @property
+    def by_sample(self) -> NDArray[np.float64]:
+        """Each sample's deviation at the tensor where the mean is largest; NaN for one that says nothing there."""
+        number = self.names.index(self._largest.name)
+        return np.array([value for run in self.runs for value in run[number]])
+
+    @property
     def samples(self) -> NDArray[np.float64]:
-        """Each sample's deviation at the tensor where the mean is largest."""
-        return np.array(self._values[self.names.index(self._largest.name)])
+        """The same without samples that say nothing there."""
+        found = self.by_sample
+        return found[~np.isnan(found)]
 
     @property
     def worst(self) -> float:
