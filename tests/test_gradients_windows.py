@@ -4,6 +4,7 @@ import pytest
 from riq_cli.gradients import convolution, pooling
 from riq_cli.gradients.rule import NoRuleError
 from riq_cli.gradients.windows import AxisMap
+from tests.gradients import newer_kernels
 from tests.gradients_windows import RANDOM, check, normal, operation
 
 # input, kernel, attributes
@@ -94,6 +95,7 @@ POOLS = [
 ]
 
 
+@newer_kernels
 @pytest.mark.parametrize(
     "shape,attributes",
     [
@@ -116,6 +118,7 @@ def test_max_pool_ties():
     assert found[0, 0, 0].tolist() == [[1, 0, 1, 0], [0] * 4, [1, 0, 1, 0], [0] * 4]
 
 
+@newer_kernels
 @pytest.mark.parametrize("shape,attributes", POOLS)
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("opset", [11, 19])
@@ -123,6 +126,7 @@ def test_average_pool(shape, attributes, padding, opset):
     check(pooling.RULES, "AveragePool", [normal(*shape)], {**attributes, "count_include_pad": padding}, opset=opset)
 
 
+@newer_kernels
 @pytest.mark.parametrize("padding", [0, 1])
 def test_average_pool_dilated(padding):
     attributes = {"kernel_shape": [3, 2], "dilations": [2, 3], "pads": [2, 1, 2, 1], "count_include_pad": padding}
@@ -153,6 +157,7 @@ COORDINATES = ["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"
 SIZES = [(2, 3, 10, 14), (2, 3, 7, 10), (2, 3, 3, 1), (2, 3, 5, 7), (2, 3, 11, 4)]
 
 
+@newer_kernels
 @pytest.mark.parametrize("coordinates", COORDINATES)
 @pytest.mark.parametrize("nearest", ["round_prefer_floor", "floor", "ceil", "round_prefer_ceil"])
 @pytest.mark.parametrize("sizes", SIZES)
@@ -170,6 +175,7 @@ def test_resize_smooth(mode, coordinates, sizes):
     check(pooling.RULES, "Resize", [normal(2, 3, 5, 7), None, None, np.array(sizes, np.int64)], attributes)
 
 
+@newer_kernels
 @pytest.mark.parametrize("nearest", ["round_prefer_floor", "floor", "ceil", "round_prefer_ceil"])
 @pytest.mark.parametrize("coordinates", ["half_pixel", "asymmetric"])
 @pytest.mark.parametrize("size,length", [(7, 4), (7, 38), (14, 19), (20, 6), (513, 1026), (65, 513), (640, 427)])
@@ -211,6 +217,7 @@ def test_resize_of_other_shapes(shape, mode, scales):
     check(pooling.RULES, "Resize", inputs, {"mode": mode, "coordinate_transformation_mode": "half_pixel"})
 
 
+@newer_kernels
 def test_resize_of_named_axes():
     inputs = [normal(2, 3, 5, 7), None, None, np.array([8, 9], np.int64)]
     check(pooling.RULES, "Resize", inputs, {"mode": "linear", "axes": [2, -1]}, opset=18)
