@@ -162,3 +162,21 @@ def test_what_fails_for_another_reason_is_told_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="Unheard"):
         riq.compress(loaded(proto, tmp_path), samples(8, 8), warn=warnings.append)
     assert warnings == []
+
+
+def test_a_table_that_is_rounded_and_cast_is_told_from_the_graph(tmp_path: Path) -> None:
+    r = builders.Random(4)
+    nodes, tensors = head(r)
+    nodes += [
+        builders.node("Floor", "grid", "whole"),
+        builders.node("Cast", "whole", "order", to=INT64),
+        builders.node("Gather", "a order", "g", axis=1),
+        builders.node("ReduceSum", "g axis", "y", keepdims=0),
+    ]
+    grid = np.random.default_rng(3).uniform(0, 31.9, (8, 32)).astype(np.float32)
+    tensors += [builders.tensor("grid", grid), builders.tensor("axis", np.array([1]))]
+    proto = builders.model(nodes, [builders.info("x", "N", 32)], [builders.info("y", "N", 32)], tensors)
+    warnings: list[str] = []
+    archive = riq.compress(loaded(proto, tmp_path), samples(), warn=warnings.append, **PRESETS["fast"])
+    assert warnings == ["1 layer kept exact, single numbers, or values that tell an operator what to do: 'grid'"]
+    assert coded(archive) == ["W", "V"]

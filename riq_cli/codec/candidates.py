@@ -11,6 +11,7 @@ from riq_cli.model import Layer, Model
 from riq_cli.text import counted, shortened
 
 _REMAINS = 0.1  # share of float weights below which a quantized model is left as it is
+_STRUCTURAL = "single numbers, or values that tell an operator what to do"
 _NAMED = 3  # layers that a warning names; of more it says how many
 
 
@@ -20,8 +21,8 @@ def candidates(model: Model, settings: Settings, warn: Warn) -> Model:
     Args:
         model: not changed.
         settings: sizes and names of layers that are wanted.
-        warn: told of patterns that name no layer, of names that are not unique, and of layers that are included and
-            cannot be coded.
+        warn: told of patterns that name no layer, of names that are not unique, and of layers that cannot be coded,
+            though they are included or matrices.
     """
     for pattern in (*settings.include, *settings.exclude):
         if not any(fnmatch.fnmatchcase(layer.name, pattern) for layer in model.layers):
@@ -42,11 +43,14 @@ def candidates(model: Model, settings: Settings, warn: Warn) -> Model:
         return reason is None
 
     chosen = model.select(wanted)
-    if settings.include:
-        for reason, layers in exact.items():
+    if not settings.include:  # then only those are told of that one would expect to be coded
+        exact = {_STRUCTURAL: [layer for layer in exact.get(_STRUCTURAL, ()) if is_matrix(layer, None)]}
+    for reason, layers in exact.items():
+        if layers:
             names = ", ".join(repr(shortened(layer.name)) for layer in layers[:_NAMED])
             more = f" and {len(layers) - _NAMED} more" if len(layers) > _NAMED else ""
-            warn(f"{counted(len(layers), 'included layer')} kept exact, {reason}: {names}{more}")
+            kind = "included layer" if settings.include else "layer"
+            warn(f"{counted(len(layers), kind)} kept exact, {reason}: {names}{more}")
     size = sum(layer.values.nbytes for layer in chosen.layers)
     if model.is_quantized and not settings.include and size < _REMAINS * chosen.nbytes:
         return model.select(lambda layer: False)
@@ -62,7 +66,7 @@ def _reason(layer: Layer, settings: Settings) -> str | None:
     if layer.is_quantized:
         return "scales or biases of quantized operators"
     if layer.structural:
-        return "single numbers, or values that tell an operator what to do"
+        return _STRUCTURAL
     if settings.min_size is not None and layer.size < settings.min_size:
         return f"fewer than {settings.min_size} weights (--min-size)"
     if settings.allocation != "measured" and not is_matrix(layer, settings.min_size):
