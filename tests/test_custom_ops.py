@@ -51,6 +51,15 @@ def test_a_model_with_custom_operators_is_compressed_and_verified(preset: str, l
     assert "custom_ops" not in archive.manifest.settings  # where a library lies is no setting
 
 
+def test_a_library_is_looked_for_where_the_user_is(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.so").symlink_to(library)
+    monkeypatch.chdir(tmp_path)
+    archive = riq.compress(custom(tmp_path), samples(), custom_ops=("own.so",), **PRESETS["fast"])
+    assert archive.manifest.result["deviation"] <= 0.01
+
+
 def test_a_missing_library_is_told_by_the_operator(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as error:
         riq.compress(custom(tmp_path), samples())

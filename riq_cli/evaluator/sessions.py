@@ -56,7 +56,7 @@ class Runtime:
             if not Path(library).is_file():
                 raise SettingsError(f"{library}: no such file; --custom-ops takes a library of custom operators")
             try:
-                onnxruntime.SessionOptions().register_custom_ops_library(library)
+                _register(library, onnxruntime.SessionOptions())
             except Exception as error:
                 raise SettingsError(
                     f"{library}: onnxruntime cannot load it as a library of custom operators: {first_line(error)}"
@@ -74,8 +74,13 @@ class Runtime:
         if patient:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         for library in self.custom_ops:
-            options.register_custom_ops_library(library)
+            _register(library, options)
         return options
+
+
+def _register(library: str, options: onnxruntime.SessionOptions) -> None:
+    """Register a library of custom operators; a name without a folder would be looked for elsewhere."""
+    options.register_custom_ops_library(str(Path(library).absolute()))
 
 
 DEFAULT_RUNTIME = Runtime()
