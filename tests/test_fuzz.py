@@ -16,6 +16,7 @@ BAD = Path(__file__).parent / "goldens" / "bad"
 FINDS = {  # by the names of files: how an error begins, None where there is none any more
     "manifest-limit-is-text": "manifest: result: constraint: 'limit' is not a number within",
     "model-location-that-is-not-utf-8": "tensor 'conv.bias': the location b'data",
+    "model-name-that-is-not-utf-8": "tensor ",
     "model-type-that-is-none": None,
 }
 

@@ -22,6 +22,7 @@ from riq_cli.kinds import HEAD, instead
 
 MAGIC = b"\x89RIQZ\r\n\x1a"
 VERSION = 1
+_PIECE = 1 << 14  # bytes that are read at a time
 HEADER = struct.Struct("<8sHHIQ")  # magic, version, reserved, CRC-32 of the manifest, its stored length
 
 
@@ -132,8 +133,8 @@ class Archive:
         """The serialized model without its layers' data, inflated and checked."""
         entry = self.manifest.skeleton
         with self._opened() as file:
-            stored = _take(file, entry.bytes)
-        data = inflate(stored, entry.size, "the skeleton")
+            pieces = (_take(file, min(_PIECE, entry.bytes - begin)) for begin in range(0, entry.bytes, _PIECE))
+            data = inflate(pieces, entry.size, "the skeleton")
         if len(data) != entry.size or zlib.crc32(data) != entry.crc32:
             raise CorruptArchive("skeleton: checksum differs; the archive is damaged")
         return data

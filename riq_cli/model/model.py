@@ -57,7 +57,7 @@ class Model:
 
     def __init__(
         self,
-        skeleton: onnx.ModelProto,
+        skeleton: onnx.ModelProto | bytes,
         layers: Sequence[Layer],
         source: Source | None = None,
         typed: Mapping[str, bytes] | None = None,
@@ -67,7 +67,7 @@ class Model:
         """Put together what `load` took apart; the skeleton's layers hold no data.
 
         Args:
-            skeleton: the model without its layers' data.
+            skeleton: the model without its layers' data; serialized, it is parsed when it is asked for.
             layers: the float tensors, with their places in the skeleton.
             source: what it was loaded from.
             typed: by place, the messages of tensors whose data was in typed fields (`float_data`) instead of bytes:
@@ -75,7 +75,7 @@ class Model:
             external: the files beside the model that layers are mapped from.
             own: the model's own file, if layers are mapped from it.
         """
-        self.skeleton = skeleton
+        self._skeleton = skeleton
         self.layers = tuple(layers)
         self.source = source
         self._typed = typed or {}
@@ -158,7 +158,20 @@ class Model:
                     raise CorruptArchive(f"layer {layer.name!r}: {path} holds data of its own")
         if any(t.data_location == onnx.TensorProto.EXTERNAL or t.external_data for t in tensors(proto)):
             raise CorruptArchive("the skeleton refers to external data, which archives never do")
-        return cls(proto, layers)
+        try:
+            with_raw_data(skeleton, {place: memoryview(b"") for layer in layers for place in layer.places})
+        except ValueError as error:
+            raise CorruptArchive("the skeleton is not as protobuf writes it; the archive is damaged") from error
+        return cls(skeleton, layers)
+
+    @property
+    def skeleton(self) -> onnx.ModelProto:
+        """The model without its layers' data."""
+        if isinstance(self._skeleton, bytes):
+            proto = onnx.ModelProto()
+            proto.ParseFromString(self._skeleton)
+            self._skeleton = proto
+        return self._skeleton
 
     @property
     def inputs(self) -> tuple[ModelInput, ...]:
@@ -187,7 +200,8 @@ class Model:
     @property
     def nbytes(self) -> int:
         """Bytes of the model with all its data in one message."""
-        return int(self.skeleton.ByteSize()) + sum(layer.values.nbytes * len(layer.places) for layer in self.layers)
+        skeleton = len(self._skeleton) if isinstance(self._skeleton, bytes) else int(self._skeleton.ByteSize())
+        return skeleton + sum(layer.values.nbytes * len(layer.places) for layer in self.layers)
 
     def select(self, keep: Callable[[Layer], bool]) -> Model:
         """The same model with only those layers for which `keep` is true; the others are put back into the skeleton."""
@@ -285,7 +299,9 @@ class Model:
 
     def skeleton_bytes(self) -> bytes:
         """The serialized skeleton; the same model gives the same bytes."""
-        return bytes(self.skeleton.SerializeToString(deterministic=True))
+        if isinstance(self._skeleton, bytes):
+            return self._skeleton
+        return bytes(self._skeleton.SerializeToString(deterministic=True))
 
 
 def _take_layers(proto: onnx.ModelProto, external: ExternalData, own: OwnData) -> tuple[list[Layer], dict[str, bytes]]:

@@ -40,7 +40,7 @@ Array = NDArray[Any]  # weights in storage type: float16, float32, float64, or u
 
 def told(tensor: onnx.TensorProto) -> str:
     """How errors name a tensor."""
-    return f"tensor {shortened(tensor.name)!r}" if tensor.name else "a tensor without a name"
+    return f"tensor {shortened(str(tensor.name))!r}" if tensor.name else "a tensor without a name"  # it may be bytes
 
 
 def size_of(tensor: onnx.TensorProto) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import onnx
@@ -118,6 +118,9 @@ def with_raw_data(model: bytes, tensors: Mapping[str, memoryview]) -> Iterator[b
     Args:
         model: serialized by protobuf; these tensors have no data in it.
         tensors: by the tensors' places, their data as views of bytes.
+
+    Raises:
+        ValueError: not a serialized model, or one that does not have each place once.
     """
     tree: dict[str, Any] = {}
     for place, view in tensors.items():
@@ -126,12 +129,19 @@ def with_raw_data(model: bytes, tensors: Mapping[str, memoryview]) -> Iterator[b
         for step in steps:
             branch = branch.setdefault(step, {})
         branch[last] = view
+    edits, _ = _edits(model, 0, len(model), MODEL, tree)
+    if sum(isinstance(piece, memoryview) for _, _, piece in edits) != len(tensors):
+        raise ValueError("a place that the model does not have, or has twice")
+    return _edited(memoryview(model), edits)
+
+
+def _edited(data: memoryview, edits: Sequence[Edit]) -> Iterator[bytes | memoryview]:
     position = 0
-    for begin, end, piece in _edits(model, 0, len(model), MODEL, tree)[0]:
-        yield model[position:begin]
+    for begin, end, piece in edits:
+        yield data[position:begin]
         yield piece
         position = end
-    yield model[position:]
+    yield data[position:]
 
 
 Edit = tuple[int, int, "bytes | memoryview"]  # from where to where bytes are replaced, and by what
