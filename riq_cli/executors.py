@@ -10,9 +10,11 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, TypeVar
+
+from riq_cli.errors import RiqError
 
 _PATIENCE = 2.0  # seconds that an interruption waits for a pool of processes to end
 
@@ -85,10 +87,15 @@ def interruptible(pool: Pool) -> Iterator[Pool]:
 
     A signal may come after a lock of the pool was taken and before the block that gives it back; the worker that wants
     it then never ends. Who catches the interruption has to leave without Python's own end, which waits as well.
+
+    Raises:
+        RiqError: a worker was killed from outside.
     """
     interrupted = False
     try:
         yield pool
+    except BrokenExecutor as error:
+        raise RiqError("a worker process was killed, most often because memory ran out; try again with more") from error
     except BaseException as error:
         interrupted = not isinstance(error, Exception)
         raise

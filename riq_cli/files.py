@@ -21,8 +21,8 @@ _completed: list[str] = []
 
 
 def completed() -> list[str]:
-    """The files that this process has written whole, in order."""
-    return list(_completed)
+    """The files that this process has written whole and that are still there, in order."""
+    return [path for path in _completed if Path(path).exists()]
 
 
 def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> None:

@@ -42,7 +42,7 @@ WITHOUT_NUMPY = {
     "executors",
 }
 SAME_FLOOR = {  # they stand on nothing else
-    ("files", "errors"), ("table", "errors"), ("table", "limits"),
+    ("files", "errors"), ("executors", "errors"), ("table", "errors"), ("table", "limits"),
     ("student", "errors"), ("student", "frequencies"), ("student", "limits"), ("student", "table"),
 }  # fmt: skip
 

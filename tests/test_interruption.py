@@ -107,6 +107,23 @@ def test_a_worker_ends_when_its_parent_is_killed_and_not_by_a_signal_of_the_term
     assert killed == -signal.SIGKILL
 
 
+def test_a_worker_that_is_killed_is_an_error_that_says_so() -> None:
+    program = """
+        import os
+
+        from riq_cli.errors import RiqError
+        from riq_cli.executors import interruptible, process_pool
+
+        try:
+            with interruptible(process_pool(1)) as pool:
+                pool.submit(os._exit, 1).result()
+        except RiqError as error:
+            print(error)
+    """
+    said = "a worker process was killed, most often because memory ran out; try again with more\n"
+    assert run(program) == (0, said, "")
+
+
 def test_other_errors_wait_for_the_workers() -> None:
     program = """
         import time

@@ -116,6 +116,7 @@ def sweep(
     kept, size = ([], 0) if path is None or force else points_file.present(path)
 
     from riq_cli.calibration import Calibration, digest
+    from riq_cli.codec.settings import once
 
     ks, deviations = ks and tuple(dict.fromkeys(ks)), tuple(dict.fromkeys(deviations))  # each is one point
     curves = [(preset, _goals(preset, ks, deviations, options.given(settings))) for preset in presets]
@@ -125,6 +126,7 @@ def sweep(
     judge = None if validation is None else options.load_calibration(validation, images)
     bar = ProgressBar(quiet)
 
+    @once  # each curve may have the same to say
     def warn(message: str) -> None:
         if not quiet:
             bar.close()
