@@ -399,6 +399,21 @@ def test_equal_tensors_of_other_shape_or_type_are_layers_of_their_own(tmp_path: 
     }
 
 
+def test_tensors_that_begin_alike_are_one_layer_only_if_they_end_alike(tmp_path: Path) -> None:
+    values = Random(0)(3, 400)
+    values[1:, :-1] = values[0, :-1]
+    names = {"a": 0, "b": 1, "c": 2, "d": 1, "e": 0}
+    proto = model(
+        [node("Sum", f"x {' '.join(names)}", "y")],
+        [info("x", 400)],
+        [info("y", 400)],
+        [tensor(name, values[number]) for name, number in names.items()],
+    )
+    found = {layer.name: layer.places for layer in Model.load(save(proto, tmp_path)).layers}
+    places = [f"graph.initializer[{number}]" for number in range(5)]
+    assert found == {"a": (places[0], places[4]), "b": (places[1], places[3]), "c": (places[2],)}
+
+
 def test_equal_tensors_with_nan_are_one_layer(tmp_path: Path) -> None:
     values = np.array([[np.nan, 1.0]], np.float32)
     proto = model([node("Abs", "x", "y")], [info("x", 3)], [info("y", 3)], [tensor("a", values), tensor("b", values)])

@@ -34,6 +34,7 @@ _WEIGHTS_EACH = 8  # of a slice, at least, for codes of its own
 _ROUNDS = 3  # in which all codes are moved, at most
 _MOVES = (0, -1, 1, -2, 2, -4, 4)  # quarters of an octave; the first of those that are as good
 _UNSEEN = 0.3  # how often a code counts as there that is not
+_LEAST_GAIN = 0.1  # bits that a step of the scale must save: of few weights, every wider one saves a trifle
 _RAREST, _TINY = 2.0**-24, 1e-300
 _BLOCK = 1 << 18
 _COMPARED = 1 << 21  # symbols of a layer that stand for all of them where codes are compared, about
@@ -239,7 +240,7 @@ class _Cells:
         scale = max(-within, min(round(4 * math.log2(mean + 0.25)), within))
         least = bits(scale)
         for step in (-1, 1):
-            while abs(scale + step) <= within and (found := bits(scale + step)) < least:
+            while abs(scale + step) <= within and (found := bits(scale + step)) < least - _LEAST_GAIN:
                 least, scale = found, scale + step
         return least, freedom, scale
 
