@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -77,6 +79,26 @@ def test_many_messages_are_refused_before_they_are_parsed() -> None:
         decompress(archive_of(nodes(1_000_000), 1 << 20))
     assert str(caught.value) == message
     assert len(decompress(archive_of(nodes(1_000), 1 << 20)).skeleton.graph.node) == 1_000
+
+
+@on_linux
+@pytest.mark.parametrize("command", [("decompress", "-o", "x.onnx", "--max-size", "32MB"), ("report", "--html", "x")])
+def test_the_bound_holds_for_commands_as_a_whole(command: tuple[str, ...], tmp_path: Path) -> None:
+    archive_of(nodes(4_000_000), 1 << 40).save(tmp_path / "x.riqz")
+    limited = (
+        "import resource, runpy\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"  # imports take half of it; the nodes would, all
+        "runpy.run_module('riq_cli', run_name='__main__')"
+    )
+    words = [sys.executable, "-c", limited, command[0], "x.riqz", *command[1:]]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    if command[0] == "report":
+        assert (done.returncode, done.stderr) == (0, "x: 13.3 kB\n")
+    else:
+        assert (done.returncode, done.stderr.partition(" bytes")[0]) == (
+            1,
+            "riq: error: x.riqz: the skeleton of 8000005",
+        )
 
 
 MANY = {

@@ -86,7 +86,7 @@ def _or_null(kind: Kind) -> Kind:
 
 
 def _pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and _POSITIVE.accepts(value[0]) and _is_number(value[1])
+    return isinstance(value, list) and len(value) == 2 and _POSITIVE.accepts(value[0]) and _NUMBER.accepts(value[1])
 
 
 _INTEGER = Kind("a non-negative integer", _is_integer)
