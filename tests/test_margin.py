@@ -106,3 +106,15 @@ def test_a_single_sample_has_no_standard_error(folder: Path) -> None:
     assert done.returncode == 2
     assert b"a margin in standard errors needs two samples at least" in done.stderr
     assert Deviation(("y",), (((0.5,),),)).standard_error is None
+
+
+def test_a_margin_serves_a_loss_and_the_deviation_beside_it(folder: Path) -> None:
+    np.save(folder / "labels.npy", np.random.default_rng(5).integers(0, 64, 24))
+    words = ("--calibration", "samples.npz", "--labels", "labels.npy", "--max-loss-increase", "100%")
+    for margin, options in ((0.0, ()), (3.0, ("--margin", "3"))):
+        done = command("compress", "model.onnx", *words, "--preset", "fast", "--deviation", "0.005", *options,
+                       "-o", f"{margin}.riqz", "--json", folder=folder)  # fmt: skip
+        facts = json.loads(done.stdout)
+        assert facts["settings"]["margin"] == margin
+        assert facts["holdout"] + margin * facts["holdout_standard_error"] <= 0.005
+        assert facts["constraint"]["holds"]

@@ -194,7 +194,8 @@ def _summary(facts: dict[str, Any], verbose: int) -> list[str]:
         lines.append(
             f"  deviation  {estimate(facts['deviation'], facts['standard_error'])}{bound}, "
             f"worst sample {facts['worst']:.4g}; "
-            f"{samples} {'random samples' if kind == 'random' else f'samples ({kind})'}{reservation(kind)}"
+            + (counted(samples, "random sample") if kind == "random" else f"{counted(samples, 'sample')} ({kind})")
+            + reservation(kind)
         )
         if "holdout" in facts:
             held = estimate(facts["holdout"], facts["holdout_standard_error"])

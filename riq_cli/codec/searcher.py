@@ -80,7 +80,8 @@ class Searcher:
         """What a target bounds: the mean on all samples, or that on those held out and a margin if it is larger.
 
         The margin is the settings' number of standard errors. Where they have none, it is `default_margin` if samples
-        are held out, else 0. A margin that was asked for is added to the mean on all samples where none are held out.
+        are held out and a deviation is the goal, else 0. A margin that was asked for is added to the mean on all
+        samples where none are held out.
 
         Args:
             scheme: of the solution; one that is not guarded has to hold on all samples alone.
@@ -92,7 +93,8 @@ class Searcher:
         seen = held if held.is_measured else deviation
         margin = self._settings.margin
         if margin is None:
-            margin = default_margin(held.samples.size) if held.is_measured else 0.0
+            is_goal = self._settings.constraint is None
+            margin = default_margin(held.samples.size) if held.is_measured and is_goal else 0.0
         return max(deviation.mean, seen.mean + margin * (seen.standard_error or 0.0))
 
     def _promise(self, scheme: Scheme, k: float) -> float:

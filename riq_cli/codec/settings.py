@@ -104,7 +104,7 @@ class Settings:
         holdout: share of the samples that nothing is fitted to, to check the solution; 0: none.
         margin: standard errors of the mean on the held-out samples (on all, if none are) that are added to it before it
             is compared with the deviation: 1.65 is a one-sided bound of 95 %. None: 1/√n for n held-out samples, ¼ from
-            16 on; 0 where none are held out.
+            16 on; 0 where none are held out, and beside a constraint.
         min_size: tensors with fewer weights stay exact; None: 256 for the norm allocation, for the measured one where
             coding does not pay.
         include: patterns of layer names; only matching ones are coded, all if empty.
