@@ -93,11 +93,11 @@ def test_the_bound_holds_for_commands_as_a_whole(command: tuple[str, ...], tmp_p
     words = [sys.executable, "-c", limited, command[0], "x.riqz", *command[1:]]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     if command[0] == "report":
-        assert (done.returncode, done.stderr) == (0, "x: 13.3 kB\n")
+        assert done.returncode == 0, done.stderr
     else:
-        assert (done.returncode, done.stderr.partition(" bytes")[0]) == (
-            1,
-            "riq: error: x.riqz: the skeleton of 8000005",
+        assert done.returncode == 1
+        assert done.stderr.startswith(
+            "riq: error: x.riqz: the skeleton of 8000005 bytes needs more than 33554432 bytes"
         )
 
 
