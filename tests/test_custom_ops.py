@@ -102,8 +102,13 @@ def texts(folder: Path) -> riq.Calibration:
     return riq.Calibration.load(folder / "samples.npz")
 
 
-def test_string_outputs_are_left_out_and_string_inputs_are_fed(tmp_path: Path) -> None:
-    archive = riq.compress(with_strings(tmp_path, "said y"), texts(tmp_path), **PRESETS["fast"])
+@pytest.mark.parametrize("preset", ["fast", "small"])
+def test_string_outputs_are_left_out_and_string_inputs_are_fed(preset: str, tmp_path: Path) -> None:
+    warnings: list[str] = []
+    model = with_strings(tmp_path, "said y")
+    archive = riq.compress(model, texts(tmp_path), warn=warnings.append, **PRESETS[preset])
+    assert warnings == []
+    assert (archive.manifest.result["probes"] > 0) == (preset == "small")
     (measured,) = archive.manifest.result["measured"]
     assert measured["name"] == "y"
     assert 0 < measured["mean"] <= 0.01

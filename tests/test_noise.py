@@ -61,6 +61,7 @@ CASES: dict[str, tuple[onnx.NodeProto, list[onnx.TensorProto], dict[str, Any]]] 
     "normal like half": (builders.node("RandomNormalLike", "x", "noise"), [], {"kind": HALF}),
     "normal like half, old": (builders.node("RandomNormalLike", "x", "noise"), [], {"kind": HALF, "opset": 11}),
     "normal like, typed": (builders.node("RandomNormalLike", "x", "noise", dtype=DOUBLE), [], {"opset": 11}),
+    "normal like, very old": (builders.node("RandomNormalLike", "x", "noise"), [], {"opset": 9}),
     "uniform": (builders.node("RandomUniform", "", "noise", shape=[50, 40], low=-2.0, high=6.0), [], {}),
     "uniform like": (builders.node("RandomUniformLike", "x", "noise", high=0.25), [], {}),
     "bernoulli": (builders.node("Bernoulli", "x", "noise"), [], {}),

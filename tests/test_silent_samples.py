@@ -165,6 +165,19 @@ def test_each_tensor_has_samples_of_its_own(tmp_path: Path) -> None:
     assert result["deviation"] <= 0.01
 
 
+def test_a_tensor_at_which_no_sample_says_anything_is_named(tmp_path: Path) -> None:
+    nodes = [builders.node("MatMul", "x w", "y"), builders.node("Sub", "y y", "z")]
+    outputs = [builders.info("y", "N", 64), builders.info("z", "N", 64)]
+    tensors = [builders.tensor("w", builders.Random(5)(64, 64))]
+    proto = builders.model(nodes, [builders.info("x", "N", 64)], outputs, tensors)
+    model, warnings = riq.Model.load(builders.save(proto, tmp_path)), list[str]()
+    archive = riq.compress(model, samples(8), warn=warnings.append, **PRESETS["fast"])
+    assert warnings == ["tensor 'z' left out: it is NaN, infinite or all zero on all samples"]
+    assert measured(archive).name == "y"
+    with pytest.raises(CalibrationError, match="tensor 'z': " + NOTHING):
+        riq.compress(model, samples(8), outputs=("y", "z"))
+
+
 def test_labels_keep_their_samples(tmp_path: Path) -> None:
     """A sample of zeros says nothing of the deviation, but its loss counts."""
     labels = np.random.default_rng(2).integers(0, 64, 16)

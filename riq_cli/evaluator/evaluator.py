@@ -64,23 +64,23 @@ class Evaluator:
                 outputs = list(self._run(fed, weights, form.measured, range(len(samples))))
                 self._lean = fed
         outputs = outputs or list(self._run(form, weights, form.measured, range(len(samples))))
-        self.measured = self._telling(outputs, strict, needed)
+        self.measured, self._silent_tensors = self._sorted(outputs, strict, needed)
         # Copies: what a session gives out lies in its own memory, all of which it would keep.
         self._reference = [
             [output.copy() for name, output in zip(form.measured, run, strict=True) if name in self.measured]
             for run in outputs
         ]
 
-    def _telling(self, runs: Sequence[Sequence[Array]], strict: bool, needed: bool) -> list[str]:
-        """Those of the form's measured tensors that are float, and at which any sample says something."""
-        floats, telling = [], []
+    def _sorted(self, runs: Sequence[Sequence[Array]], strict: bool, needed: bool) -> tuple[list[str], list[str]]:
+        """Names of the tensors at which any sample says something, and of other float ones that have elements."""
+        telling, silent = [], []
         for name, values in zip(self._form.measured, zip(*runs, strict=True), strict=True):
             if not all(_is_float(value) for value in values):
                 refusal: RiqError = SettingsError(f"tensor {name!r} is not float; its deviation cannot be measured")
             elif not any(value.size for value in values):
                 refusal = SettingsError(f"tensor {name!r} has no elements; its deviation cannot be measured")
             elif not any(says_something(value) for value in values):
-                floats.append(name)
+                silent.append(name)
                 refusal = CalibrationError(f"tensor {name!r}: {NOTHING_SAID}")
             else:
                 telling.append(name)
@@ -88,8 +88,8 @@ class Evaluator:
             if strict:
                 raise refusal
         if needed and not telling:
-            raise CalibrationError(NOTHING_SAID) if floats else self._nothing_to_measure()
-        return telling
+            raise CalibrationError(NOTHING_SAID) if silent else self._nothing_to_measure()
+        return telling, silent
 
     def _nothing_to_measure(self) -> SettingsError:
         """The error that no output is float: what the outputs are, and what could be measured in their place."""
@@ -112,7 +112,9 @@ class Evaluator:
         ]
 
     def tell_of_silence(self, warn: Callable[[str], None]) -> None:
-        """Warn of samples that say nothing, if there are any."""
+        """Warn of tensors and samples that say nothing, if there are any."""
+        for name in self._silent_tensors:
+            warn(f"tensor {name!r} left out: it is NaN, infinite or all zero on all samples")
         silent = list(itertools.chain.from_iterable(self.silent))
         numbers = [str(number) for number, says_nothing in enumerate(silent, 1) if says_nothing]
         if not numbers:

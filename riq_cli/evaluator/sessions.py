@@ -125,9 +125,10 @@ class FedSession:
         values: Sequence[onnxruntime.OrtValue] | Mapping[int, onnxruntime.OrtValue],
     ) -> list[Array]:
         """The values of tensors when the layers hold `values`, by their numbers."""
-        inputs = {name: values[number] for name, number in self._weights}
-        inputs |= {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in feed.items()}
-        return [value.numpy() for value in self._session.run_with_ort_values(list(names), inputs)]
+        outputs: list[Array] = self._session.run(
+            list(names), {**feed, **{name: values[number] for name, number in self._weights}}
+        )
+        return outputs
 
 
 def start(

@@ -20,7 +20,7 @@ from riq_cli.model.types import tensor_types
 _NAME = "riq/noise{}/{}"
 _NUMBERS = 65_537  # in a table: a prime, so that rows of common lengths do not repeat each other
 _STEP = 7_919  # between the places in the table where two operators begin
-_OPSET = 10  # the first with all operators that are needed here
+_OPSET = 9  # the first with all operators that are needed here
 _CAST_LIKE, _ALLOW_ZERO = 15, 14  # opsets from which on these exist
 _OWN_DOMAIN = ("", "ai.onnx")
 
@@ -31,7 +31,7 @@ def feed_noise(model: onnx.ModelProto) -> None:
     """Replace operators that draw random numbers by ones that look them up; nothing happens where there are none.
 
     What replaces them keeps no state: the numbers depend on the operator and on the shape of its output alone. It lies
-    in the same graph or function. Models of an opset below 10 stay as they are.
+    in the same graph or function. Models of an opset below 9 stay as they are.
 
     Args:
         model: a form that a session runs, changed in place.
@@ -93,7 +93,9 @@ class _Replacement:
         one = onnx.numpy_helper.from_array(np.array([1], np.int64))
         numbers = self.add("NonZero", self.add("ConstantOfShape", count, value=one))  # 0 … count − 1
         shifted = self.add("Add", numbers, self.constant(self._number * _STEP, np.int64))
-        places = self.add("Mod", shifted, self.constant(_NUMBERS, np.int64))
+        size = self.constant(_NUMBERS, np.int64)
+        rounds = self.add("Mul", self.add("Div", shifted, size), size)
+        places = self.add("Sub", shifted, rounds)  # modulo the size; Mod is younger than the other operators
         found = self.add("Gather", self.constant(table), places, axis=0)
         allowed: dict[str, Any] = {"allowzero": 1} if self._opset >= _ALLOW_ZERO else {}
         return self.add("Reshape", found, shape, **allowed)
