@@ -225,3 +225,15 @@ def test_each_target_by_hand() -> None:
     assert printable("a\x1b\u202e\n\u3164é\\") == r"a\x1b\u202e\n\u3164é\\"[:-1]
     assert code_span("`a` <b>") == "`` `a` <b> ``"
     assert html_text("<b a='\"'>&\x00") == "&lt;b a=&#x27;&quot;&#x27;&gt;&amp;\\x00"
+
+
+def test_a_picture_of_a_hostile_sweep(folders: dict[str, Path]) -> None:
+    folder = folders[PLAIN]
+    outputs(folder, "sweep", "model.onnx", "--calibration", "samples.npy", "--k", "9,18", "-o", "sweep.csv")
+    header, *points = (folder / "sweep.csv").read_text("utf-8").splitlines()
+    quoted = '"' + HOSTILE.replace('"', '""') + '"'
+    (folder / "sweep.csv").write_text("\n".join([header, *(point.replace("paper", quoted) for point in points), ""]))
+    text, errors = outputs(folder, "plot", "coder", "sweep.csv", "-o", "sweep.svg")
+    assert text == "" and errors.startswith("sweep.svg: ")
+    tags = {element.tag.rpartition("}")[2] for element in ElementTree.parse(folder / "sweep.svg").iter()}
+    assert not tags & {"script", "a", "image", "foreignObject"}

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from riq_cli.errors import OutputError
-from riq_cli.text import printable, tick
+from riq_cli.text import shortened, tick
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which people with any kind of colour vision tell apart; yellow is too faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+_LETTERS, _LINES = 80, 3  # of a title or a label
 _GREY = "#595959"
 _PALE = "#a6c8e0"
 _STYLE: Any = {
@@ -211,5 +212,6 @@ def canvas(
 
 
 def _visible(text: str) -> str:
-    """Untrusted text of a few lines."""
-    return "\n".join(map(printable, text.split("\n")))
+    """Untrusted text of a few lines, as far as there is room for it."""
+    lines = text.split("\n")
+    return "\n".join(shortened(line, _LETTERS) for line in lines[:_LINES]) + ("\n…" if len(lines) > _LINES else "")
