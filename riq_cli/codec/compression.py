@@ -185,7 +185,7 @@ class Compression:
                           self._note, self._warn, self._model.release)  # fmt: skip
             probes = plans = refit = None
             if settings.allocation == "measured" and settings.k is None and evaluator.measured:
-                probed = [samples[number] for number in parts.probed if kept[number] in telling]
+                probed = [samples[number] for number in parts.probed if not all(silent[kept[number]])]
                 probes = self._probed(form, evaluator, probed, pool) if probed else None
             if fits:
                 plans = self._plans(form, samples, parts.fit, pool, evaluator)

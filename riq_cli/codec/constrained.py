@@ -15,7 +15,7 @@ from riq_cli.codec.settings import DEFAULT_DEVIATION, Progress, Report
 from riq_cli.codec.solution import CLOSER, CLOSER_TRIES, Scheme, Solution
 from riq_cli.codec.solver import Solver
 from riq_cli.constraint import Constraint, Judge, Judgement
-from riq_cli.errors import TargetError
+from riq_cli.errors import ConstraintError, ModelError, TargetError
 from riq_cli.evaluator import Array, Evaluator
 from riq_cli.model import Model
 
@@ -157,9 +157,9 @@ class ConstrainedSolver(Solver):
         values = self._values(scheme, widths)
         excess = math.inf
         for among in self._occasions(scheme):
-            found = self.judge(self._evaluator.loaded(self._form, values, among))
+            found = self._judged(values, among)
             deviation = 0.0
-            if self._settings.deviation is not None:
+            if self._settings.deviation is not None and math.isfinite(found.value):
                 measured = self._evaluator.deviation(self._form, values, among)
                 # Where these samples say nothing, all of them together still do: they are measured last.
                 if measured.is_measured:
@@ -169,6 +169,19 @@ class ConstrainedSolver(Solver):
                 break
         self._tell(scheme, k, found)
         return excess
+
+    def _judged(self, values: Sequence[Array], among: Sequence[int]) -> Judgement:
+        """What the constraint says of a candidate; infinitely bad if the model cannot be run with such weights."""
+        try:
+            return self.judge(self._evaluator.loaded(self._form, values, among))
+        except (ModelError, ConstraintError) as error:
+            try:
+                self._evaluator.deviation(self._form, values, among)
+            except ModelError:
+                self._explain_once(error)
+                limit = self._trace[-1][2].limit if self._trace else 0.0
+                return Judgement(math.inf, limit)
+            raise
 
     def _tell(self, scheme: Scheme, k: float, found: Judgement) -> None:
         self._trace.append((scheme, k, found))

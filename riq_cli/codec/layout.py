@@ -128,7 +128,7 @@ class LayoutSolver(ConstrainedSolver):
         """The constraint's value of the whole model in a layout, on the samples that the search may see."""
         scheme = self._scheme(layout)
         values = self._values(scheme, self._coded(scheme, 1.0))
-        found = self.judge(self._evaluator.loaded(self._form, values, self._searched(scheme)))
+        found = self._judged(values, self._searched(scheme))
         self._tell(scheme, 1.0, found)
         return found.value
 

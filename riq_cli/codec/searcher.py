@@ -17,7 +17,7 @@ from riq_cli.codec.split import Roles, default_margin
 from riq_cli.codec.unchangeable import UnchangeableError, unchangeable
 from riq_cli.codec.weights import Plans, Weights, Widths
 from riq_cli.crossing import crossing
-from riq_cli.errors import RiqError, TargetError
+from riq_cli.errors import ModelError, RiqError, TargetError
 from riq_cli.evaluator import Array, Deviation, Evaluator
 from riq_cli.memory import give_back_free_memory
 from riq_cli.model import SessionForm
@@ -65,6 +65,7 @@ class Searcher:
         self._pool, self._note, self._warn, self._release = pool, note, warn, release
         self._buffers: list[Array] | None = None  # made when needed: they are as large as the model
         self._newest: tuple[Plans, Widths, list[Array]] | None = None  # what the buffers hold
+        self._explained = False
         self._promises: dict[tuple[float, bool, float], float] = {}  # of base schemes, by ε0, being guarded, and k
 
     def _deviation(self, scheme: Scheme, k: float, among: Sequence[int]) -> Deviation:
@@ -74,7 +75,11 @@ class Searcher:
         return found
 
     def _evaluated(self, scheme: Scheme, widths: Widths, among: Sequence[int]) -> Deviation:
-        return self._evaluator.deviation(self._form, self._values(scheme, widths), among)
+        try:
+            return self._evaluator.deviation(self._form, self._values(scheme, widths), among)
+        except ModelError as error:
+            self._explain_once(error)
+            return self._evaluator.failure(among)
 
     def promised(self, scheme: Scheme, deviation: Deviation) -> float:
         """What a target bounds: the mean on all samples, or that on those held out and a margin if it is larger.
@@ -120,6 +125,12 @@ class Searcher:
         numbers = unchangeable(self._weights, self._evaluator, self._form, self._pool)
         if numbers:
             raise UnchangeableError(numbers) from error
+
+    def _explain_once(self, error: RiqError) -> None:
+        """`explain` the first candidate with which the model fails; where finer ones run, failing is infinitely bad."""
+        if not self._explained:
+            self.explain(error)
+        self._explained = True
 
     def rest(self) -> None:
         """Give back the memory that measuring takes; it is taken again when it is needed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -149,6 +150,12 @@ class Evaluator:
         references = [self._reference[number] for number in numbers]
         rows = [self._samples[number][1] for number in numbers]
         return compared(self.measured, references, self._run(form, weights, self.measured, numbers), rows)
+
+    def failure(self, among: Sequence[int] | None = None) -> Deviation:
+        """The deviation of weights with which the model cannot be run: infinite at every tensor and sample."""
+        numbers = range(len(self._samples)) if among is None else among
+        runs = [((math.inf,) * self._samples[number][1],) * len(self.measured) for number in numbers]
+        return Deviation(tuple(self.measured), tuple(runs))
 
     def loaded(self, form: SessionForm, weights: Sequence[Array], among: Sequence[int] | None = None) -> LoadedModel:
         """The model with other weights, on all samples or on those of some numbers."""
