@@ -268,6 +268,6 @@ def not_held(target: float, best: float) -> TargetError:
     """The error that what all samples allow is not kept on those held out."""
     return TargetError(
         f"the target of {target:g} does not hold on the samples held out, or not on all: the best is {best:.3g}; "
-        "give more samples, a larger --deviation, or --holdout 0",
+        "give more samples, a larger --deviation, a smaller --margin, or --holdout 0",
         best,
     )
