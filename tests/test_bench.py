@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import riq_cli as riq
+from riq_cli.model import ModelInput
 from tests import zoo
 from tests.bench import presets as bench
 from tests.bench import subjects
@@ -186,11 +187,7 @@ def test_a_model_that_fails_or_is_not_there_stops_nothing(
 def test_some_samples_are_taken_evenly_and_single_ones_stay(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", x=np.arange(10, dtype=np.float32)[:, None], rate=np.int64(16000))
 
-    class Input:
-        def __init__(self, name: str, dtype: str, shape: tuple[Any, ...]) -> None:
-            self.name, self.dtype, self.shape = name, dtype, shape
-
-    inputs: Any = [Input("x", "float32", ("batch", 1)), Input("rate", "int64", ())]
+    inputs = [ModelInput("x", "float32", ("batch", 1)), ModelInput("rate", "int64", ())]
     for count, expected in ((4, [0, 2, 5, 7]), (None, list(range(10))), (99, list(range(10)))):
         samples = subjects.some(tmp_path / "data.npz", count).samples(inputs)
         assert [sample.feed["x"].item() for sample in samples] == expected
