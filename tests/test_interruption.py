@@ -274,8 +274,9 @@ def test_a_signal_at_any_time_ends_the_command_and_leaves_nothing(
         folder = Path(shutil.copytree(prepared, tmp_path / str(number)))
         before, sent = set(folder.iterdir()), chance.choice(SIGNALS)
         running = subprocess.Popen(
-            [sys.executable, "-c", STARTED, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+            [sys.executable, "-c", STARTED, *arguments], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
         assert running.stdout is not None and running.stdout.readline() == b"started\n"
         time.sleep(takes * chance.random())
         running.send_signal(sent)
