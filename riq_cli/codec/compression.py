@@ -168,7 +168,8 @@ class Compression:
         telling = [number for number, rows in enumerate(silent) if not all(rows)]
         kept = range(len(self._samples)) if self._needs_all_samples else telling
         samples, evaluator = [self._samples[number] for number in kept], evaluator.on(kept)
-        if self._calibration.kind != "random" and (warning := scarcity([self._samples[n] for n in telling])):
+        is_real = bool(evaluator.measured) and self._calibration.kind != "random"
+        if is_real and (warning := scarcity([self._samples[number] for number in telling])):
             self._warn(warning)
         fits = bool(evaluator.measured) and compensates(settings, self._calibration.kind == "random", len(samples))
         parts = roles(
