@@ -43,6 +43,13 @@ def saved(seed: int, folder: Path, overwrite: bool = False) -> Path:
     return data
 
 
+def whole(model: Model) -> bytes:
+    """A model in one message, as it is below the limit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("riq_cli.model.model._PROTOBUF_MAX", 1 << 30)
+        return model.to_bytes()
+
+
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     (tmp_path / "out").mkdir()
@@ -61,7 +68,7 @@ def test_a_model_is_saved_with_its_data_beside(name: str, tmp_path: Path) -> Non
     assert_same_outputs(source, path, proto)
     again = Model.load(path)
     assert [described(layer) for layer in again.layers] == LAYERS[name]
-    assert again.to_bytes() == before.to_bytes()
+    assert whole(again) == whole(before)
 
 
 def test_tensors_begin_at_pages_and_tied_ones_are_written_once(tmp_path: Path) -> None:
@@ -105,7 +112,7 @@ def test_a_model_that_replaces_another_removes_the_data_of_that(tmp_path: Path, 
     first, second = saved(1, tmp_path), saved(2, tmp_path, overwrite=True)
     assert first != second
     assert set(contents(out)) == {"big.onnx", second.name}
-    assert Model.load(out / "big.onnx").to_bytes() == loaded(2, tmp_path).to_bytes()
+    assert whole(Model.load(out / "big.onnx")) == whole(loaded(2, tmp_path))
 
 
 def test_so_does_one_that_needs_a_single_file(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,6 +187,30 @@ def test_whatever_fails_leaves_what_was_there(
     with pytest.raises(OutputError if isinstance(error, OSError) else type(error)):
         saved(2, tmp_path, overwrite)
     assert contents(out) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_interruption_after_the_model_has_its_name_leaves_it_its_data(
+    overwrite: bool, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if overwrite:
+        saved(1, tmp_path)
+    name = "replace" if overwrite else "link"
+    genuine = getattr(os, name)
+
+    def interrupted(source: Path, target: Path) -> None:
+        genuine(source, target)
+        if target.suffix == ".onnx":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        saved(2, tmp_path, overwrite)
+    assert not list(out.glob(".riq-*"))
+    for found, truth in zip(
+        outputs(out / "big.onnx", dense()), outputs(tmp_path / "sources" / "2.onnx", dense()), strict=True
+    ):
+        np.testing.assert_array_equal(found, truth)
 
 
 def test_the_model_is_never_seen_with_data_that_is_not_its_own(

@@ -55,7 +55,7 @@ def save_in_two_files(model: onnx.ModelProto, layers: Sequence[Layer], path: Pat
                 _write(layers, data.write)
             complete = True
     except BaseException:
-        if complete and not existed:
+        if complete and not existed and data_path not in data_files_of(path):  # or the model was complete, too
             data_path.unlink(missing_ok=True)
         raise
     return data_path
