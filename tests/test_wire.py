@@ -38,7 +38,7 @@ def nodes(count: int) -> bytes:
     return field(7, field(1, b"") * count)
 
 
-def archive_of(skeleton: bytes, max_size: int) -> Archive:
+def archive_of(skeleton: bytes, max_size: int | None) -> Archive:
     stored = deflate(skeleton)
     entry = SkeletonEntry(len(stored), len(skeleton), zlib.crc32(skeleton))
     return Archive(Manifest(entry, ()), stored, max_size=max_size)
@@ -79,6 +79,7 @@ def test_many_messages_are_refused_before_they_are_parsed() -> None:
         decompress(archive_of(nodes(1_000_000), 1 << 20))
     assert str(caught.value) == message
     assert len(decompress(archive_of(nodes(1_000), 1 << 20)).skeleton.graph.node) == 1_000
+    assert len(decompress(archive_of(nodes(300_000), None)).skeleton.graph.node) == 300_000  # made here
 
 
 @on_linux

@@ -35,9 +35,12 @@ class Archive:
         source: bytes | Path,
         start: int = 0,
         manifest_bytes: int | None = None,
-        max_size: int = limits.RESTORED,
+        max_size: int | None = None,
     ) -> None:
-        """Take the sections from `source`, where they begin at byte `start`; `max_size` bounds what is restored."""
+        """Take the sections from `source`, where they begin at byte `start`.
+
+        `max_size` bounds the memory that restoring takes; None: nothing does, the archive is one's own.
+        """
         self.manifest = manifest
         self.max_size = max_size
         self._source = source

@@ -33,7 +33,7 @@ def decompress(archive: Archive, *, progress: Report | None = None, executor: Ex
         done += entry.size
         if progress:
             progress(Progress("decoding", done, total))
-    room = archive.max_size - sum(layer.values.nbytes for layer in layers)
+    room = None if archive.max_size is None else archive.max_size - sum(layer.values.nbytes for layer in layers)
     return Model.from_skeleton(archive.skeleton(), layers, room)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import hashlib
+import re
 import resource
 import secrets
 import signal
@@ -69,7 +70,7 @@ def fuzz(name: str, seed: int, given: argparse.Namespace, seconds: float) -> int
             print(f"{name}: case {number} of seed {seed} took {taken:.1f} s: {_kept(data, name, given.out)}")
         if failure is not None:
             failures += 1
-            place = failure.rsplit("\n", 3)[1]  # where it went wrong, told once
+            *_, place = re.findall("File .*|$", failure)[:-1] or [failure]  # where it went wrong: told once
             if place not in found:
                 found.add(place)
                 path = _kept(data, name, given.out)
