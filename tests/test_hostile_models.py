@@ -259,6 +259,10 @@ EDITS: dict[str, tuple[Callable[[onnx.GraphProto], object], str]] = {
     "weight of another type": (lambda g: setattr(g.initializer[0], "data_type", 11), "do not fill the shape"),
     "constant without a value": (lambda g: g.node.append(node("Constant", "", "k")), "onnxruntime cannot run"),
     "two nodes of one output": (lambda g: g.node.append(MATMUL), "onnxruntime cannot run"),
+    "input of any size": (
+        lambda g: setattr(g.input[0].type.tensor_type.shape.dim[0], "dim_value", 2**62),
+        "input 'x': its shape .* is too large to make up samples for",
+    ),
     "no nodes": (lambda g: g.ClearField("node"), "onnxruntime cannot run"),
     "nothing": (lambda g: g.Clear(), "not an ONNX model"),
 }  # fmt: skip

@@ -13,6 +13,8 @@ from riq_cli.calibration.inputs import Sample, sizes
 from riq_cli.errors import CalibrationError
 from riq_cli.model import ModelInput
 
+_NUMBERS_MAX = 1 << 28  # of one input: 2 GiB where they are drawn
+
 
 def random_samples(inputs: Sequence[ModelInput], dims: Mapping[str, int], seed: int, count: int) -> list[Sample]:
     """Gaussian floats, token ids within the vocabulary, ones for masks and scalars; the same for the same seed."""
@@ -28,6 +30,11 @@ def _random_array(item: ModelInput, shape: tuple[int, ...], generator: np.random
         dtype = np.dtype(item.fed)
     except TypeError as error:  # such as 8-bit floats
         raise CalibrationError(f"input {item.name!r}: nothing can be made up in {item.dtype}") from error
+    if math.prod(shape) > _NUMBERS_MAX:
+        raise CalibrationError(
+            f"input {item.name!r}: its shape {list(shape)} is too large to make up samples for; give real ones with "
+            "--calibration"
+        )
     if dtype.kind == "f":
         return np.asarray(generator.standard_normal(shape)).astype(dtype)
     if item.vocabulary is not None:
