@@ -137,7 +137,7 @@ def test_a_function_that_calls_itself_is_refused(
 
 
 def test_functions_that_call_each_other_in_a_chain_are_compressed(tmp_path: Path) -> None:
-    archive, _ = compressed(calling(*([call(n + 1)] for n in range(50)), LEAF), tmp_path)
+    archive, _ = compressed(calling(*([call(n + 1)] for n in range(12)), LEAF), tmp_path)
     assert [entry.name for entry in archive.manifest.layers] == ["w"]
 
 
