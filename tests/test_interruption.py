@@ -161,6 +161,27 @@ def test_an_interruption_that_a_finalizer_swallows_comes_again() -> None:
     assert run(program) == (143, "", NOTHING)
 
 
+def test_an_import_is_not_interrupted_unless_it_is_that_of_the_users_own_module(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import signal, time\nsignal.raise_signal(15)\ntime.sleep(0.03)\nprint('imported')\n"
+    )
+    program = """
+        import sys
+        import time
+
+        from riq_cli.cli.interruption import guarded
+
+        def command():
+            {}
+            time.sleep(10)
+
+        sys.exit(guarded(command))
+    """
+    users = "from riq_cli import callables, errors; callables.imported('slow:x', errors.RiqError)"
+    assert run(program.format("import slow"), tmp_path) == (143, "imported\n", NOTHING)
+    assert run(program.format(users), tmp_path) == (143, "", NOTHING)
+
+
 def test_an_error_that_a_library_makes_of_an_interruption_ends_as_one() -> None:
     program = """
         import signal

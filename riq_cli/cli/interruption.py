@@ -6,9 +6,11 @@ Python in its own ways.
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import sys
+import time
 
 from riq_cli.errors import Interrupted
 
@@ -18,8 +20,9 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-_AGAIN = 0.01  # seconds until an interruption that was lost comes again
+_AGAIN = 0.01  # seconds until an interruption that was lost, or came too early, comes again
 
+_main = 0  # the main thread
 _received: int | None = None  # the signal that was caught, whatever became of its exception
 
 
@@ -76,8 +79,8 @@ def _outcome() -> str:
 
 def _catch() -> None:
     """Make exceptions of signals that would end the process at once, and leave half of a file behind."""
-    global _received
-    _received = None
+    global _main, _received
+    _main, _received = _thread.get_ident(), None
     for number in _SIGNALS:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # `nohup` has some ignored
             try:
@@ -98,28 +101,45 @@ def _end(number: int, frame: Any) -> None:
     global _received
     if isinstance(sys.exc_info()[1], Interrupted):  # what cleans up after the first goes on
         return
+    if _is_importing(frame):
+        _come_again(number)
+        return
     _received = number
     raise Interrupted(number)
+
+
+def _is_importing(frame: Any) -> bool:
+    """Whether a frame belongs to an import, which an exception can make crash: protobuf's messages do not survive one.
+
+    That of the user's own module may take long, and is interrupted.
+    """
+    found = False
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "riq_cli.callables":
+            return False
+        found = found or frame.f_globals.get("__name__") == "importlib._bootstrap"
+        frame = frame.f_back
+    return found
 
 
 def _lost(others: Callable[[Any], object], unraisable: Any) -> None:
     """Have an interruption come again that met code which cannot raise it, such as a finalizer."""
     error = unraisable.exc_value
-    if not isinstance(error, Interrupted):
-        others(unraisable)
-        return
-    import threading
-
-    again = threading.Timer(_AGAIN, _interrupt_main, (error.number,))
-    again.daemon = True
-    again.start()
-
-
-def _interrupt_main(number: int) -> None:
-    import threading
-
-    main = threading.main_thread().ident
-    if hasattr(signal, "pthread_kill") and main is not None:  # which ends what it waits for, too
-        signal.pthread_kill(main, number)
+    if isinstance(error, Interrupted):
+        _come_again(error.number)
     else:
-        signal.raise_signal(number)
+        others(unraisable)
+
+
+def _come_again(number: int) -> None:
+    """Send the signal once more to the main thread, a moment later."""
+    main = _main
+
+    def send() -> None:
+        time.sleep(_AGAIN)
+        if hasattr(signal, "pthread_kill"):  # which ends what the thread waits for, too
+            signal.pthread_kill(main, number)
+        else:
+            signal.raise_signal(number)
+
+    _thread.start_new_thread(send, ())  # `threading` may be what is imported
