@@ -1,5 +1,7 @@
 """`riq decompress` never costs a user the model that was compressed."""
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,14 @@ def test_other_files_are_replaced_where_that_is_asked_for(archive: Path, what: s
     decompress(archive, "-o", output, "--force")
     assert Model.load(output).source != Model.load(archive.with_suffix(".onnx")).source
     assert output.read_bytes() != other
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_named_pipe_is_written_to_and_never_read(archive: Path) -> None:
+    pipe, found = archive.with_name("pipe"), list[bytes]()
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    decompress(archive, "-o", pipe)
+    reader.join()
+    assert found == [riq_cli.decompress(riq_cli.Archive.open(archive)).to_bytes()]

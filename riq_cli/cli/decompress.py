@@ -85,7 +85,7 @@ def _refuse_original(path: Path, source: Mapping[str, Any]) -> None:
     """
     from riq_cli.model import Model
 
-    if not path.exists() or path.stat().st_size > source.get("bytes", 0):
+    if not path.is_file() or path.stat().st_size > source.get("bytes", 0):  # to read a pipe would be to wait for ever
         return
     with contextlib.suppress(ModelError):  # what cannot be loaded is not a model that was compressed
         original = Model.load(path, follow_links=True).source  # it is only compared
