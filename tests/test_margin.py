@@ -63,6 +63,10 @@ def test_a_margin_is_added_to_the_mean_of_all_where_none_are_held_out(folder: Pa
 def test_a_margin_of_nothing_is_refused(folder: Path) -> None:
     with pytest.raises(SettingsError, match=r"a margin of -1 standard errors is negative"):
         compressed(folder, margin=-1.0)
+    done = command("verify", "model.riqz", "--against", "model.onnx", "--calibration", "others.npz", "--margin", "-1e9",
+                   folder=folder)  # fmt: skip
+    assert done.returncode == 2
+    assert b"a margin of -1e+09 standard errors is negative or not finite" in done.stderr
     with pytest.raises(SettingsError, match="a margin is added to a deviation or a loss; give one of them"):
         compressed(folder, margin=1.0, size=5000)
     with pytest.raises(SettingsError, match="needs two samples at least"):

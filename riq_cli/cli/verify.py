@@ -63,10 +63,13 @@ def verify(
     """
     from riq_cli.codec import check
     from riq_cli.codec import verify as measure
+    from riq_cli.constraint import check_margin
 
     if archive == against == "-":
         raise click.UsageError("only one of ARCHIVE and --against can come from stdin")
     asked = constraints.taken(running)
+    margin = asked["margin"] or 0.0
+    check_margin(margin)
     with options.open_archive(archive, max_size) as opened:
         manifest = opened.manifest
         constraint, data = constraints.load(asked, calibration, images, manifest.settings)
@@ -80,8 +83,7 @@ def verify(
             needed = constraint is None or bound is not None
             found = measure(opened, original, data, warn=None if quiet else warn_line, needed=needed, **running)
             judged = None if constraint is None else check(opened, original, data, constraint, **running)
-    margin = asked["margin"] or 0.0
-    if margin and bound is not None and found.standard_error is None:
+    if margin and bound is not None and found.samples.size < 2:
         raise SettingsError("a margin in standard errors needs two samples at least")
     within = bound is None or found.mean + margin * (found.standard_error or 0.0) <= bound
     holds = within and (judged is None or judged.holds)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from riq_cli.constraint import Constraint, LossConstraint
+from riq_cli.constraint import Constraint, LossConstraint, check_margin
 from riq_cli.errors import SettingsError
 from riq_cli.evaluator import DEFAULT_PROVIDER, Runtime
 
@@ -167,8 +167,7 @@ class Settings:
         if not 0 <= self.holdout < 1:
             raise SettingsError(f"holdout = {self.holdout:g} is not in [0, 1)")
         if self.margin is not None:
-            if not 0 <= self.margin < math.inf:
-                raise SettingsError(f"a margin of {self.margin:g} standard errors is negative or not finite")
+            check_margin(self.margin)
             if self.deviation is None and not isinstance(self.constraint, LossConstraint):
                 raise SettingsError("a margin is added to a deviation or a loss; give one of them")
         if self.max_bits is not None and not 2 <= self.max_bits <= 16:

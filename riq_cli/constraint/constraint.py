@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from riq_cli.errors import SettingsError
 from riq_cli.text import finite
 
 Array = NDArray[Any]
@@ -61,6 +63,16 @@ class Candidate(Protocol):
 
 
 Judge = Callable[[Candidate], Judgement]
+
+
+def check_margin(margin: float) -> None:
+    """Return nothing for a number of standard errors that can be added to a mean.
+
+    Raises:
+        SettingsError: it is negative or not finite.
+    """
+    if not 0 <= margin < math.inf:
+        raise SettingsError(f"a margin of {margin:g} standard errors is negative or not finite")
 
 
 class Constraint(abc.ABC):

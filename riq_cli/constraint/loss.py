@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.constraint.constraint import Array, Candidate, Constraint, Judge, Judgement
+from riq_cli.constraint.constraint import Array, Candidate, Constraint, Judge, Judgement, check_margin
 from riq_cli.errors import ConstraintError, SettingsError
 
 Floats = NDArray[np.float64]
@@ -51,8 +51,7 @@ class LossConstraint(Constraint):
         """
         if not 0 <= self.max_increase < math.inf:
             raise SettingsError(f"a loss increase of {self.max_increase:g} is negative or not finite; 0.01 is 1 %")
-        if not 0 <= self.margin < math.inf:
-            raise SettingsError(f"a margin of {self.margin:g} standard errors is negative or not finite")
+        check_margin(self.margin)
         labels = np.asarray(self.labels)
         if labels.dtype.kind not in "iubf" or labels.ndim == 0:
             raise ConstraintError(
