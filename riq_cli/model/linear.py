@@ -27,13 +27,13 @@ from riq_cli.model.linear_inputs import (
 )
 from riq_cli.model.linear_outputs import GateOutput, LinearOutput, LookupOutput, ProductOutput, WindowOutput
 from riq_cli.model.matrix import Arrangement, Matrix
-from riq_cli.model.places import subgraphs
+from riq_cli.model.places import OWN_DOMAINS, attributes_of, opset_of, subgraphs
 from riq_cli.model.session_form import SessionForm
 from riq_cli.model.tensors import FLOAT_TYPES
 from riq_cli.model.uses import Use, captured
 
 _OWN = "riq/linear{}"  # names of tensors that are added
-_DOMAINS = ("", "ai.onnx", "com.microsoft")
+_DOMAINS = (*OWN_DOMAINS, "com.microsoft")
 _WITH_BIAS = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm")
 _SAME_VALUES = ("Identity", "QuantizeLinear", "DequantizeLinear")  # … but for a grid, as training for int8 puts it in
 _AXES_MAX = 64  # of a tensor: longer lists of integers are no shapes
@@ -91,7 +91,7 @@ class _Graph:
     def __init__(self, model: onnx.ModelProto, form: SessionForm, layers: Sequence[Layer]) -> None:
         self._graph = model.graph
         self._layers = layers
-        self._opset = max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=1)
+        self._opset = opset_of(model)
         self._functions = {(function.domain, function.name) for function in model.functions}
         self._numbers = dict(form.weights)
         self.names: dict[int, list[str]] = {}
@@ -137,7 +137,7 @@ class _Graph:
         if number != 1 or node.op_type not in (*_WITH_BIAS, "MatMul", "FusedMatMul"):
             return None
         if node.op_type in _WITH_BIAS:
-            name = node.input[2] if len(node.input) > 2 and _attributes(node).get("beta", 1.0) == 1 else ""
+            name = node.input[2] if len(node.input) > 2 and attributes_of(node).get("beta", 1.0) == 1 else ""
         else:
             uses = self._consumers.get(node.output[0], [])
             if len(uses) != 1 or uses[0][0].op_type != "Add" or node.output[0] in self._elsewhere:
@@ -150,7 +150,7 @@ class _Graph:
 
     def _turned(self, node: onnx.NodeProto, value: Arrangement) -> Arrangement | None:
         """What a node makes of a weight that it only transposes, reshapes or rounds to a grid; None if it does more."""
-        attributes = _attributes(node)
+        attributes = attributes_of(node)
         if self._is_foreign(node):
             return None
         if node.op_type in _SAME_VALUES or (node.op_type == "Cast" and attributes.get("to") in FLOAT_TYPES):
@@ -184,7 +184,7 @@ class _Graph:
         """Matrix and input of the product of a weight, which enters a node at an input; None if it is none."""
         if self._is_foreign(node):
             return None
-        attributes = _attributes(node)
+        attributes = attributes_of(node)
         if node.op_type in ("MatMul", "FusedMatMul", "Gemm", "FusedGemm") and number < 2:
             return _matrix_product(node, attributes, number, value)
         if node.op_type in ("Conv", "FusedConv", "ConvTranspose") and number == 1:
@@ -300,10 +300,6 @@ def _lookup(node: onnx.NodeProto, value: Arrangement) -> _Product:
     inner = range(1, len(value.shape))
     entering = LookupInput(node.input[1], value.shape[0])
     return value.matrix((), inner, (0,)), entering, LookupOutput(tuple(node.output), len(inner))
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:

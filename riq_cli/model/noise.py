@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from riq_cli.model.places import scopes
+from riq_cli.model.places import OWN_DOMAINS, attributes_of, opset_of, put_nodes, scopes
 from riq_cli.model.tensors import Array
 from riq_cli.model.types import tensor_types
 
@@ -22,7 +22,6 @@ _NUMBERS = 65_537  # in a table: a prime, so that rows of common lengths do not 
 _STEP = 7_919  # between the places in the table where two operators begin
 _OPSET = 9  # the first with all operators that are needed here
 _CAST_LIKE, _ALLOW_ZERO = 15, 14  # opsets from which on these exist
-_OWN_DOMAIN = ("", "ai.onnx")
 
 Attributes = Mapping[str, Any]
 
@@ -42,24 +41,24 @@ def feed_noise(model: onnx.ModelProto) -> None:
     number = 0
     types = tensor_types(model)
     for scope in reversed(drawing):  # inner scopes first: their messages move with an outer's edit
-        imports = scope.opset_import if isinstance(scope, onnx.FunctionProto) else model.opset_import
-        opset = max((item.version for item in imports if item.domain in _OWN_DOMAIN), default=1)
+        opset = opset_of(scope if isinstance(scope, onnx.FunctionProto) else model)
+        if opset < _OPSET:
+            continue
         nodes: list[onnx.NodeProto] = []
         for node in scope.node:
-            if opset >= _OPSET and _draws(node):
+            if _draws(node):
                 graph = _Replacement(number, opset, types)
-                _REPLACED[node.op_type](graph, node, _attributes(node))
+                _REPLACED[node.op_type](graph, node, attributes_of(node))
                 nodes += graph.nodes
                 number += 1
             else:
-                nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
-        del scope.node[:]
-        scope.node.extend(nodes)
+                nodes.append(node)
+        put_nodes(scope, nodes)
 
 
 def _draws(node: onnx.NodeProto) -> bool:
     """Whether a node may draw random numbers, and its attributes are known here."""
-    if node.op_type not in _REPLACED or node.domain not in _OWN_DOMAIN:
+    if node.op_type not in _REPLACED or node.domain not in OWN_DOMAINS:
         return False
     if any(attribute.ref_attr_name for attribute in node.attribute):
         return False
@@ -175,7 +174,3 @@ _REPLACED: dict[str, Callable[[_Replacement, onnx.NodeProto, Attributes], None]]
     "Multinomial": _multinomial,
     "Dropout": _dropout,
 }
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}

@@ -8,12 +8,10 @@ from typing import Any
 
 import onnx
 
-from riq_cli.model.places import subgraphs
+from riq_cli.model.places import OWN_DOMAINS, opset_of, subgraphs
 from riq_cli.model.session_form import SessionForm
 from riq_cli.model.tensors import Array
 from riq_cli.model.uses import captured
-
-_OWN_DOMAIN = ("", "ai.onnx")
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,7 @@ def operations(form: SessionForm) -> tuple[list[Operation], dict[str, Array]]:
     Subgraphs are no part of any operation; only what they read is among its inputs.
     """
     model = onnx.ModelProto.FromString(form.model)
+    opset = opset_of(model)
     versions = {item.domain: item.version for item in model.opset_import}
     layers = {name for name, _ in form.weights}
     constants = {
@@ -49,19 +48,18 @@ def operations(form: SessionForm) -> tuple[list[Operation], dict[str, Array]]:
     found = []
     for node in model.graph.node:
         attributes = {item.name: _value(item) for item in node.attribute if item.g.ByteSize() == 0 and not item.graphs}
-        own = node.domain in _OWN_DOMAIN
+        own = node.domain in OWN_DOMAINS
         if own and node.op_type == "Constant" and "value" in attributes:
             constants[node.output[0]] = attributes["value"]
             continue
         inside = set[str]().union(*(captured(graph) for _, graph in subgraphs(node))) - set(node.input)
-        version = max((versions[domain] for domain in _OWN_DOMAIN if domain in versions), default=1)
         found.append(
             Operation(
                 node.op_type if own else f"{node.domain}:{node.op_type}",
                 (*node.input, *sorted(name for name in inside if name in known or name in constants)),
                 tuple(node.output),
                 attributes,
-                version if own else versions.get(node.domain, 1),
+                opset if own else versions.get(node.domain, 1),
             )
         )
         known |= set(node.output)

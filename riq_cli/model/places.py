@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 from google.protobuf.message import Message
@@ -12,6 +13,7 @@ from google.protobuf.message import Message
 from riq_cli.errors import CorruptArchive, ModelError
 
 _STEP = re.compile(r"([a-z]+)(?:\[(\d+)\])?")
+OWN_DOMAINS = ("", "ai.onnx")  # both are ONNX's
 FIELDS = {"graph", "functions", "node", "attribute", "g", "graphs", "t", "initializer"}
 
 
@@ -58,6 +60,23 @@ def _names(scope: onnx.GraphProto | onnx.FunctionProto) -> Iterator[object]:
         yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
 
 
+def opset_of(importing: onnx.ModelProto | onnx.FunctionProto) -> int:
+    """The version of ONNX's own operators that a model or function is written in."""
+    return max((item.version for item in importing.opset_import if item.domain in OWN_DOMAINS), default=1)
+
+
+def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
+    """The values of a node's attributes by their names."""
+    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def put_nodes(scope: onnx.GraphProto | onnx.FunctionProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Give a graph or function other nodes in place of its own, which may be among them."""
+    fresh = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # its own end with what held them
+    del scope.node[:]
+    scope.node.extend(fresh)
+
+
 def scopes(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.GraphProto | onnx.FunctionProto]]:
     """Every graph with its path, subgraphs and functions included; an outer one before those inside it."""
     yield from _scopes("graph", model.graph)
@@ -90,7 +109,7 @@ def constant_places(model: onnx.ModelProto) -> Iterator[Place]:
             for index, tensor in enumerate(scope.initializer):
                 yield Place(f"{path}.initializer[{index}]", tensor, tensor.name, path, None)
         for index, node in enumerate(scope.node):
-            if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and node.output:
+            if node.op_type == "Constant" and node.domain in OWN_DOMAINS and node.output:
                 for number, attribute in enumerate(node.attribute):
                     if attribute.name == "value" and attribute.HasField("t"):
                         place = f"{path}.node[{index}].attribute[{number}].t"

@@ -18,7 +18,7 @@ import onnx
 from riq_cli.model.functions import Key, called_by, callees_first, function_calls, key_of, nodes_of
 from riq_cli.model.layer import Layer
 from riq_cli.model.noise import feed_noise
-from riq_cli.model.places import find_tensor, scopes, subgraphs
+from riq_cli.model.places import find_tensor, put_nodes, scopes, subgraphs
 from riq_cli.model.saturation import give_out, measured_tensors, take_floats
 from riq_cli.model.tensors import ONNX_TYPES, Array
 from riq_cli.model.topology import sort_nodes
@@ -114,9 +114,8 @@ def observed_form(form: SessionForm, tensors: Sequence[str]) -> SessionForm:
             kept.append(node)
             needed |= set(node.input).union(*(captured(inner) for _, inner in subgraphs(node)))
     kept.reverse()
-    fresh = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
-    del graph.node[:], graph.output[:]
-    graph.node.extend(fresh)
+    put_nodes(graph, kept)
+    del graph.output[:]
     give_out(model, tensors)
     return SessionForm(model.SerializeToString(), tuple(_without_unused(graph, form.weights)), tuple(tensors), True, 0)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import onnx
 
-from riq_cli.model.places import scopes, subgraphs
+from riq_cli.model.places import put_nodes, scopes, subgraphs
 from riq_cli.model.uses import Scope, captured
 
 
@@ -22,9 +22,7 @@ def sort_nodes(model: onnx.ModelProto) -> None:
     for _, scope in reversed(list(scopes(model))):  # inner scopes first: their messages move with an outer's edit
         order = _order(scope)
         if order is not None:
-            fresh = [onnx.NodeProto.FromString(scope.node[index].SerializeToString()) for index in order]
-            del scope.node[:]
-            scope.node.extend(fresh)
+            put_nodes(scope, [scope.node[index] for index in order])
 
 
 def _order(scope: Scope) -> list[int] | None:
