@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import mmap
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from riq_cli.model.places import FIELDS
 from riq_cli.model.tensors import Array
-from riq_cli.model.wire import MODEL, ONE, fields
+from riq_cli.model.wire import MODEL, RAW_DATA, TENSOR, fields, steps
 
 _LARGE = 1 << 24  # bytes of a file that is not just read: it has to stay as it is while it is mapped
 
@@ -55,13 +53,10 @@ def _raw_data(data: Any, begin: int, end: int, message: Any, path: str) -> Itera
         message: its descriptor.
         path: of the message itself.
     """
-    counts: Counter[str] = Counter()
-    for field in fields(data, begin, end, message):
-        name = field.descriptor.name if field.descriptor is not None and field.has_length else ""
-        if name == "raw_data":
-            yield path, (field.begin, field.end - field.begin)
-        elif name in FIELDS:
-            step = name if name in ONE else f"{name}[{counts[name]}]"
-            counts[name] += 1
-            inner = f"{path}.{step}" if path else step
-            yield from _raw_data(data, field.begin, field.end, field.descriptor.message_type, inner)
+    if message is TENSOR:
+        for field in fields(data, begin, end, message):
+            if field.number == RAW_DATA and field.has_length:
+                yield path, (field.begin, field.end - field.begin)
+    for step, field in steps(data, begin, end, message):
+        inner = f"{path}.{step}" if path else step
+        yield from _raw_data(data, field.begin, field.end, field.descriptor.message_type, inner)

@@ -10,11 +10,11 @@ import onnx
 
 from riq_cli.model.places import FIELDS
 
-ONE = frozenset("graph g t".split())  # fields that hold one message, which paths do not count
-MODEL = onnx.ModelProto.DESCRIPTOR
+_ONE = frozenset("graph g t".split())  # fields that hold one message, which paths do not count
+MODEL, TENSOR = onnx.ModelProto.DESCRIPTOR, onnx.TensorProto.DESCRIPTOR
 _VARINT, _EIGHT_BYTES, _LENGTH, _GROUP, _GROUP_END, _FOUR_BYTES = range(6)  # protobuf's wire types
 _DEPTH = 100  # of messages within one another: protobuf itself refuses more
-_RAW_DATA = onnx.TensorProto.RAW_DATA_FIELD_NUMBER
+RAW_DATA = onnx.TensorProto.RAW_DATA_FIELD_NUMBER
 # Bytes that protobuf takes, rounded up from what was measured.
 _MESSAGE, _STRING, _NUMBER = 256, 40, 16
 MOST_PER_BYTE = _MESSAGE // 2  # an empty message takes two bytes
@@ -50,6 +50,16 @@ def fields(data: Any, begin: int, end: int, message: Any) -> Iterator[Field]:
         descriptor = known.get(tag >> 3) if tag & 7 != _GROUP else None  # ONNX has no groups
         yield Field(descriptor, tag >> 3, start, value, stop, tag & 7 == _LENGTH)
         begin = stop
+
+
+def steps(data: Any, begin: int, end: int, message: Any) -> Iterator[tuple[str, Field]]:
+    """The fields of a serialized message that lead to tensors, each behind its step of a place: `graph`, `node[5]`."""
+    counts: Counter[str] = Counter()
+    for field in fields(data, begin, end, message):
+        name = field.descriptor.name if field.descriptor is not None and field.has_length else ""
+        if name in FIELDS:
+            yield name if name in _ONE else f"{name}[{counts[name]}]", field
+            counts[name] += 1
 
 
 def _value(data: Any, begin: int, end: int, tag: int) -> tuple[int, int]:
@@ -124,9 +134,9 @@ def with_raw_data(model: bytes, tensors: Mapping[str, memoryview]) -> Iterator[b
     """
     tree: dict[str, Any] = {}
     for place, view in tensors.items():
-        *steps, last = place.split(".")
+        *inner, last = place.split(".")
         branch = tree
-        for step in steps:
+        for step in inner:
             branch = branch.setdefault(step, {})
         branch[last] = view
     edits, _ = _edits(model, 0, len(model), MODEL, tree)
@@ -151,13 +161,7 @@ def _edits(model: bytes, begin: int, end: int, message: Any, tree: Mapping[str, 
     """What changes in a message whose fields are to have data, in order; and by how many bytes it grows."""
     edits: list[Edit] = []
     growth = 0
-    counts: Counter[str] = Counter()
-    for field in fields(model, begin, end, message):
-        name = field.descriptor.name if field.descriptor is not None else ""
-        if name not in FIELDS:
-            continue
-        step = name if name in ONE else f"{name}[{counts[name]}]"
-        counts[name] += 1
+    for step, field in steps(model, begin, end, message):
         if step not in tree:
             continue
         inside, kind = tree[step], field.descriptor.message_type
@@ -176,8 +180,8 @@ def _edits(model: bytes, begin: int, end: int, message: Any, tree: Mapping[str, 
 def _raw_data(model: bytes, tensor: Field, data: memoryview) -> tuple[list[Edit], int]:
     """The raw data of a tensor, put in where protobuf has it: in the order of the fields' numbers."""
     inside = fields(model, tensor.begin, tensor.end, tensor.descriptor.message_type)
-    place = next((field.start for field in inside if field.number > _RAW_DATA), tensor.end)
-    head = _as_varint(_RAW_DATA << 3 | _LENGTH) + _as_varint(len(data))
+    place = next((field.start for field in inside if field.number > RAW_DATA), tensor.end)
+    head = _as_varint(RAW_DATA << 3 | _LENGTH) + _as_varint(len(data))
     return [(place, place, head), (place, place, data)], len(head) + len(data)
 
 
