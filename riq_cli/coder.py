@@ -128,16 +128,14 @@ def encode(symbols: Symbols, table: Table, executor: Executor | None = None) -> 
 def encode_groups(groups: Iterable[Symbols], tables: Sequence[Table], executor: Executor | None = None) -> list[bytes]:
     """The streams of one group of symbols after another, each with its table; none for a table of one symbol."""
 
-    def jobs() -> Iterator[tuple[Symbols, Integers]]:
+    def streams() -> Iterator[list[tuple[Symbols, Integers]]]:
         for symbols, table in zip(groups, tables, strict=True):
             if table.symbols.size > 1:
                 position_of, frequencies = _positions(table), table.frequencies()
                 for begin in range(0, symbols.size, STREAM_SYMBOLS):
-                    yield position_of(symbols[begin : begin + STREAM_SYMBOLS]), frequencies
+                    yield [(position_of(symbols[begin : begin + STREAM_SYMBOLS]), frequencies)]
 
-    if executor is None:
-        return [encode_stream(*job) for job in jobs()]
-    return [job.result() for job in [executor.submit(encode_stream, *job) for job in jobs()]]
+    return list(ordered(executor, encode_runs, streams()))
 
 
 def decode(streams: Iterable[bytes], table: Table, size: int, executor: Executor | None = None) -> Symbols:

@@ -105,8 +105,7 @@ class Spread:
             [(magnitudes.lowest + run.group, groups[run.group][run.begin : run.end]) for run in runs]
             for runs in self._runs()
         )
-        encode_all = map if executor is None else executor.map
-        return list(encode_all(_encoded, itertools.repeat(self.student), itertools.repeat(self.trellis), jobs))
+        return list(ordered(executor, _encoded, itertools.repeat(self.student), itertools.repeat(self.trellis), jobs))
 
     def decode(self, streams: Sequence[bytes], executor: Executor | None, step: int = 1) -> Iterator[Symbols]:
         """The symbols that `encode` was given in the order of their magnitudes, those of one stream after another.
