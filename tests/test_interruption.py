@@ -306,6 +306,7 @@ def test_a_signal_at_any_time_ends_the_command_and_leaves_nothing(
         if running.returncode == 0:
             assert new == {output} - {""}
         elif new:
-            assert (new, stderr.decode()) == ({output}, f"riq: error: interrupted after {output} was written\n")
+            assert (new, running.returncode) == ({output}, 128 + sent)
+            assert stderr.decode().splitlines()[-1] == f"riq: error: interrupted after {output} was written"
         else:
             assert (running.returncode, stderr.decode()) == (128 + sent, NOTHING)
