@@ -29,7 +29,7 @@ def small(seed: int, samples: int) -> tuple[riq.Model, riq.Calibration]:
         )
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=settings().max_examples // 6)  # each compresses several times
 @given(
     seed=st.integers(0, 2),
     samples=st.sampled_from([4, 16]),
