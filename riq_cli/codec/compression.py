@@ -16,7 +16,7 @@ from riq_cli.codec.assembly import assembled
 from riq_cli.codec.bench import Bench
 from riq_cli.codec.budget import Budget, nothing, within_budget
 from riq_cli.codec.candidates import candidates
-from riq_cli.codec.constrained import ConstrainedSolver, Measured
+from riq_cli.codec.constrained import ConstrainedSolver
 from riq_cli.codec.fitting import Phase, compensates, plans_of
 from riq_cli.codec.layout import solver_class
 from riq_cli.codec.means import Means, ProbesStart
@@ -69,8 +69,7 @@ def compress(
     if settings is not None and "constraint" in options:
         raise SettingsError("give the constraint with the settings: without it they have a deviation for their goal")
     settings = replace(settings, **options) if settings is not None else Settings(**options)
-    ignore: Callable[[Any], None] = lambda _: None  # noqa: E731
-    job = Compression(model, calibration or Calibration.random(), settings, progress or ignore, warn or ignore)
+    job = Compression(model, calibration or Calibration.random(), settings, progress, warn)
     while True:
         try:
             with job.bench() as bench:
@@ -83,9 +82,10 @@ class Compression:
     """One run of compress, or of several for the same model and samples."""
 
     def __init__(
-        self, model: Model, calibration: Calibration, settings: Settings, progress: Report, warn: Warn
+        self, model: Model, calibration: Calibration, settings: Settings, progress: Report | None, warn: Warn | None
     ) -> None:
-        self._settings, self._progress, self._warn = settings, progress, once(warn)
+        ignore: Callable[[Any], None] = lambda _: None  # noqa: E731
+        self._settings, self._progress, self._warn = settings, progress or ignore, once(warn or ignore)
         self._calibration = calibration
         self._take(candidates(model, settings, self._warn))
         for number in self._weights.not_finite:
@@ -146,7 +146,7 @@ class Compression:
         if self._settings.ratio or self._settings.size or self._settings.rate:
             return self._within_budget(bench, executor)
         if isinstance(bench.solver, ConstrainedSolver):
-            return bench.solver.archive(bench.means, lambda solution: self._measured(solution, bench, executor))
+            return bench.solver.archive(bench.means, partial(self._measured, bench=bench, executor=executor))
         return self._within_deviation(bench, executor)
 
     @contextlib.contextmanager
@@ -246,7 +246,7 @@ class Compression:
         """The archive of least deviation within a budget of real bytes, or of bits/weight."""
         budget = Budget.of(self._settings, self._model, self._weights)
         budget.refuse(self._assembled(nothing(self._weights), {}, executor))
-        measured: Measured = lambda solution: self._measured(solution, bench, executor)  # noqa: E731
+        measured = partial(self._measured, bench=bench, executor=executor)
         return within_budget(budget, bench.solver, bench.means, measured, self._settings.deviation, self._warn)
 
     def _measured(self, solution: Solution, bench: Bench, executor: Executor | None) -> tuple[Archive, float]:

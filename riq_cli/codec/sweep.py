@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
 
 from riq_cli.archive import Archive
 from riq_cli.calibration import Calibration
@@ -68,11 +67,10 @@ def sweep(
     Raises:
         ModelError, CalibrationError, SettingsError: see there. A target that is out of reach is an outcome.
     """
-    ignore: Callable[[Any], None] = lambda _: None  # noqa: E731
     began = time.monotonic()
     if not goals:
         return
-    job = Compression(model, calibration, goals[0], progress or ignore, warn or ignore)
+    job = Compression(model, calibration, goals[0], progress, warn)
     done = 0
     while done < len(goals):
         try:
