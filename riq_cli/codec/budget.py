@@ -59,7 +59,7 @@ class Budget:
         places, _ = self.matrices
         return sum(entry.stored for entry in archive.manifest.layers if entry.tensors in places)
 
-    def told(self, spent: float) -> str:
+    def in_words(self, spent: float) -> str:
         """So many bytes as people read them: beside the model's, or by the weight."""
         if self.matrices is None:
             return f"{spent:,.0f} bytes, a ratio of {self.source / spent:.3g}"
@@ -74,7 +74,7 @@ class Budget:
         if self.spent(least) > self.bytes:
             raise TargetError(
                 f"the model cannot be brought into {self.wish}: with all weights rounded to 0 it takes "
-                f"{self.told(self.spent(least))}; give it more room",
+                f"{self.in_words(self.spent(least))}; give it more room",
                 math.inf,
             )
 
@@ -117,7 +117,7 @@ def within_budget(
         least = min(least, spent)
         if spent <= budget.bytes and solution.deviation <= INVISIBLE:
             warn(
-                f"{budget.wish} is more room than the model needs: with {budget.told(spent)}, the deviation is "
+                f"{budget.wish} is more room than the model needs: with {budget.in_words(spent)}, the deviation is "
                 f"{deviation:.2g}, less than can be seen; ask for less room, or give a --deviation"
             )
             best = archive, deviation
@@ -133,7 +133,7 @@ def within_budget(
         aim += budget.bytes - spent - (margin if spent > budget.bytes else 0.0)
     if best is None:
         raise TargetError(
-            f"the model was not brought into {budget.wish}; the least was {budget.told(least)}; give it more room",
+            f"the model was not brought into {budget.wish}; the least was {budget.in_words(least)}; give it more room",
             math.inf,
         )
     archive, deviation = best

@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from riq_cli.errors import ModelError
-from riq_cli.model.tensors import clear_data, size_of, told
+from riq_cli.model.tensors import clear_data, named, size_of
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a FIFO without a writer is no wait
@@ -41,12 +41,12 @@ class ExternalData:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location: object = entries.get("location", "")
         if not isinstance(location, str):  # protobuf gives what is not UTF-8 as bytes
-            raise ModelError(f"{told(tensor)}: the location {location!r} of its external data is not valid UTF-8")
+            raise ModelError(f"{named(tensor)}: the location {location!r} of its external data is not valid UTF-8")
         file = self._file(location)
         begin = _place(tensor, "offset", entries.get("offset", "0"))
         length = _place(tensor, "length", entries.get("length", "0")) or size_of(tensor)
         if begin + length > file.size:
-            raise ModelError(f"{told(tensor)}: its data ends behind the end of {location}; the file is cut off")
+            raise ModelError(f"{named(tensor)}: its data ends behind the end of {location}; the file is cut off")
         return file[begin : begin + length]
 
     def load(self, tensor: onnx.TensorProto) -> None:
@@ -137,5 +137,5 @@ def _place(tensor: onnx.TensorProto, key: str, text: str) -> int:
     except ValueError:
         number = -1
     if number < 0:
-        raise ModelError(f"{told(tensor)}: {key} {text!r} of its external data is not a number of bytes")
+        raise ModelError(f"{named(tensor)}: {key} {text!r} of its external data is not a number of bytes")
     return number

@@ -313,7 +313,7 @@ def _take_layers(proto: onnx.ModelProto, external: ExternalData, own: OwnData) -
     typed: dict[str, bytes] = {}
     constants = list(constant_places(proto))
     repeated_names = _repeated(constants)
-    alike: dict[tuple[object, ...], list[tuple[Array, Place]]] = {}  # tensors that begin with the same bytes
+    floats: list[tuple[Array, Place]] = []
     for place in constants:
         tensor = place.tensor
         if tensor.data_type not in FLOAT_TYPES or 0 in tensor.dims or len(tensor.dims) > limits.DIMENSIONS:
@@ -324,15 +324,8 @@ def _take_layers(proto: onnx.ModelProto, external: ExternalData, own: OwnData) -
         values = own.mapped(place.path, float_array(tensor, external.data(tensor) if is_external else None))
         if not tensor.HasField("raw_data") and not is_external:
             typed[place.path] = tensor.SerializeToString()
-        key = (tensor.data_type, tuple(tensor.dims), values.reshape(-1)[:_BEGINNING].tobytes())
-        alike.setdefault(key, []).append((values, place))
-    found: list[tuple[Array, list[Place]]] = []
-    for group in alike.values():
-        equal: dict[bytes, tuple[Array, list[Place]]] = {}
-        for values, place in group:
-            key_of_all = hashlib.sha256(values.reshape(-1).data).digest() if len(group) > 1 else b""
-            equal.setdefault(key_of_all, (values, []))[1].append(place)
-        found += equal.values()
+        floats.append((values, place))
+    found = _equal(floats)
     repeated = Counter(places[0].value_name for _, places in found)
     layers = []
     for values, places in found:
@@ -346,6 +339,20 @@ def _take_layers(proto: onnx.ModelProto, external: ExternalData, own: OwnData) -
         for place in places:
             clear_data(place.tensor)
     return layers, typed
+
+
+def _equal(floats: Iterable[tuple[Array, Place]]) -> list[tuple[Array, list[Place]]]:
+    """The different ones of some tensors, each with the places of all that are equal to it: type, shape and bytes."""
+    beginnings: dict[tuple[object, ...], list[tuple[Array, Place]]] = {}
+    for values, place in floats:
+        key = (place.tensor.data_type, tuple(place.tensor.dims), values.reshape(-1)[:_BEGINNING].tobytes())
+        beginnings.setdefault(key, []).append((values, place))
+    found: dict[tuple[object, ...], tuple[Array, list[Place]]] = {}
+    for beginning, group in beginnings.items():
+        for values, place in group:
+            content = hashlib.sha256(values.reshape(-1).data).digest() if len(group) > 1 else b""
+            found.setdefault((*beginning, content), (values, []))[1].append(place)
+    return list(found.values())
 
 
 def _repeated(places: Iterable[Place]) -> set[tuple[str, str]]:

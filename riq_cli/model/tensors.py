@@ -38,7 +38,7 @@ _DATA_FIELDS = (
 Array = NDArray[Any]  # weights in storage type: float16, float32, float64, or uint16 for bfloat16
 
 
-def told(tensor: onnx.TensorProto) -> str:
+def named(tensor: onnx.TensorProto) -> str:
     """How errors name a tensor."""
     return f"tensor {shortened(str(tensor.name))!r}" if tensor.name else "a tensor without a name"  # it may be bytes
 
@@ -57,10 +57,10 @@ def size_of(tensor: onnx.TensorProto) -> int:
         except KeyError:
             dtype = np.dtype(object)
         if dtype.hasobject:  # strings too are of no fixed size
-            raise ModelError(f"{told(tensor)}: riq does not know how large its data type {tensor.data_type} is")
+            raise ModelError(f"{named(tensor)}: riq does not know how large its data type {tensor.data_type} is")
         bits = 8 * dtype.itemsize
     if min(tensor.dims, default=0) < 0:
-        raise ModelError(f"{told(tensor)}: its shape {list(tensor.dims)} has a negative length")
+        raise ModelError(f"{named(tensor)}: its shape {list(tensor.dims)} has a negative length")
     return int(-(-math.prod(tensor.dims) * bits // 8))
 
 
@@ -86,7 +86,7 @@ def float_array(tensor: onnx.TensorProto, data: NDArray[np.uint8] | None = None)
         values = np.array(tensor.double_data if storage.itemsize == 8 else tensor.float_data, storage)
     shape = tuple(tensor.dims)
     if values.nbytes != size_of(tensor):
-        raise ModelError(f"{told(tensor)}: {values.nbytes} bytes do not fill the shape {list(shape)}")
+        raise ModelError(f"{named(tensor)}: {values.nbytes} bytes do not fill the shape {list(shape)}")
     return values.view(storage).reshape(shape)
 
 
