@@ -132,7 +132,7 @@ class Compression:
         outputs, settings = self._settings.outputs, self._settings
         samples = validation.samples(self._model.inputs, settings.dims, settings.batch_size, self._warn)
         evaluator = self._evaluator(self._model.session_form(outputs, hoist=False), samples)
-        evaluator.tell_of_silence(self._warn)
+        evaluator.warn_of_undefined(self._warn)
         return lambda archive, executor: measure_restored(evaluator, decompress(archive, executor=executor), outputs)
 
     def archive(self, bench: Bench | None, executor: Executor | None) -> Archive:
@@ -163,13 +163,13 @@ class Compression:
         # With k given there is no search, and nothing is worth hoisting.
         form = self._model.session_form(settings.outputs, hoist=settings.k is None)
         evaluator = self._evaluator(form, self._samples, lean=settings.k is None)
-        evaluator.tell_of_silence(self._warn)
-        silent = evaluator.silent
-        telling = [number for number, rows in enumerate(silent) if not all(rows)]
-        kept = range(len(self._samples)) if self._needs_all_samples else telling
+        evaluator.warn_of_undefined(self._warn)
+        defined = evaluator.defined
+        measurable = [number for number, rows in enumerate(defined) if any(rows)]
+        kept = range(len(self._samples)) if self._needs_all_samples else measurable
         samples, evaluator = [self._samples[number] for number in kept], evaluator.on(kept)
         is_real = bool(evaluator.measured) and self._calibration.kind != "random"
-        if is_real and (warning := scarcity([self._samples[number] for number in telling])):
+        if is_real and (warning := scarcity([self._samples[number] for number in measurable])):
             self._warn(warning)
         fits = bool(evaluator.measured) and compensates(settings, self._calibration.kind == "random", len(samples))
         parts = roles(
@@ -186,7 +186,7 @@ class Compression:
                           self._note, self._warn, self._model.release)  # fmt: skip
             probes = plans = refit = None
             if settings.allocation == "measured" and settings.k is None and evaluator.measured:
-                probed = [samples[number] for number in parts.probed if not all(silent[kept[number]])]
+                probed = [samples[number] for number in parts.probed if any(defined[kept[number]])]
                 probes = self._probed(form, evaluator, probed, pool) if probed else None
             if fits:
                 plans = self._plans(form, samples, parts.fit, pool, evaluator)
@@ -194,7 +194,7 @@ class Compression:
                     refit = self._plans(form, samples, parts.refit, pool, evaluator)
             if form.hoisted or evaluator.is_lean:  # what is measured last is the model as it is restored
                 evaluator = self._evaluator(self._model.session_form(settings.outputs, hoist=False), samples)
-            rows = sum(not says_nothing for run in silent for says_nothing in run)
+            rows = sum(map(sum, defined))
             calibration = {"kind": self._calibration.kind, "samples": rows, "sha256": digest(self._samples)}
             try:
                 yield Bench(solver, Means(probes, plans, refit), evaluator, parts.held, calibration, pool)
@@ -204,7 +204,7 @@ class Compression:
 
     @property
     def _needs_all_samples(self) -> bool:
-        """Whether the goal counts on samples whose outputs say nothing: labels are one for each."""
+        """Whether the goal counts on samples whose deviation is undefined: labels are one for each."""
         constraint = self._settings.constraint
         return constraint is not None and constraint.on_samples
 

@@ -161,7 +161,7 @@ class ConstrainedSolver(Solver):
             deviation = 0.0
             if self._settings.deviation is not None and math.isfinite(found.value):
                 measured = self._evaluator.deviation(self._form, values, among)
-                # Where these samples say nothing, all of them together still do: they are measured last.
+                # Undefined on these samples, it still is defined on all together, which are measured last.
                 if measured.is_measured:
                     deviation = self.promised(scheme, measured) if among == self._parts.every else measured.mean
             excess = self._excess(found, deviation)

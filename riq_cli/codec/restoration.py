@@ -72,7 +72,7 @@ def verify(
     runtime = Runtime(threads, provider, tuple(custom_ops))
     _, _, evaluator = _original(archive, model, samples, outputs, runtime, needed)
     if warn is not None:
-        evaluator.tell_of_silence(warn)
+        evaluator.warn_of_undefined(warn)
     return measure_restored(evaluator, decompress(archive, executor=executor), outputs)
 
 

@@ -15,7 +15,7 @@ from riq_cli.errors import CalibrationError
 
 Array = NDArray[Any]
 
-NOTHING_SAID = (
+NOTHING_TO_MEASURE = (
     "there is nothing to measure: the model's outputs are NaN, infinite or all zero on these samples; give samples on "
     "which the original model works, or name another tensor with --output"
 )
@@ -41,8 +41,8 @@ class Deviation:
 
     Attributes:
         names: of the tensors.
-        runs: deviations of the samples in each run, by tensor; NaN where the original's value says nothing, see
-            `says_something`. Such samples are in no mean, in no maximum and in no count.
+        runs: deviations of the samples in each run, by tensor; NaN where they are undefined, see `has_direction`. Such
+            samples are in no mean, in no maximum and in no count.
     """
 
     names: tuple[str, ...]
@@ -50,7 +50,7 @@ class Deviation:
 
     @cached_property
     def tensors(self) -> tuple[TensorDeviation, ...]:
-        """What there is to tell of each tensor at which any sample says something; empty if nothing was measured."""
+        """What there is to tell of each tensor at which it is defined for any sample; empty if nothing was measured."""
         return tuple(
             TensorDeviation(name, math.fsum(values) / len(values), max(values), len(values), standard_error(values))
             for name, values in zip(self.names, self._values, strict=True)
@@ -67,7 +67,7 @@ class Deviation:
         """The mean over samples at the tensor where it is largest: what a target bounds.
 
         Raises:
-            CalibrationError: no sample says anything; a measurement of nothing is no deviation of 0.
+            CalibrationError: it is defined for no sample; a measurement of nothing is no deviation of 0.
         """
         return self._largest.mean
 
@@ -78,13 +78,13 @@ class Deviation:
 
     @property
     def by_sample(self) -> NDArray[np.float64]:
-        """Each sample's deviation at the tensor where the mean is largest; NaN for one that says nothing there."""
+        """Each sample's deviation at the tensor where the mean is largest; NaN where it is undefined."""
         number = self.names.index(self._largest.name)
         return np.array([value for run in self.runs for value in run[number]])
 
     @property
     def samples(self) -> NDArray[np.float64]:
-        """The same without samples that say nothing there."""
+        """The same without samples for which it is undefined."""
         found = self.by_sample
         return found[~np.isnan(found)]
 
@@ -114,12 +114,12 @@ class Deviation:
     def _largest(self) -> TensorDeviation:
         """The tensor where the mean is largest; the first of several."""
         if not self.tensors:
-            raise CalibrationError(NOTHING_SAID)
+            raise CalibrationError(NOTHING_TO_MEASURE)
         return max(self.tensors, key=lambda tensor: tensor.mean)
 
     @property
     def _values(self) -> list[list[float]]:
-        """Deviations of the samples that say something, by tensor."""
+        """Deviations of the samples for which they are defined, by tensor."""
         return [
             [value for run in self.runs for value in run[number] if not math.isnan(value)]
             for number in range(len(self.names))
@@ -154,7 +154,7 @@ def compared(
 def sample_deviations(reference: Array, candidate: Array, rows: int = 1) -> list[float]:
     """Cosine distances of one run's outputs, eq. (1): one for each row of a batch, else one for the whole.
 
-    NaN where the reference says nothing: nothing can be far from that, or near to it.
+    NaN where the reference has no direction: nothing can be far from that, or near to it.
 
     Args:
         reference: output of the original model.
@@ -165,7 +165,7 @@ def sample_deviations(reference: Array, candidate: Array, rows: int = 1) -> list
     parts = sample_values(reference, rows)
     others = sample_values(candidate, rows) if same_shape else parts
     found = [
-        math.nan if not says_something(y) else cosine_distance(y, z) if same_shape else 1.0
+        math.nan if not has_direction(y) else cosine_distance(y, z) if same_shape else 1.0
         for y, z in zip(parts, others, strict=True)
     ]
     return found if len(found) == rows else found * rows
@@ -176,15 +176,15 @@ def sample_values(output: Array, rows: int) -> Sequence[Array]:
     return output if rows > 1 and output.ndim and output.shape[0] == rows else [output]  # type: ignore[return-value]
 
 
-def says_something(value: Array) -> bool:
-    """Whether a value of the original model has any finite element that is not 0: only then has it a direction."""
+def has_direction(value: Array) -> bool:
+    """Whether a value of the original model has any finite element that is not 0; if not, no deviation is defined."""
     return bool(np.any(np.isfinite(value) & (value != 0)))
 
 
 def cosine_distance(y: Array, z: Array) -> float:
     """Deviation 1 − ⟨y, z⟩ / (‖y‖ ‖z‖), eq. (1), in float64 and not below 0.
 
-    Decided where the equation is silent: 0 if both are zero, 1 if one of them is, 1 if their shapes differ; elements
+    Where the equation defines none: 0 if both are zero, 1 if one of them is, 1 if their shapes differ; elements
     where y is NaN or infinite must be the same in z and are then left out, any other NaN or infinity in z makes the
     distance infinite.
     """

@@ -13,7 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from riq_cli.errors import CalibrationError, ModelError, RiqError, SettingsError
-from riq_cli.evaluator.deviation import NOTHING_SAID, Array, Deviation, compared, sample_values, says_something
+from riq_cli.evaluator.deviation import NOTHING_TO_MEASURE, Array, Deviation, compared, has_direction, sample_values
 from riq_cli.evaluator.sessions import DEFAULT_RUNTIME, LARGE, Runtime, explained, nbytes, runner, start
 from riq_cli.model import SessionForm, measurable, own_form, probe_form
 from riq_cli.text import counted
@@ -36,7 +36,7 @@ class Evaluator:
     ) -> None:
         """Run the original model once and keep its outputs.
 
-        What is `measured` are the float tensors at which any sample says something; see `says_something`.
+        What is `measured` are the float tensors at which the deviation is defined for any sample; see `has_direction`.
 
         Args:
             form: the model with its layers as initializers from outside.
@@ -51,7 +51,7 @@ class Evaluator:
         Raises:
             ModelError: onnxruntime cannot run the model.
             SettingsError: an unknown provider, or no tensor that can be measured.
-            CalibrationError: no sample says anything at those tensors.
+            CalibrationError: the deviation is undefined for all samples at those tensors.
         """
         runtime.check()
         self._samples = samples
@@ -65,7 +65,7 @@ class Evaluator:
                 outputs = list(self._run(fed, weights, form.measured, range(len(samples))))
                 self._lean = fed
         outputs = outputs or list(self._run(form, weights, form.measured, range(len(samples))))
-        self.measured, self._silent_tensors = self._sorted(outputs, strict, needed)
+        self.measured, self._undefined_tensors = self._sorted(outputs, strict, needed)
         # Copies: what a session gives out lies in its own memory, all of which it would keep.
         self._reference = [
             [output.copy() for name, output in zip(form.measured, run, strict=True) if name in self.measured]
@@ -73,24 +73,24 @@ class Evaluator:
         ]
 
     def _sorted(self, runs: Sequence[Sequence[Array]], strict: bool, needed: bool) -> tuple[list[str], list[str]]:
-        """Names of the tensors at which any sample says something, and of other float ones that have elements."""
-        telling, silent = [], []
+        """Names of the tensors at which the deviation is defined, and of other float ones that have elements."""
+        defined, undefined = [], []
         for name, values in zip(self._form.measured, zip(*runs, strict=True), strict=True):
             if not all(_is_float(value) for value in values):
                 refusal: RiqError = SettingsError(f"tensor {name!r} is not float; its deviation cannot be measured")
             elif not any(value.size for value in values):
                 refusal = SettingsError(f"tensor {name!r} has no elements; its deviation cannot be measured")
-            elif not any(says_something(value) for value in values):
-                silent.append(name)
-                refusal = CalibrationError(f"tensor {name!r}: {NOTHING_SAID}")
+            elif not any(has_direction(value) for value in values):
+                undefined.append(name)
+                refusal = CalibrationError(f"tensor {name!r}: {NOTHING_TO_MEASURE}")
             else:
-                telling.append(name)
+                defined.append(name)
                 continue
             if strict:
                 raise refusal
-        if needed and not telling:
-            raise CalibrationError(NOTHING_SAID) if silent else self._nothing_to_measure()
-        return telling, silent
+        if needed and not defined:
+            raise CalibrationError(NOTHING_TO_MEASURE) if undefined else self._nothing_to_measure()
+        return defined, undefined
 
     def _nothing_to_measure(self) -> SettingsError:
         """The error that no output is float: what the outputs are, and what could be measured in their place."""
@@ -103,27 +103,27 @@ class Evaluator:
         )
 
     @property
-    def silent(self) -> list[list[bool]]:
-        """For each row of every run, whether it says nothing at all tensors that are measured."""
+    def defined(self) -> list[list[bool]]:
+        """For each row of every run, whether its deviation is defined at any tensor that is measured."""
         if not self.measured:
-            return [[False] * rows for _, rows in self._samples]
+            return [[True] * rows for _, rows in self._samples]
         return [
-            [not any(row) for row in zip(*(_telling_rows(value, rows) for value in values), strict=True)]
+            [any(row) for row in zip(*(_rows_with_direction(value, rows) for value in values), strict=True)]
             for values, (_, rows) in zip(self._reference, self._samples, strict=True)
         ]
 
-    def tell_of_silence(self, warn: Callable[[str], None]) -> None:
-        """Warn of tensors and samples that say nothing, if there are any."""
-        for name in self._silent_tensors:
+    def warn_of_undefined(self, warn: Callable[[str], None]) -> None:
+        """Warn of tensors and samples at which the deviation is undefined, if there are any."""
+        for name in self._undefined_tensors:
             warn(f"tensor {name!r} left out: it is NaN, infinite or all zero on all samples")
-        silent = list(itertools.chain.from_iterable(self.silent))
-        numbers = [str(number) for number, says_nothing in enumerate(silent, 1) if says_nothing]
+        defined = list(itertools.chain.from_iterable(self.defined))
+        numbers = [str(number) for number, is_defined in enumerate(defined, 1) if not is_defined]
         if not numbers:
             return
         some = ", ".join(numbers if len(numbers) <= _NAMED + 1 else [*numbers[:_NAMED], "…"])
         warn(
-            f"{counted(len(numbers), 'sample')} of {len(silent)} ({some}) left out: the model's outputs there are NaN, "
-            "infinite, all zero or empty"
+            f"{counted(len(numbers), 'sample')} of {len(defined)} ({some}) left out: the model's outputs there are "
+            "NaN, infinite, all zero or empty"
         )
 
     def on(self, numbers: Sequence[int]) -> Evaluator:
@@ -252,7 +252,7 @@ def _last_axis_mean(value: NDArray[np.float64]) -> NDArray[np.float64]:
     return value.reshape(-1, width).mean(axis=0) if value.size else np.zeros(width)
 
 
-def _telling_rows(value: Array, rows: int) -> list[bool]:
-    """Whether a value says something, for each row of its run."""
-    found = [says_something(part) for part in sample_values(value, rows)]
+def _rows_with_direction(value: Array, rows: int) -> list[bool]:
+    """Whether a value has a direction, for each row of its run."""
+    found = [has_direction(part) for part in sample_values(value, rows)]
     return found if len(found) == rows else found * rows

@@ -1,4 +1,4 @@
-"""Samples on which the original's outputs are NaN, infinite, all zero or empty say nothing, and never count."""
+"""Samples on which the original's outputs are NaN, infinite, all zero or empty have no deviation, and never count."""
 
 from __future__ import annotations
 
@@ -22,16 +22,7 @@ NOTHING = "there is nothing to measure: the model's outputs are NaN, infinite or
 
 
 def mlp(folder: Path) -> riq.Model:
-    """Two layers of 64 × 64 with ReLU between."""
-    r = builders.Random(5)
-    nodes = [
-        builders.node("MatMul", "x w", "a"),
-        builders.node("Relu", "a", "r"),
-        builders.node("MatMul", "r v", "y"),
-    ]
-    tensors = [builders.tensor("w", r(64, 64)), builders.tensor("v", r(64, 64))]
-    proto = builders.model(nodes, [builders.info("x", "N", 64)], [builders.info("y", "N", 64)], tensors)
-    return riq.Model.load(builders.save(proto, folder))
+    return riq.Model.load(builders.save(builders.perceptron(5), folder))
 
 
 def with_empty_output(folder: Path) -> riq.Model:
@@ -44,9 +35,9 @@ def with_empty_output(folder: Path) -> riq.Model:
     return riq.Model.load(builders.save(proto, folder))
 
 
-def samples(count: int = 24, silent: slice = slice(0), value: float = NAN) -> riq.Calibration:
+def samples(count: int = 24, undefined: slice = slice(0), value: float = NAN) -> riq.Calibration:
     x = np.random.default_rng(1).standard_normal((count, 64)).astype(np.float32)
-    x[silent] = value
+    x[undefined] = value
     return riq.Calibration.from_arrays({"x": x})
 
 
@@ -58,9 +49,9 @@ def measured(archive: riq.Archive) -> TensorDeviation:
 # ---- deviations -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("silent", [[0.0, -0.0], [NAN, INF], [NAN, 0.0], []])
-def test_a_silent_reference_has_no_deviation(silent: list[float]) -> None:
-    reference = np.array(silent, np.float32)
+@pytest.mark.parametrize("values", [[0.0, -0.0], [NAN, INF], [NAN, 0.0], []])
+def test_a_reference_without_direction_has_no_deviation(values: list[float]) -> None:
+    reference = np.array(values, np.float32)
     assert np.isnan(sample_deviations(reference, reference)).all()
     assert np.isnan(sample_deviations(reference, np.ones_like(reference))).all()
     assert np.isnan(sample_deviations(reference, np.ones((3, 3), np.float32))).all()
@@ -77,7 +68,7 @@ def test_a_candidate_that_is_not_finite_where_the_original_is_counts_as_infinite
     assert sample_deviations(np.ones(2, np.float32), np.array([NAN, 1], np.float32)) == [INF]
 
 
-def test_what_says_nothing_is_in_no_mean_maximum_or_count() -> None:
+def test_what_is_undefined_is_in_no_mean_maximum_or_count() -> None:
     deviation = Deviation(("a", "b"), (((0.5, NAN), (NAN, NAN)), ((NAN, NAN), (NAN, 0.25))))
     assert deviation.tensors == (TensorDeviation("a", 0.5, 0.5, 1, None), TensorDeviation("b", 0.25, 0.25, 1, None))
     assert (deviation.mean, deviation.worst, list(deviation.samples)) == (0.5, 0.5, [0.5])
@@ -93,7 +84,7 @@ def test_a_measurement_of_nothing_is_an_error() -> None:
 
 
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, NAN]), min_size=1))
-def test_silent_samples_change_nothing(values: list[float]) -> None:
+def test_samples_without_a_deviation_change_nothing(values: list[float]) -> None:
     loud = [value for value in values if not math.isnan(value)]
     deviation = Deviation(("a",), tuple(((value,),) for value in values))
     assert deviation.tensors == Deviation(("a",), tuple(((value,),) for value in loud)).tensors
@@ -121,7 +112,7 @@ def test_some_are_left_out_with_a_warning_that_names_them(batch: int, tmp_path: 
 
 
 def test_those_held_out_all_say_something(tmp_path: Path) -> None:
-    """Held out of 32 samples would be every fourth; here these are the silent ones."""
+    """Held out of 32 samples would be every fourth; here these are those without a deviation."""
     archive = riq.compress(mlp(tmp_path), samples(32, slice(2, None, 4), 0.0), **PRESETS["fast"])
     assert measured(archive).samples == 24
     assert archive.manifest.result["holdout_samples"] == 6
@@ -211,5 +202,5 @@ def test_how_alike_samples_are_is_told_where_some_outputs_are_empty(tmp_path: Pa
     model = riq.Model.load(builders.save(proto, tmp_path))
     feeds = [({"x": np.full((count, 2), 3, np.float32)}, 1) for count in (0, 1, 2)]
     evaluator = Evaluator(model.session_form(), [layer.values for layer in model.layers], feeds)
-    assert evaluator.silent == [[True], [False], [False]]
+    assert evaluator.defined == [[False], [True], [True]]
     np.testing.assert_allclose(evaluator.likeness(), [[0, 0, 0], [0, 1, 1], [0, 1, 1]], atol=1e-12)
