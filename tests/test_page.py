@@ -169,6 +169,11 @@ def test_results_at_the_ends_of_the_schema_still_make_a_page(result: dict[str, o
     assert "nan" not in "".join(re.findall(r'(?:cx|cy|x1|y1|x2|y2|d)="([^"]*)"', text))
 
 
+def test_what_an_archive_does_not_tell_is_a_dash() -> None:
+    text = page(archive("first").described(calibration={"sha256": "cd" * 32}), "model.riqz")
+    assert "<code>– samples, –</code>" in text and "None" not in text
+
+
 def test_an_archive_without_layers_has_a_page() -> None:
     text = page(archive(result={}), "model.riqz")
     assert "Nothing was coded: all of the model is in the skeleton." in text

@@ -298,8 +298,9 @@ def _made(archive: Archive, name: str) -> str:
         mean = estimate(tensor["mean"], tensor.get("standard_error"))
         found.append((f"deviation at {shortened(tensor['name'])}", f"{mean}, worst {shown(tensor['worst'])}"))
     if manifest.calibration:
-        samples, kind, digest = (manifest.calibration.get(key) for key in ("samples", "kind", "sha256"))
-        found += [("calibration", f"{samples} samples, {kind}{reservation(kind)}"), ("calibration SHA-256", digest)]
+        samples, kind = shown(manifest.calibration.get("samples"), "d"), manifest.calibration.get("kind", "–")
+        found.append(("calibration", f"{samples} samples, {kind}{reservation(kind)}"))
+        found.append(("calibration SHA-256", manifest.calibration.get("sha256")))
     found += [("source SHA-256", manifest.source.get("sha256")), ("made by", manifest.creator)]
     return (
         f"<h2>How it was made</h2>\n{_facts('asked for', [*manifest.settings.items()])}{_facts('found', found)}"
