@@ -36,9 +36,11 @@ def guarded(run: Callable[[], int]) -> int:
         code = run()
         _ignore()
         return code
-    except (Interrupted, KeyboardInterrupt) as error:  # the latter from before, or from a function of the user's own
+    except BaseException as error:  # a KeyboardInterrupt is one from before, or from a function of the user's own
+        if _received is None and not isinstance(error, KeyboardInterrupt):
+            raise
         _ignore()
-        leave(error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT))
+        leave(error if isinstance(error, Interrupted) else Interrupted(_received or signal.SIGINT))
 
 
 def check() -> None:
