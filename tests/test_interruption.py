@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 
 from tests import builders
-from tests.command import ROOT, process
+from tests.command import ROOT, SIGNALS, process
 
 NOTHING = "riq: error: interrupted; no output was written\n"
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 # Python takes a moment until anything of riq's runs.

@@ -19,8 +19,11 @@ from riq_cli.calibration.inputs import Sample, Warn
 from riq_cli.calibration.random import random_samples
 from riq_cli.errors import CalibrationError, ModelError
 from riq_cli.model import ModelInput, read_tensor_file
+from riq_cli.text import counted
 
 RANDOM_SAMPLES = 4
+_ENOUGH = 8  # samples that differ from each other: fewer tell little of others
+_WANTED = 16
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,24 @@ def digest(samples: Iterable[Sample]) -> str:
             else:
                 result.update(np.ascontiguousarray(array).tobytes())
     return result.hexdigest()
+
+
+def scarcity(samples: Sequence[Sample]) -> str | None:
+    """A warning that there are few samples, or few that differ, and what to do; None if there are enough."""
+    count = sum(sample.rows for sample in samples)
+    rows: dict[str, int] = {}  # of samples that differ from each other
+    for sample in samples:
+        rows.setdefault(digest([sample]), sample.rows)
+        if sum(rows.values()) >= _ENOUGH:
+            return None
+    different = sum(rows.values())
+    if different == count:
+        found = f"only {counted(count, 'sample')}"
+    elif len(rows) == 1:
+        found = f"the {count} samples are all alike"
+    else:
+        found = f"only {different} of the {count} samples differ"
+    return f"{found}: on others the deviation may be many times as large; give {_WANTED} samples or more that differ"
 
 
 def _from_folder(path: Path, options: ImageOptions) -> Calibration:
