@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 60
 export OPENBLAS_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-lowest zoo fuzz bench bench-allocation bench-loss clean
+.PHONY: help demo test test-all test-lowest zoo fuzz bench bench-ablation bench-allocation bench-loss clean
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench: $(VENV)/test  ## measure speeds, and compress the real models; asserts no
 
 bench-allocation: $(VENV)/test  ## compare the presets on real models, at the same targets; BENCH='--model cnn' takes options
 	$(BIN)/python -m tests.bench presets $(BENCH)
+
+bench-ablation: $(VENV)/test  ## measure what each stage of the search is worth; BENCH='--model cnn --json FILE' takes options
+	$(BIN)/python -m tests.bench ablation $(BENCH)
 
 bench-loss: $(VENV)/train  ## train small networks, and hold fixed layouts against riq under a loss
 	$(BIN)/python -m tests.bench loss

@@ -74,6 +74,7 @@ riq compress model.onnx --calibration samples.npz \
                  help="How k is found: algorithm1 is the paper's, to the letter."),
     click.option("--epsilon", type=parse_number, metavar="E",
                  help="ε0 of eq. (7). [default: 0.01 or 0, the smaller archive]"),
+    click.option("--without", multiple=True, metavar="STAGE", hidden=True, help="Leave a stage out; repeatable."),
 )  # fmt: skip
 @constraints.constraint_options
 @layout.layout_options

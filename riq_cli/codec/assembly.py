@@ -54,7 +54,7 @@ def assembled(
             if plan is not None and plan.bias is not None:
                 restored = quantized.restored(layer.dtype, layer.shape).reshape(layer.shape)
                 shifts[plan.bias] = plan.shift(layer, restored)
-            encoded[number] = encode_layer(layer, quantized, executor)
+            encoded[number] = encode_layer(layer, quantized, executor, weights.without)
         model.release()
         done += layer.size
         progress(Progress("coding", done, total))

@@ -96,7 +96,9 @@ class Compression:
         self._model, settings = model, self._settings
         self._originals = [layer.values for layer in model.layers]
         threads = settings.threads or available_threads()
-        self._weights = Weights(model.layers, settings.max_bits, settings.min_size, model.release, threads)
+        self._weights = Weights(
+            model.layers, settings.max_bits, settings.min_size, model.release, threads, settings.without
+        )
         model.release()
         self._trace: list[tuple[Kind, float, float]] = []  # kind of scheme, k, deviation
         self._probes = 0
@@ -146,7 +148,7 @@ class Compression:
         if self._settings.ratio or self._settings.size or self._settings.rate:
             return self._within_budget(bench, executor)
         if isinstance(bench.solver, ConstrainedSolver):
-            return bench.solver.archive(bench.means, partial(self._measured, bench=bench, executor=executor))
+            return bench.solver.archive(bench.means, partial(self.measured, bench=bench, executor=executor))
         return self._within_deviation(bench, executor)
 
     @contextlib.contextmanager
@@ -185,12 +187,17 @@ class Compression:
             solver = make(settings, self._weights, evaluator, form, parts, pool,
                           self._note, self._warn, self._model.release)  # fmt: skip
             probes = plans = refit = None
-            if settings.allocation == "measured" and settings.k is None and evaluator.measured:
+            if (
+                settings.allocation == "measured"
+                and settings.k is None
+                and evaluator.measured
+                and "allocation" not in settings.without
+            ):
                 probed = [samples[number] for number in parts.probed if any(defined[kept[number]])]
                 probes = self._probed(form, evaluator, probed, pool) if probed else None
             if fits:
                 plans = self._plans(form, samples, parts.fit, pool, evaluator)
-                if len(parts.held) >= REFIT_SAMPLES and not evaluator.is_lean:
+                if len(parts.held) >= REFIT_SAMPLES and not evaluator.is_lean and "refit" not in settings.without:
                     refit = self._plans(form, samples, parts.refit, pool, evaluator)
             if form.hoisted or evaluator.is_lean:  # what is measured last is the model as it is restored
                 evaluator = self._evaluator(self._model.session_form(settings.outputs, hoist=False), samples)
@@ -224,7 +231,7 @@ class Compression:
         k, target = self._settings.k, self._settings.deviation
         solution = bench.solver.at(k) if k is not None else bench.solver.for_deviation(target or 0.0, bench.means)
         for _ in range(CLOSER_TRIES):
-            archive, deviation = self._measured(solution, bench, executor)
+            archive, deviation = self.measured(solution, bench, executor)
             if target is None or deviation <= target:
                 return archive
             if k is not None:
@@ -246,10 +253,10 @@ class Compression:
         """The archive of least deviation within a budget of real bytes, or of bits/weight."""
         budget = Budget.of(self._settings, self._model, self._weights)
         budget.refuse(self._assembled(nothing(self._weights), {}, executor))
-        measured = partial(self._measured, bench=bench, executor=executor)
+        measured = partial(self.measured, bench=bench, executor=executor)
         return within_budget(budget, bench.solver, bench.means, measured, self._settings.deviation, self._warn)
 
-    def _measured(self, solution: Solution, bench: Bench, executor: Executor | None) -> tuple[Archive, float]:
+    def measured(self, solution: Solution, bench: Bench, executor: Executor | None) -> tuple[Archive, float]:
         """The archive of a solution with what is told of it, and what a target bounds, measured on what it restores."""
         bench.solver.rest()
         archive = self._assembled(solution.widths, solution.scheme.plans, executor)
@@ -330,14 +337,15 @@ class Compression:
 
         def start(widths: Widths, before: Plans | None = None) -> Plans:
             observed, linear = linear_layers(form, self._model.layers)
-            linear = {  # with biases that may be changed
-                number: item if item.bias in self._weights.vectors else replace(item, bias=None)
+            biases = () if "bias" in without else self._weights.vectors  # those that may be changed
+            linear = {
+                number: item if item.bias in biases else replace(item, bias=None)
                 for number, item in linear.items()
                 if number in matrices
             }
             chosen = [[samples[number] for number in half] for half in halves]
             # Beside a large model there is no room for what variations would tell.
-            varied = [[] if evaluator.is_lean else augmented(half) for half in chosen]
+            varied = [[] if evaluator.is_lean or "variations" in without else augmented(half) for half in chosen]
             gradients = partial(ProductGradients.of, self._weights, observed, evaluator, self._settings)
             more = gradients(*varied) if all(varied) else None
             return plans_of(gradients(*chosen), linear, widths, pool, tell, self._warn, before, more)
@@ -345,7 +353,7 @@ class Compression:
         def tell(phase: Phase, done: int, total: int) -> None:
             self._progress(Progress(phase, done, total))
 
-        matrices = set(self._weights.matrices)
+        matrices, without = set(self._weights.matrices), self._settings.without
         return start
 
     def _note(self, scheme: Scheme, k: float, value: float) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from riq_cli import quantizer, rounding
-from riq_cli.codec.descent import least_damping, less
+from riq_cli.codec.descent import FIXED, least_damping, less
 from riq_cli.codec.plans import Plan, Positions, some_rows
 from riq_cli.codec.rates import entropy_of
 from riq_cli.model import Layer, Linear
@@ -40,6 +40,7 @@ def fitted(
     before: Plan | None = None,
     shared: Halves | None = None,
     varied: Collected | None = None,
+    without: Collection[str] = (),
 ) -> Plan | None:
     """The plan for a layer whose damping does best on the half of the samples that it was not fitted to.
 
@@ -52,6 +53,7 @@ def fitted(
         shared: moments in which positions count as much as they matter, where that is known. They judge: to fit to, few
             may matter. So it is fitted to those in which all count alike, to both, or to these, as does best.
         varied: moments of variations of the samples of each half; fitted to as well where that does better.
+        without: names of stages that are left out.
 
     Returns:
         None where a half of the samples tells nothing, or, without a plan before, where nearest rounding does as well.
@@ -61,7 +63,7 @@ def fitted(
         if before is None or before.positions == "both":
             kinds[_Kind("both")] = _joined(halves, shared)
         kinds[_Kind("shared")] = shared
-    trials = _Trials(layer, linear, kinds, width)
+    trials = _Trials(layer, linear, kinds, width, without)
     if not trials.are_usable:
         return None
     best = _ALIKE if before is None else _Kind(before.positions)
@@ -105,10 +107,12 @@ class _Trials:
     That is bits at equal error of the outputs: half a bit a weight for each doubling of the error.
     """
 
-    def __init__(self, layer: Layer, linear: Linear, kinds: Mapping[_Kind, Halves], width: float) -> None:
+    def __init__(
+        self, layer: Layer, linear: Linear, kinds: Mapping[_Kind, Halves], width: float, without: Collection[str]
+    ) -> None:
         """Take moments of several kinds."""
         peak = quantizer.peak(layer.values, layer.dtype)
-        self._layer, self._linear, self._kinds = layer, linear, dict(kinds)
+        self._layer, self._linear, self._kinds, self._without = layer, linear, dict(kinds), without
         self._bounds = kinds[_ALIKE][0].bounds
         self._weights, self._width = some_rows(linear.matrix, layer) / peak, width / peak
         self._halves = {kind: [self._second(half) for half in halves] for kind, halves in kinds.items()}
@@ -139,6 +143,8 @@ class _Trials:
 
     def least(self, kind: _Kind, judge: Positions) -> tuple[Damping, float]:
         """The damping of least cost, and that."""
+        if "damping" in self._without:
+            return FIXED, self.cost(kind, judge, FIXED)
         return least_damping(lambda damping: self.cost(kind, judge, damping), _LOWEST)
 
     def plan(self, kind: _Kind, damping: Damping) -> Plan:
@@ -180,7 +186,10 @@ class _Trials:
             for block, (begin, end) in zip(fit.blocks, self._bounds, strict=True)
         )
         exercised = fit.diagonal > _EXERCISED * fit.diagonal.mean()
-        return Plan.compensating(self._layer, self._linear, factors, exercised, fit.mean)
+        plan = Plan.compensating(self._layer, self._linear, factors, exercised, fit.mean)
+        if "columns" in self._without:
+            return replace(plan, columns=np.zeros_like(plan.columns), scales=())
+        return plan
 
     def _error_bits(self, difference: Float64, fit: _Second, judge: _Second) -> float:
         error = judge.error(difference, self._bounds, fit.mean)

@@ -11,6 +11,8 @@ _HIGHEST = 2  # levels are 10 to the half of such numbers
 _FIRST = -2  # the level that is tried first: a tenth
 _SHARES = (0.5, 0.0)  # of a damping that are for each by its own; the first is tried first
 
+FIXED = Damping.of(0.01, 0.0)  # GPTQ's own, where none is searched for
+
 
 def less(one: Damping, other: Damping | None) -> Damping:
     """The one that damps less, if there are two."""

@@ -80,7 +80,9 @@ def with_effects(
         width = widths[number]
         assert width is not None
         earlier, others = None if before is None else before[number], more.pop(number, None)
-        told = with_importance(plan, weights.layers[number], width, halves.pop(number), earlier, others)
+        told = with_importance(
+            plan, weights.layers[number], width, halves.pop(number), earlier, others, weights.without
+        )
         if gradients.observer.is_lean:
             weights.release()
         return told

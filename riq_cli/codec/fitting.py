@@ -63,7 +63,7 @@ def compensates(settings: Settings, random: bool, samples: int) -> bool:
             else f"compensated rounding needs at least {FIT_SAMPLES} samples"
             f"{' that are not held out' if held else ''}; there are {samples - held}"
         )
-    return settings.rounding == "compensated" or (settings.may_use_trellis and not random and not few)
+    return settings.rounding == "compensated" or (settings.may_compensate and not random and not few)
 
 
 def plans_of(
@@ -91,7 +91,8 @@ def plans_of(
     told = partial(progress, "gradients")
     shares: moments.Shares | None = {}
     # Several kinds of moments take as many times the memory.
-    if not gradients.observer.is_lean and sum(gradients.rows) >= LEAST_SAMPLES:
+    without = gradients.weights.without
+    if not gradients.observer.is_lean and sum(gradients.rows) >= LEAST_SAMPLES and "gradients" not in without:
         try:
             shares = position_shares(gradients, linear, told)
         except ModelError as error:
@@ -102,7 +103,7 @@ def plans_of(
     if varied is not None and (before is None or any(plan.varied for plan in before.values())):
         more = _seen(varied, linear, told, bool(shares))
     plans = fitted_plans(gradients.weights, linear, seen, widths, pool, partial(progress, "fit"), before, more)
-    if shares is None:
+    if shares is None or "gradients" in without:
         return plans
     try:
         return with_effects(gradients, linear, plans, widths, pool, told, before, varied)
@@ -149,6 +150,7 @@ def fitted_plans(
         for number, item in linear.items()
         if widths[number] is not None
         and not item.is_table
+        and "gptq" not in weights.without
         and (before is None or (number in before and before[number].factors))
     }
     block = _block(fit_for, sum(weights.layers[number].values.nbytes for number in fit_for))
@@ -160,7 +162,9 @@ def fitted_plans(
         assert width is not None
         earlier = None if before is None else before[number]
         alike, shared = found[number]
-        plan = fitted(weights.layers[number], fit_for[number], alike, width, earlier, shared, more.get(number))
+        plan = fitted(
+            weights.layers[number], fit_for[number], alike, width, earlier, shared, more.get(number), weights.without
+        )
         weights.release()
         return plan
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli import rounding
-from riq_cli.codec.descent import least_damping, less
+from riq_cli.codec.descent import FIXED, least_damping, less
 from riq_cli.codec.plans import Plan
 from riq_cli.gradients import Effects
 from riq_cli.model import Layer
@@ -36,6 +36,7 @@ def with_importance(
     halves: Halves,
     before: Plan | None = None,
     varied: Halves | None = None,
+    without: Collection[str] = (),
 ) -> Plan | None:
     """The plan with rows told apart by what their errors do to the outputs; None where that does not pay.
 
@@ -49,11 +50,12 @@ def with_importance(
         halves: effects of the rows' errors, on two halves of the samples.
         before: a plan fitted to fewer samples: more of them need no more damping.
         varied: effects on variations of the samples of each half; fitted to as well where that does better.
+        without: names of stages that are left out.
     """
     if not _are_usable(halves):
         return None
     judges = [_Moments.of(half) for half in halves]
-    trials = _Trials(plan, layer, width, judges)
+    trials = _Trials(plan, layer, width, judges, "damping" in without)
     takes_varied = trials.heard > _HEARD if before is None else before.rows_varied
     fits = {False: judges}  # by whether they are of variations too
     if takes_varied and varied is not None and _are_usable(varied):
@@ -82,9 +84,10 @@ class _Trials:
     That is bits at equal error of the outputs: half a bit a weight for each doubling of the error.
     """
 
-    def __init__(self, plan: Plan, layer: Layer, width: float, judges: Sequence[_Moments]) -> None:
+    def __init__(self, plan: Plan, layer: Layer, width: float, judges: Sequence[_Moments], fixed: bool) -> None:
         columns = plan.some_columns(layer, _WEIGHTS)
         self._weights, self._widths, self._judges = columns.weights, columns.widths * width, judges
+        self._fixed = fixed
 
     @property
     def heard(self) -> float:
@@ -103,7 +106,7 @@ class _Trials:
             pairs = zip(fits, reversed(self._judges), strict=True)
             return sum(self._cost(fit.found(damping), judge) for fit, judge in pairs)
 
-        return least_damping(tried, _LOWEST)
+        return (FIXED, tried(FIXED)) if self._fixed else least_damping(tried, _LOWEST)
 
     def _cost(self, found: _Found | None, judge: _Moments) -> float:
         """That of what one half says, on the other."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
@@ -26,7 +26,7 @@ _CLASSED = 2000  # weights from which on classes are looked for: of fewer, table
 
 
 def encode_layer(
-    layer: Layer, quantized: Quantized | None, executor: Executor | None
+    layer: Layer, quantized: Quantized | None, executor: Executor | None, without: Collection[str] = ()
 ) -> tuple[LayerEntry, list[bytes]]:
     """A layer's entry in the manifest and its sections: codes of scales, of classes or magnitudes, table, streams.
 
@@ -38,6 +38,7 @@ def encode_layer(
         quantized: what is restored in their place; None: themselves exactly, as `raw`. With classes it keeps tables,
             those of its classes; if these are all 0, a single one.
         executor: where the streams are encoded; None: here.
+        without: names of stages that are left out.
 
     Raises:
         ValueError: codes that do not fit the layer, or that no archive can hold.
@@ -47,10 +48,10 @@ def encode_layer(
     _check(quantized, layer)
     symbols, spreading = quantized.symbols, None
     if quantized.classes is None:
-        if quantized.levels.size >= _CLASSED:
+        if quantized.levels.size >= _CLASSED and "classes" not in without:
             classes = best_classes(symbols, layer.shape, candidate_axes(layer.shape))
             quantized = replace(quantized, classes=classes)
-        spreading = best_spread(quantized, layer.shape)
+        spreading = None if "student" in without else best_spread(quantized, layer.shape)
     quantized = quantized.simplified()
     tabled = _Tabled.of(symbols, quantized.classes, layer.shape)
     if spreading is not None and (tabled is None or spreading.bits < tabled.bits):

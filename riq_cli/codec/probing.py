@@ -67,7 +67,7 @@ def probed(weights: Weights, plans: Plans, prober: Prober, about: Solution, pool
     chosen = probes.filled(about, probes.sensitivity)
     total = sum(probes.bits(number, width) for number, width in chosen.items())
     for done, (number, better) in enumerate(chosen.items()):
-        small = probes.bits(number, better) < _SMALL * total
+        small = probes.bits(number, better) < _SMALL * total or "reprobes" in weights.without
         again = None if small else probes.again(prober, number, better)
         progress(len(numbers) + done + 1, 3 * len(numbers), None if again is None else number, again or 0.0)
         finely = None if small else probes.finely(prober, number)
@@ -150,7 +150,12 @@ class Probes:
     def _part(self, prober: Prober, number: int, width: float, deviation: float) -> None:
         """Give the rows of a layer bin widths of their own, if it takes fewer bits at the same deviation."""
         layer, plan = self._weights.layers[number], self.plans.get(number)
-        if not self._weights.may_part or number not in self._weights.matrices or layer.size < _WORTH_PARTS:
+        if (
+            "rows" in self._weights.without
+            or not self._weights.may_part
+            or number not in self._weights.matrices
+            or layer.size < _WORTH_PARTS
+        ):
             return
         if plan is not None and plan.importance is not None:  # its rows are told apart by more than their norms
             return

@@ -187,6 +187,9 @@ class Searcher:
             return self._deviation(scheme, k, among).by_sample
 
         highest = search.upper_bound(self._weights.largest, scheme.allocation.epsilon)
+        if "crossing" in self._settings.without:
+            found = search.bisection(lambda k: float(measure(k).mean()), value, _LOWEST, highest)
+            return self._solution(scheme, found.k, math.nan)
         return self._solution(scheme, crossing(measure, value, start, _LOWEST, highest, margin), math.nan)
 
     def settled(self, solution: Solution, target: float) -> Solution:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from riq_cli.codec import stages
 from riq_cli.constraint import Constraint, LossConstraint, check_margin
 from riq_cli.errors import SettingsError
 from riq_cli.evaluator import DEFAULT_PROVIDER, Runtime
@@ -117,6 +118,7 @@ class Settings:
         custom_ops: files of libraries that hold custom operators; not recorded, since where they lie is no setting.
         layout: a fixed one, chosen greedily under the constraint; None: bin widths of any size, under one k.
         constraint: what is kept in place of a deviation, such as a loss on labels; `deviation` is a bound beside it.
+        without: names of stages to leave out (`stages.STAGES`).
     """
 
     deviation: float | None = None
@@ -142,6 +144,7 @@ class Settings:
     custom_ops: tuple[str, ...] = ()
     layout: FixedLayout | None = None
     constraint: Constraint | None = None
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Set the default target, and refuse values that mean nothing.
@@ -149,6 +152,7 @@ class Settings:
         Raises:
             SettingsError: one of them is out of range, or two contradict each other.
         """
+        stages.check(self.without)
         goals = {name: getattr(self, name) for name in ("ratio", "size", "rate", "k")}
         given = [name for name, value in goals.items() if value is not None]
         if given and self.constraint is not None:
@@ -209,9 +213,14 @@ class Settings:
         return Runtime(self.threads, self.provider, self.custom_ops)
 
     @property
-    def may_use_trellis(self) -> bool:
-        """Whether layers may be rounded along a trellis, and compensated where there are real samples enough."""
+    def may_compensate(self) -> bool:
+        """Whether errors may be compensated without being asked for, where there are real samples enough."""
         return self.rounding == "trellis" or (self.rounding is None and self._is_free)
+
+    @property
+    def may_use_trellis(self) -> bool:
+        """Whether layers may be rounded along a trellis."""
+        return self.may_compensate and "trellis" not in self.without
 
     @property
     def _is_free(self) -> bool:

@@ -184,6 +184,8 @@ class Solver(Searcher):
         the first k that holds that it is not worth waiting for where that is far up; such solutions are large.
         """
         base = self._base(DEFAULT_EPSILON)
+        if "candidates" in self._settings.without:
+            return None
         if self._settings.epsilon in (None, DEFAULT_EPSILON):
             with contextlib.suppress(TargetError):
                 about = self._solved(base, target, rough=True)
@@ -239,8 +241,15 @@ class Solver(Searcher):
         except ModelError as error:
             self._warn(f"layers cannot be probed, so the norm allocation is used: {error}")
             return [Scheme(paper.scheme.allocation, plans)] if plans else []
+        without = self._settings.without
+        if "reprobes" in without:
+            del allocations[1:]
         blended = [self._blended(allocation, paper.scheme.allocation) for allocation in allocations]
-        schemes = [Scheme(allocation, plans) for pair in zip(allocations, blended, strict=True) for allocation in pair]
+        pairs = zip(allocations, blended, strict=True)
+        tried = [allocation for pair in pairs for allocation in pair] if "blends" not in without else allocations
+        schemes = [Scheme(allocation, plans) for allocation in tried]
+        if "candidates" in without:
+            return [scheme.decided for scheme in schemes]
         # What gradients say of few samples, or where little is left of rows, may be worth less than nothing.
         even = [scheme.even for scheme in schemes[:2] if scheme.has_positions]
         plain = [scheme.plain for scheme in schemes[:2] if scheme.has_importance]

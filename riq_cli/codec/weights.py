@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import TypeVar
 from weakref import WeakKeyDictionary
@@ -51,6 +51,7 @@ class Weights:
         min_size: int | None = None,
         release: Callable[[], None] = lambda: None,
         threads: int = 1,
+        without: Collection[str] = (),
     ) -> None:
         """Measure norm and peak of every layer.
 
@@ -60,8 +61,9 @@ class Weights:
             min_size: weights that a matrix has at least, 256 by default; smaller ones count as vectors.
             release: called when a layer was passed over: its memory may be mapped from a file.
             threads: of the pools that work on the layers.
+            without: names of stages that are left out.
         """
-        self.layers, self.release, self.threads = layers, release, threads
+        self.layers, self.release, self.threads, self.without = layers, release, threads, frozenset(without)
         self.sizes = [layer.size for layer in layers]
         self.norms = [quantizer.norm(layer.values, layer.dtype) for layer in layers]
         active = [number for number, norm in enumerate(self.norms) if 0 < norm < math.inf]
@@ -167,6 +169,8 @@ class Weights:
         size, lanes = self.sizes[number], plan is not None and plan.trellis
         fits = histogram.symbols.size <= TABLE_SYMBOLS
         bits = size * quantizer.entropy(histogram.counts)
+        if fits and "student" in self.without:
+            return bits + table_bits(histogram) + codes + _ENTRY_BITS
         # Rows may be unlike the others: they tell what it saves to tell slices apart, not what these take.
         those = entropy_of(some)
         spread = bits * (spread_bits(some, rows, some.shape[-1], lanes) / those if those else 1.0)

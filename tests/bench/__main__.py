@@ -1,8 +1,11 @@
-"""Measures, prints, asserts nothing: `python -m tests.bench [speed] [models] [presets] [loss]`; first two by default.
+"""Measures, prints, asserts nothing: `python -m tests.bench [speed] [models] [presets] [loss] [ablation]`.
+
+Without a name the first two.
 
 `models` compresses real models with the default preset, and prints the table of the README; `presets` compresses them
 with several presets at the same targets, and compares with the paper's; `speed` prints how fast riq's own parts are;
-`loss` trains small networks and holds fixed layouts against riq, under a loss and under a deviation.
+`loss` trains small networks and holds fixed layouts against riq, under a loss and under a deviation; `ablation` leaves
+out one stage of the search after the other.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from pathlib import Path
 from riq_cli.codec import PRESETS
 from tests import zoo
 
+from .ablation import LARGE, SMALL, ablation
 from .loss import loss
 from .models import models
 from .presets import Plan, presets
@@ -25,7 +29,9 @@ SOME = 32  # samples that `presets` takes where nothing is said; `models` takes 
 def main() -> None:
     """Do what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("what", nargs="*", choices=["speed", "models", "presets", "loss"], default=["speed", "models"])
+    parser.add_argument(
+        "what", nargs="*", choices=["speed", "models", "presets", "loss", "ablation"], default=["speed", "models"]
+    )
     parser.add_argument(
         "--model", action="append", choices=(*SAMPLES, *zoo.NAMES), help="only this one; repeatable", metavar="NAME"
     )
@@ -37,11 +43,15 @@ def main() -> None:
     )
     parser.add_argument("--samples", type=positive, help=f"calibration samples; models: all, presets: {SOME}")
     parser.add_argument("--heldout", type=positive, help=f"held-out samples; models: all, presets: {SOME}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="presets: append each row to it, as a line of JSON")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="presets, ablation: append each row to it, as a line of JSON"
+    )
     parser.add_argument("--resume", action="store_true", help="presets: do not measure again what --json FILE holds")
     arguments = parser.parse_args()
-    if "presets" not in arguments.what and (arguments.preset or arguments.json):
-        parser.error("--preset and --json belong to presets")
+    if "presets" not in arguments.what and arguments.preset:
+        parser.error("--preset belongs to presets")
+    if not {"presets", "ablation"} & set(arguments.what) and arguments.json:
+        parser.error("--json belongs to presets and ablation")
     if arguments.resume and not arguments.json:
         parser.error("--resume needs --json FILE")
     names = unique(arguments.model or (*SAMPLES, *PUBLIC))
@@ -51,6 +61,8 @@ def main() -> None:
         models(names, unique(arguments.deviation or (0.01, 0.001)), arguments.samples, arguments.heldout)
     if "loss" in arguments.what:
         loss()
+    if "ablation" in arguments.what:
+        ablation(unique(arguments.model or (*SMALL, *LARGE)), arguments.json)
     if "presets" in arguments.what:
         plan = Plan(
             models=names,

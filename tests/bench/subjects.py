@@ -68,10 +68,19 @@ def get(name: str, samples: int | None = None, heldout: int | None = None) -> Su
     Raises:
         ZooUnavailable: it cannot be had.
     """
-    entry = _Sample(_FOLDER / f"{name}.onnx") if name in SAMPLES else zoo.get(name)
+    found = entry(name)
     return Subject(
-        entry.path, some(entry.calibration, samples), some(entry.heldout, heldout), entry.metric, entry.score
+        found.path, some(found.calibration, samples), some(found.heldout, heldout), found.metric, found.score
     )
+
+
+def entry(name: str) -> _Sample | zoo.ZooModel:
+    """The sample model or the zoo's model of that name, with the files of its samples.
+
+    Raises:
+        ZooUnavailable: it cannot be had.
+    """
+    return _Sample(_FOLDER / f"{name}.onnx") if name in SAMPLES else zoo.get(name)
 
 
 def some(path: Path, count: int | None) -> riq.Calibration:

@@ -81,9 +81,7 @@ def _at(document: Any, path: Any) -> Any:
 def _nudged(random: Random, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return value
-    return pick(
-        random, (value + 1, value - 1, -value, 2 * value, value * 1024, value / 2 if abs(value) < 1 << 64 else 0)
-    )
+    return pick(random, (value + 1, value - 1, -value, 2 * value, value * 1024, float(value)))
 
 
 def changed_text(random: Random, document: Any) -> bytes:

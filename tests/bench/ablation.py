@@ -1,0 +1,180 @@
+"""What each stage of the search is worth: bytes at equal held-out deviation, and processor time, without it."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+import riq_cli as riq
+from riq_cli.codec.compression import Compression
+from riq_cli.codec.stages import STAGES
+from tests import zoo
+
+from . import subjects
+from .tables import header, line
+
+TARGETS = (0.01, 0.001)
+SMALL = ("cnn", "lstm", "transformer", "mnist-cnn", "silero-vad-seq", "basic-pitch", "romanizer-encoder")
+LARGE = ("ppocr4-det", "efficientnet-lite0", "minilm-l6")
+COSTLY = ("gptq", "damping", "gradients", "variations", "refit", "trellis")  # all that is left out of large models
+DRAWS = 3  # of the calibration samples of a small model; large ones have one
+ALL = ""  # the case that others are compared with: nothing is left out
+
+_AROUND = (2**-0.25, 1.0, 2**0.25)  # factors on k: archives there tell how bytes depend on the deviation
+_SAMPLES, _HELDOUT = 32, 256
+_COLUMNS = ("left out", "pairs", "bytes: mean", "least … most", "standard error", "processor time")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, a draw of its calibration samples, and the stage that is left out."""
+
+    model: str
+    draw: int
+    without: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a case gave: bytes at each target, and the processor seconds of the search for both."""
+
+    bytes: tuple[float, ...]
+    seconds: float
+
+
+def cases(models: Sequence[str]) -> Iterator[Case]:
+    """All cases: every model before any is drawn again, so that what an interruption leaves is even."""
+    for draw in range(DRAWS):
+        for model in models:
+            if draw and model in LARGE:
+                continue
+            for without in (ALL, *(COSTLY if model in LARGE else STAGES)):
+                yield Case(model, draw, without)
+
+
+def ablation(models: Sequence[str], path: Path | None) -> None:
+    """Measure all cases that the file does not hold, and print the table.
+
+    Args:
+        models: names of the models.
+        path: JSON lines, one for each case; new ones are appended.
+    """
+    rows = dict(_kept(path))
+    subject: tuple[Case, riq.Model, riq.Calibration, riq.Calibration] | None = None
+    for case in cases(models):
+        if case in rows:
+            continue
+        if subject is None or (subject[0].model, subject[0].draw) != (case.model, case.draw):
+            try:
+                entry = subjects.entry(case.model)
+            except zoo.ZooUnavailable as error:
+                print(f"{case.model}: cannot be had: {error}", file=sys.stderr)
+                continue
+            drawn = _drawn(entry.calibration, case.draw)
+            subject = case, riq.Model.load(entry.path), drawn, subjects.some(entry.heldout, _HELDOUT)
+        rows[case] = measure(*subject[1:], case.without)
+        print(f"{case}: {rows[case]}", file=sys.stderr, flush=True)
+        if path is not None:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(case) | asdict(rows[case])) + "\n")
+    print("\n".join(table(rows)))
+
+
+def measure(model: riq.Model, calibration: riq.Calibration, heldout: riq.Calibration, without: str) -> Row:
+    """Bytes at equal held-out deviation, for each of the targets; one fit serves all."""
+    left_out = (without,) if without else ()
+    goals = [riq.Settings(deviation=target, without=left_out) for target in TARGETS]
+    nothing = lambda _: None  # noqa: E731
+    began = time.process_time()
+    job = Compression(model, calibration, goals[0], nothing, nothing)
+    sizes, seconds = [], 0.0
+    with job.bench() as bench:
+        assert bench is not None, "there is something to code"
+        bench = bench.kept(math.sqrt(math.prod(TARGETS)))
+        judge = job.judge(heldout)
+        for goal in goals:
+            assert goal.deviation is not None
+            job.aim(goal)
+            solution = bench.solver.for_deviation(goal.deviation, bench.means)
+            seconds += time.process_time() - began
+            points = []
+            for factor in _AROUND:
+                archive, _ = job.measured(bench.solver.refined(solution, factor), bench, None)
+                points.append((judge(archive, None).mean, archive.size))
+            sizes.append(bytes_at(goal.deviation, points))
+            began = time.process_time()
+    return Row(tuple(sizes), seconds)
+
+
+def bytes_at(deviation: float, points: Sequence[tuple[float, int]]) -> float:
+    """Bytes at a deviation, by the line of least squares through (log deviation, bytes).
+
+    Args:
+        deviation: where the line is read.
+        points: held-out deviation > 0 and bytes of archives around it.
+    """
+    x, y = np.log([point[0] for point in points]), np.array([point[1] for point in points])
+    slope, height = np.polyfit(x, y, 1)
+    return float(height + slope * math.log(deviation))
+
+
+def table(rows: Mapping[Case, Row]) -> list[str]:
+    """The lines of a markdown table: a row for each stage that was left out, compared with the whole search."""
+    lines = [header(_COLUMNS)]
+    for stage in STAGES:
+        pairs = [
+            (row, rows[whole])
+            for case, row in rows.items()
+            if case.without == stage and (whole := Case(case.model, case.draw, ALL)) in rows
+        ]
+        ratios = [
+            math.log(one / other) for row, whole in pairs for one, other in zip(row.bytes, whole.bytes, strict=True)
+        ]
+        if not ratios:
+            continue
+        error = statistics.stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else 0.0
+        times = statistics.geometric_mean(row.seconds / whole.seconds for row, whole in pairs)
+        lines.append(
+            line(
+                [
+                    stage,
+                    f"{len(ratios)}",
+                    _percent(statistics.fmean(ratios)),
+                    f"{_percent(min(ratios))} … {_percent(max(ratios))}",
+                    f"± {100 * error:.1f}",
+                    f"×{times:.2f}",
+                ]
+            )
+        )
+    return lines
+
+
+def _percent(logarithm: float) -> str:
+    return f"{100 * math.expm1(logarithm):+.1f} %"
+
+
+def _drawn(path: Path, draw: int) -> riq.Calibration:
+    """Some samples of an .npz file, drawn anew for each number; arrays that stand once for all stay whole."""
+    with np.load(path) as loaded:
+        arrays = {name: loaded[name] for name in loaded.files}
+    total = max(len(array) for array in arrays.values() if array.ndim)
+    taken = np.sort(np.random.default_rng(draw).permutation(total)[:_SAMPLES])
+    arrays = {name: array[taken] if array.ndim and len(array) == total else array for name, array in arrays.items()}
+    return riq.Calibration.from_arrays(arrays)
+
+
+def _kept(path: Path | None) -> Iterator[tuple[Case, Row]]:
+    """The cases that a file holds, and what they gave."""
+    if path is None or not path.exists():
+        return
+    for text in path.read_text(encoding="utf-8").splitlines():
+        item = json.loads(text)
+        yield Case(item["model"], item["draw"], item["without"]), Row(tuple(item["bytes"]), item["seconds"])
