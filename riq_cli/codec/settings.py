@@ -16,6 +16,7 @@ DEFAULT_DEVIATION = 0.01
 DEFAULT_EPSILON = 0.01  # the paper's ε0
 DEFAULT_MIN_SIZE = 256
 DEFAULT_HOLDOUT = 0.25
+K_LEAST, K_MOST = 1e-30, 1e30  # far beyond all that is of use: coarser leaves nothing, finer is the finest
 
 # What the presets set; options that are given win over them.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -166,6 +167,8 @@ class Settings:
         for name in given:
             if not 0 < goals[name] < math.inf:
                 raise SettingsError(f"{name} = {goals[name]:g} is not positive")
+        if self.k is not None and not K_LEAST <= self.k <= K_MOST:
+            raise SettingsError(f"k = {self.k:g} is not in {K_LEAST:g} … {K_MOST:g}, where bin widths are doubles")
         if self.epsilon is not None and not 0 <= self.epsilon < 1:
             raise SettingsError(f"epsilon = {self.epsilon:g} is not in [0, 1)")
         if not 0 <= self.holdout < 1:
