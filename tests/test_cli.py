@@ -231,7 +231,7 @@ def test_verify_is_a_gate(ready: Path) -> None:
         (r"--epsilon 1 is not in \[0, 1\)$", "--epsilon 1"),
         (r"--holdout 1\.5 is not in \[0, 1\)$", "--holdout 150%"),
         (r"--k -1 is not positive$", "--k -1"),
-        (r"--k 1e-320 is not in 1e-30 … 1e\+30, where bin widths are doubles$", "--k 1e-320"),
+        (r"--k 1e-300 is not in 1e-30 … 1e\+30, where bin widths are doubles$", "--k 1e-300"),
         (r"compensated rounding does not go with --max-bits; leave one", "--max-bits 4 --rounding compensated"),
         (r"a deviation of 2 is not in \(0, 1\]; 0\.01 is 1 %$", "--deviation 2"),
         (r"no tensor 'max_bits = 3' in the model", "--output 'max_bits = 3'"),
