@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,72 +51,66 @@ def set_signs(values: NDArray[Any], odd: NDArray[np.uint8], shape: Sequence[int]
         axes: at one index of each of these lies a lane, row-major along the others.
     """
     bits = values.view(f"<u{values.itemsize}")
-    _set_signs(bits, odd, 0, tuple(shape), tuple(axis in axes for axis in range(len(shape))), None)
+    _Signs(bits, odd).turn(0, tuple(shape), tuple(axis in axes for axis in range(len(shape))), None)
 
 
-def _set_signs(
-    bits: NDArray[Any],
-    odd: NDArray[np.uint8],
-    begin: int,
-    shape: tuple[int, ...],
-    is_lane: tuple[bool, ...],
-    state: NDArray[np.uint8] | None,
-) -> None:
-    """Turn the signs of the part of a layer that begins at number `begin` and has this shape.
+class _Signs(NamedTuple):
+    """The bits of a layer's values, and whether the symbol of each is odd, one bit each."""
 
-    Args:
-        bits: of all values.
-        odd: of all values.
-        begin: of the part.
-        shape: of the part.
-        is_lane: whether lanes lie at one index of each of its axes.
-        state: for each lane, 1 if its next sign is minus and 2 more if the one before it is, of the shape of the part
-            along the axes of lanes; written when the part is through. None: its lanes begin and end in it.
-    """
-    row = math.prod(shape[1:])
-    if not shape or shape[0] * row <= _PART:
-        _set_signs_at_once(bits[begin : begin + row * (shape[0] if shape else 1)], odd, begin, shape, is_lane, state)
-        return
-    if state is None and not is_lane[0]:
-        state = np.zeros([size for size, lane in zip(shape, is_lane, strict=True) if lane], np.uint8)
-    rows = max(1, _PART // row)
-    for first in range(0, shape[0], rows):
-        count = min(rows, shape[0] - first)
-        there = state[first : first + count] if state is not None and is_lane[0] else state
-        part, lanes = (count, *shape[1:]), is_lane
-        if count == 1:
-            there = there.reshape(there.shape[1:]) if there is not None and is_lane[0] else there  # a view
-            part, lanes = part[1:], lanes[1:]
-        _set_signs(bits, odd, begin + first * row, part, lanes, there)
+    bits: NDArray[Any]
+    odd: NDArray[np.uint8]
 
+    def turn(
+        self, begin: int, shape: tuple[int, ...], is_lane: tuple[bool, ...], state: NDArray[np.uint8] | None
+    ) -> None:
+        """Turn the signs of the part of the layer that begins at number `begin` and has this shape.
 
-def _set_signs_at_once(
-    bits: NDArray[Any],
-    odd: NDArray[np.uint8],
-    begin: int,
-    shape: tuple[int, ...],
-    is_lane: tuple[bool, ...],
-    state: NDArray[np.uint8] | None,
-) -> None:
-    """What `_set_signs` does, for the bits of a small part alone."""
-    axes = range(len(shape))
-    order = (*(axis for axis in axes if is_lane[axis]), *(axis for axis in axes if not is_lane[axis]))
-    lanes = math.prod(shape[axis] for axis in axes if is_lane[axis])
-    flags = np.unpackbits(odd[begin // 8 : -(-(begin + bits.size) // 8)])[begin % 8 :][: bits.size].view(bool)
-    turned = flags.reshape(shape).transpose(order)
-    flags = turned.reshape(lanes, -1)
-    minus = np.zeros((lanes, flags.shape[1] + 1), bool)  # of the values, and of those that come next
-    for first in (0, 1):
-        after = minus[:, first + 1 :: 2]
-        np.logical_xor.accumulate(flags[:, first::2], axis=1, out=after)
-    if state is not None:
-        now = state.reshape(-1)
-        minus[:, ::2] ^= (now & 1).astype(bool)[:, None]
-        minus[:, 1::2] ^= (now >> 1).astype(bool)[:, None]
-        state[...] = (minus[:, -1] + 2 * minus[:, -2].astype(np.uint8)).reshape(state.shape)
-    back = minus[:, :-1].reshape(turned.shape).transpose(np.argsort(order))
-    sign = bits.dtype.type(1 << (8 * bits.itemsize - 1))
-    bits ^= back.reshape(-1) * sign
+        Args:
+            begin: of the part.
+            shape: of the part.
+            is_lane: whether lanes lie at one index of each of its axes.
+            state: for each lane, 1 if its next sign is minus and 2 more if the one before it is, of the shape of the
+                part along the axes of lanes; written when the part is through. None: its lanes begin and end in it.
+        """
+        size = math.prod(shape)
+        if size <= _PART:
+            self._turn_at_once(begin, shape, is_lane, state)
+            return
+        if state is None and not is_lane[0]:
+            state = np.zeros([size for size, lane in zip(shape, is_lane, strict=True) if lane], np.uint8)
+        row = size // shape[0]
+        rows = max(1, _PART // row)
+        for first in range(0, shape[0], rows):
+            count = min(rows, shape[0] - first)
+            there = state[first : first + count] if state is not None and is_lane[0] else state
+            part, lanes = (count, *shape[1:]), is_lane
+            if count == 1:
+                there = there.reshape(there.shape[1:]) if there is not None and is_lane[0] else there  # a view
+                part, lanes = part[1:], lanes[1:]
+            self.turn(begin + first * row, part, lanes, there)
+
+    def _turn_at_once(
+        self, begin: int, shape: tuple[int, ...], is_lane: tuple[bool, ...], state: NDArray[np.uint8] | None
+    ) -> None:
+        """What `turn` does, for a small part."""
+        bits = self.bits[begin : begin + math.prod(shape)]
+        order = sorted(range(len(shape)), key=lambda axis: not is_lane[axis])  # lanes first
+        lanes = math.prod(size for size, lane in zip(shape, is_lane, strict=True) if lane)
+        flags = np.unpackbits(self.odd[begin // 8 : -(-(begin + bits.size) // 8)])[begin % 8 :][: bits.size].view(bool)
+        turned = flags.reshape(shape).transpose(order)
+        flags = turned.reshape(lanes, -1)
+        minus = np.zeros((lanes, flags.shape[1] + 1), bool)  # of the values, and of those that come next
+        for first in (0, 1):
+            after = minus[:, first + 1 :: 2]
+            np.logical_xor.accumulate(flags[:, first::2], axis=1, out=after)
+        if state is not None:
+            now = state.reshape(-1)
+            minus[:, ::2] ^= (now & 1).astype(bool)[:, None]
+            minus[:, 1::2] ^= (now >> 1).astype(bool)[:, None]
+            state[...] = (minus[:, -1] + 2 * minus[:, -2].astype(np.uint8)).reshape(state.shape)
+        back = minus[:, :-1].reshape(turned.shape).transpose(np.argsort(order))
+        sign = bits.dtype.type(1 << (8 * bits.itemsize - 1))
+        bits ^= back.reshape(-1) * sign
 
 
 def symbols(levels: Integers) -> Integers:
