@@ -43,6 +43,11 @@ def shortened(text: str, width: int = 60) -> str:
     return text if len(text) <= width else f"{text[:half]}…{text[-half:]}"
 
 
+def fingerprint(sha256: str) -> str:
+    """The beginning of a SHA-256 that is enough to tell files, or sets of samples, from each other: 16 hex digits."""
+    return sha256[:16]
+
+
 def counted(number: int, noun: str) -> str:
     """A number of things: `1 probe`, `2 probes`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -894,12 +894,12 @@ def test_the_digest_depends_on_every_value_name_type_shape_and_on_the_order() ->
     assert len({digest(samples) for samples in variants}) == len(variants)
 
 
-def test_the_digest_is_a_sha256_that_stays_the_same() -> None:
+def test_the_digest_is_the_beginning_of_a_sha256_and_stays_the_same() -> None:
     samples = [Sample({"x": np.array([[0.0, 1.0]], "<f4"), "a": np.array(7, "<i8")})]
     assert digest(samples) == digest([Sample(dict(reversed(samples[0].feed.items())))])
 
     text = b"a\0<i8\0()\0" + (7).to_bytes(8, "little") + b"x\0<f4\0(1, 2)\0" + bytes([0, 0, 0, 0, 0, 0, 0x80, 0x3F])
-    assert digest(samples) == hashlib.sha256(text).hexdigest()
+    assert digest(samples) == hashlib.sha256(text).hexdigest()[:16]
 
 
 def test_the_digest_does_not_depend_on_the_memory_s_order() -> None:

@@ -99,6 +99,13 @@ def test_totals_settings_and_data_are_compared() -> None:
     assert (difference(OLD, other).same_source, difference(OLD, other).same_calibration) == (False, None)
 
 
+def test_samples_are_the_same_by_a_whole_digest_and_by_the_beginning_that_newer_archives_keep() -> None:
+    old, new = archive(calibration={"sha256": "cd" * 32}), archive(calibration={"sha256": "cd" * 8})
+    other = archive(calibration={"sha256": "cd" * 7 + "00"})
+    assert difference(old, new).same_calibration is difference(new, old).same_calibration is True
+    assert difference(old, other).same_calibration is difference(other, old).same_calibration is False
+
+
 def test_the_difference_as_text(folder: Path) -> None:
     done = riq(folder, "report", "old.riqz", "new.riqz")
     assert (done.returncode, done.stderr) == (0, "")

@@ -19,7 +19,7 @@ from riq_cli.calibration.inputs import Sample, Warn
 from riq_cli.calibration.random import random_samples
 from riq_cli.errors import CalibrationError, ModelError
 from riq_cli.model import ModelInput, read_tensor_file
-from riq_cli.text import counted
+from riq_cli.text import counted, fingerprint
 
 RANDOM_SAMPLES = 4
 _ENOUGH = 8  # samples that differ from each other: fewer tell little of others
@@ -116,7 +116,7 @@ class Calibration:
 
 
 def digest(samples: Iterable[Sample]) -> str:
-    """SHA-256 of samples: names, types, shapes and values, in order."""
+    """The fingerprint of samples, from a SHA-256 of their names, types, shapes and values, in order."""
     result = hashlib.sha256()
     for sample in samples:
         for name, array in sorted(sample.feed.items()):
@@ -126,7 +126,7 @@ def digest(samples: Iterable[Sample]) -> str:
                     result.update(f"{len(text)}\0{text}".encode(errors="surrogatepass"))
             else:
                 result.update(np.ascontiguousarray(array).tobytes())
-    return result.hexdigest()
+    return fingerprint(result.hexdigest())
 
 
 def scarcity(samples: Sequence[Sample]) -> str | None:

@@ -33,7 +33,7 @@ from riq_cli.report import (
     rows,
     totals,
 )  # fmt: skip
-from riq_cli.text import estimate, human_size, shortened, shown
+from riq_cli.text import estimate, fingerprint, human_size, shortened, shown
 
 _ANY_SIZE = 1 << 100  # nothing is restored here, so that nothing needs a limit
 
@@ -235,7 +235,7 @@ def _made(archive: Archive) -> list[str]:
     lines.append(
         f"calibration: {shown(calibration.get('samples'), 'd')} samples, {calibration.get('kind', '–')}"
         f"{reservation(calibration.get('kind'))}, "
-        f"SHA-256 {calibration.get('sha256', '–')[:16]}…"
+        f"SHA-256 {fingerprint(calibration.get('sha256', '–'))}…"
     )
     lines.append(
         f"search: {result.get('allocation', '–')} allocation, {result.get('rounding', 'nearest')} rounding, "

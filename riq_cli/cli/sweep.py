@@ -22,7 +22,7 @@ from riq_cli.errors import CalibrationError, Interrupted
 from riq_cli.memory import give_back_large_arrays
 from riq_cli.points import Point
 from riq_cli.report import fixed_rate, totals
-from riq_cli.text import counted, human_size
+from riq_cli.text import counted, fingerprint, human_size
 
 if TYPE_CHECKING:
     from riq_cli.calibration import Calibration
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 _DEVIATIONS = "0.02,0.01,0.005,0.002,0.001"
 _PRESETS = ("paper", "small")
-_DIGITS = 16  # of a SHA-256 that are kept, as `riq report` shows them
 
 
 @click.command(
@@ -135,11 +134,11 @@ def sweep(
     def named(samples: Calibration, path: str) -> str:
         with options.naming(path, CalibrationError):
             fitted = samples.samples(source.inputs, settings["dims"], settings["batch_size"])
-        return f"{samples.kind} {digest(fitted)[:_DIGITS]}"
+        return f"{samples.kind} {digest(fitted)}"
 
     assert source.source is not None, "it was loaded from a file"
     validated = "" if judge is None else named(judge, str(validation))
-    identity = source.source.sha256[:_DIGITS], named(data, calibration or "random samples"), validated
+    identity = fingerprint(source.source.sha256), named(data, calibration or "random samples"), validated
     points_file.check_model(path, kept, identity[0])
     if calibration is None:
         warn("no --calibration: measured on random samples, which predict real data poorly (the paper's Fig. 1a)")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from riq_cli.archive import Archive, LayerEntry
 from riq_cli.report.totals import SortKey, totals
+from riq_cli.text import fingerprint
 
 Status = Literal["changed", "unchanged", "added", "removed"]
 
@@ -49,7 +50,8 @@ class Change:
 class Difference:
     """What changed: numbers by name, each as (old, new), None where an archive does not tell; settings; layers.
 
-    `same_source` and `same_calibration` compare SHA-256; None where one of the two is not known.
+    `same_source` and `same_calibration` compare fingerprints, which are all that an archive keeps of the samples'
+    SHA-256; None where one of the two is not known.
     """
 
     numbers: Mapping[str, tuple[float | None, float | None]]
@@ -128,4 +130,4 @@ def _numbers(archive: Archive) -> dict[str, float | None]:
 
 def _same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool | None:
     first, second = old.get("sha256"), new.get("sha256")
-    return None if first is None or second is None else bool(first == second)
+    return None if first is None or second is None else fingerprint(first) == fingerprint(second)

@@ -19,7 +19,7 @@ from riq_cli.report.histogram import Count, Histogram, histograms
 from riq_cli.report.judgement import judgement, reservation
 from riq_cli.report.reproduction import command
 from riq_cli.report.totals import Totals, rows, totals
-from riq_cli.text import estimate, html_text, human_size, shortened, shown
+from riq_cli.text import estimate, fingerprint, html_text, human_size, shortened, shown
 
 _HISTOGRAMS = 6
 _SMALLEST = 1e-30  # on a logarithmic axis
@@ -300,7 +300,8 @@ def _made(archive: Archive, name: str) -> str:
     if manifest.calibration:
         samples, kind = shown(manifest.calibration.get("samples"), "d"), manifest.calibration.get("kind", "–")
         found.append(("calibration", f"{samples} samples, {kind}{reservation(kind)}"))
-        found.append(("calibration SHA-256", manifest.calibration.get("sha256")))
+        digest = manifest.calibration.get("sha256")
+        found.append(("calibration SHA-256", digest and f"{fingerprint(digest)}…"))
     found += [("source SHA-256", manifest.source.get("sha256")), ("made by", manifest.creator)]
     return (
         f"<h2>How it was made</h2>\n{_facts('asked for', [*manifest.settings.items()])}{_facts('found', found)}"
