@@ -39,6 +39,10 @@ class PointsError(RiqError):
     """A file does not hold the points of a sweep, or those of another model."""
 
 
+class LogError(RiqError):
+    """A file is not the log of a compression, or that of another archive."""
+
+
 class ConstraintError(RiqError):
     """Labels or a metric that do not fit the model, or that nothing can be told from."""
 

@@ -108,15 +108,14 @@ def test_the_log_holds_every_evaluation_as_a_line_of_json(folder: Path) -> None:
     searched = [line for line in lines if line["phase"] == "search"]
     assert [line["evaluation"] for line in searched] == list(range(1, facts["evaluations"] + 1))
     assert set(searched[0]) == {
-        "seconds", "phase", "evaluation", "allocation", "rounding", "k", "deviation", "failed_below", "held_from"
+        "seconds", "phase", "evaluation", "allocation", "rounding", "epsilon", "k", "deviation", "failed_below",
+        "held_from",
     }  # fmt: skip
     tried = {(line["allocation"], line["rounding"]) for line in searched}
     chosen = facts["allocation"], facts["rounding"]
     assert tried >= {("norm", "nearest"), ("measured", "nearest"), ("blend", "nearest"), chosen}
     mine = [line for line in searched if (line["allocation"], line["rounding"]) == chosen]
-    points = [[float(f"{line['k']:.5g}"), float(f"{line['deviation']:.4g}")] for line in mine]
-    assert [point for point in points if point in facts["trace"]] == facts["trace"]
-    assert len(facts["trace"]) == min(len(points), 8)  # those nearest to the solution
+    assert facts["trace"] == [[line["k"], line["deviation"]] for line in mine if line["epsilon"] == facts["epsilon"]]
     probed = [line for line in lines if line["phase"] == "probe"]
     assert [line["layer"] for line in probed[:2]] == ["first.weight", "second.weight"]
     assert set(probed[0]) == {"seconds", "phase", "done", "total", "layer", "deviation"}

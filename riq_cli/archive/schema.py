@@ -101,7 +101,7 @@ _STRINGS = _list(_STRING, "strings")
 _BOOLEAN = Kind("true or false", lambda value: isinstance(value, bool))
 _FACT = Kind("a number, a string, true, false or null", lambda value: value is None or isinstance(value, (str, bool))
              or _NUMBER.accepts(value))  # fmt: skip
-_PAIRS = _list(Kind("a pair of k and a number", _pair), "pairs of k and a number")
+PAIRS = _list(Kind("a pair of k and a number", _pair), "pairs of k and a number")
 _OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 
 _CODES = Record({"axes": _INTEGERS, "bytes": _INTEGER})
@@ -163,13 +163,13 @@ _RESULT = Record(
         "measured": _list(_object(_MEASURED), "objects"),
         "evaluations": _INTEGER,
         "probes": _INTEGER,
-        "trace": _PAIRS,
+        "trace": PAIRS,
         "holdout": _NOT_NEGATIVE,
         "holdout_samples": _INTEGER,
         "holdout_standard_error": _or_null(_NOT_NEGATIVE),
         "constraint": _JUDGEMENT,
         "constraint_holdout": _JUDGEMENT,
-        "constraint_trace": _PAIRS,
+        "constraint_trace": PAIRS,
         "layout": _mapping(_INTEGER, "non-negative integers"),
     }
 )

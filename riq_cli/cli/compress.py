@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import click
 
 from riq_cli.cli import constraints, layout, options
 from riq_cli.cli.help import Command, grouped
-from riq_cli.cli.log import search_log, step_record
+from riq_cli.cli.log import search_log, step_record, trace
 from riq_cli.cli.paths import check_binary, check_outputs, check_stdout, refuse_sources
 from riq_cli.cli.quantities import parse_number, parse_ratio, parse_size, parse_target
 from riq_cli.cli.terminal import ProgressBar, print_json, say, warn_line
@@ -138,12 +139,14 @@ def compress(
             "no --calibration: measured on random samples, which predict real data poorly (the paper's Fig. 1a); "
             "give real ones for a promise that holds on them"
         )
+    records: list[dict[str, Any]] = []
     with search_log(log_path, force) as log:
 
         def tell(step: Progress) -> None:
             bar(step)
             if record := step_record(step):
                 log(record)
+                records.append(record)
 
         try:
             with options.coding_executor(sum(layer.size for layer in source.layers)) as executor:
@@ -155,7 +158,7 @@ def compress(
             sys.stdout.flush()  # what fails here is told before, and not after, that it was done
         else:
             archive.save(path, force)
-        facts = _facts(archive, model, path, time.monotonic() - began)
+        facts = _facts(archive, model, path, time.monotonic() - began, records)
         log({"phase": "result"} | {key: value for key, value in facts.items() if not key.endswith("trace")})
     if as_json:
         print_json(facts)
@@ -163,12 +166,17 @@ def compress(
         say(*_summary(facts, verbose), err=True)
 
 
-def _facts(archive: Archive, model: str, path: str, seconds: float) -> dict[str, Any]:
-    """What compress tells, as --json prints it."""
+def _facts(
+    archive: Archive, model: str, path: str, seconds: float, records: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What compress tells, as --json prints it.
+
+    Its `trace` is not in the archive: it is taken from the steps of the search, whose lines for a log are `records`. So
+    is the `constraint_trace`, under a constraint; a fixed layout is searched without k and has none.
+    """
     manifest = archive.manifest
-    result = dict(manifest.result)
-    trace, constraint_trace = result.pop("trace", []), result.pop("constraint_trace", None)
-    return {
+    result = manifest.result
+    facts = {
         "model": model,
         "archive": path,
         **result,
@@ -177,9 +185,11 @@ def _facts(archive: Archive, model: str, path: str, seconds: float) -> dict[str,
         "calibration": dict(manifest.calibration),
         **asdict(totals(archive)),
         "seconds": round(seconds, 3),
-        "trace": trace,
-        **({} if constraint_trace is None else {"constraint_trace": constraint_trace}),
+        "trace": trace(records, result),
     }
+    if "constraint" in result and "layout" not in result:
+        facts["constraint_trace"] = trace(records, result, "constraint")
+    return facts
 
 
 def _summary(facts: dict[str, Any], verbose: int) -> list[str]:

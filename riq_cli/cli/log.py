@@ -1,20 +1,27 @@
-"""The log of a search: JSON lines, each written when it happens."""
+"""The log of a search: JSON lines, each written when it happens; and what is read from it."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from riq_cli import limits
+from riq_cli.archive import schema
+from riq_cli.errors import LogError
 from riq_cli.files import growing_file
 from riq_cli.text import finite
 
 if TYPE_CHECKING:
+    from riq_cli.archive import Archive
     from riq_cli.codec import Progress
 
 Write = Callable[[dict[str, Any]], None]
+
+_LONGEST = limits.MANIFEST_INFLATED  # bytes of a line: the result holds what a manifest does
+_SCHEME = ("allocation", "rounding", "epsilon")  # what lines of a search have in common with the result that it led to
 
 
 @contextlib.contextmanager
@@ -54,6 +61,7 @@ def step_record(step: Progress) -> dict[str, Any] | None:
             "evaluation": step.done,
             "allocation": step.allocation,
             "rounding": step.rounding,
+            "epsilon": step.epsilon,
             "k": step.k,
             step.measure: finite(step.value),
             "failed_below": step.low or None,
@@ -63,3 +71,67 @@ def step_record(step: Progress) -> dict[str, Any] | None:
         deviation = finite(step.value)
         return {"phase": "probe", "done": step.done, "total": step.total, "layer": step.layer, "deviation": deviation}
     return None
+
+
+def trace(
+    records: Iterable[Mapping[str, Any]], result: Mapping[str, Any], measure: str = "deviation"
+) -> list[list[Any]]:
+    """Pairs of k and value, one for each evaluation of the chosen scheme, in order; infinite values are left out.
+
+    Args:
+        records: lines of a log.
+        result: names the allocation, rounding and epsilon that were chosen.
+        measure: `deviation` or `constraint`.
+    """
+    points: list[list[Any]] = []
+    for record in records:
+        if record["phase"] != "search" or measure not in record:
+            continue
+        if record.get("evaluation") == 1:  # the search begins again where a layer turns out to be unchangeable
+            points.clear()
+        if record[measure] is not None and all(record.get(key) == result.get(key) for key in _SCHEME):
+            points.append([record.get("k"), record[measure]])
+    return points
+
+
+def logged_trace(path: str, archive: Archive) -> list[list[float]]:
+    """Pairs of k and deviation, one for each evaluation of an archive's scheme, from the log of its compression.
+
+    Raises:
+        LogError: the file is no such log, or that of another archive.
+    """
+    records = _records(path)
+    last = max((number for number, record in enumerate(records) if record["phase"] == "result"), default=None)
+    if last is None:
+        raise LogError(f"{path}: holds no result; give the log of the riq compress that wrote this archive")
+    for key, value in ({"archive_bytes": archive.size} | dict(archive.manifest.result)).items():
+        if not key.endswith("trace") and records[last].get(key) != value:
+            raise LogError(
+                f"{path}: is the log of another archive ({key} differs); give the one written with this archive"
+            )
+    points = trace(records[:last], archive.manifest.result)
+    if not schema.PAIRS.accepts(points):
+        raise _no_log(path)
+    return points
+
+
+def _records(path: str) -> list[dict[str, Any]]:
+    """The lines of a log.
+
+    Raises:
+        LogError: the file is none.
+    """
+    try:
+        with open(path, "rb") as file:
+            records = [json.loads(line) for line in iter(lambda: file.readline(_LONGEST), b"")]
+    except OSError as error:
+        raise LogError(f"{path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise _no_log(path) from error
+    if not all(isinstance(record, dict) and "phase" in record for record in records):
+        raise _no_log(path)
+    return records
+
+
+def _no_log(path: str) -> LogError:
+    return LogError(f"{path}: is no log of a search; give the file that riq compress --log wrote")

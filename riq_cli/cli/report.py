@@ -14,7 +14,8 @@ from riq_cli.cli import difference as compared
 from riq_cli.cli import markdown, options
 from riq_cli.cli.gates import check, gate_options, gates
 from riq_cli.cli.help import Command, grouped
-from riq_cli.cli.paths import check_outputs, check_stdout
+from riq_cli.cli.log import logged_trace
+from riq_cli.cli.paths import FileOf, check_outputs, check_stdout
 from riq_cli.cli.pictures import picture_type, write_picture
 from riq_cli.cli.terminal import print_json, say, table
 from riq_cli.errors import ArchiveError
@@ -45,6 +46,7 @@ _ANY_SIZE = 1 << 100  # nothing is restored here, so that nothing needs a limit
 riq report model.riqz
 riq report model.riqz --sort size | head
 riq report model.riqz --html report.html
+riq report model.riqz --html report.html --log search.jsonl
 riq report model.riqz --plot rates.svg
 riq report model.riqz --json | jq .totals.ratio
 riq report model.riqz --max-size 2MB --min-ratio 8
@@ -60,6 +62,8 @@ riq report old.riqz new.riqz --markdown
                  help="Order of the layers. [default: model; of two archives and in markdown: size]"),
     click.option("--html", "page_path", type=options.output_type, metavar="FILE",
                  help="Write one self-contained page instead, - for stdout."),
+    click.option("--log", "log_path", type=FileOf(".jsonl"), metavar="FILE",
+                 help="Plot the search on the page, from the log that riq compress --log wrote."),
     click.option("--plot", "picture", type=picture_type, metavar="FILE", help="Draw the layers' rates: .png or .svg."),
     click.option("--markdown", "as_markdown", is_flag=True,
                  help="Print markdown, for a pull request or a job's summary."),
@@ -71,6 +75,7 @@ def report(
     archives: tuple[str, ...],
     sort: SortKey | None,
     page_path: str | None,
+    log_path: str | None,
     picture: str | None,
     as_markdown: bool,
     max_size: int | None,
@@ -95,8 +100,10 @@ def report(
     for option, written in (("--html", page_path), ("--plot", picture)):
         if written is not None and len(archives) > 1:
             raise click.UsageError(f"{option} shows one archive; leave one of the two away")
+    if log_path is not None and page_path is None:
+        raise click.UsageError("--log is for the plot of the search on a page; give --html as well")
     check_stdout({"--json": as_json, "--markdown": as_markdown, "--html -": page_path == "-"})
-    check_outputs((page_path, picture), archives, force)
+    check_outputs((page_path, picture), (*archives, log_path), force)
     opened = [_opened(path) for path in archives]
     checked = gates(totals(opened[-1]), max_size, min_ratio, max_rate)
     if len(opened) == 2:
@@ -105,8 +112,9 @@ def report(
     else:
         name = "model.riqz" if archives[0] == "-" else Path(archives[0]).name
         if page_path is not None:
+            trace = None if log_path is None else logged_trace(log_path, opened[0])
             with options.naming(archives[0], ArchiveError):
-                _write_page(page(opened[0], name, _symbol_counts), page_path, force)
+                _write_page(page(opened[0], name, _symbol_counts, trace), page_path, force)
         if picture is not None:
             _draw(opened[0], name, sort or "model", picture, force)
         document = _document(opened[0], name, sort or "model")

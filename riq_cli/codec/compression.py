@@ -36,7 +36,6 @@ from riq_cli.model import Model, SessionForm, linear_layers, probe_form
 _CLOSER_MOST = 1.2  # factor on k at most, when the restored model misses a target that the search met
 _PROBE_SAMPLES = 8, 4  # of small models, of large ones
 _SMALL = 1 << 22  # weights
-_TRACED = 8  # measurements: so a manifest takes about as much room however long the search was
 
 
 def compress(
@@ -55,7 +54,8 @@ def compress(
         model: what to compress; not changed.
         calibration: samples on which the deviation is measured; None: seeded random ones, which predict poorly.
         settings: what is asked for; its fields can be given as keywords too: `compress(model, data, deviation=0.005)`.
-        progress: called at every step.
+        progress: called at every step. The measurements of the search are its steps of the phase `search`; the archive
+            does not keep them.
         warn: called with what the user should know.
         executor: where streams are encoded and decoded; None: here.
 
@@ -279,11 +279,10 @@ class Compression:
             **deviation.recorded(),
             "evaluations": len(self._trace),
             "probes": self._probes,
-            "trace": self._traced(solution),
         }
         if isinstance(bench.solver, ConstrainedSolver):
             result["evaluations"] += bench.solver.judged
-            result |= bench.solver.facts(solution, bench.evaluator, restored, self._settings.outputs, bench.held)
+            result |= bench.solver.facts(bench.evaluator, restored, self._settings.outputs, bench.held)
         held = deviation.of(bench.held)
         if scheme.guarded and held.is_measured:
             result |= {"holdout": held.mean, "holdout_samples": held.samples.size}
@@ -366,12 +365,6 @@ class Compression:
         held = min((k for k, v in points if v <= target), default=math.inf)
         failed = max((k for k, v in points if v > target and k < held), default=0.0)
         self._progress(Progress("search", len(self._trace), 0, k, value, failed, held, *scheme.name))
-
-    def _traced(self, solution: Solution) -> list[list[float]]:
-        """The measurements nearest to the solution's k, of its scheme: what the manifest keeps of the search."""
-        points = [(k, value) for kind, k, value in self._trace if kind == solution.scheme.kind and math.isfinite(value)]
-        nearest = sorted(points, key=lambda point: abs(math.log(point[0] / solution.k)))[:_TRACED]
-        return [[float(f"{k:.5g}"), float(f"{value:.4g}")] for k, value in points if (k, value) in nearest]
 
     def _assembled(self, widths: Widths, plans: Plans, executor: Executor | None) -> Archive:
         return assembled(self._model, self._weights, widths, plans, self._settings, self._progress, executor)

@@ -75,18 +75,13 @@ class ConstrainedSolver(Solver):
         raise self._failure(found)
 
     def facts(
-        self, solution: Solution, evaluator: Evaluator, restored: Model, outputs: Sequence[str], held: Sequence[int]
+        self, evaluator: Evaluator, restored: Model, outputs: Sequence[str], held: Sequence[int]
     ) -> dict[str, Any]:
-        """What the manifest's result says: the judgements of the restored model, and those of the search."""
+        """What the manifest's result says: the judgements of the restored model."""
         found: dict[str, Any] = {"constraint": judge_restored(self.judge, evaluator, restored, outputs).recorded()}
         if held and self._constraint.on_samples:
             judgement = judge_restored(self.judge, evaluator, restored, outputs, held)
             found["constraint_holdout"] = judgement.recorded()
-        found["constraint_trace"] = [
-            [float(f"{k:.4g}"), float(f"{one.value:.3g}")]
-            for scheme, k, one in self._trace
-            if scheme.kind == solution.scheme.kind and math.isfinite(one.value)
-        ]
         return found
 
     def for_constraint(self, means: Means) -> Solution:

@@ -85,11 +85,10 @@ class LayoutSolver(ConstrainedSolver):
         raise TargetError("the restored model does not keep the constraint, though the search found that it does", 0.0)
 
     def facts(
-        self, solution: Solution, evaluator: Evaluator, restored: Model, outputs: Sequence[str], held: Sequence[int]
+        self, evaluator: Evaluator, restored: Model, outputs: Sequence[str], held: Sequence[int]
     ) -> dict[str, Any]:
         """What the manifest's result says: judgements of the restored model, and how many layers have which width."""
-        found = super().facts(solution, evaluator, restored, outputs, held)
-        del found["constraint_trace"]
+        found = super().facts(evaluator, restored, outputs, held)
         counts = {str(bits): list(self._chosen.values()).count(bits) for bits in self._layout.widths}
         return found | {"layout": counts | {"float": len(self._weights.matrices) - len(self._chosen)}}
 

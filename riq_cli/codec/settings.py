@@ -258,11 +258,11 @@ class Settings:
 class Progress:
     """A step of the work, for a progress display.
 
-    In a `search`, `done` counts evaluations, `k` and `value` are the newest one, of an `allocation` and a `rounding`,
-    and `low` and `high` the bracket: the largest k that failed and the smallest that held. In a `probe`, `done` of
-    `total` layers are through, and `value` is the deviation that `layer` caused alone, if one was probed. In `fit`,
-    `done` of `total` layers are through, with `gradients` steps back through the model, otherwise `done` of `total`
-    weights.
+    In a `search`, `done` counts evaluations, `k` and `value` are the newest one, of an `allocation`, a `rounding` and
+    an `epsilon`, and `low` and `high` the bracket: the largest k that failed and the smallest that held. In a `probe`,
+    `done` of `total` layers are through, and `value` is the deviation that `layer` caused alone, if one was probed. In
+    `fit`, `done` of `total` layers are through, with `gradients` steps back through the model, otherwise `done` of
+    `total` weights.
     """
 
     phase: Literal["search", "fit", "gradients", "probe", "coding", "decoding"]
@@ -274,6 +274,7 @@ class Progress:
     high: float = math.inf
     allocation: str = ""
     rounding: str = ""
+    epsilon: float = 0.0
     layer: str = ""
     measure: Literal["deviation", "constraint"] = "deviation"
 

@@ -67,15 +67,14 @@ class Scheme:
         return replace(self, plans={number: replace(plan, alike=None) for number, plan in self.plans.items()})
 
     @property
-    def name(self) -> tuple[str, str]:
-        """Allocation and rounding, for those who follow the search."""
-        return self.allocation.name, self.rounding
+    def name(self) -> tuple[str, str, float]:
+        """Allocation, rounding and epsilon, for those who follow the search."""
+        return self.allocation.name, self.rounding, self.allocation.epsilon
 
     @property
     def kind(self) -> Kind:
         """Name and what else matters: what was measured of a kind tells what to expect of it."""
-        epsilon = self.allocation.epsilon
-        return *self.name, epsilon, self.has_importance, self.has_positions, self.guarded, self.refitted
+        return *self.name, self.has_importance, self.has_positions, self.guarded, self.refitted
 
 
 @dataclass(frozen=True)

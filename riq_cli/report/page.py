@@ -26,6 +26,10 @@ _SMALLEST = 1e-30  # on a logarithmic axis
 _NAME = 56  # characters of a layer's name, two lines of the table
 _FOUND = ("allocation", "rounding", "k", "epsilon", "evaluations", "probes")  # of the result
 _CODES = "576+64, 64 in 5 tables: slices with bin widths of their own, 576 and 64 of them, and 64 that share 5 tables"
+_HOW_TO_PLOT = (
+    '<h2>The search</h2>\n<p class="soft">For a plot of the search, keep its log with <code>riq compress --log FILE'
+    "</code>, and make this page with <code>riq report --html PAGE --log FILE</code>.</p>\n"
+)
 # Key, header, whether numbers (their first click sorts them descending, that of text ascending).
 _COLUMNS = (
     ("number", "#", False),
@@ -43,13 +47,16 @@ _COLUMNS = (
 )
 
 
-def page(archive: Archive, name: str, count: Count | None = None) -> str:
+def page(
+    archive: Archive, name: str, count: Count | None = None, trace: Sequence[Sequence[float]] | None = None
+) -> str:
     """The page about an archive that is called `name`.
 
     Args:
         archive: its manifest and tables are read, and all of some of its layers.
         name: for the title.
         count: what counts the symbols of a layer without tables; None: those have no picture.
+        trace: k and deviation of each evaluation of the search; None: what an old archive holds of them, if anything.
 
     Raises:
         CorruptArchive: a table is damaged.
@@ -66,7 +73,7 @@ def page(archive: Archive, name: str, count: Count | None = None) -> str:
         _parts(sums),
         _layers(archive, symbols),
         _histograms(sorted(filter(None, symbols), key=lambda one: -one.layer.stored)[:_HISTOGRAMS]),
-        _trace(archive),
+        _search(archive, trace),
         _made(archive, name),
     )
     return f"""<!DOCTYPE html>
@@ -247,14 +254,16 @@ def _histograms(found: Sequence[Histogram]) -> str:
     )
 
 
-def _trace(archive: Archive) -> str:
+def _search(archive: Archive, trace: Sequence[Sequence[float]] | None) -> str:
+    """The plot of the search; without its measurements, how to get it."""
     result = archive.manifest.result
     target = archive.manifest.settings.get("deviation")
     k, deviation = result.get("k"), result.get("deviation")
     chosen = (k, deviation) if _plottable(k) and _plottable(deviation) else None
-    points = [(k, value) for k, value in result.get("trace", ()) if _plottable(value)]
+    measured = result.get("trace", ()) if trace is None else trace
+    points = [(k, value) for k, value in measured if _plottable(value)]
     if not points:
-        return ""
+        return _HOW_TO_PLOT if trace is None and chosen else ""
     target = target if _plottable(target) else None
     numbers = "".join(
         f'<tr><td class="number">{n}</td><td class="number">{k:.5g}</td><td class="number">{value:.4g}</td></tr>'
