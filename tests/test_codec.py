@@ -261,6 +261,8 @@ def test_settings_that_mean_nothing_are_refused() -> None:
         ({"deviation": 0}, "a deviation of 0 is not in"),
         ({"deviation": 1.5}, "a deviation of 1.5 is not in"),
         ({"ratio": 3, "size": 5}, "ratio and size are two goals"),
+        ({"exclude": ("b", "\udcff*")}, r"'\\udcff\*' is not valid UTF-8, as all names in a model are"),
+        ({"dims": {"\udcff": 3}}, r"'\\udcff' is not valid UTF-8, as all names in a model are"),
         ({"rate": 0}, "rate = 0 is not positive"),
         ({"holdout": 1}, "holdout = 1 is not in"),
         ({"max_bits": 1}, "max_bits = 1 is not in"),

@@ -177,6 +177,9 @@ class Settings:
             check_margin(self.margin)
             if self.deviation is None and not isinstance(self.constraint, LossConstraint):
                 raise SettingsError("a margin is added to a deviation or a loss; give one of them")
+        for name in (*self.include, *self.exclude, *self.dims):
+            if any("\ud800" <= letter <= "\udfff" for letter in name):  # what a command line makes of other bytes
+                raise SettingsError(f"{name!r} is not valid UTF-8, as all names in a model are")
         if self.max_bits is not None and not 2 <= self.max_bits <= 16:
             raise SettingsError(f"max_bits = {self.max_bits} is not in 2 … 16")
         if self.search not in ("bisection", "algorithm1"):
