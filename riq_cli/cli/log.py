@@ -87,7 +87,7 @@ def trace(
     for record in records:
         if record["phase"] != "search" or measure not in record:
             continue
-        if record.get("evaluation") == 1:  # the search begins again where a layer turns out to be unchangeable
+        if record.get("evaluation") == 1:  # a search begins: of another run, or without unchangeable layers
             points.clear()
         if record[measure] is not None and all(record.get(key) == result.get(key) for key in _SCHEME):
             points.append([record.get("k"), record[measure]])
