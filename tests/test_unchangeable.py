@@ -103,7 +103,7 @@ GOALS: dict[str, dict[str, Any]] = {
     "paper": PRESETS["paper"],
     "uniform": PRESETS["uniform"],
     "k": {"k": 200.0},
-    "size": {"size": 2600, **PRESETS["fast"]},
+    "size": {"size": 3000, **PRESETS["fast"]},
     "metric": {"constraint": score(), **PRESETS["fast"]},
     "loss": {"constraint": LossConstraint(np.zeros((16, 32), np.float32), 0.05), **PRESETS["fast"]},
     "layout": {"constraint": score(), "layout": FixedLayout((4, 8, "float"))},

@@ -261,14 +261,17 @@ class Compression:
         bench.solver.rest()
         archive = self._assembled(solution.widths, solution.scheme.plans, executor)
         restored = decompress(archive, executor=executor)
-        deviation = measure_restored(bench.evaluator, restored, self._settings.outputs)
+        try:
+            deviation = measure_restored(bench.evaluator, restored, self._settings.outputs)
+        except ModelError:  # the original ran: it is what these weights make of the model
+            deviation = bench.evaluator.failure()
         scheme = solution.scheme
         mean = deviation.mean if deviation.is_measured else math.nan  # under a constraint there may be none
         self._note(scheme, solution.k, mean)
         if deviation.is_measured and not math.isfinite(mean):
             raise TargetError(
-                f"at k = {solution.k:g} the restored model's outputs hold NaN or infinity where the original's do not; "
-                "keep the layers that cause it exact with --exclude",
+                f"at k = {solution.k:g} the restored model fails, or its outputs hold NaN or infinity where those of "
+                "the original do not; keep the layers that cause it exact with --exclude",
                 mean,
             )
         result: dict[str, Any] = {

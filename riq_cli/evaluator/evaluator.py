@@ -151,9 +151,14 @@ class Evaluator:
         rows = [self._samples[number][1] for number in numbers]
         return compared(self.measured, references, self._run(form, weights, self.measured, numbers), rows)
 
-    def failure(self, among: Sequence[int]) -> Deviation:
-        """The deviation of weights with which the model cannot be run: infinite at every tensor and sample."""
-        runs = [((math.inf,) * self._samples[number][1],) * len(self.measured) for number in among]
+    def failure(self, among: Sequence[int] | None = None) -> Deviation:
+        """The deviation of weights with which the model cannot be run: infinite at every tensor and sample.
+
+        Args:
+            among: numbers of the samples; None for all.
+        """
+        numbers = range(len(self._samples)) if among is None else among
+        runs = [((math.inf,) * self._samples[number][1],) * len(self.measured) for number in numbers]
         return Deviation(tuple(self.measured), tuple(runs))
 
     def loaded(self, form: SessionForm, weights: Sequence[Array], among: Sequence[int] | None = None) -> LoadedModel:
