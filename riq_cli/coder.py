@@ -92,16 +92,19 @@ class Table:
         return packed([*head, *rest])
 
     @classmethod
-    def from_bytes(cls, stored: bytes) -> Table:
-        """The table that `to_bytes` packed.
+    def read_all(cls, stored: bytes, count: int) -> list[Table]:
+        """So many tables that `to_bytes` packed, stored back to back.
 
         Raises:
             CorruptArchive: cut off, too long, or with values that no encoder writes.
         """
-        table, end = cls.read(stored)
+        tables, end = [], 0
+        for _ in range(count):
+            table, end = cls.read(stored, end)
+            tables.append(table)
         if end < len(stored):
             raise CorruptArchive(TOO_LONG)
-        return table
+        return tables
 
     @classmethod
     def read(cls, stored: bytes, begin: int = 0) -> tuple[Table, int]:
@@ -114,19 +117,14 @@ class Table:
         return cls(np.array(symbols, np.int64), np.array(roots, np.int64)), end
 
 
-def encode(symbols: Symbols, table: Table, executor: Executor | None = None) -> list[bytes]:
-    """One stream for each run of 2²⁰ symbols.
+def encode_groups(groups: Iterable[Symbols], tables: Sequence[Table], executor: Executor | None = None) -> list[bytes]:
+    """The streams of one group of symbols after another: one for each run of 2²⁰; none for a table of one symbol.
 
     Args:
-        symbols: i32[n], all of them in the table, which has at least two symbols.
-        table: their table.
+        groups: of symbols i32[n], all of them in the table of the group.
+        tables: one for each group.
         executor: where the streams are encoded, at the same time if it has several workers; None: here.
     """
-    return encode_groups([symbols], [table], executor)
-
-
-def encode_groups(groups: Iterable[Symbols], tables: Sequence[Table], executor: Executor | None = None) -> list[bytes]:
-    """The streams of one group of symbols after another, each with its table; none for a table of one symbol."""
 
     def streams() -> Iterator[list[tuple[Symbols, Integers]]]:
         for symbols, table in zip(groups, tables, strict=True):
@@ -136,15 +134,6 @@ def encode_groups(groups: Iterable[Symbols], tables: Sequence[Table], executor: 
                     yield [(position_of(symbols[begin : begin + STREAM_SYMBOLS]), frequencies)]
 
     return list(ordered(executor, encode_runs, streams()))
-
-
-def decode(streams: Iterable[bytes], table: Table, size: int, executor: Executor | None = None) -> Symbols:
-    """The n = `size` symbols, i32[n], that `encode` was given.
-
-    Raises:
-        CorruptArchive: a stream is not used up by its symbols, or ends before them.
-    """
-    return np.concatenate([*decode_groups(list(streams), [table], [size], executor), np.empty(0, np.int32)])
 
 
 def decode_groups(

@@ -122,7 +122,7 @@ def restore(
     """Write into `out` the weights ŵ from number `begin` on, row-major, of a layer of this type and shape.
 
     Args:
-        levels: of these weights, any shape of the size of `out`.
+        levels: of these weights, i32[size of `out`].
         dtype: name of the type, a key of `STORAGE`.
         width: bin width of code 0.
         scales: of the layer.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import struct
 import tracemalloc
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -47,7 +48,20 @@ def tables(draw: st.DrawFn) -> Table:
 
 def encoded(symbols: NDArray[np.int32]) -> tuple[Table, bytes, list[bytes]]:
     table = Table.of(Histogram.of(symbols))
-    return table, table.to_bytes(), coder.encode(symbols, table)
+    return table, table.to_bytes(), encode(symbols, table)
+
+
+def read(stored: bytes) -> Table:
+    (table,) = Table.read_all(stored, 1)
+    return table
+
+
+def encode(symbols: NDArray[np.int32], table: Table, executor: Executor | None = None) -> list[bytes]:
+    return coder.encode_groups([symbols], [table], executor)
+
+
+def decode(streams: Sequence[bytes], table: Table, size: int, executor: Executor | None = None) -> NDArray[np.int32]:
+    return np.concatenate([*coder.decode_groups(streams, [table], [size], executor), np.empty(0, np.int32)])
 
 
 def laplace(size: int, scale: float, seed: int = 0) -> NDArray[np.int32]:
@@ -134,7 +148,7 @@ def test_frequencies_of_the_largest_alphabet() -> None:
 
 @pytest.mark.parametrize("size", [1 << 15, TABLE_SYMBOLS])
 def test_frequencies_of_many_huge_roots(size: int) -> None:
-    table = Table.from_bytes(Table(np.arange(size), np.full(size, 1 << 24)).to_bytes())
+    table = read(Table(np.arange(size), np.full(size, 1 << 24)).to_bytes())
     frequencies = table.frequencies()
     assert int(frequencies.min()) >= 1
     assert frequencies.tolist() == reference_decoder.frequencies_of(table.roots.tolist())
@@ -160,7 +174,7 @@ def test_the_bits_of_a_small_table() -> None:
 @given(tables())
 def test_a_table_is_read_back(table: Table) -> None:
     stored = table.to_bytes()
-    again = Table.from_bytes(stored)
+    again = read(stored)
     assert again.symbols.tolist() == table.symbols.tolist()
     assert again.roots.tolist() == table.roots.tolist()
     assert reference_decoder.read_table(stored) == (table.symbols.tolist(), table.roots.tolist(), len(stored))
@@ -168,14 +182,14 @@ def test_a_table_is_read_back(table: Table) -> None:
 
 def test_a_table_of_one_symbol_is_read_back() -> None:
     for symbol in (-SYMBOL_MAX, -1, 0, 1, SYMBOL_MAX):
-        again = Table.from_bytes(Table(np.array([symbol]), np.array([9])).to_bytes())
+        again = read(Table(np.array([symbol]), np.array([9])).to_bytes())
         assert (again.symbols.tolist(), again.roots.tolist()) == ([symbol], [9])
 
 
 def test_a_table_of_the_largest_alphabet_is_read_back() -> None:
     symbols = np.arange(TABLE_SYMBOLS) - 1000
     roots = np.random.default_rng(1).integers(1, 50, TABLE_SYMBOLS)
-    again = Table.from_bytes(Table(symbols, roots).to_bytes())
+    again = read(Table(symbols, roots).to_bytes())
     assert np.array_equal(again.symbols, symbols)
     assert np.array_equal(again.roots, roots)
 
@@ -184,7 +198,7 @@ def test_a_table_with_one_symbol_too_many_is_refused() -> None:
     size = TABLE_SYMBOLS + 1
     stored = Table(np.arange(size), np.ones(size, np.int64)).to_bytes()
     with pytest.raises(CorruptArchive, match="a table has more symbols than allowed; the archive is damaged"):
-        Table.from_bytes(stored)
+        read(stored)
 
 
 @pytest.mark.parametrize(
@@ -207,13 +221,13 @@ def test_impossible_tables_are_refused(bits: str, message: str) -> None:
     padded = bits + "0" * (-len(bits) % 8)
     stored = int(padded or "0", 2).to_bytes(len(padded) // 8, "big")
     with pytest.raises(CorruptArchive, match=message):
-        Table.from_bytes(stored)
+        read(stored)
 
 
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_table_or_a_corrupt_archive(stored: bytes) -> None:
     try:
-        table = Table.from_bytes(stored)
+        table = read(stored)
     except CorruptArchive:
         return
     assert (np.diff(table.symbols) > 0).all()
@@ -253,7 +267,7 @@ def test_a_stream_of_the_first_symbol_alone_is_empty() -> None:
 @given(symbol_arrays())
 def test_symbols_are_decoded_as_they_were_encoded(symbols: NDArray[np.int32]) -> None:
     table, stored, streams = encoded(symbols)
-    again = coder.decode(streams, Table.from_bytes(stored), symbols.size)
+    again = decode(streams, read(stored), symbols.size)
     assert again.dtype == np.int32
     assert again.tolist() == symbols.tolist()
     assert len(streams) == 1
@@ -269,13 +283,13 @@ def test_symbols_that_are_far_apart_take_little_memory() -> None:
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
-    assert coder.decode(streams, Table.from_bytes(stored), symbols.size).tolist() == symbols.tolist()
+    assert decode(streams, read(stored), symbols.size).tolist() == symbols.tolist()
 
 
 def test_the_largest_alphabet_is_decoded_by_both_decoders() -> None:
     symbols = np.random.default_rng(2).permutation(TABLE_SYMBOLS).astype(np.int32)
     table, _, streams = encoded(symbols)
-    assert coder.decode(streams, table, symbols.size).tolist() == symbols.tolist()
+    assert decode(streams, table, symbols.size).tolist() == symbols.tolist()
     assert reference_decoder.read_stream(streams[0], table.frequencies().tolist(), symbols.size) == symbols.tolist()
 
 
@@ -294,7 +308,7 @@ def test_every_run_of_2_20_symbols_has_its_own_stream(size: int, gaps: int) -> N
     symbols = laplace(size, 0.7, seed=size) * np.int32(gaps)
     table, _, streams = encoded(symbols)
     assert len(streams) == -(-size // STREAM_SYMBOLS)
-    assert np.array_equal(coder.decode(iter(streams), table, size), symbols)
+    assert np.array_equal(decode(streams, table, size), symbols)
     last = symbols[(len(streams) - 1) * STREAM_SYMBOLS :]
     alone = coder.decode_stream(streams[-1], table.frequencies(), last.size)
     assert np.array_equal(table.symbols[alone], last)
@@ -304,10 +318,10 @@ def test_every_run_of_2_20_symbols_has_its_own_stream(size: int, gaps: int) -> N
 def test_an_executor_changes_no_byte(gaps: int) -> None:
     symbols = laplace(2 * STREAM_SYMBOLS + 99, 1.5) * np.int32(gaps)
     table = Table.of(Histogram.of(symbols))
-    alone = coder.encode(symbols, table)
+    alone = encode(symbols, table)
     with ThreadPoolExecutor(2) as executor:
-        assert coder.encode(symbols, table, executor) == alone
-        assert np.array_equal(coder.decode(alone, table, symbols.size, executor), symbols)
+        assert encode(symbols, table, executor) == alone
+        assert np.array_equal(decode(alone, table, symbols.size, executor), symbols)
 
 
 def test_groups_have_streams_of_their_own() -> None:
@@ -315,7 +329,7 @@ def test_groups_have_streams_of_their_own() -> None:
     tables = [Table.of(Histogram.of(group)) for group in groups]
     streams = coder.encode_groups(groups, tables)
     assert len(streams) == 2 + 0 + 1 + 1
-    assert streams[2:3] == coder.encode(groups[2], tables[2])
+    assert streams[2:3] == encode(groups[2], tables[2])
     sizes = [group.size for group in groups]
     with ThreadPoolExecutor(2) as executor:
         assert coder.encode_groups(iter(groups), tables, executor) == streams
@@ -371,8 +385,8 @@ def test_every_cut_of_a_stream_is_noticed_or_gives_other_symbols() -> None:
     table, _, (stream,) = encoded(symbols)
     for length in range(1, len(stream)):
         with pytest.raises(CorruptArchive, match="a stream does not hold the symbols it should"):
-            coder.decode([stream[:length]], table, symbols.size)
-    assert set(coder.decode([b""], table, symbols.size).tolist()) == {int(symbols.min())}
+            decode([stream[:length]], table, symbols.size)
+    assert set(decode([b""], table, symbols.size).tolist()) == {int(symbols.min())}
 
 
 def test_words_that_are_left_over_are_noticed() -> None:
@@ -382,9 +396,9 @@ def test_words_that_are_left_over_are_noticed() -> None:
     for extra in (b"\x01", b"\x01\x00\x00\x00", bytes(4), b"\xff" * 8):
         for changed in (stream + extra, extra + stream):
             with pytest.raises(CorruptArchive, match=message):
-                coder.decode([changed], table, symbols.size)
+                decode([changed], table, symbols.size)
     with pytest.raises(CorruptArchive, match=message):
-        coder.decode([stream], table, symbols.size - 1)
+        decode([stream], table, symbols.size - 1)
 
 
 @given(data=st.data())
@@ -395,7 +409,7 @@ def test_a_changed_stream_is_noticed_or_gives_other_symbols(data: st.DataObject)
     changed = bytearray(stream)
     changed[position] ^= data.draw(st.integers(1, 255))
     try:
-        again = coder.decode([bytes(changed)], table, symbols.size)
+        again = decode([bytes(changed)], table, symbols.size)
     except CorruptArchive:
         return
     assert again.tolist() != symbols.tolist()
@@ -408,8 +422,8 @@ def test_every_changed_bit_of_a_table_is_noticed_or_gives_another_table() -> Non
         changed = bytearray(stored)
         changed[bit // 8] ^= 1 << bit % 8
         try:
-            other = Table.from_bytes(bytes(changed))
-            coder.decode([stream], other, symbols.size)
+            other = read(bytes(changed))
+            decode([stream], other, symbols.size)
         except CorruptArchive:
             continue
         assert (other.symbols.tolist(), other.roots.tolist()) != (table.symbols.tolist(), table.roots.tolist())

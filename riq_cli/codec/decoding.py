@@ -105,23 +105,12 @@ class _Coded:
             return cls(pieces, low, high, scales, numbers, magnitudes.sizes)
         classes = grouping[0] if grouping else None
         sizes = np.array([entry.size]) if classes is None else classes.class_sizes(entry.size)
-        tables = _tables(sections[count], sizes.size)
+        tables = coder.Table.read_all(sections[count], sizes.size)
         if sum(table.symbols.size for table in tables) != entry.symbols:
             raise CorruptArchive("the table does not have the symbols that were announced; the archive is damaged")
         pieces = coder.decode_groups(streams, tables, sizes.tolist(), executor)
         low, high = min(int(table.symbols[0]) for table in tables), max(int(table.symbols[-1]) for table in tables)
         return cls(pieces, low, high, scales, None if classes is None else numbers_of(classes, entry.shape), sizes)
-
-
-def _tables(stored: bytes, count: int) -> list[coder.Table]:
-    """The tables that are stored back to back."""
-    tables, end = [], 0
-    for _ in range(count):
-        table, end = coder.Table.read(stored, end)
-        tables.append(table)
-    if end < len(stored):
-        raise CorruptArchive("a table is longer than its symbols; the archive is damaged")
-    return tables
 
 
 def _restore(entry: LayerEntry, coded: _Coded, values: Array) -> None:
