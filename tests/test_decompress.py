@@ -76,11 +76,12 @@ def test_other_files_are_replaced_where_that_is_asked_for(archive: Path, what: s
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
-def test_a_named_pipe_is_written_to_and_never_read(archive: Path) -> None:
+def test_a_named_pipe_is_written_to_and_never_read(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pipe, found = archive.with_name("pipe"), list[bytes]()
     os.mkfifo(pipe)
     reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()), daemon=True)
     reader.start()
     decompress(archive, "-o", pipe)
     reader.join()
+    assert capsys.readouterr().err == ""
     assert found == [riq_cli.decompress(riq_cli.Archive.open(archive)).to_bytes()]

@@ -68,7 +68,7 @@ def decompress(archive: str, model_path: str | None, max_size: int, force: bool,
         model.write(sys.stdout.buffer)
         return
     written = model.save(model_path, force)
-    if not quiet:
+    if not quiet and written[0].is_file():  # a pipe has no size
         told = ", and ".join(f"{file}: {human_size(file.stat().st_size)}" for file in written)
         say(told + ("; keep both together" if len(written) > 1 else ""), err=True)
 
