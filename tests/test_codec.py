@@ -336,7 +336,7 @@ def divided() -> onnx.ModelProto:
 
 def test_outputs_that_become_infinite_are_an_error_and_never_shipped(tmp_path: Path) -> None:
     model, data = load(tmp_path, divided), calibration(divided, 4)
-    with pytest.raises(TargetError, match="outputs hold NaN or infinity where the original's do not"):
+    with pytest.raises(TargetError, match="outputs hold NaN or infinity where those of the original do not"):
         riq.compress(model, data, k=5.0)
     for options in ({"deviation": 0.01}, {"ratio": 4}):
         try:

@@ -112,7 +112,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "bin" / "riq").chmod(0o755)
     arguments = ("compress", "model.onnx", "--calibration", "samples.npz")
     sweep = ("sweep", *arguments[1:], "--presets", "fast", "--deviations", "0.02,0.01", "-o", "curve.csv")
-    for words in (arguments, (*arguments, "--preset", "fast", "-o", "old.riqz"), sweep):
+    logged, old = (*arguments, "--log", "search.jsonl"), (*arguments, "--preset", "fast", "-o", "old.riqz")
+    for words in (logged, old, sweep):
         done = run(*words, folder=folder)
         assert done.returncode == 0, done.stderr
     shutil.copy(folder / "model.riqz", folder / "new.riqz")
@@ -134,6 +135,7 @@ def test_every_command_of_the_readme_works(command: str, prepared: Path, tmp_pat
     folder = Path(shutil.copytree(prepared, tmp_path / "work"))
     if "riq compress" in command:
         (folder / "model.riqz").unlink()
+        (folder / "search.jsonl").unlink()
     if "riq decompress" in command:
         (folder / "model.onnx").unlink()
     redirected = [folder / name.removeprefix("~/") for name in re.findall(r" > (\S+)", command)]
