@@ -241,9 +241,14 @@ def test_a_dimension_of_zero_is_a_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "given"),
     [
-        ({"y": ramp(2, 3)}, "the calibration data has y; the model's inputs are x float32[batch, 3]"),
-        ({}, "the calibration data has no arrays; the model's inputs are x float32[batch, 3], rate int64[]"),
+        (
+            {"y": ramp(2, 3)},
+            "has y; the model's inputs are x float32[batch, 3], rate int64[]; name the arrays after the",
+        ),
+        ({}, "has no arrays; the model's inputs are x float32[batch, 3], rate int64[]; add rate, x"),
+        ({"x": ramp(2, 3)}, "has x; the model's inputs are x float32[batch, 3], rate int64[]; add rate"),
         ({"x": ramp(2, 3), "y": ramp(2, 3)}, "the calibration data has x, y; the model's inputs are x float32"),
+        ({"x": ramp(2, 3), "rate": ramp(1), "y": ramp(2)}, "x float32[batch, 3], rate int64[]; leave out y"),
     ],
 )
 def test_wrong_names_are_an_error_that_lists_both_sides(
@@ -251,6 +256,11 @@ def test_wrong_names_are_an_error_that_lists_both_sides(
 ) -> None:
     with pytest.raises(CalibrationError, match=message(given)):
         npz(tmp_path, **arrays).samples([X, RATE])
+
+
+def test_data_for_a_model_without_inputs_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=message("the calibration data has x; the model has no inputs")):
+        npz(tmp_path, x=ramp(2, 3)).samples([])
 
 
 @pytest.mark.parametrize(
@@ -589,6 +599,14 @@ def test_free_sizes_of_images_come_from_dims(tmp_path: Path) -> None:
         Calibration.load(tmp_path).samples([item])
     with pytest.raises(CalibrationError, match=message("dimension 'image.3' is free", "--dim image.3=N")):
         Calibration.load(tmp_path).samples([item], {"height": 6})
+
+
+def test_sizes_of_dimensions_that_are_not_there_are_told() -> None:
+    item = ModelInput("x", "float32", ("batch", None))
+    warnings: list[str] = []
+    (sample, *_) = Calibration.random().samples([item], {"x.1": 3, "hieght": 6}, warn=warnings.append)
+    assert sample.feed["x"].shape == (1, 3)
+    assert warnings == ["no dimension is named 'hieght'; the model takes x float32[batch, ?]"]
 
 
 def test_images_fill_a_fixed_batch(tmp_path: Path) -> None:

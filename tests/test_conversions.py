@@ -105,7 +105,8 @@ def test_many_feeds_have_one_note() -> None:
 def test_one_array_without_a_name_is_that_of_the_only_input() -> None:
     _, notes = taken(X, arr_0=np.zeros((2, 3), np.float32))
     assert notes == ["the only array of the calibration data has no name and is taken for the only input, 'x'"]
-    refused(X, "the calibration data has arr_0, arr_1; the model's inputs are x float32[batch, 3]",
+    refused(X, "the calibration data has arr_0, arr_1; the model's inputs are x float32[batch, 3]; "
+            "name the arrays after the inputs",
             arr_0=np.zeros((2, 3)), arr_1=np.zeros((2, 3)))  # fmt: skip
     assert taken(ModelInput("arr_0", "float32", (None, 3)), arr_0=np.zeros((2, 3), np.float32))[1] == []
 

@@ -18,7 +18,7 @@ from riq_cli.evaluator import Deviation, Evaluator, TensorDeviation, sample_devi
 from tests import builders
 
 NAN, INF = math.nan, math.inf
-NOTHING = "there is nothing to measure: the model's outputs are NaN, infinite or all zero on these samples"
+NOTHING = "there is nothing to measure: the model's outputs are NaN, infinite, all zero or empty on these samples"
 
 
 def mlp(folder: Path) -> riq.Model:
@@ -193,6 +193,11 @@ def test_only_outputs_without_elements_are_like_none(tmp_path: Path) -> None:
     model = with_empty_output(tmp_path)
     with pytest.raises(SettingsError, match="tensor 'state' has no elements; its deviation cannot be measured"):
         riq.compress(model, samples(4), outputs=("state",))
+
+
+def test_samples_without_rows_are_an_error_that_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=NOTHING):
+        riq.compress(mlp(tmp_path), riq.Calibration.random(), dims={"batch": 0})
 
 
 def test_how_alike_samples_are_is_told_where_some_outputs_are_empty(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from riq_cli.calibration.arrays import cut, read_numpy
 from riq_cli.calibration.feeds import call, whole_feeds
 from riq_cli.calibration.images import IMAGE_SUFFIXES, ImageOptions, image_samples
-from riq_cli.calibration.inputs import Sample, Warn
+from riq_cli.calibration.inputs import Sample, Warn, describe, unknown_dimensions
 from riq_cli.calibration.random import random_samples
 from riq_cli.errors import CalibrationError, ModelError
 from riq_cli.model import ModelInput, read_tensor_file
@@ -100,12 +100,16 @@ class Calibration:
             inputs: the model's inputs.
             dims: sizes of free dimensions, by name; only random data and images need them.
             batch: samples in one run, where the batch axis is free.
-            warn: called with what the user should know, such as conversions.
+            warn: called with what the user should know, such as conversions, or sizes of dimensions that are not there.
 
         Raises:
             CalibrationError: names, shapes or types do not fit the inputs, or a free dimension has no size.
         """
-        notes: list[str] = []
+        taken = ", ".join(map(describe, inputs)) or "no inputs"
+        notes = [
+            f"no dimension is named {name!r}; the model takes {taken}"
+            for name in unknown_dimensions(dims or {}, inputs)
+        ]
         samples = self.fit(inputs, dims or {}, batch, notes.append)
         for note in dict.fromkeys(notes):  # each feed may have the same to say
             if warn is not None:

@@ -27,13 +27,21 @@ class Sample(NamedTuple):
 
 
 def check_names(arrays: Mapping[str, Any], inputs: Sequence[ModelInput]) -> None:
-    """Nothing if data and inputs have the same names; both sides in the error if not."""
+    """Nothing if data and inputs have the same names; both sides and what to do in the error if not."""
     wanted, given = {item.name for item in inputs}, set(arrays)
-    if wanted != given:
-        raise CalibrationError(
-            f"the calibration data has {listed(given)}; the model's inputs are "
-            + ", ".join(describe(item) for item in inputs)
-        )
+    if wanted == given:
+        return
+    if wanted < given:
+        advice = f"leave out {listed(given - wanted)}"
+    elif given < wanted:
+        advice = f"add {listed(wanted - given)}"
+    else:
+        advice = "name the arrays after the inputs"
+    inputs_are = ", ".join(describe(item) for item in inputs)
+    raise CalibrationError(
+        f"the calibration data has {listed(given)}; "
+        + (f"the model's inputs are {inputs_are}; {advice}" if inputs else "the model has no inputs; leave it out")
+    )
 
 
 def as_taken(array: NDArray[Any], item: ModelInput, warn: Warn) -> NDArray[Any]:
@@ -125,7 +133,7 @@ def sizes(item: ModelInput, dims: Mapping[str, int]) -> tuple[int, ...]:
         raise CalibrationError(f"input {describe(item)}: nothing can be made up for it; give real data as .npz or .npy")
     sizes = []
     for axis, dim in enumerate(item.shape):
-        name = dim if isinstance(dim, str) else f"{item.name}.{axis}"
+        name = _dimension_name(item, axis)
         if isinstance(dim, int):
             sizes.append(dim)
         elif name in dims:
@@ -138,3 +146,15 @@ def sizes(item: ModelInput, dims: Mapping[str, int]) -> tuple[int, ...]:
                 "or real data with --calibration"
             )
     return tuple(sizes)
+
+
+def unknown_dimensions(dims: Iterable[str], inputs: Sequence[ModelInput]) -> list[str]:
+    """Those of the names that no dimension of the inputs has."""
+    known = {_dimension_name(item, axis) for item in inputs for axis in range(len(item.shape or ()))}
+    return [name for name in dims if name not in known]
+
+
+def _dimension_name(item: ModelInput, axis: int) -> str:
+    """What a dimension is called, such as `height`; `image.2` where the model has no name for it."""
+    dim = (item.shape or ())[axis]
+    return dim if isinstance(dim, str) else f"{item.name}.{axis}"

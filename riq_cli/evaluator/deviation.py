@@ -16,8 +16,8 @@ from riq_cli.errors import CalibrationError
 Array = NDArray[Any]
 
 NOTHING_TO_MEASURE = (
-    "there is nothing to measure: the model's outputs are NaN, infinite or all zero on these samples; give samples on "
-    "which the original model works, or name another tensor with --output"
+    "there is nothing to measure: the model's outputs are NaN, infinite, all zero or empty on these samples; give "
+    "samples on which the original model works, or name another tensor with --output"
 )
 
 

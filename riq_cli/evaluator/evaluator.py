@@ -74,11 +74,12 @@ class Evaluator:
 
     def _sorted(self, runs: Sequence[Sequence[Array]], strict: bool, needed: bool) -> tuple[list[str], list[str]]:
         """Names of the tensors at which the deviation is defined, and of other float ones that have elements."""
-        defined, undefined = [], []
+        defined, undefined, empty = [], [], []
         for name, values in zip(self._form.measured, zip(*runs, strict=True), strict=True):
             if not all(_is_float(value) for value in values):
                 refusal: RiqError = SettingsError(f"tensor {name!r} is not float; its deviation cannot be measured")
             elif not any(value.size for value in values):
+                empty.append(name)
                 refusal = SettingsError(f"tensor {name!r} has no elements; its deviation cannot be measured")
             elif not any(has_direction(value) for value in values):
                 undefined.append(name)
@@ -89,7 +90,7 @@ class Evaluator:
             if strict:
                 raise refusal
         if needed and not defined:
-            raise CalibrationError(NOTHING_TO_MEASURE) if undefined else self._nothing_to_measure()
+            raise CalibrationError(NOTHING_TO_MEASURE) if undefined or empty else self._nothing_to_measure()
         return defined, undefined
 
     def _nothing_to_measure(self) -> SettingsError:
