@@ -193,7 +193,8 @@ def _facts(
 
 
 def _summary(facts: dict[str, Any], verbose: int) -> list[str]:
-    ratio = f", ×{facts['ratio']:.2f} smaller than {facts['model']}" if facts["ratio"] else ""
+    source = "the model on stdin" if facts["model"] == "-" else facts["model"]
+    ratio = f", ×{facts['ratio']:.2f} smaller than {source}" if facts["ratio"] else ""
     lines = [f"{facts['archive']}: {human_size(facts['archive_bytes'])}{ratio} ({human_size(facts['source_bytes'])})"]
     if "constraint" in facts:
         lines.append(f"  constraint {judgement(facts['constraint'])}")
