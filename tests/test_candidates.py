@@ -26,6 +26,12 @@ def test_float_weights_of_a_model_trained_for_int8_are_coded_by_the_operator_beh
     assert warnings == []
 
 
+def test_float_weights_that_are_all_kept_exact_are_not_said_to_be_missing(tmp_path: Path) -> None:
+    archive, warnings = compressed("dense", tmp_path, exclude=("*",))
+    assert archive.manifest.layers == ()
+    assert warnings == ["there are no float weights to code, or all are kept exact; the model is stored as it is"]
+
+
 def test_a_quantized_model_is_stored_as_it_is(tmp_path: Path) -> None:
     archive, warnings = compressed("int8_qdq", tmp_path)
     assert archive.manifest.layers == ()

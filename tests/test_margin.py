@@ -105,6 +105,7 @@ def test_verify_takes_a_margin(folder: Path) -> None:
 def test_a_single_sample_has_no_standard_error(folder: Path) -> None:
     code, text = verified(folder, "one.npz", "--deviation", "1")
     assert code == 0 and "±" not in text
+    assert ", 1 sample\n" in text
     done = command("verify", "model.riqz", "--against", "model.onnx", "--calibration", "one.npz", "--margin", "1",
                    folder=folder)  # fmt: skip
     assert done.returncode == 2

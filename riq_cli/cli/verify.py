@@ -12,7 +12,7 @@ from riq_cli.cli.quantities import parse_fraction
 from riq_cli.cli.terminal import print_json, say, warn_line
 from riq_cli.errors import SettingsError
 from riq_cli.report import judgement, reservation
-from riq_cli.text import estimate, shortened
+from riq_cli.text import counted, estimate, shortened
 
 
 @click.command(
@@ -104,8 +104,7 @@ def verify(
         verdict += f" with {margin:g} standard errors added" if verdict and margin else ""
         measured = (
             f"deviation {estimate(found.mean, found.standard_error)}{verdict}; "
-            f"worst sample {found.worst:.4g}, "
-            f"{found.samples.size} samples"
+            f"worst sample {found.worst:.4g}, {counted(found.samples.size, 'sample')}"
             if found.is_measured
             else "no float output to measure"
         )

@@ -219,7 +219,7 @@ class Compression:
         self._warn(
             "the model is already quantized; it is stored as it is"
             if self._model.is_quantized
-            else "the model holds no float weights to code; it is stored as it is"
+            else "there are no float weights to code, or all are kept exact; the model is stored as it is"
         )
         widths: Widths = [1.0 if n in self._weights.zeros else None for n in range(len(self._model.layers))]
         return self._assembled(widths, {}, None)
