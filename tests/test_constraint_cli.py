@@ -44,6 +44,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_the_file_of_the_labels_is_never_overwritten(folder: Path) -> None:
+    for labels, file in (("calibration_labels.npy", "calibration_labels.npy"), ("both.npz:label", "both.npz")):
+        before = (folder / file).read_bytes()
+        fails(1, f"{file}: is read by this command and never overwritten", *COMPRESS, "--labels", labels, "-o", file,
+              "--force", folder=folder)  # fmt: skip
+        assert (folder / file).read_bytes() == before
+
+
 def test_under_a_loss_the_whole_way(folder: Path) -> None:
     done = riq(*COMPRESS, "--labels", "calibration_labels.npy", "--max-loss-increase", "5%", "--json", folder=folder)
     assert done.returncode == 0, done.stderr

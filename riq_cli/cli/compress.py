@@ -114,7 +114,7 @@ def compress(
     path = archive_path or str(Path(model).with_suffix(".riqz"))
     check_binary(path, force)
     check_stdout({"--json": as_json, "-o -": path == "-"})
-    check_outputs((path, log_path), (model, calibration), force)
+    check_outputs((path, log_path), (model, calibration, *constraints.files(settings)), force)
 
     give_back_large_arrays()
     from riq_cli.codec import PRESETS, Settings

@@ -77,6 +77,12 @@ def taken(given: dict[str, Any]) -> dict[str, Any]:
     return {name: given.pop(name) for name in _OPTIONS}
 
 
+def files(given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Files that are read for a constraint: that of the labels, as it is given and without a :KEY."""
+    labels = given["labels"] or ""
+    return tuple(filter(None, (labels, labels.rpartition(":")[0])))
+
+
 def load(
     asked: dict[str, Any], calibration: str | None, images: dict[str, Any], told: Mapping[str, Any] | None = None
 ) -> tuple[Constraint | None, Calibration | None]:
