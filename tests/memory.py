@@ -13,7 +13,7 @@ _PEAK = '1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[
 
 
 def growth(before: str, action: str, *arguments: object) -> int:
-    """Bytes by which the peak memory of a new process grows with an action: the least of two, as the system may add some.
+    """Bytes by which the peak memory of a new process grows with an action; the least of two, as the system adds some.
 
     Args:
         before: Python code, such as imports, whose memory does not count.
