@@ -87,16 +87,18 @@ def test_gradients_save_a_part_of_the_archive(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_fitting_again_to_more_samples_saves_a_part_of_the_archive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """15 % where this was written, at this target; at others it may be less."""
-    sizes, fits = [], []
+    """5 % of two targets together where this was written; one alone is a matter of luck (0 to 11 %)."""
+    sizes = []
     for least in (REFIT_SAMPLES, 100):
         monkeypatch.setattr("riq_cli.codec.compression.REFIT_SAMPLES", least)
-        steps: list[Progress] = []
-        archive = riq.compress(model("lstm"), data(), deviation=0.001, progress=steps.append)
-        assert max(archive.manifest.result["deviation"], archive.manifest.result["holdout"]) <= 0.001
-        sizes.append(archive.size)
-        fits.append(fits_of(steps))
-    assert fits == [2, 1]
+        total = 0
+        for target in (0.001, 0.002):
+            steps: list[Progress] = []
+            archive = riq.compress(model("lstm"), data(), deviation=target, progress=steps.append)
+            assert max(archive.manifest.result["deviation"], archive.manifest.result["holdout"]) <= target
+            assert fits_of(steps) == (2 if least == REFIT_SAMPLES else 1)
+            total += archive.size
+        sizes.append(total)
     assert sizes[0] < 0.97 * sizes[1]
 
 
