@@ -10,6 +10,7 @@ import riq_cli as riq
 from riq_cli.cli.commands import riq as command
 from riq_cli.codec.stages import STAGES
 from tests.bench.ablation import ALL, LARGE, SMALL, Case, Row, bytes_at, cases, table
+from tests.bench.journal import Journal
 
 
 def test_a_name_that_no_stage_has_is_refused() -> None:
@@ -65,3 +66,13 @@ def test_a_search_without_any_stage_is_that_of_the_norm(tmp_path: Path) -> None:
     result = archive.manifest.result
     assert (result["allocation"], result["rounding"], result["probes"]) == ("norm", "nearest", 0)
     assert {layer.coding for layer in archive.manifest.layers} <= {"ans", "raw"}
+
+
+def test_an_interrupted_ablation_goes_on_behind_the_rows_that_it_kept(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    case, row = Case("a", 0, "gptq"), Row((1.5, 2.5), 3.5)
+    Journal(Case, Row, path).add(case, row)
+    path.write_text(path.read_text() + '{"model": "b", "dra')  # it was killed while it wrote
+    assert {key: (*kept.bytes, kept.seconds) for key, kept in Journal(Case, Row, path, resume=True).rows.items()} == {
+        case: (1.5, 2.5, 3.5)
+    }

@@ -11,8 +11,9 @@ from riq_cli.model import ModelInput
 from tests import zoo
 from tests.bench import presets as bench
 from tests.bench import subjects
+from tests.bench.journal import Journal
 from tests.bench.measuring import Measurement
-from tests.bench.presets import Journal, Plan, cells, presets
+from tests.bench.presets import Plan, cells, presets
 from tests.bench.summary import NOTES, Case, at_target, papers, summary
 from tests.bench.tables import line
 
@@ -159,7 +160,7 @@ def test_the_paper_comes_first_and_has_a_stand_in_where_it_misses(
     assert len(fake.calls) == 6
 
     # Other samples are other rows; so is a run that is not resumed.
-    assert Case("a", 0.01, "paper", False, 5, 8) not in Journal(path, resume=True).rows
+    assert Case("a", 0.01, "paper", False, 5, 8) not in Journal(Case, Measurement, path, resume=True).rows
     presets(Plan(("a",), (0.01,), ("small",), 4, 8), path)
     assert table(capsys.readouterr().out) == [["a", "small", "200,000", "–"]]
     assert len(fake.calls) == 7

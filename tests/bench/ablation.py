@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from riq_cli.codec.stages import STAGES
 from tests import zoo
 
 from . import subjects
+from .journal import Journal
 from .tables import header, line
 
 TARGETS = (0.01, 0.001)
@@ -67,10 +67,10 @@ def ablation(models: Sequence[str], path: Path | None) -> None:
         models: names of the models.
         path: JSON lines, one for each case; new ones are appended.
     """
-    rows = dict(_kept(path))
+    journal = Journal(Case, Row, path, resume=True)
     subject: tuple[Case, riq.Model, riq.Calibration, riq.Calibration] | None = None
     for case in cases(models):
-        if case in rows:
+        if case in journal.rows:
             continue
         if subject is None or (subject[0].model, subject[0].draw) != (case.model, case.draw):
             try:
@@ -78,23 +78,19 @@ def ablation(models: Sequence[str], path: Path | None) -> None:
             except zoo.ZooUnavailable as error:
                 print(f"{case.model}: cannot be had: {error}", file=sys.stderr)
                 continue
-            drawn = _drawn(entry.calibration, case.draw)
+            drawn = subjects.some(entry.calibration, _SAMPLES, case.draw)
             subject = case, riq.Model.load(entry.path), drawn, subjects.some(entry.heldout, _HELDOUT)
-        rows[case] = measure(*subject[1:], case.without)
-        print(f"{case}: {rows[case]}", file=sys.stderr, flush=True)
-        if path is not None:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(case) | asdict(rows[case])) + "\n")
-    print("\n".join(table(rows)))
+        journal.add(case, measure(*subject[1:], case.without))
+        print(f"{case}: {journal.rows[case]}", file=sys.stderr, flush=True)
+    print("\n".join(table(journal.rows)))
 
 
 def measure(model: riq.Model, calibration: riq.Calibration, heldout: riq.Calibration, without: str) -> Row:
     """Bytes at equal held-out deviation, for each of the targets; one fit serves all."""
     left_out = (without,) if without else ()
     goals = [riq.Settings(deviation=target, without=left_out) for target in TARGETS]
-    nothing = lambda _: None  # noqa: E731
     began = time.process_time()
-    job = Compression(model, calibration, goals[0], nothing, nothing)
+    job = Compression(model, calibration, goals[0], progress=None, warn=None)
     sizes, seconds = [], 0.0
     with job.bench() as bench:
         assert bench is not None, "there is something to code"
@@ -159,22 +155,3 @@ def table(rows: Mapping[Case, Row]) -> list[str]:
 
 def _percent(logarithm: float) -> str:
     return f"{100 * math.expm1(logarithm):+.1f} %"
-
-
-def _drawn(path: Path, draw: int) -> riq.Calibration:
-    """Some samples of an .npz file, drawn anew for each number; arrays that stand once for all stay whole."""
-    with np.load(path) as loaded:
-        arrays = {name: loaded[name] for name in loaded.files}
-    total = max(len(array) for array in arrays.values() if array.ndim)
-    taken = np.sort(np.random.default_rng(draw).permutation(total)[:_SAMPLES])
-    arrays = {name: array[taken] if array.ndim and len(array) == total else array for name, array in arrays.items()}
-    return riq.Calibration.from_arrays(arrays)
-
-
-def _kept(path: Path | None) -> Iterator[tuple[Case, Row]]:
-    """The cases that a file holds, and what they gave."""
-    if path is None or not path.exists():
-        return
-    for text in path.read_text(encoding="utf-8").splitlines():
-        item = json.loads(text)
-        yield Case(item["model"], item["draw"], item["without"]), Row(tuple(item["bytes"]), item["seconds"])

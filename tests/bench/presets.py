@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import riq_cli as riq
@@ -14,6 +12,7 @@ from riq_cli.codec import PRESETS
 from tests import zoo
 
 from . import subjects
+from .journal import Journal
 from .measuring import Measurement, measure
 from .summary import PAPER, Case, Rows, papers, summary
 from .tables import NONE, deviation, header, line, number, task
@@ -43,44 +42,6 @@ class Plan:
                     yield Case(model, target, preset, False, self.samples, self.heldout)
 
 
-class Journal:
-    """Rows by case, and the file of JSON lines that keeps them, if any."""
-
-    def __init__(self, path: Path | None = None, resume: bool = False) -> None:
-        """Read the rows that the file holds if the run is to be resumed; new ones are appended."""
-        self.rows: dict[Case, Measurement] = {}
-        self._path = path
-        if path is None or not path.exists():
-            return
-        text = path.read_text(encoding="utf-8")
-        if text and not text.endswith("\n"):  # the run was interrupted while it wrote
-            self._append("\n")
-        if resume:
-            for number_of_line, text_of_line in enumerate(text.splitlines(), 1):
-                self._read(text_of_line, f"{path}:{number_of_line}")
-
-    def add(self, case: Case, found: Measurement) -> None:
-        """Keep a row."""
-        self.rows[case] = found
-        row = {**asdict(case), **asdict(found)}
-        self._append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-
-    def _read(self, text: str, where: str) -> None:
-        if not text.strip():
-            return
-        try:
-            row = json.loads(text)
-            case = Case(**{field.name: row.pop(field.name) for field in fields(Case)})
-            self.rows[case] = Measurement(**row)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            print(f"{where}: no row of this table, passed over: {error}", file=sys.stderr)
-
-    def _append(self, text: str) -> None:
-        if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(text)
-
-
 def presets(plan: Plan, path: Path | None = None, resume: bool = False) -> None:
     """Print the table, row by row, then the summary.
 
@@ -89,7 +50,7 @@ def presets(plan: Plan, path: Path | None = None, resume: bool = False) -> None:
         path: rows are appended to this file as lines of JSON.
         resume: rows that the file holds already are printed, not measured again.
     """
-    journal = Journal(path, resume)
+    journal = Journal(Case, Measurement, path, resume)
     runner = _Runner(journal)
     shown: Rows = {}
     print(header(COLUMNS), flush=True)
@@ -107,7 +68,7 @@ def presets(plan: Plan, path: Path | None = None, resume: bool = False) -> None:
 class _Runner:
     """Measures cases that the journal does not hold."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal[Case, Measurement]) -> None:
         self._journal = journal
         self._name = ""
         self._subject: subjects.Subject | None = None

@@ -83,13 +83,18 @@ def entry(name: str) -> _Sample | zoo.ZooModel:
     return _Sample(_FOLDER / f"{name}.onnx") if name in SAMPLES else zoo.get(name)
 
 
-def some(path: Path, count: int | None) -> riq.Calibration:
-    """Samples of an .npz file, `count` of them taken evenly from all; arrays that stand once for all stay whole."""
+def some(path: Path, count: int | None, draw: int | None = None) -> riq.Calibration:
+    """Samples of an .npz file, `count` of them; arrays that stand once for all stay whole.
+
+    They are taken evenly from all, or, with the number of a `draw`, at random.
+    """
     with np.load(path) as loaded:
         arrays = {name: loaded[name] for name in loaded.files}
     total = max(len(array) for array in arrays.values() if array.ndim)
     if count is not None and count < total:
         taken = [number * total // count for number in range(count)]
+        if draw is not None:
+            taken = sorted(np.random.default_rng(draw).permutation(total)[:count])
         arrays = {name: array[taken] if array.ndim and len(array) == total else array for name, array in arrays.items()}
     return riq.Calibration.from_arrays(arrays)
 
