@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
     from riq_cli.archive import Archive
     from riq_cli.calibration import Calibration
-    from riq_cli.codec import Settings, check, compress, decompress, verify
-    from riq_cli.codec.sweep import sweep
     from riq_cli.errors import RiqError
-    from riq_cli.evaluator import Deviation
     from riq_cli.model import Model
+    from riq_cli.pipeline import Settings, check, compress, decompress, verify
+    from riq_cli.pipeline.sweep import sweep
+    from riq_cli.runtime import Deviation
 
 __all__ = [
     "Archive",
@@ -47,7 +47,7 @@ __version__ = VERSION
 _HOMES = {
     "Archive": "archive",
     "Calibration": "calibration",
-    "Deviation": "evaluator",
+    "Deviation": "runtime",
     "Model": "model",
     "RiqError": "errors",
 }
@@ -56,5 +56,5 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """The public name, from its module: onnx and onnxruntime are imported when something needs them."""
     if name in __all__:
-        return getattr(importlib.import_module(f"riq_cli.{_HOMES.get(name, 'codec')}"), name)
+        return getattr(importlib.import_module(f"riq_cli.{_HOMES.get(name, 'pipeline')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from riq_cli import limits, trellis
 from riq_cli.archive import Archive
-from riq_cli.codec.classes import placed
-from riq_cli.codec.decoding import decode_layer
-from riq_cli.codec.magnitudes import Spread
+from riq_cli.decode.layers import decode_layer
+from riq_cli.entropy.classes import placed
+from riq_cli.entropy.magnitudes import Spread
 from riq_cli.errors import ArchiveError
 from riq_cli.model import Layer
 

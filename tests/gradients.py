@@ -15,9 +15,9 @@ from onnx import helper, numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
-from riq_cli.gradients import elementwise, reductions, shapes
-from riq_cli.gradients.rule import Gradients, Rule
 from riq_cli.model import Operation
+from riq_cli.statistics.autodiff import elementwise, reductions, shapes
+from riq_cli.statistics.autodiff.rule import Gradients, Rule
 
 RULES: dict[str, Rule] = {**elementwise.RULES, **shapes.RULES, **reductions.RULES}
 PROBES = 3

@@ -12,12 +12,12 @@ import onnx
 import pytest
 
 import riq_cli as riq
-from riq_cli.allocation import Allocation, Curve, bin_width, curve, expected_k, water_filling
-from riq_cli.codec.probing import Probes
-from riq_cli.codec.weights import Weights
+from riq_cli.allocate.allocation import Allocation, Curve, bin_width, curve, expected_k, water_filling
 from riq_cli.errors import TargetError
-from riq_cli.evaluator import Prober, Runtime
 from riq_cli.model import Layer, Model, probe_form
+from riq_cli.pipeline.probing import Probes
+from riq_cli.pipeline.weights import Weights
+from riq_cli.runtime import Prober, Runtime
 from tests import builders
 from tests.test_codec import calibration, load, wide
 
@@ -91,7 +91,7 @@ def two_branches() -> onnx.ModelProto:
 
 @pytest.mark.parametrize("preset", ["paper", "fast", "small"])
 def test_a_branch_that_never_ran_keeps_the_paper_s_rate(preset: str, tmp_path: Path) -> None:
-    from riq_cli.codec import PRESETS
+    from riq_cli.pipeline import PRESETS
 
     model = load(tmp_path, two_branches)
     feeds = [feed | {"c": np.array(True)} for feed in builders.feeds(two_branches(), 8)]

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from riq_cli import limits, quantizer
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate, inflate
-from riq_cli.codec.layers import encode_layer
+from riq_cli.entropy.layers import encode_layer
 from riq_cli.errors import (
     ArchiveError,
     CorruptArchive,

@@ -11,11 +11,11 @@ import pytest
 from builders import BOOL, Random, graph, info, model, node, save, tensor, unknown
 from onnx import helper
 
-from riq_cli.evaluator import Observer, Runtime
-from riq_cli.gradients import Backward, Gradients, backward, gate_gradients
-from riq_cli.gradients.backward import Values, _stretches, start
-from riq_cli.gradients.rules import RULES
 from riq_cli.model import GateOutput, Model, Operation, linear_layers, operations
+from riq_cli.runtime import Observer, Runtime
+from riq_cli.statistics.autodiff import Backward, Gradients, backward, gate_gradients
+from riq_cli.statistics.autodiff.backward import Values, _stretches, start
+from riq_cli.statistics.autodiff.rules import RULES
 
 STEP = 3e-3
 SEED = 5

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import riq_cli as riq
-from riq_cli.codec import PRESETS, Progress
 from riq_cli.errors import TargetError
+from riq_cli.pipeline import PRESETS, Progress
 from tests import builders
 from tests.command import riq as command
 

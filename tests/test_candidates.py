@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import riq_cli as riq
-from riq_cli.codec import PRESETS
+from riq_cli.pipeline import PRESETS
 from tests import builders
 
 

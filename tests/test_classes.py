@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from riq_cli.archive import LayerEntry
-from riq_cli.codec import clustering
-from riq_cli.codec.clustering import best_classes, candidate_axes
-from riq_cli.codec.decoding import decode_layer
-from riq_cli.codec.layers import encode_layer
+from riq_cli.decode.layers import decode_layer
+from riq_cli.entropy import clustering
+from riq_cli.entropy.clustering import best_classes, candidate_axes
+from riq_cli.entropy.layers import encode_layer
 from riq_cli.model import Layer
 from riq_cli.quantizer import Codes, Quantized
 

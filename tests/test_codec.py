@@ -13,10 +13,10 @@ import onnxruntime
 import pytest
 
 import riq_cli as riq
-from riq_cli.codec import PRESETS, Progress
 from riq_cli.errors import SettingsError, TargetError
-from riq_cli.evaluator import sample_deviations
 from riq_cli.model import Layer
+from riq_cli.pipeline import PRESETS, Progress
+from riq_cli.runtime import sample_deviations
 from tests import builders
 
 

@@ -14,8 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from riq_cli import coder
-from riq_cli.coder import Histogram, Table
+from riq_cli.entropy import coder
+from riq_cli.entropy.coder import Histogram, Table
 from riq_cli.errors import CorruptArchive
 from riq_cli.limits import STREAM_SYMBOLS, TABLE_SYMBOLS
 from riq_cli.quantizer import SYMBOL_MAX, entropy

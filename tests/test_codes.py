@@ -22,11 +22,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from riq_cli import coder, limits, quantizer
+from riq_cli import limits, quantizer
 from riq_cli.archive import Archive, CodesEntry, LayerEntry, Manifest, SkeletonEntry, deflate, manifest
-from riq_cli.codec import layers
-from riq_cli.codec.decoding import decode_layer
-from riq_cli.codec.layers import encode_layer
+from riq_cli.decode.layers import decode_layer
+from riq_cli.entropy import coder, layers
+from riq_cli.entropy.layers import encode_layer
 from riq_cli.errors import CorruptArchive, UnsupportedArchive
 from riq_cli.model import Layer
 from riq_cli.quantizer import Codes, Quantized, nearest

@@ -17,11 +17,11 @@ import reference_decoder
 from onnx import numpy_helper
 
 import riq_cli as riq
-from riq_cli.codec import Progress
-from riq_cli.codec.probing import Probes
-from riq_cli.codec.solution import Solution
-from riq_cli.codec.solver import geometric_mean
 from riq_cli.errors import SettingsError
+from riq_cli.pipeline import Progress
+from riq_cli.pipeline.probing import Probes
+from riq_cli.pipeline.solution import Solution
+from riq_cli.pipeline.solver import geometric_mean
 from tests import builders
 from tests.command import fails
 from tests.command import riq as run
@@ -183,7 +183,7 @@ def test_large_models_are_measured_as_they_ship(name: str, tmp_path: Path, monke
     """They are about as small as others: positions are not told apart for them."""
     model, data, usual, *_ = found(name)
     for file in ("evaluator", "sessions"):
-        monkeypatch.setattr(f"riq_cli.evaluator.{file}.LARGE", 0)
+        monkeypatch.setattr(f"riq_cli.runtime.{file}.LARGE", 0)
     archive = riq.compress(model, data, deviation=TARGET, rounding="compensated")
     result = archive.manifest.result
     assert max(result["deviation"], result["holdout"]) <= TARGET
@@ -214,7 +214,7 @@ def test_the_same_input_gives_the_same_bytes_and_both_decoders_the_same_weights(
 
 def test_biases_take_over_what_rounding_adds_on_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """b − (Ŵ − W) E[x], rounded to the bias's own bin width; samples have the same E[x] if rows count alike."""
-    monkeypatch.setattr("riq_cli.codec.fitting.position_shares", lambda *_: {})
+    monkeypatch.setattr("riq_cli.pipeline.fitting.position_shares", lambda *_: {})
     model = riq.Model.load(builders.save(mlp(), tmp_path))
     mean = np.linspace(-1, 1, 48)
     feeds = [{"x": (feed["x"] - feed["x"].mean(axis=0) + mean).astype(np.float32)} for feed in smooth(16, 48)]
@@ -235,7 +235,7 @@ def test_a_bias_that_is_coded_no_smaller_than_raw_takes_over_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bias of equal numbers deflates to next to nothing; what it has to take over does not."""
-    monkeypatch.setattr("riq_cli.codec.layers._POOR", 0.0)  # raw is tried whatever the coded one takes
+    monkeypatch.setattr("riq_cli.entropy.layers._POOR", 0.0)  # raw is tried whatever the coded one takes
     proto = mlp()
     for initializer in proto.graph.initializer:
         if initializer.name == "b0":

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import riq_cli as riq
-from riq_cli.codec import Progress
 from riq_cli.constraint import Candidate, Constraint, Judge, Judgement, LossConstraint, MetricConstraint
 from riq_cli.errors import ConstraintError, SettingsError, TargetError
+from riq_cli.pipeline import Progress
 from tests import builders
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from riq_cli.crossing import crossing
 from riq_cli.errors import TargetError
-from riq_cli.search import bisection
+from riq_cli.pipeline.crossing import crossing
+from riq_cli.pipeline.search import bisection
 
 LIMIT = 0.01
 HIGHEST = 1e9

@@ -9,8 +9,8 @@ import onnx
 import pytest
 
 import riq_cli as riq
-from riq_cli.codec import PRESETS
 from riq_cli.errors import ModelError, SettingsError
+from riq_cli.pipeline import PRESETS
 from tests import builders
 
 DOMAIN = "ai.onnx.contrib"

@@ -12,14 +12,15 @@ import pytest
 
 from riq_cli import trellis
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
-from riq_cli.codec import classes, decoding
-from riq_cli.codec.decoding import decode_layer, symbol_counts
-from riq_cli.codec.layers import encode_layer
+from riq_cli.decode import layers as decoding
+from riq_cli.decode.layers import decode_layer, symbol_counts
+from riq_cli.entropy import classes
+from riq_cli.entropy.layers import encode_layer
+from riq_cli.entropy.student import Student
 from riq_cli.errors import LimitExceeded
 from riq_cli.model import Model
 from riq_cli.quantizer import nearest
 from riq_cli.report.histogram import histograms
-from riq_cli.student import Student
 from tests.archives import MANIFEST, SECTIONS, TABLE, levels_of, opened, packed
 from tests.memory import growth, on_linux
 from tests.test_goldens import NAMES
@@ -46,7 +47,7 @@ def test_a_layer_takes_a_third_more_than_its_bytes(shape: tuple[int, ...], axis:
     }  # fmt: skip
     (tmp_path / "x.riqz").write_bytes(packed(MANIFEST | {"layers": [layer], "requires": ["trellis"]}))
     taken = growth(
-        "import riq_cli.codec.decoding as decoding\nfrom riq_cli.archive import Archive",
+        "import riq_cli.decode.layers as decoding\nfrom riq_cli.archive import Archive",
         "layers = [decoding.decode_layer(*item, None) for item in Archive.open(sys.argv[1]).layer_sections()]",
         tmp_path / "x.riqz",
     )
@@ -100,7 +101,7 @@ def test_a_model_is_restored_in_a_third_more_memory_than_it_takes(tmp_path: Path
     sections = [deflate(skeleton), *(section for _, sections in encoded for section in sections)]
     Archive.build(Manifest(entry, tuple(entry for entry, _ in encoded)), sections).save(tmp_path / "x.riqz")
     taken = growth(
-        "from riq_cli.archive import Archive\nfrom riq_cli.codec import decompress",
+        "from riq_cli.archive import Archive\nfrom riq_cli.pipeline import decompress",
         "decompress(Archive.open(sys.argv[1])).save(sys.argv[2], True)",
         tmp_path / "x.riqz",
         tmp_path / "again.onnx",

@@ -15,19 +15,19 @@ import pytest
 from builders import Random, info, model, node, save, tensor, unknown
 
 import riq_cli as riq
-from riq_cli.codec.effects import _Collected, with_effects
-from riq_cli.codec.plans import Plan
-from riq_cli.codec.product_gradients import ProductGradients
-from riq_cli.codec.weights import Weights
-from riq_cli.evaluator import Observer, Runtime
-from riq_cli.gradients import Effects, effects
-from riq_cli.gradients.backward import start
 from riq_cli.model import Layer, Linear, Model, linear_layers
 from riq_cli.model.linear_inputs import ProductInput
 from riq_cli.model.linear_outputs import ProductOutput
 from riq_cli.model.matrix import Arrangement
+from riq_cli.pipeline.effects import _Collected, with_effects
+from riq_cli.pipeline.plans import Plan
+from riq_cli.pipeline.product_gradients import ProductGradients
+from riq_cli.pipeline.weights import Weights
+from riq_cli.quantize import Damping, Factor, column_codes, factorized
 from riq_cli.quantizer import Codes
-from riq_cli.rounding import Damping, Factor, column_codes, factorized
+from riq_cli.runtime import Observer, Runtime
+from riq_cli.statistics.autodiff import Effects, effects
+from riq_cli.statistics.autodiff.backward import start
 
 # ---- Effects --------------------------------------------------------------------------------------------------------
 
@@ -155,7 +155,7 @@ def test_an_effect_is_what_the_jacobian_makes_of_an_error(
     name: str, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For every probe, error and row: ⟨gradient at y, y(W with the error in that row) − y(W)⟩, which is exact."""
-    monkeypatch.setattr(importlib.import_module("riq_cli.gradients.effects"), "_PIECE", piece)
+    monkeypatch.setattr(importlib.import_module("riq_cli.statistics.autodiff.effects"), "_PIECE", piece)
     weight, x, names, attributes = ONE_LAYER[name]
     kind = name.split()[0]
     proto = model(
@@ -460,6 +460,6 @@ def test_variations_that_a_model_does_not_take_cost_what_they_would_tell(
     assert archive.manifest.result["rounding"].startswith("compensated")
     assert not warnings
     archive.save(tmp_path / "varied.riqz")
-    monkeypatch.setattr("riq_cli.codec.compression.augmented", lambda _: [])
+    monkeypatch.setattr("riq_cli.pipeline.compression.augmented", lambda _: [])
     riq.compress(loaded, calibration, deviation=0.01).save(tmp_path / "plain.riqz")
     assert (tmp_path / "varied.riqz").read_bytes() == (tmp_path / "plain.riqz").read_bytes()

@@ -31,7 +31,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from riq_cli.errors import ModelError, SettingsError
-from riq_cli.evaluator import (
+from riq_cli.model import Model
+from riq_cli.runtime import (
     Deviation,
     Evaluator,
     Observer,
@@ -41,7 +42,6 @@ from riq_cli.evaluator import (
     cosine_distance,
     sample_deviations,
 )
-from riq_cli.model import Model
 
 NAN, INF = math.nan, math.inf
 
@@ -478,7 +478,7 @@ def test_there_is_at_least_one_processor() -> None:
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """All models count as large."""
     for file in ("evaluator", "sessions"):
-        monkeypatch.setattr(f"riq_cli.evaluator.{file}.LARGE", 0)
+        monkeypatch.setattr(f"riq_cli.runtime.{file}.LARGE", 0)
 
 
 @pytest.mark.usefixtures("large")
@@ -515,7 +515,7 @@ def test_what_cannot_be_run_with_layers_as_inputs_is_run_without(
         def __init__(self, *_: object) -> None:
             raise RuntimeError("weights have to be constant")
 
-    monkeypatch.setattr("riq_cli.evaluator.sessions.FedSession", Refusing)
+    monkeypatch.setattr("riq_cli.runtime.sessions.FedSession", Refusing)
     model = load(conv(), tmp_path)
     form = model.session_form()
     evaluator = Evaluator(

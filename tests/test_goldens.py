@@ -12,9 +12,9 @@ import pytest
 import reference_decoder
 
 from riq_cli.archive import CODINGS, DTYPE_BYTES, Archive
-from riq_cli.codec.decoding import decode_layer
-from riq_cli.codec.restoration import decompress
+from riq_cli.decode.layers import decode_layer
 from riq_cli.model.places import find_tensor
+from riq_cli.pipeline.restoration import decompress
 
 FOLDER = Path(__file__).parent / "goldens"
 RECORD: dict[str, Any] = json.loads((FOLDER / "goldens.json").read_text("utf-8"))

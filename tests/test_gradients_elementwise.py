@@ -10,9 +10,9 @@ import onnx
 import pytest
 from gradients import NO_ATTRIBUTES, PROBES, RULES, Values, check, label, newer_kernels, positive, spaced
 
-from riq_cli.gradients.arrays import unbroadcast, unbroadcast_product
-from riq_cli.gradients.rule import Gradients, NoRuleError
 from riq_cli.model import Operation
+from riq_cli.statistics.autodiff.arrays import unbroadcast, unbroadcast_product
+from riq_cli.statistics.autodiff.rule import Gradients, NoRuleError
 
 GRID = ("QuantizeLinear", "DequantizeLinear")
 UNARY: list[tuple[str, Mapping[str, Any], int]] = [

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import riq_cli as riq
-from riq_cli.codec import Progress, Settings, sweep
-from riq_cli.codec.plans import Plan
-from riq_cli.codec.split import REFIT_SAMPLES
+from riq_cli.pipeline import Progress, Settings, sweep
+from riq_cli.pipeline.plans import Plan
+from riq_cli.pipeline.split import REFIT_SAMPLES
 
 pytestmark = pytest.mark.slow
 SAMPLES = Path(__file__).parent.parent / "sample_models"
@@ -80,7 +80,7 @@ def test_gradients_save_a_part_of_the_archive(monkeypatch: pytest.MonkeyPatch) -
     def as_they_are(gradients: Any, linear: Any, plans: Mapping[int, Plan], *rest: Any) -> dict[int, Plan]:
         return dict(plans)
 
-    monkeypatch.setattr("riq_cli.codec.fitting.with_effects", as_they_are)
+    monkeypatch.setattr("riq_cli.pipeline.fitting.with_effects", as_they_are)
     without = [riq.compress(model("lstm"), data(), deviation=target) for target in (TARGET, other)]
     assert without[0].manifest.result["deviation"] <= TARGET
     assert told < 0.92 * sum(archive.size for archive in without)
@@ -90,7 +90,7 @@ def test_fitting_again_to_more_samples_holds_and_costs_no_bytes(monkeypatch: pyt
     """How many bytes it saves is for the ablation to tell: these two targets gave 5 %, and 0.4 % with other kernels."""
     sizes = []
     for least in (REFIT_SAMPLES, 100):
-        monkeypatch.setattr("riq_cli.codec.compression.REFIT_SAMPLES", least)
+        monkeypatch.setattr("riq_cli.pipeline.compression.REFIT_SAMPLES", least)
         total = 0
         for target in (0.001, 0.002):
             steps: list[Progress] = []

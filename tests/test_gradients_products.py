@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from riq_cli.gradients.products import RULES
-from riq_cli.gradients.rule import NoRuleError
+from riq_cli.statistics.autodiff.products import RULES
+from riq_cli.statistics.autodiff.rule import NoRuleError
 from tests.gradients import newer_kernels
 from tests.gradients_windows import check, normal, operation
 

@@ -11,9 +11,9 @@ import onnx
 import onnxruntime
 import pytest
 
-from riq_cli.gradients.recurrent import RULES, gate_gradients
-from riq_cli.gradients.rule import Floats, Gradients, NoRuleError
 from riq_cli.model import Operation
+from riq_cli.statistics.autodiff.recurrent import RULES, gate_gradients
+from riq_cli.statistics.autodiff.rule import Floats, Gradients, NoRuleError
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")

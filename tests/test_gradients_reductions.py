@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from gradients import RULES, Values, check, integers, label, newer_kernels, positive, spaced
 
-from riq_cli.gradients.rule import Gradients, NoRuleError
 from riq_cli.model import Operation
+from riq_cli.statistics.autodiff.rule import Gradients, NoRuleError
 
 KINDS = sorted(kind for kind in RULES if kind.startswith("Reduce"))
 NORMAL = spaced(2, 3, 8, step=0.07)

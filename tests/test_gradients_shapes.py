@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from gradients import RULES, Values, check, integers, label, spaced
 
-from riq_cli.gradients.rule import NoRuleError
-from riq_cli.gradients.shapes import scatter
 from riq_cli.model import Operation
+from riq_cli.statistics.autodiff.rule import NoRuleError
+from riq_cli.statistics.autodiff.shapes import scatter
 
 FAR = 2**63 - 1
 X = spaced(2, 3, 4)

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from riq_cli.gradients import convolution, pooling
-from riq_cli.gradients.rule import NoRuleError
-from riq_cli.gradients.windows import AxisMap
+from riq_cli.statistics.autodiff import convolution, pooling
+from riq_cli.statistics.autodiff.rule import NoRuleError
+from riq_cli.statistics.autodiff.windows import AxisMap
 from tests.gradients import newer_kernels
 from tests.gradients_windows import RANDOM, check, normal, operation
 

@@ -13,9 +13,9 @@ import pytest
 from builders import FORMS, Random, constant, graph, info, model, node, save, tensor, unknown
 
 import riq_cli as riq
-from riq_cli.codec import PRESETS
 from riq_cli.errors import ModelError, RiqError
 from riq_cli.model import Model
+from riq_cli.pipeline import PRESETS
 from tests import builders
 
 MATMUL = node("MatMul", "x w", "a")

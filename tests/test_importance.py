@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from riq_cli import quantizer
-from riq_cli.allocation import Allocation
-from riq_cli.codec.importance import FEW, with_importance
-from riq_cli.codec.plans import Plan, nearest_widths
-from riq_cli.codec.probing import Probes
-from riq_cli.codec.rates import bits_of
-from riq_cli.codec.solution import Scheme
-from riq_cli.codec.weights import Weights
-from riq_cli.gradients import Effects
+from riq_cli.allocate.allocation import Allocation
+from riq_cli.entropy.rates import bits_of
 from riq_cli.model import Layer
 from riq_cli.model.matrix import Arrangement
+from riq_cli.pipeline.importance import FEW, with_importance
+from riq_cli.pipeline.plans import Plan, nearest_widths
+from riq_cli.pipeline.probing import Probes
+from riq_cli.pipeline.solution import Scheme
+from riq_cli.pipeline.weights import Weights
+from riq_cli.quantize import CODES_MAX, Damping, Factor, factorized, spread
 from riq_cli.quantizer import bin_widths
-from riq_cli.rounding import CODES_MAX, Damping, Factor, factorized, spread
+from riq_cli.statistics.autodiff import Effects
 from tests.test_codes import layer_of
 
 Floats = NDArray[np.float64]

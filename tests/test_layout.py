@@ -10,10 +10,10 @@ import pytest
 
 import riq_cli as riq
 from riq_cli import quantizer
-from riq_cli.codec import FixedLayout
 from riq_cli.constraint import LossConstraint, MetricConstraint
 from riq_cli.errors import SettingsError, TargetError
 from riq_cli.model import offset_form
+from riq_cli.pipeline import FixedLayout
 from tests import builders
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"

@@ -27,9 +27,9 @@ from builders import (
 )
 
 from riq_cli.errors import ModelError
-from riq_cli.evaluator import Observer, Runtime
 from riq_cli.model import Model, linear_layers, observed_form
 from riq_cli.model.linear_inputs import LookupInput, ProductInput
+from riq_cli.runtime import Observer, Runtime
 
 Arrange = Callable[[np.ndarray], np.ndarray]
 

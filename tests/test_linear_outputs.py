@@ -12,9 +12,9 @@ import pytest
 from builders import Random, info, model, node, tensor, unknown
 from test_linear import BATCHED, GATES, Found, recurrent
 
-from riq_cli.evaluator import Observer, Runtime
-from riq_cli.gradients import gate_gradients
 from riq_cli.model import GateOutput, operations
+from riq_cli.runtime import Observer, Runtime
+from riq_cli.statistics.autodiff import gate_gradients
 
 KERNELS: list[tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [  # weight, x, attributes
     ("Conv", (4, 3, 3), (2, 3, 9), {"strides": [2], "pads": [1, 0]}),

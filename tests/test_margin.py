@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import riq_cli as riq
-from riq_cli.codec import PRESETS
 from riq_cli.errors import SettingsError
-from riq_cli.evaluator import Deviation
+from riq_cli.pipeline import PRESETS
+from riq_cli.runtime import Deviation
 from tests import builders
 from tests.command import riq as command
 

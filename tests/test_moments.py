@@ -9,12 +9,12 @@ import onnx
 import pytest
 from builders import Random, info, model, node, save, tensor, unknown
 
-from riq_cli.evaluator import Observer, Runtime
 from riq_cli.model import Linear, Model, linear_layers
 from riq_cli.model.linear_inputs import ProductInput
 from riq_cli.model.linear_outputs import ProductOutput
 from riq_cli.model.matrix import Arrangement
-from riq_cli.moments import Moments, PositionShares, collect, inputs_of, nbytes
+from riq_cli.runtime import Observer, Runtime
+from riq_cli.statistics.moments import Moments, PositionShares, collect, inputs_of, nbytes
 
 
 def rows(*shape: int, seed: int = 0) -> np.ndarray:

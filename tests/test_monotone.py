@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import riq_cli as riq
-from riq_cli.codec import PRESETS
+from riq_cli.pipeline import PRESETS
 from tests import builders
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"

@@ -11,9 +11,9 @@ import onnx
 import pytest
 
 import riq_cli as riq
-from riq_cli.codec import PRESETS, FixedLayout
 from riq_cli.constraint import MetricConstraint
 from riq_cli.errors import SettingsError
+from riq_cli.pipeline import PRESETS, FixedLayout
 from tests import builders
 
 INT64, STRING, BOOL = onnx.TensorProto.INT64, onnx.TensorProto.STRING, onnx.TensorProto.BOOL

@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 
 import riq_cli as riq
-from riq_cli.codec import PRESETS
-from riq_cli.evaluator import Evaluator
+from riq_cli.pipeline import PRESETS
+from riq_cli.runtime import Evaluator
 from tests import builders
 
 FLOAT, DOUBLE, HALF, INT64 = 1, 11, 10, 7

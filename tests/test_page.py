@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
-from riq_cli.codec.decoding import symbol_counts
-from riq_cli.coder import Histogram, Table
+from riq_cli.decode.layers import symbol_counts
+from riq_cli.entropy.coder import Histogram, Table
+from riq_cli.entropy.table import read_table
 from riq_cli.errors import CorruptArchive
 from riq_cli.report import page
 from riq_cli.report.figures import Axis
 from riq_cli.report.histogram import histogram, histograms
-from riq_cli.table import read_table
 from riq_cli.text import tick
 from tests.command import riq
 

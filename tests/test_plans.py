@@ -14,20 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from riq_cli import quantizer
-from riq_cli.codec.damping import _Second, fitted
-from riq_cli.codec.descent import least_damping, less
-from riq_cli.codec.fitting import Seen, _batches, _block, fitted_plans
-from riq_cli.codec.plans import Plan
-from riq_cli.codec.rates import bits_of
-from riq_cli.codec.split import FIT_SAMPLES, clusters, held_count, roles
-from riq_cli.codec.weights import Weights
+from riq_cli.entropy.rates import bits_of
 from riq_cli.model import Layer, Linear, Matrix
 from riq_cli.model.linear_inputs import ProductInput
 from riq_cli.model.linear_outputs import ProductOutput
 from riq_cli.model.matrix import Arrangement
-from riq_cli.moments import Collected, Moments
+from riq_cli.pipeline.damping import _Second, fitted
+from riq_cli.pipeline.descent import least_damping, less
+from riq_cli.pipeline.fitting import Seen, _batches, _block, fitted_plans
+from riq_cli.pipeline.plans import Plan
+from riq_cli.pipeline.split import FIT_SAMPLES, clusters, held_count, roles
+from riq_cli.pipeline.weights import Weights
+from riq_cli.quantize import Damping, Factor, factorized
 from riq_cli.quantizer import Quantized, bin_widths
-from riq_cli.rounding import Damping, Factor, factorized
+from riq_cli.statistics.moments import Collected, Moments
 
 LEVELS = [10 ** (half / 2) for half in range(-4, 3)]  # of damping
 
@@ -504,7 +504,7 @@ def test_layers_are_passed_over_in_pieces_of_any_length(name: str, monkeypatch: 
     layer, plan = planned(name, bias=7)
     back = restored(plan.rounded(layer, 0.3)[0], layer)
     shift, parted = plan.shift(layer, back), plan.with_rows(layer)
-    monkeypatch.setattr("riq_cli.codec.plans._RUN", 50)
+    monkeypatch.setattr("riq_cli.pipeline.plans._RUN", 50)
     again = plan.with_rows(layer)
     np.testing.assert_array_equal(plan.shift(layer, back), shift)
     assert (parted is None) == (again is None)
@@ -522,7 +522,7 @@ def test_nearest_rounding_in_parts_is_that_of_the_symbols(monkeypatch: pytest.Mo
     released: list[None] = []
     whole, found = [], []
     for piece in (1 << 20, 100):
-        monkeypatch.setattr("riq_cli.codec.weights._PIECE", piece)
+        monkeypatch.setattr("riq_cli.pipeline.weights._PIECE", piece)
         every = Weights(layers, release=lambda: released.append(None))
         with ThreadPoolExecutor(2) as pool:
             found.append(every.requantize(widths, plans, every.buffers(), pool))
@@ -694,7 +694,7 @@ def test_plans_are_made_of_layers_that_are_coded_and_where_they_help(monkeypatch
     assert sorted(plans) == [0, 2]
     assert asked == [["x", "white", "y"]]
     assert steps == [(1, 3), (2, 3), (3, 3)]
-    monkeypatch.setattr("riq_cli.codec.fitting._MOMENTS", 2 * 8 * 32 * 32)
+    monkeypatch.setattr("riq_cli.pipeline.fitting._MOMENTS", 2 * 8 * 32 * 32)
     again, asked = found([0.3] * 5)
     assert sorted(again) == [0, 2, 3]
     assert asked == [["x"], ["white", "y"]]  # the layers that "y" enters share its moments

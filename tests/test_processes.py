@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from riq_cli.archive import Archive
-from riq_cli.codec.decoding import decode_layer
-from riq_cli.codec.layers import encode_layer
+from riq_cli.decode.layers import decode_layer
+from riq_cli.entropy.layers import encode_layer
 from riq_cli.model import Layer
 from riq_cli.quantizer import Codes, Quantized
 

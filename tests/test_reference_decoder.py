@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from reference_decoder import FormatError
 
 from riq_cli.archive import DTYPE_BYTES, Archive, Manifest, SkeletonEntry, deflate
-from riq_cli.codec.decoding import decode_layer
-from riq_cli.codec.layers import encode_layer
+from riq_cli.decode.layers import decode_layer
+from riq_cli.entropy.layers import encode_layer
 from riq_cli.model import Layer
 from riq_cli.quantizer import STORAGE, dequantize, nearest
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from riq_cli import quantizer
-from riq_cli.rounding import CODES_MAX, Damping, Factor, column_codes, compensated, factorized
+from riq_cli.quantize import CODES_MAX, Damping, Factor, column_codes, compensated, factorized
 
 Floats = NDArray[np.float64]
 

@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 
 import riq_cli as riq
-from riq_cli.codec import PRESETS
+from riq_cli.pipeline import PRESETS
 from tests import builders
 from tests.command import riq as run
 

@@ -30,8 +30,8 @@ from builders import (
 )
 
 from riq_cli.errors import SettingsError
-from riq_cli.evaluator import Evaluator, Runtime
 from riq_cli.model import Model
+from riq_cli.runtime import Evaluator, Runtime
 
 
 def load(proto: onnx.ModelProto, tmp_path: Path) -> Model:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from riq_cli.errors import TargetError
-from riq_cli.search import (
+from riq_cli.pipeline.search import (
     K_UNBOUNDED,
     algorithm1,
     bisection,

@@ -10,11 +10,11 @@ import onnx
 import pytest
 from builders import Random, info, model, node, save, tensor, unknown
 
-from riq_cli.codec.product_gradients import ProductGradients
-from riq_cli.codec.shares import position_shares
-from riq_cli.codec.weights import Weights
-from riq_cli.evaluator import Observer, Runtime
 from riq_cli.model import Model, linear_layers
+from riq_cli.pipeline.product_gradients import ProductGradients
+from riq_cli.pipeline.shares import position_shares
+from riq_cli.pipeline.weights import Weights
+from riq_cli.runtime import Observer, Runtime
 
 Feeds = Sequence[dict[str, np.ndarray]]
 
@@ -91,7 +91,7 @@ def test_of_many_positions_those_that_follow_each_other_are_taken_together(
     )
     feeds = inputs(1, 32, 67, 67, count=2)
     together = shares_of(proto, feeds, tmp_path)["a"]
-    monkeypatch.setattr("riq_cli.codec.shares._TOLD_APART", 67 * 67)
+    monkeypatch.setattr("riq_cli.pipeline.shares._TOLD_APART", 67 * 67)
     for share, each in zip(together, shares_of(proto, feeds, tmp_path)["a"], strict=True):
         assert share.shape == each.shape == (67 * 67,)
         starts = np.arange(0, 67 * 67, 2)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from riq_cli.rounding import Damping, Factor, Spread, compensated, factorized, spread, trellised
+from riq_cli.quantize import Damping, Factor, Spread, compensated, factorized, spread, trellised
 from riq_cli.trellis import Ways
 
 Floats = NDArray[np.float64]
@@ -115,7 +115,7 @@ def test_symbols_and_error_are_those_of_one_block_after_the_other(
 @pytest.mark.parametrize("blocks", [1, 2, 3, 4, 6])
 def test_blocks_may_hold_rows_that_are_not_there(blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """7 rows in blocks of 7, 4, 3, 2 and 2: where some are not there, nothing is taken from or given to them."""
-    monkeypatch.setattr(importlib.import_module("riq_cli.rounding.spread"), "_BLOCKS", blocks)
+    monkeypatch.setattr(importlib.import_module("riq_cli.quantize.spread"), "_BLOCKS", blocks)
     matrix, widths = np.random.default_rng(blocks).standard_normal((2, 7, 11)), np.full((1, 1, 11), 0.4)
     spreads, importance = spreads_of(2, 7)
     assert spreads[0].rows.shape == {1: (1, 7), 2: (2, 4), 3: (3, 3), 4: (4, 2), 6: (4, 2)}[blocks]
@@ -149,8 +149,8 @@ def test_runs_of_as_many_rows_are_rounded_side_by_side(
     rounded: Rounded, part: float, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One by one, two and two, or all four of a group: it is the same; panels of columns that double too."""
-    monkeypatch.setattr("riq_cli.rounding.compensation._TOGETHER", together)
-    monkeypatch.setattr("riq_cli.rounding.waves._WAYS_MIN", 64)
+    monkeypatch.setattr("riq_cli.quantize.compensation._TOGETHER", together)
+    monkeypatch.setattr("riq_cli.quantize.waves._WAYS_MIN", 64)
     matrix, widths = np.random.default_rng(5).standard_normal((2, 50, 11)), np.full((1, 1, 11), 0.3)
     spreads, importance = spreads_of(2, 50, 12, 24, 36)
     assert [each.rows.shape for each in spreads[:4]] == [(12, 1), (12, 1), (12, 1), (14, 1)]

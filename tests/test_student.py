@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 
 from riq_cli import limits
 from riq_cli.archive import manifest
-from riq_cli.codec import layers as layers_module
-from riq_cli.codec import magnitudes, spreading
-from riq_cli.codec.decoding import decode_layer
-from riq_cli.codec.layers import encode_layer
-from riq_cli.codec.magnitudes import Magnitudes, Spread
-from riq_cli.codec.rates import bits_of
-from riq_cli.codec.spreading import best_spread
-from riq_cli.codec.weights import Weights
+from riq_cli.decode.layers import decode_layer
+from riq_cli.entropy import layers as layers_module
+from riq_cli.entropy import magnitudes, spreading
+from riq_cli.entropy.layers import encode_layer
+from riq_cli.entropy.magnitudes import Magnitudes, Spread
+from riq_cli.entropy.rates import bits_of
+from riq_cli.entropy.spreading import best_spread
+from riq_cli.entropy.student import Student, share_below
 from riq_cli.errors import CorruptArchive, UnsupportedArchive
+from riq_cli.pipeline.weights import Weights
 from riq_cli.quantizer import Codes, Quantized, nearest
-from riq_cli.student import Student, share_below
 from tests.archives import (
     BOUND,
     VALUES,

@@ -86,7 +86,7 @@ def test_targets_share_one_pass_of_probes(swept: Path) -> None:
 
 
 def test_points_are_about_what_compress_finds(swept: Path) -> None:
-    from riq_cli.codec import Settings, sweep
+    from riq_cli.pipeline import Settings, sweep
 
     model, data = riq_library.Model.load(swept / "model.onnx"), riq_library.Calibration.load(swept / "calibration.npz")
     goals = [Settings(deviation=target) for target in (0.05, 0.02, 0.005)]
@@ -108,7 +108,7 @@ def test_a_sweep_is_a_function_too(swept: Path) -> None:
 
 
 def test_goals_that_keep_nothing_are_what_compress_finds(swept: Path) -> None:
-    from riq_cli.codec import Settings, sweep
+    from riq_cli.pipeline import Settings, sweep
 
     model, data = riq_library.Model.load(swept / "model.onnx"), riq_library.Calibration.load(swept / "calibration.npz")
     (outcome,) = sweep(model, data, [goal := Settings(deviation=0.02)])
@@ -306,7 +306,7 @@ def test_what_is_refused(code: int, message: str, arguments: tuple[str, ...], fo
 
 def test_the_presets_of_the_command_line_are_those_of_the_library() -> None:
     from riq_cli.cli.options import PRESETS as NAMES
-    from riq_cli.codec import PRESETS
+    from riq_cli.pipeline import PRESETS
 
     assert set(NAMES) == set(PRESETS)
 
@@ -329,8 +329,8 @@ def test_uniform_bin_widths_are_ranges_over_k(swept: Path) -> None:
     ("options", "message"), [({"epsilon": 0.01}, "epsilon"), ({"rounding": "compensated"}, "rounding")]
 )
 def test_uniform_goes_with_neither_epsilon_nor_compensation(options: dict[str, object], message: str) -> None:
-    from riq_cli.codec import Settings
     from riq_cli.errors import SettingsError
+    from riq_cli.pipeline import Settings
 
     with pytest.raises(SettingsError, match=f"does not go with .*{message}"):
         Settings(allocation="uniform", **options)  # type: ignore[arg-type]

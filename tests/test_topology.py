@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import riq_cli as riq
-from riq_cli.codec import PRESETS
 from riq_cli.model.places import scopes
 from riq_cli.model.topology import sort_nodes
+from riq_cli.pipeline import PRESETS
 from tests import builders
 
 

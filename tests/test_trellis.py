@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 
 from riq_cli import quantizer, trellis
 from riq_cli.archive import Archive, Manifest, SkeletonEntry, deflate
-from riq_cli.codec.decoding import symbol_counts
-from riq_cli.codec.layers import encode_layer
-from riq_cli.codec.plans import Plan
+from riq_cli.decode.layers import symbol_counts
+from riq_cli.entropy.layers import encode_layer
 from riq_cli.errors import CorruptArchive
 from riq_cli.model import Layer
 from riq_cli.model.matrix import Arrangement
+from riq_cli.pipeline.plans import Plan
+from riq_cli.quantize import Damping, Factor, compensated, factorized, trellised
 from riq_cli.quantizer import Codes, Quantized
 from riq_cli.report import codes, rows
 from riq_cli.report.histogram import histograms
-from riq_cli.rounding import Damping, Factor, compensated, factorized, trellised
 from tests.archives import MANIFEST, SKELETON, TABLE, levels_of, packed, refused
 from tests.test_codes import by_both_decoders, layer_of, written
 

@@ -11,9 +11,9 @@ import onnx
 import pytest
 
 import riq_cli as riq
-from riq_cli.codec import PRESETS, FixedLayout
 from riq_cli.constraint import LossConstraint, MetricConstraint
 from riq_cli.errors import ModelError, TargetError
+from riq_cli.pipeline import PRESETS, FixedLayout
 from riq_cli.quantizer import SYMBOL_MAX
 from tests import builders
 

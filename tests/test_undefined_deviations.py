@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import riq_cli as riq
-from riq_cli.codec import PRESETS
 from riq_cli.constraint import LossConstraint
 from riq_cli.errors import CalibrationError, SettingsError
-from riq_cli.evaluator import Deviation, Evaluator, TensorDeviation, sample_deviations
+from riq_cli.pipeline import PRESETS
+from riq_cli.runtime import Deviation, Evaluator, TensorDeviation, sample_deviations
 from tests import builders
 
 NAN, INF = math.nan, math.inf

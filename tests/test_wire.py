@@ -12,11 +12,11 @@ import onnx
 import pytest
 
 from riq_cli.archive import Archive, Manifest, SkeletonEntry, deflate
-from riq_cli.codec import decompress
 from riq_cli.errors import CorruptArchive, LimitExceeded, ModelError
 from riq_cli.model import Layer, Model
 from riq_cli.model.places import find_tensor
 from riq_cli.model.wire import parsed_size
+from riq_cli.pipeline import decompress
 from tests import builders
 from tests.memory import growth, on_linux
 

@@ -120,7 +120,7 @@ def _with_flags(message: str) -> str:
 
     Names that are words of English too are settings where a value follows; names in quotes are the user's own.
     """
-    from riq_cli.codec import Settings
+    from riq_cli.pipeline import Settings
     from riq_cli.report import flag
 
     for name in (field.name for field in fields(Settings)):

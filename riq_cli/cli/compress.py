@@ -23,7 +23,7 @@ from riq_cli.text import counted, estimate, human_size, shortened
 
 if TYPE_CHECKING:
     from riq_cli.archive import Archive
-    from riq_cli.codec import Progress
+    from riq_cli.pipeline import Progress
 
 
 @click.command(
@@ -117,8 +117,8 @@ def compress(
     check_outputs((path, log_path), (model, calibration, *constraints.files(settings)), force)
 
     give_back_large_arrays()
-    from riq_cli.codec import PRESETS, Settings
-    from riq_cli.codec import compress as compress_model
+    from riq_cli.pipeline import PRESETS, Settings
+    from riq_cli.pipeline import compress as compress_model
 
     fixed, axes = layout.load(settings)
     asked = constraints.taken(settings)

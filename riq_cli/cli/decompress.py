@@ -52,7 +52,7 @@ def decompress(archive: str, model_path: str | None, max_size: int, force: bool,
     if model_path != "-":
         check_outputs([model_path], [archive], force)
 
-    from riq_cli.codec import decompress as restore
+    from riq_cli.pipeline import decompress as restore
 
     bar = ProgressBar(quiet)
     with options.open_archive(archive, max_size) as opened:

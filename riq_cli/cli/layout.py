@@ -10,7 +10,7 @@ from riq_cli.cli.help import grouped
 from riq_cli.cli.quantities import parse_number
 
 if TYPE_CHECKING:
-    from riq_cli.codec import FixedLayout
+    from riq_cli.pipeline import FixedLayout
 
 _FIXED = "fixed"
 
@@ -62,6 +62,6 @@ def load(given: dict[str, Any]) -> tuple[FixedLayout | None, dict[str, str]]:
         for name in asked:
             raise click.UsageError(f"--{name.replace('_', '-')} belongs to --layout fixed")
         return None, axes
-    from riq_cli.codec import FixedLayout
+    from riq_cli.pipeline import FixedLayout
 
     return FixedLayout(**asked), axes

@@ -16,7 +16,7 @@ from riq_cli.text import finite
 
 if TYPE_CHECKING:
     from riq_cli.archive import Archive
-    from riq_cli.codec import Progress
+    from riq_cli.pipeline import Progress
 
 Write = Callable[[dict[str, Any]], None]
 

@@ -174,8 +174,8 @@ def coding_executor(weights: int) -> Iterator[Executor | None]:
     if weights < _PARALLEL_WEIGHTS:
         yield None
         return
-    from riq_cli.evaluator import available_threads
     from riq_cli.executors import interruptible, process_pool
+    from riq_cli.runtime import available_threads
 
     with interruptible(process_pool(available_threads())) as executor:
         yield executor

@@ -143,7 +143,7 @@ def _difference(found: Difference, archives: tuple[str, ...], as_markdown: bool)
 
 def _symbol_counts(layer: LayerEntry, sections: Sequence[bytes]) -> Mapping[int, int]:
     """How often each symbol of a layer occurs, decoded; what decodes is imported where there is such a layer."""
-    from riq_cli.codec.decoding import symbol_counts
+    from riq_cli.decode.layers import symbol_counts
 
     return symbol_counts(layer, sections)
 

@@ -26,8 +26,8 @@ from riq_cli.text import counted, fingerprint, human_size
 
 if TYPE_CHECKING:
     from riq_cli.calibration import Calibration
-    from riq_cli.codec import Outcome, Progress, Settings
     from riq_cli.model import Model
+    from riq_cli.pipeline import Outcome, Progress, Settings
 
 _DEVIATIONS = "0.02,0.01,0.005,0.002,0.001"
 _PRESETS = ("paper", "small")
@@ -115,7 +115,7 @@ def sweep(
     kept, size = ([], 0) if path is None or force else points_file.present(path)
 
     from riq_cli.calibration import Calibration, digest
-    from riq_cli.codec.settings import once
+    from riq_cli.pipeline.settings import once
 
     ks, deviations = ks and tuple(dict.fromkeys(ks)), tuple(dict.fromkeys(deviations))  # each is one point
     curves = [(preset, _goals(preset, ks, deviations, options.given(settings))) for preset in presets]
@@ -183,7 +183,7 @@ def _goals(
     preset: str, ks: Sequence[float] | None, deviations: Sequence[float], given: dict[str, Any]
 ) -> list[Settings]:
     give_back_large_arrays()
-    from riq_cli.codec import PRESETS, Settings
+    from riq_cli.pipeline import PRESETS, Settings
 
     chosen: dict[str, Any] = PRESETS[preset] | given
     if ks is None:
@@ -204,7 +204,7 @@ def _computed(
     **means: Any,
 ) -> Iterator[Point]:
     """The points of a preset that are not present yet."""
-    from riq_cli.codec import sweep as sweep_model
+    from riq_cli.pipeline import sweep as sweep_model
 
     targets = sorted(goal.deviation for goal in goals if goal.deviation is not None)
     about = targets[len(targets) // 2] if targets else None  # of all: a resumed sweep finds the same points
@@ -216,7 +216,7 @@ def _computed(
 
 def _point(preset: str, goal: Settings, identity: tuple[str, str, str]) -> Point:
     """The point of a goal before anything is measured."""
-    from riq_cli.codec import PRESETS
+    from riq_cli.pipeline import PRESETS
 
     fixed = PRESETS[preset]
     asked = {key: value for key, value in goal.recorded().items() if key != "deviation" and fixed.get(key) != value}

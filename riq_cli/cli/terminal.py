@@ -13,7 +13,7 @@ import click
 from riq_cli.text import finite, printable
 
 if TYPE_CHECKING:
-    from riq_cli.codec import Progress
+    from riq_cli.pipeline import Progress
 
 
 def print_json(document: Mapping[str, Any]) -> None:

@@ -61,9 +61,9 @@ def verify(
     for. Exits with 3 when the deviation is above the bound or the constraint is not kept: a gate for continuous
     integration.
     """
-    from riq_cli.codec import check
-    from riq_cli.codec import verify as measure
     from riq_cli.constraint import check_margin
+    from riq_cli.pipeline import check
+    from riq_cli.pipeline import verify as measure
 
     if archive == against == "-":
         raise click.UsageError("only one of ARCHIVE and --against can come from stdin")

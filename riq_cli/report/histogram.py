@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from riq_cli.archive import Archive, LayerEntry
+from riq_cli.entropy.table import read_tables
 from riq_cli.limits import BESIDE, TABLE_SYMBOLS
-from riq_cli.table import read_tables
 
 _BARS = 75  # at most: more would be thinner than a pixel or two
 _READ = 1 << 20  # symbols of all tables of a layer that are read

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from riq_cli.codec import PRESETS
+from riq_cli.pipeline import PRESETS
 from tests import zoo
 
 from .ablation import LARGE, SMALL, ablation

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 import riq_cli as riq
-from riq_cli.codec.compression import Compression
-from riq_cli.codec.stages import STAGES
+from riq_cli.pipeline.compression import Compression
+from riq_cli.pipeline.stages import STAGES
 from tests import zoo
 
 from . import subjects

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 import riq_cli as riq
-from riq_cli.codec import FixedLayout
 from riq_cli.constraint import LossConstraint
 from riq_cli.errors import TargetError
+from riq_cli.pipeline import FixedLayout
 from tests.zoo.recipe import batched, runner
 
 from .tables import header, line

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import riq_cli as riq
-from riq_cli import report, search
-from riq_cli.codec.weights import is_matrix
+from riq_cli import report
 from riq_cli.errors import TargetError
+from riq_cli.pipeline import search
+from riq_cli.pipeline.weights import is_matrix
 
 from .subjects import Subject
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import riq_cli as riq
-from riq_cli.codec import PRESETS
+from riq_cli.pipeline import PRESETS
 from tests import zoo
 
 from . import subjects

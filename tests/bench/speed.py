@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 
 import riq_cli as riq
-from riq_cli import coder, quantizer
+from riq_cli import quantizer
+from riq_cli.entropy import coder
 
 
 def speed() -> None:
@@ -37,7 +38,7 @@ def speed() -> None:
 
 def hundred_megabytes() -> None:
     """A 100 MB model with three samples: seconds in all, and the search beside onnxruntime's own runs."""
-    from riq_cli.evaluator import Evaluator
+    from riq_cli.runtime import Evaluator
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"

@@ -19,10 +19,10 @@ from riq_cli.archive import HEADER, Archive
 from riq_cli.cli import difference as compared
 from riq_cli.cli import markdown
 from riq_cli.cli.report import _document, _lines
-from riq_cli.codec import decompress
-from riq_cli.codec.decoding import symbol_counts
+from riq_cli.decode.layers import symbol_counts
 from riq_cli.errors import ArchiveError, ModelError, RiqError
 from riq_cli.model import Model
+from riq_cli.pipeline import decompress
 from riq_cli.report import difference, page
 from riq_cli.report.histogram import histograms
 from tests import builders

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from riq_cli.archive import Archive, Manifest, SkeletonEntry, deflate
-from riq_cli.codec.layers import encode_layer
+from riq_cli.entropy.layers import encode_layer
 from riq_cli.model import Layer
 from riq_cli.quantizer import Codes, Quantized, nearest
 

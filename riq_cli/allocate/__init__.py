@@ -1,0 +1,1 @@
+"""Bin widths of layers: by norm (the paper's), uniform, or measured (reverse water-filling)."""

@@ -1,0 +1,1 @@
+"""Archive → layers. It knows nothing of how they were compressed."""

@@ -1,0 +1,168 @@
+"""A layer's entry in the manifest and its sections → the restored layer, in little more memory than that takes.
+
+Streams are decoded one after another, and each piece of symbols becomes weights in the layer's own type at once. Signs
+of a trellis depend on symbols that come earlier along its lanes, so they are set when all weights are there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from riq_cli import quantizer, trellis
+from riq_cli.archive import LayerEntry, inflate_into
+from riq_cli.entropy import coder
+from riq_cli.entropy.classes import Numbers, Window, numbers_of, placed
+from riq_cli.entropy.magnitudes import Magnitudes, Spread
+from riq_cli.entropy.student import Student
+from riq_cli.errors import CorruptArchive
+from riq_cli.model import Layer
+from riq_cli.quantizer import Array, Codes, Symbols
+
+_WINDOW_SHARE = 0.2  # of the layer's bytes, for symbols that wait for their place
+_WINDOW_LEAST = 1 << 25  # bytes of them at any rate: each window goes through all of the layer
+_COUNTED_STREAMS = 16  # of a layer at most, for a picture of its symbols
+
+
+def decode_layer(entry: LayerEntry, sections: Sequence[bytes], executor: Executor | None) -> Layer:
+    """The restored layer that an entry and its sections describe.
+
+    Raises:
+        CorruptArchive: codes, table, streams or checksum do not agree.
+    """
+    values = np.empty(entry.size, quantizer.STORAGE[entry.dtype])
+    if entry.bin_width is None:
+        inflate_into(sections[-1], values.view(np.uint8).data, f"layer {entry.name!r}")
+    else:
+        with _naming(entry):
+            _restore(entry, _Coded.of(entry, sections, executor), values)
+    if zlib.crc32(values.data) != entry.crc32:
+        raise CorruptArchive(f"layer {entry.name!r}: checksum differs; the archive is damaged")
+    return Layer(entry.name, entry.op, entry.tensors, entry.dtype, entry.shape, values.reshape(entry.shape))
+
+
+def symbol_counts(entry: LayerEntry, sections: Sequence[bytes]) -> dict[int, int]:
+    """How often each symbol occurs in a layer, which is not raw; of a large one, in some of its streams.
+
+    Raises:
+        CorruptArchive: codes, table or streams do not agree.
+    """
+    with _naming(entry):
+        pieces = _Coded.of(entry, sections, None, -(-len(entry.streams) // _COUNTED_STREAMS) or 1).pieces
+        histogram = coder.Histogram.joined(map(coder.Histogram.of, pieces))
+    return dict(zip(histogram.symbols.tolist(), histogram.counts.tolist(), strict=True))
+
+
+@contextlib.contextmanager
+def _naming(entry: LayerEntry) -> Iterator[None]:
+    """Tell which layer is damaged."""
+    try:
+        yield
+    except CorruptArchive as error:
+        raise CorruptArchive(f"layer {entry.name!r}: {error}") from error
+    except ValueError as error:  # codes that no encoder writes
+        raise CorruptArchive(f"layer {entry.name!r}: {error}; the archive is damaged") from error
+
+
+@dataclass(frozen=True, eq=False)
+class _Coded:
+    """The symbols of a layer in the order in which they are coded, and what restores them.
+
+    `pieces` are the symbols of one stream after another; all of them lie between `low` and `high`. `numbers` are those
+    of the groups that are coded behind each other, with so many weights as `sizes` says; None: the order is row-major.
+    """
+
+    pieces: Iterator[Symbols]
+    low: int
+    high: int
+    scales: tuple[Codes, ...]
+    numbers: Numbers | None
+    sizes: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, entry: LayerEntry, sections: Sequence[bytes], executor: Executor | None, step: int = 1) -> _Coded:
+        """Those of a layer that is not raw; if its coding is `student`, of one of `step` streams alone."""
+        count, scaled = len(entry.codes), len(entry.scales)
+        codes = [
+            Codes(codes.axes, coder.decode_codes(section, math.prod(shape)).reshape(shape))
+            for codes, section in zip(entry.codes, sections, strict=False)
+            for shape in (codes.shape(entry.shape),)
+        ]
+        scales, grouping, streams = tuple(codes[:scaled]), tuple(codes[scaled:]), sections[count + 1 :]
+        if entry.coding == "student":
+            student = Student.from_bytes(sections[count])
+            magnitudes = Magnitudes(grouping, entry.shape, scales if student.relative else ())
+            pieces = Spread(student, magnitudes, entry.trellis is not None).decode(streams, executor, step)
+            low = student.first << student.low_bits
+            high = ((student.first + student.cells) << student.low_bits) - 1
+            numbers = magnitudes.run if magnitudes.span > 1 else None
+            return cls(pieces, low, high, scales, numbers, magnitudes.sizes)
+        classes = grouping[0] if grouping else None
+        sizes = np.array([entry.size]) if classes is None else classes.class_sizes(entry.size)
+        tables = coder.Table.read_all(sections[count], sizes.size)
+        if sum(table.symbols.size for table in tables) != entry.symbols:
+            raise CorruptArchive("the table does not have the symbols that were announced; the archive is damaged")
+        pieces = coder.decode_groups(streams, tables, sizes.tolist(), executor)
+        low, high = min(int(table.symbols[0]) for table in tables), max(int(table.symbols[-1]) for table in tables)
+        return cls(pieces, low, high, scales, None if classes is None else numbers_of(classes, entry.shape), sizes)
+
+
+def _restore(entry: LayerEntry, coded: _Coded, values: Array) -> None:
+    """Write the weights ŵ of a layer into `values`."""
+    assert entry.bin_width is not None
+    odd = None if entry.trellis is None else np.zeros(-(-entry.size // 8), np.uint8)  # one bit each
+    width = entry.bin_width if odd is None else entry.bin_width / trellis.PARTS
+    for begin, symbols, held in _in_order(coded, values.nbytes):
+        target = values[begin : begin + symbols.size]
+        levels = symbols if odd is None else trellis.positive_levels(symbols)
+        out = target if held is None else np.empty_like(target)
+        quantizer.restore(levels, entry.dtype, width, coded.scales, entry.shape, begin, out)
+        if held is not None:
+            np.copyto(target, out, where=held)
+        if odd is not None:  # a piece begins at a whole byte
+            flags = (symbols & 1).astype(bool)
+            odd[begin // 8 : -(-(begin + symbols.size) // 8)] |= np.packbits(flags if held is None else flags & held)
+    if odd is not None and entry.trellis is not None:
+        trellis.set_signs(values, odd, entry.shape, entry.trellis)
+
+
+def _in_order(coded: _Coded, size: int) -> Iterator[tuple[int, Symbols, NDArray[np.bool_] | None]]:
+    """Symbols of a layer with the number of the weight where they begin, and which are meant; None: all of them.
+
+    Args:
+        coded: the symbols as they are coded.
+        size: bytes of the layer.
+    """
+    begin = 0
+    if coded.numbers is None:
+        for piece in coded.pieces:
+            yield begin, piece, None
+            begin += piece.size
+        return
+    for window in _windows(coded, int(max(_WINDOW_LEAST, _WINDOW_SHARE * size))):
+        yield from placed(window, begin, coded.numbers, coded.sizes)
+        begin += window.size
+
+
+def _windows(coded: _Coded, room: int) -> Iterator[Window]:
+    """The symbols in arrays of at most `room` bytes, each of which is valid until the next one is asked for."""
+    kind = np.promote_types(np.min_scalar_type(min(coded.low, -1)), np.min_scalar_type(min(~coded.high, -1)))
+    left = int(coded.sizes.sum())
+    window: Window = np.empty(min(left, room // kind.itemsize), kind)
+    filled = 0
+    for piece in coded.pieces:
+        while piece.size:
+            part = piece[: min(left, window.size) - filled]
+            window[filled : filled + part.size] = part
+            piece, filled = piece[part.size :], filled + part.size
+            if filled == min(left, window.size):
+                yield window[:filled]
+                left -= filled
+                filled = 0

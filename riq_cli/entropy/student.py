@@ -1,0 +1,126 @@
+"""Frequencies of symbols that are spread as Student's t: from a few numbers instead of a table.
+
+The distribution function of an even number of degrees of freedom is made of products, quotients and a square root,
+which IEEE 754 rounds alike everywhere: FORMAT.md, "Student", gives frequencies to the last bit. Two degrees of freedom
+have heavy tails, 32 are a Gaussian to all purposes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from riq_cli.entropy.frequencies import in_proportion
+from riq_cli.entropy.table import COUNT_ORDER, FIRST_ORDER, Bits, golomb, packed, unzigzag, zigzag
+from riq_cli.errors import CorruptArchive
+from riq_cli.limits import CELLS, CODE_MAX, QUARTERS
+
+Floats = NDArray[np.floating[Any]]
+Integers = NDArray[np.int64]
+
+FREEDOM_MAX, LOW_BITS_MAX = 5, 15
+_SCALE_ORDER, _CENTER_ORDER = 4, 0  # of the Exp-Golomb codes
+_FREEDOM_BITS, _LOW_BITS = 3, 4
+_UNIT = 2.0**32  # of masses
+_SYMBOL_BOUND = 1 << 31
+
+
+@dataclass(frozen=True)
+class Student:
+    """How the symbols of a layer are spread, and in which cells they are coded.
+
+    `freedom` i: 2^(i + 1) degrees of freedom; `relative`: whether magnitudes are those of weights, so that symbols of
+    wider bins are smaller; `scale`: in quarters of an octave, 0 for one bin width; `center`: the symbol in the middle.
+    A cell is a run of 2^`low_bits` symbols, cell 0 begins with symbol 0; there are `cells` of them from `first` on.
+    """
+
+    freedom: int
+    relative: bool
+    scale: int
+    center: int
+    low_bits: int
+    first: int
+    cells: int
+
+    def __post_init__(self) -> None:
+        low, high = self.first << self.low_bits, ((self.first + self.cells) << self.low_bits) - 1
+        if (
+            not 0 <= self.freedom <= FREEDOM_MAX
+            or not 0 <= self.low_bits <= LOW_BITS_MAX
+            or not 2 <= self.cells <= CELLS
+            or max(abs(self.center), -low, high) >= _SYMBOL_BOUND
+            or abs(self.scale) > CODE_MAX
+        ):
+            raise ValueError("a distribution has impossible numbers")
+
+    def to_bytes(self) -> bytes:
+        """The numbers as FORMAT.md packs them."""
+        return packed(
+            [
+                format(self.freedom, f"0{_FREEDOM_BITS}b"),
+                format(self.relative, "b"),
+                format(self.low_bits, f"0{_LOW_BITS}b"),
+                golomb(zigzag(self.scale), _SCALE_ORDER),
+                golomb(zigzag(self.center), _CENTER_ORDER),
+                golomb(zigzag(self.first), FIRST_ORDER),
+                golomb(self.cells - 1, COUNT_ORDER),
+            ]
+        )
+
+    @classmethod
+    def from_bytes(cls, stored: bytes) -> Student:
+        """The numbers that `to_bytes` packed.
+
+        Raises:
+            CorruptArchive: cut off, too long, or with values that no encoder writes.
+        """
+        reader = Bits(stored)
+        freedom, relative, low_bits = reader.bits(_FREEDOM_BITS), reader.bits(1) == 1, reader.bits(_LOW_BITS)
+        scale, center = (unzigzag(reader.golomb(order)) for order in (_SCALE_ORDER, _CENTER_ORDER))
+        first, cells = unzigzag(reader.golomb(FIRST_ORDER)), reader.golomb(COUNT_ORDER) + 1
+        if reader.finish() < len(stored):
+            raise CorruptArchive("the numbers of a distribution are too long; the archive is damaged")
+        try:
+            return cls(freedom, relative, scale, center, low_bits, first, cells)
+        except ValueError as error:
+            raise CorruptArchive(f"{error}; the archive is damaged") from error
+
+    def frequencies(self, magnitude: int, trellis: bool) -> Integers:
+        """The frequency of each cell, i64[cells], of sum 2²⁴, for weights of a magnitude, in quarters of an octave.
+
+        Args:
+            magnitude: of the weights, beside that of the layer.
+            trellis: whether symbols are those of a trellis, whose middle is a quarter of a bin below `center`.
+
+        Raises:
+            ValueError: a magnitude beyond its bound.
+        """
+        code = self.scale + magnitude
+        if abs(code) > CODE_MAX:
+            raise ValueError(f"a magnitude beyond ±{CODE_MAX}")
+        edges = np.arange(self.first, self.first + self.cells + 1, dtype=np.int64) << self.low_bits
+        below = share_below(4.0 * (edges - self.center) - (1.0 if trellis else 2.0), code, self.freedom)
+        return in_proportion(1 + (_UNIT * np.maximum(np.diff(below), 0.0)).astype(np.int64))
+
+
+def share_below(quarters: Floats, codes: int | Floats, freedom: int) -> Floats:
+    """The share of symbols below places in quarters of a bin from the middle, in this very order of operations.
+
+    Args:
+        quarters: places.
+        codes: of scales, one for all or for each.
+        freedom: of the `Student`.
+    """
+    degrees = float(2 << freedom)
+    whole, quarter = np.divmod(codes, 4)
+    value = quarters / 4 / np.ldexp(np.take(QUARTERS, np.asarray(quarter, np.intp)), np.asarray(whole, np.int32))
+    root = np.sqrt(degrees + value * value)
+    share = degrees / (root * root)
+    total = np.ones(np.shape(share))
+    for number in range((1 << freedom) - 1, 0, -1):
+        total = 1 + total * share * ((2 * number - 1) / (2 * number))
+    result: Floats = 0.5 + value / root * total / 2
+    return result

@@ -1,0 +1,19 @@
+"""compress, decompress, verify and sweep."""
+
+from riq_cli.pipeline.compression import compress
+from riq_cli.pipeline.restoration import check, decompress, verify
+from riq_cli.pipeline.settings import PRESETS, FixedLayout, Progress, Settings
+from riq_cli.pipeline.sweep import Outcome, sweep
+
+__all__ = [
+    "PRESETS",
+    "FixedLayout",
+    "Outcome",
+    "Progress",
+    "Settings",
+    "check",
+    "compress",
+    "decompress",
+    "sweep",
+    "verify",
+]

@@ -1,0 +1,73 @@
+"""Bin widths → archive: every layer quantized and coded, the rest in the skeleton."""
+
+from __future__ import annotations
+
+import zlib
+from concurrent.futures import Executor
+from dataclasses import asdict, replace
+
+from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
+from riq_cli.entropy.layers import encode_layer
+from riq_cli.model import Model
+from riq_cli.pipeline.settings import Progress, Report, Settings
+from riq_cli.pipeline.weights import Plans, Shift, Weights, Widths
+from riq_cli.version import VERSION
+
+
+def assembled(
+    model: Model,
+    weights: Weights,
+    widths: Widths,
+    plans: Plans,
+    settings: Settings,
+    progress: Report,
+    executor: Executor | None,
+) -> Archive:
+    """The archive at these bin widths; layers without one go back into the skeleton, NaN and infinity stay raw.
+
+    Args:
+        model: with the layers that may be coded.
+        weights: of these layers.
+        widths: bin width of every layer; None: it stays exact.
+        plans: how errors are compensated.
+        settings: what the manifest says was asked for.
+        progress: called after every layer.
+        executor: where streams are encoded; None: here.
+    """
+    layers = model.layers
+    biases = {plan.bias for number, plan in plans.items() if widths[number] is not None}
+    coded = [
+        number
+        for number, width in enumerate(widths)
+        if width is not None or number in biases or number in weights.not_finite
+    ]
+    total, done = sum(layers[number].size for number in coded), 0
+    shifts: dict[int, Shift] = {}
+    encoded: dict[int, tuple[LayerEntry, list[bytes]]] = {}
+    for number in sorted(coded, key=lambda number: number not in plans):  # biases come after what they make up for
+        width, plan, shift = widths[number], plans.get(number), shifts.get(number)
+        layer = replace(layers[number], values=weights.shifted(number, shift))  # so it is stored if it stays raw
+        if width is None:
+            encoded[number] = encode_layer(layer, None, executor)
+        else:
+            quantized = weights.quantized(number, width, plan, shift)
+            if plan is not None and plan.bias is not None:
+                restored = quantized.restored(layer.dtype, layer.shape).reshape(layer.shape)
+                shifts[plan.bias] = plan.shift(layer, restored)
+            encoded[number] = encode_layer(layer, quantized, executor, weights.without)
+        model.release()
+        done += layer.size
+        progress(Progress("coding", done, total))
+    entries = [encoded[number][0] for number in coded]
+    sections = [section for number in coded for section in encoded[number][1]]
+    places = {layers[number].places for number in coded}
+    skeleton = model.select(lambda layer: layer.places in places).skeleton_bytes()
+    stored = deflate(skeleton)
+    manifest = Manifest(
+        skeleton=SkeletonEntry(len(stored), len(skeleton), zlib.crc32(skeleton)),
+        layers=tuple(entries),
+        source={} if model.source is None else asdict(model.source),
+        settings=settings.recorded(),
+        creator=f"riq {VERSION}",
+    )
+    return Archive.build(manifest, [stored, *sections])

@@ -1,0 +1,146 @@
+"""The least deviation within a budget of real bytes: of the whole archive, or, for a rate, of its matrices alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Set
+from dataclasses import dataclass
+
+from riq_cli.archive import Archive
+from riq_cli.errors import TargetError
+from riq_cli.model import Model
+from riq_cli.pipeline.constrained import Measured
+from riq_cli.pipeline.means import Means
+from riq_cli.pipeline.settings import Settings, Warn
+from riq_cli.pipeline.solver import INVISIBLE, Solver
+from riq_cli.pipeline.weights import Weights, Widths
+
+_TRIES = 10
+_FULL = 0.998  # share of a budget that counts as all of it
+_NEARLY, _OVER = 0.99, 2  # share of it that will do where another try was beyond it; such tries, where it is less
+_LARGEST = 1 << 62  # bytes; larger numbers mean no more
+_NOTHING = 4.0  # bin width in largest weights of a layer, at which all of them become 0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be spent.
+
+    Attributes:
+        bytes: of the archive, or of its matrices.
+        wish: how the user said it.
+        source: bytes of the model.
+        matrices: places of the tensors whose bytes count, and the number of their weights; None: all of the archive.
+    """
+
+    bytes: float
+    wish: str
+    source: int
+    matrices: tuple[Set[tuple[str, ...]], int] | None = None
+
+    @classmethod
+    def of(cls, settings: Settings, model: Model, weights: Weights) -> Budget:
+        """The budget that settings with a size, a rate or a ratio ask for."""
+        source = model.source.bytes if model.source is not None else model.nbytes
+        if settings.size is not None:
+            return cls(min(settings.size, _LARGEST), f"{settings.size:,} bytes", source)
+        if settings.rate is not None:
+            places = {model.layers[number].places for number in weights.matrices}
+            count = sum(weights.sizes[number] for number in weights.matrices)
+            allowed = min(settings.rate * count / 8, _LARGEST)
+            return cls(allowed, f"{settings.rate:g} bits/weight", source, (places, count))
+        assert settings.ratio is not None
+        return cls(min(source / settings.ratio, _LARGEST), f"a ratio of {settings.ratio:g}", source)
+
+    def spent(self, archive: Archive) -> int:
+        """Bytes of an archive that count."""
+        if self.matrices is None:
+            return archive.size
+        places, _ = self.matrices
+        return sum(entry.stored for entry in archive.manifest.layers if entry.tensors in places)
+
+    def in_words(self, spent: float) -> str:
+        """So many bytes as people read them: beside the model's, or by the weight."""
+        if self.matrices is None:
+            return f"{spent:,.0f} bytes, a ratio of {self.source / spent:.3g}"
+        return f"{8 * spent / self.matrices[1]:.3g} bits/weight"
+
+    def refuse(self, least: Archive) -> None:
+        """Nothing, where an archive of no weights, the least that can be, is within the budget.
+
+        Raises:
+            TargetError: it is not.
+        """
+        if self.spent(least) > self.bytes:
+            raise TargetError(
+                f"the model cannot be brought into {self.wish}: with all weights rounded to 0 it takes "
+                f"{self.in_words(self.spent(least))}; give it more room",
+                math.inf,
+            )
+
+
+def nothing(weights: Weights) -> Widths:
+    """Bin widths at which all weights become 0, where that takes less room than to leave a layer as it is."""
+    widths: Widths = [None] * len(weights.layers)
+    for number in weights.zeros:
+        widths[number] = 1.0
+    for number in (*weights.matrices, *weights.vectors):
+        widths[number] = _NOTHING * weights.peak(number)
+    return weights.worthwhile(widths)
+
+
+def within_budget(
+    budget: Budget, solver: Solver, means: Means, measured: Measured, bound: float | None, warn: Warn
+) -> Archive:
+    """The archive of least deviation within a budget.
+
+    Where no deviation could be seen with less than the budget, the archive takes less.
+
+    Args:
+        budget: what may be spent.
+        solver: finds solutions.
+        means: what is tried beside the norm allocation with nearest rounding.
+        measured: makes the archive of a solution.
+        bound: a deviation that must be kept; None: none.
+        warn: called with what the user should know.
+
+    Raises:
+        TargetError: nothing is within the budget, or nothing of it keeps the bound.
+    """
+    aim, margin, best, least, over = budget.bytes, 8.0, None, math.inf, 0
+    solution = solver.for_bits(8 * aim, means)
+    for number in range(_TRIES):
+        if number:
+            solution = solver.within(solution.scheme, 8 * aim, solution.k)
+        archive, deviation = measured(solution)
+        spent = budget.spent(archive)
+        least = min(least, spent)
+        if spent <= budget.bytes and solution.deviation <= INVISIBLE:
+            warn(
+                f"{budget.wish} is more room than the model needs: with {budget.in_words(spent)}, the deviation is "
+                f"{deviation:.2g}, less than can be seen; ask for less room, or give a --deviation"
+            )
+            best = archive, deviation
+            break
+        if spent <= budget.bytes and (best is None or spent > budget.spent(best[0])):
+            best = archive, deviation
+        over += spent > budget.bytes
+        enough = best is not None and (budget.spent(best[0]) >= _NEARLY * budget.bytes or over > _OVER)
+        if _FULL * budget.bytes <= spent <= budget.bytes or (spent > budget.bytes and enough) or aim <= 0:
+            break
+        if spent > budget.bytes:
+            margin *= 2
+        aim += budget.bytes - spent - (margin if spent > budget.bytes else 0.0)
+    if best is None:
+        raise TargetError(
+            f"the model was not brought into {budget.wish}; the least was {budget.in_words(least)}; give it more room",
+            math.inf,
+        )
+    archive, deviation = best
+    if bound is not None and deviation > bound:
+        raise TargetError(
+            f"within {budget.wish} the least deviation is {deviation:.3g}, above the bound of {bound:g}; "
+            "give one of them more room",
+            deviation,
+        )
+    return archive

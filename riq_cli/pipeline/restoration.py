@@ -1,0 +1,139 @@
+"""Archive → model, and the deviation of what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+
+from riq_cli.archive import Archive
+from riq_cli.calibration import Calibration, Sample
+from riq_cli.constraint import Constraint, Judge, Judgement
+from riq_cli.decode.layers import decode_layer
+from riq_cli.memory import give_back_free_memory
+from riq_cli.model import Model, SessionForm
+from riq_cli.pipeline.settings import Progress, Report, Warn
+from riq_cli.runtime import DEFAULT_PROVIDER, Array, Deviation, Evaluator, Runtime
+
+
+def decompress(archive: Archive, *, progress: Report | None = None, executor: Executor | None = None) -> Model:
+    """The restored model: every layer at `cast(symbol · Δ)`, everything else byte for byte as it was.
+
+    Args:
+        archive: opened, or fresh from compress.
+        progress: called after every layer.
+        executor: where streams are decoded; None: here.
+
+    Raises:
+        CorruptArchive: a checksum or a size does not agree.
+    """
+    layers = []
+    total, done = sum(entry.size for entry in archive.manifest.layers), 0
+    for entry, sections in archive.layer_sections():
+        layers.append(decode_layer(entry, sections, executor))
+        done += entry.size
+        if progress:
+            progress(Progress("decoding", done, total))
+    room = None if archive.max_size is None else archive.max_size - sum(layer.values.nbytes for layer in layers)
+    return Model.from_skeleton(archive.skeleton(), layers, room)
+
+
+def verify(
+    archive: Archive,
+    model: Model,
+    calibration: Calibration,
+    *,
+    outputs: Sequence[str] | None = None,
+    dims: Mapping[str, int] | None = None,
+    batch_size: int = 1,
+    threads: int = 0,
+    provider: str = DEFAULT_PROVIDER,
+    custom_ops: Sequence[str] = (),
+    executor: Executor | None = None,
+    warn: Warn | None = None,
+    needed: bool = True,
+) -> Deviation:
+    """How far the outputs of the restored model are from the original's, on given samples.
+
+    Args:
+        archive: restored in memory.
+        model: the original.
+        calibration: samples, at best ones that the search did not see.
+        outputs: tensors on which to measure; None: those that compress was told, or its default.
+        dims, batch_size, threads, provider, custom_ops: as in `Settings`.
+        executor: where streams are decoded; None: here.
+        warn: called with what the user should know.
+        needed: refuse a model without anything to measure; if not, the deviation is that of no tensor.
+
+    Raises:
+        ArchiveError, ModelError, CalibrationError, SettingsError: see there.
+    """
+    outputs = _outputs(archive, outputs)
+    samples = calibration.samples(model.inputs, dims, batch_size, warn)
+    runtime = Runtime(threads, provider, tuple(custom_ops))
+    _, _, evaluator = _original(archive, model, samples, outputs, runtime, needed)
+    if warn is not None:
+        evaluator.warn_of_undefined(warn)
+    return measure_restored(evaluator, decompress(archive, executor=executor), outputs)
+
+
+def check(
+    archive: Archive,
+    model: Model,
+    calibration: Calibration,
+    constraint: Constraint,
+    *,
+    outputs: Sequence[str] | None = None,
+    dims: Mapping[str, int] | None = None,
+    batch_size: int = 1,
+    threads: int = 0,
+    provider: str = DEFAULT_PROVIDER,
+    custom_ops: Sequence[str] = (),
+    executor: Executor | None = None,
+) -> Judgement:
+    """What a constraint says of the restored model, on given samples.
+
+    Args:
+        archive, model, calibration: as in `verify`.
+        constraint: labels are those of the given samples.
+        outputs, dims, batch_size, threads, provider, custom_ops, executor: as in `verify`.
+
+    Raises:
+        ArchiveError, ModelError, CalibrationError, SettingsError, ConstraintError: see there.
+    """
+    outputs = _outputs(archive, outputs)
+    samples = calibration.samples(model.inputs, dims, batch_size)
+    runtime = Runtime(threads, provider, tuple(custom_ops))
+    form, values, evaluator = _original(archive, model, samples, outputs, runtime, needed=False)
+    judge = constraint.begin(evaluator.loaded(form, values))
+    return judge_restored(judge, evaluator, decompress(archive, executor=executor), outputs)
+
+
+def _outputs(archive: Archive, outputs: Sequence[str] | None) -> Sequence[str]:
+    """The tensors that were asked for, else those that compress was told."""
+    told: Sequence[str] = archive.manifest.settings.get("outputs", ())
+    return told if outputs is None else outputs
+
+
+def _original(
+    archive: Archive, model: Model, samples: Sequence[Sample], outputs: Sequence[str], runtime: Runtime, needed: bool
+) -> tuple[SessionForm, list[Array], Evaluator]:
+    """The original with the archive's layers from outside, and what compares others with it."""
+    names = {place for entry in archive.manifest.layers for place in entry.tensors}
+    original = model.select(lambda layer: names.issuperset(layer.places))
+    form, values = original.session_form(outputs, hoist=False), [layer.values for layer in original.layers]
+    return form, values, Evaluator(form, values, samples, runtime=runtime, strict=bool(outputs), needed=needed)
+
+
+def measure_restored(evaluator: Evaluator, restored: Model, outputs: Sequence[str]) -> Deviation:
+    """Deviation of a model in the form that ships: no layer is hoisted, each is where it will be in the file."""
+    form = restored.session_form(outputs, hoist=False)
+    give_back_free_memory()  # decoding leaves much of it between small arrays, and onnxruntime copies all weights
+    return evaluator.deviation(form, [layer.values for layer in restored.layers])
+
+
+def judge_restored(
+    judge: Judge, evaluator: Evaluator, restored: Model, outputs: Sequence[str], among: Sequence[int] | None = None
+) -> Judgement:
+    """What a constraint's judge says of a model in the form that ships."""
+    form = restored.session_form(outputs, hoist=False)
+    return judge(evaluator.loaded(form, [layer.values for layer in restored.layers], among))

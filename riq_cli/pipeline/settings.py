@@ -1,0 +1,298 @@
+"""What compress is asked for, and what it says while it works."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from riq_cli.constraint import Constraint, LossConstraint, check_margin
+from riq_cli.errors import SettingsError
+from riq_cli.pipeline import stages
+from riq_cli.runtime import DEFAULT_PROVIDER, Runtime
+
+DEFAULT_DEVIATION = 0.01
+DEFAULT_EPSILON = 0.01  # the paper's ε0
+DEFAULT_MIN_SIZE = 256
+DEFAULT_HOLDOUT = 0.25
+K_LEAST, K_MOST = 1e-30, 1e30  # far beyond all that is of use: coarser leaves nothing, finer is the finest
+
+# What the presets set; options that are given win over them.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "allocation": "norm",
+        "rounding": "nearest",
+        "search": "algorithm1",
+        "epsilon": DEFAULT_EPSILON,
+        "holdout": 0.0,
+    },
+    "fast": {"allocation": "norm", "rounding": "nearest", "search": "bisection"},
+    "uniform": {"allocation": "uniform", "rounding": "nearest", "search": "bisection", "holdout": 0.0},
+    "small": {"allocation": "measured", "rounding": None, "search": "bisection"},
+}
+
+
+@dataclass(frozen=True)
+class FixedLayout:
+    """Every layer at one of a few widths, with bins uniform over its range, chosen under the settings' constraint.
+
+    Attributes:
+        bits: widths to choose from: at b bits a layer has at most 2^b levels; `float`: it may stay exact.
+        per_channel: every output channel has bins over its own range, of widths in steps of a quarter octave.
+        variant: `R` tries the least bits of a layer first, and more where these are refused; `B` brings layers to the
+            most bits below float first, and from there to less.
+        mu: layers stay exact where the loss's slope in their inputs is smaller in magnitude; 0: none does for it.
+    """
+
+    bits: tuple[int | Literal["float"], ...] = (4, 8, "float")
+    per_channel: bool = False
+    variant: Literal["R", "B"] = "R"
+    mu: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing.
+
+        Raises:
+            SettingsError: one of them is out of range.
+        """
+        if not self.widths or any(not 2 <= width <= 16 for width in self.widths):
+            raise SettingsError("bits are widths in 2 … 16, and `float` for layers that may stay exact: 4,8,float")
+        if self.variant not in ("R", "B"):
+            raise SettingsError(f"no variant is named {self.variant!r}; there are R and B")
+        if not 0 <= self.mu < math.inf:
+            raise SettingsError(f"mu = {self.mu:g} is negative or not finite")
+        if self.mu and not self.may_stay:
+            raise SettingsError("mu keeps layers in float, which bits do not allow")
+
+    @property
+    def widths(self) -> list[int]:
+        """The widths in bits, ascending."""
+        return sorted({width for width in self.bits if width != "float"})
+
+    @property
+    def may_stay(self) -> bool:
+        """Whether layers may stay exact."""
+        return "float" in self.bits
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings that manifests keep."""
+        bits = ",".join(map(str, self.bits))
+        found = {"layout": "fixed", "bits": bits, "per_channel": self.per_channel, "variant": self.variant}
+        return found | ({"mu": self.mu} if self.mu else {})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What compress is asked for; one of `deviation`, `ratio`, `size`, `rate`, `k` and `constraint` is the goal.
+
+    Beside one of the others, `deviation` is a bound that must hold as well.
+
+    Attributes:
+        deviation: target D, a fraction in (0, 1]: the smallest archive that keeps it.
+        ratio: bytes of the source over bytes of the archive: the smallest deviation within.
+        size: bytes of the archive: the smallest deviation within.
+        rate: bits/weight of the coded layers, tables included: the smallest deviation within.
+        k: the search parameter itself, instead of a search.
+        allocation: `measured` (of the least rate for the deviation that layers cause), the paper's `norm`, or the
+            baseline of its Fig. 4a, `uniform`: k bins over each layer's own range.
+        rounding: `nearest`, or `compensated` (errors of a layer's columns are made up for by later ones; needs real
+            samples), or `trellis` (the same, where there are samples for it, and along the best ways through a
+            trellis), or, in a fixed layout, `directed` (all weights of a layer up or down, as the loss falls); None:
+            `trellis` with the measured allocation, else `nearest`.
+        search: `bisection`, or the paper's `algorithm1`.
+        epsilon: ε0 of the norm allocation; None: 0.01 or 0, whichever takes less room. Uniform: always 0.
+        max_bits: R: no layer has more than 2^R levels; None: no such bound.
+        holdout: share of the samples that nothing is fitted to, to check the solution; 0: none.
+        margin: standard errors of the mean on the held-out samples (on all, if none are) that are added to it before it
+            is compared with the deviation: 1.65 is a one-sided bound of 95 %. None: 1/√n for n held-out samples, ¼ from
+            16 on; 0 where none are held out, and beside a constraint.
+        min_size: tensors with fewer weights stay exact; None: 256 for the norm allocation, for the measured one where
+            coding does not pay.
+        include: patterns of layer names; only matching ones are coded, all if empty.
+        exclude: patterns of layer names that stay exact.
+        outputs: tensors on which to measure; empty: float outputs and the pre-activations behind them.
+        dims: sizes of free dimensions, for random data and images.
+        batch_size: samples in one run, where the batch axis is free.
+        threads: of onnxruntime; 0: all that this process may use.
+        provider: onnxruntime's execution provider.
+        custom_ops: files of libraries that hold custom operators; not recorded, since where they lie is no setting.
+        layout: a fixed one, chosen greedily under the constraint; None: bin widths of any size, under one k.
+        constraint: what is kept in place of a deviation, such as a loss on labels; `deviation` is a bound beside it.
+        without: names of stages to leave out (`stages.STAGES`).
+    """
+
+    deviation: float | None = None
+    ratio: float | None = None
+    size: int | None = None
+    rate: float | None = None
+    k: float | None = None
+    allocation: Literal["norm", "measured", "uniform"] = "measured"
+    rounding: Literal["nearest", "compensated", "trellis", "directed"] | None = None
+    search: Literal["bisection", "algorithm1"] = "bisection"
+    epsilon: float | None = None
+    max_bits: int | None = None
+    holdout: float = DEFAULT_HOLDOUT
+    margin: float | None = None
+    min_size: int | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    dims: Mapping[str, int] = field(default_factory=dict)
+    batch_size: int = 1
+    threads: int = 0
+    provider: str = DEFAULT_PROVIDER
+    custom_ops: tuple[str, ...] = ()
+    layout: FixedLayout | None = None
+    constraint: Constraint | None = None
+    without: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Set the default target, and refuse values that mean nothing.
+
+        Raises:
+            SettingsError: one of them is out of range, or two contradict each other.
+        """
+        stages.check(self.without)
+        goals = {name: getattr(self, name) for name in ("ratio", "size", "rate", "k")}
+        given = [name for name, value in goals.items() if value is not None]
+        if given and self.constraint is not None:
+            raise SettingsError(f"{given[0]} and a constraint are two goals; give one of them")
+        if not given and self.deviation is None and self.constraint is None:
+            object.__setattr__(self, "deviation", DEFAULT_DEVIATION)
+        if len(given) > 1:
+            raise SettingsError(f"{' and '.join(given)} are two goals; give one of them")
+        if self.deviation is not None and not 0 < self.deviation <= 1:
+            raise SettingsError(f"a deviation of {self.deviation:g} is not in (0, 1]; 0.01 is 1 %")
+        for name in given:
+            if not 0 < goals[name] < math.inf:
+                raise SettingsError(f"{name} = {goals[name]:g} is not positive")
+        if self.k is not None and not K_LEAST <= self.k <= K_MOST:
+            raise SettingsError(f"k = {self.k:g} is not in {K_LEAST:g} … {K_MOST:g}, where bin widths are doubles")
+        if self.epsilon is not None and not 0 <= self.epsilon < 1:
+            raise SettingsError(f"epsilon = {self.epsilon:g} is not in [0, 1)")
+        if not 0 <= self.holdout < 1:
+            raise SettingsError(f"holdout = {self.holdout:g} is not in [0, 1)")
+        if self.margin is not None:
+            check_margin(self.margin)
+            if self.deviation is None and not isinstance(self.constraint, LossConstraint):
+                raise SettingsError("a margin is added to a deviation or a loss; give one of them")
+        for name in (*self.include, *self.exclude, *self.dims):
+            if any("\ud800" <= letter <= "\udfff" for letter in name):  # what a command line makes of other bytes
+                raise SettingsError(f"{name!r} is not valid UTF-8, as all names in a model are")
+        if self.max_bits is not None and not 2 <= self.max_bits <= 16:
+            raise SettingsError(f"max_bits = {self.max_bits} is not in 2 … 16")
+        if self.search not in ("bisection", "algorithm1"):
+            raise SettingsError(f"no search is named {self.search!r}; there are bisection and algorithm1")
+        if self.allocation not in ("norm", "measured", "uniform"):
+            raise SettingsError(f"no allocation is named {self.allocation!r}; there are norm, measured and uniform")
+        if self.rounding not in (None, "nearest", "compensated", "trellis", "directed"):
+            raise SettingsError(
+                f"no rounding is named {self.rounding!r}; there are nearest, compensated, trellis and directed"
+            )
+        if self._looks_ahead and (self.k is not None or self.max_bits is not None):
+            other = "k" if self.k is not None else "max_bits"
+            raise SettingsError(f"{self.rounding} rounding does not go with {other}; leave one of them away")
+        if self.layout is not None:
+            self._check_layout()
+        elif self.rounding == "directed":
+            raise SettingsError("directed rounding belongs to the fixed layout")
+        if self.allocation == "uniform":
+            if self._looks_ahead or self.epsilon:
+                other = "epsilon" if self.epsilon else f"{self.rounding} rounding"
+                raise SettingsError(f"the uniform allocation does not go with {other}; leave one of them away")
+            object.__setattr__(self, "epsilon", 0.0)
+
+    def _check_layout(self) -> None:
+        assert self.layout is not None
+        if self.constraint is None:
+            raise SettingsError("a fixed layout is chosen by a loss or a metric; give --labels or --metric")
+        if self._looks_ahead:
+            raise SettingsError(f"{self.rounding} rounding does not go with a fixed layout; leave one of them away")
+        by_slope = "mu" if self.layout.mu else "directed rounding" if self.rounding == "directed" else None
+        if by_slope is not None and not isinstance(self.constraint, LossConstraint):
+            raise SettingsError(f"{by_slope} goes by the slope of a loss; give --labels")
+
+    @property
+    def runtime(self) -> Runtime:
+        """How onnxruntime runs the model."""
+        return Runtime(self.threads, self.provider, self.custom_ops)
+
+    @property
+    def may_compensate(self) -> bool:
+        """Whether errors may be compensated without being asked for, where there are real samples enough."""
+        return self.rounding == "trellis" or (self.rounding is None and self._is_free)
+
+    @property
+    def may_use_trellis(self) -> bool:
+        """Whether layers may be rounded along a trellis."""
+        return self.may_compensate and "trellis" not in self.without
+
+    @property
+    def _is_free(self) -> bool:
+        """Whether rounding is not to the nearest unless that is asked for."""
+        return self.allocation == "measured" and self.k is None and self.max_bits is None and self.layout is None
+
+    @property
+    def _looks_ahead(self) -> bool:
+        """Whether it was asked for a rounding that is not one of each weight on its own."""
+        return self.rounding in ("compensated", "trellis")
+
+    def recorded(self) -> dict[str, Any]:
+        """What the manifest keeps: settings that differ from the default and say something; the target always."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        layout, constraint = plain.pop("layout"), plain.pop("constraint")
+        del plain["custom_ops"]
+        if self.rounding == "nearest" and not self._is_free:
+            plain["rounding"] = None
+        default = Settings()
+        result = {
+            name: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
+            for name, value in plain.items()
+            if value != getattr(default, name)
+        }
+        result["deviation"] = self.deviation
+        for part in (constraint, layout):
+            result |= {} if part is None else part.recorded()
+        return result
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A step of the work, for a progress display.
+
+    In a `search`, `done` counts evaluations, `k` and `value` are the newest one, of an `allocation`, a `rounding` and
+    an `epsilon`, and `low` and `high` the bracket: the largest k that failed and the smallest that held. In a `probe`,
+    `done` of `total` layers are through, and `value` is the deviation that `layer` caused alone, if one was probed. In
+    `fit`, `done` of `total` layers are through, with `gradients` steps back through the model, otherwise `done` of
+    `total` weights.
+    """
+
+    phase: Literal["search", "fit", "gradients", "probe", "coding", "decoding"]
+    done: int
+    total: int = 0
+    k: float = 0.0
+    value: float = 0.0
+    low: float = 0.0
+    high: float = math.inf
+    allocation: str = ""
+    rounding: str = ""
+    epsilon: float = 0.0
+    layer: str = ""
+    measure: Literal["deviation", "constraint"] = "deviation"
+
+
+Report = Callable[[Progress], None]
+Warn = Callable[[str], None]
+
+
+def once(warn: Warn) -> Warn:
+    """What says each warning only once, however often the work begins again."""
+    told: set[str] = set()
+
+    def tell(message: str) -> None:
+        if message not in told:
+            told.add(message)
+            warn(message)
+
+    return tell

@@ -1,0 +1,356 @@
+"""All float tensors of a model that may be coded: their bin widths, what they cost, and their values once quantized."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from riq_cli import quantizer
+from riq_cli.allocate.allocation import Allocation, Curve, curve, expected_k, table_bits
+from riq_cli.entropy.coder import Histogram
+from riq_cli.entropy.rates import entropy_of, spread_bits
+from riq_cli.limits import TABLE_SYMBOLS
+from riq_cli.model import Layer
+from riq_cli.pipeline.plans import Plan, nearest_widths
+from riq_cli.pipeline.settings import DEFAULT_MIN_SIZE
+from riq_cli.quantizer import Quantized
+
+PLAN_STEPS = np.exp2(np.arange(-4, 6) * 0.75)  # bin widths at which a compensated layer is rounded for its curve
+_PIECE = 1 << 20  # weights that one thread quantizes at a time
+_ENTRY_BITS = 8 * 45  # about what a layer adds to the stored manifest
+_STUDENT_BITS = 8 * 5  # about what the numbers of a distribution take
+_ROWS, _COUNTED = 256, 1 << 22  # of a matrix, and weights of it, that stand for all where bits are counted
+_CODE_BITS = 3.0  # about what a code of a scale takes
+_DEFLATED = 0.92  # about what deflate leaves of float data in the skeleton
+
+Result = TypeVar("Result")
+
+Widths = list[float | None]  # of every layer; None: it stays exact
+Shift = NDArray[np.float64]  # what is added to a bias, one number for each of its elements
+Plans = Mapping[int, Plan]  # of the layers that are not just rounded to the nearest at one bin width, by their number
+
+
+class Weights:
+    """The layers of a model with what their bin widths depend on.
+
+    `matrices` are the numbers of the layers that the paper quantizes, `vectors` those of the others that may be: 1-D
+    or tiny. Both are finite and not all zero; layers of zeros are in `zeros`.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        max_bits: int | None = None,
+        min_size: int | None = None,
+        release: Callable[[], None] = lambda: None,
+        threads: int = 1,
+        without: Collection[str] = (),
+    ) -> None:
+        """Measure norm and peak of every layer.
+
+        Args:
+            layers: candidates, in the order of the model.
+            max_bits: R: bin widths are kept so large that no layer has more than 2^R levels; None: no such bound.
+            min_size: weights that a matrix has at least, 256 by default; smaller ones count as vectors.
+            release: called when a layer was passed over: its memory may be mapped from a file.
+            threads: of the pools that work on the layers.
+            without: names of stages that are left out.
+        """
+        self.layers, self.release, self.threads, self.without = layers, release, threads, frozenset(without)
+        self.sizes = [layer.size for layer in layers]
+        self.norms = [quantizer.norm(layer.values, layer.dtype) for layer in layers]
+        active = [number for number, norm in enumerate(self.norms) if 0 < norm < math.inf]
+        self.matrices = [n for n in active if is_matrix(layers[n], min_size)]
+        self.vectors = [n for n in active if not is_matrix(layers[n], min_size)]
+        if not self.matrices:  # then they are all there is
+            self.matrices, self.vectors = self.vectors, []
+        self.zeros = [n for n, norm in enumerate(self.norms) if norm == 0 and is_matrix(layers[n], min_size)]
+        self.not_finite = [
+            n for n, norm in enumerate(self.norms) if not math.isfinite(norm) and is_matrix(layers[n], min_size)
+        ]
+        self.may_part = max_bits is None  # whether parts of a layer may have bin widths of their own
+        self._peaks = {number: quantizer.peak(layers[number].values, layers[number].dtype) for number in active}
+        self._finest = {number: _finest_width(layers[number], self._peaks[number], max_bits) for number in active}
+        # Bits of compensated layers by bin width: what was rounded to be measured need not be rounded to be counted.
+        self._counted: WeakKeyDictionary[Plan, dict[float, float]] = WeakKeyDictionary()
+
+    @property
+    def codable(self) -> list[int]:
+        """Numbers of the matrices, and of those vectors that may take less room coded than exact."""
+        return self.matrices + [number for number in self.vectors if self.exact_bits(number) > _ENTRY_BITS]
+
+    @property
+    def largest(self) -> int:
+        """Number of weights n* of the largest layer that the paper quantizes."""
+        return max(self.sizes[number] for number in self.matrices)
+
+    @property
+    def total(self) -> int:
+        """Number of weights in all layers that may be coded."""
+        return sum(self.sizes)
+
+    def expected_k(self, allocation: Allocation, distortion: float) -> float:
+        """The k of an allocation at which all matrices together are turned by `distortion`."""
+        norms, sizes = [self.norms[n] for n in self.matrices], [self.sizes[n] for n in self.matrices]
+        return expected_k(norms, sizes, distortion, [allocation.shapes[n] for n in self.matrices])
+
+    def norm_allocation(self, epsilon: float) -> Allocation:
+        """The paper's: s_ℓ = ‖w_ℓ‖ for every matrix."""
+        return Allocation("norm", {number: self.norms[number] for number in self.matrices}, epsilon)
+
+    def uniform_allocation(self) -> Allocation:
+        """The baseline of Fig. 4a: s_ℓ = max w_ℓ − min w_ℓ for every matrix, or |w_ℓ| if all its weights are equal."""
+        shapes = {}
+        for number in self.matrices:
+            low, high = quantizer.extremes(self.layers[number].values, self.layers[number].dtype)
+            shapes[number] = (high - low) or abs(high)
+        return Allocation("uniform", shapes)
+
+    def widths(self, allocation: Allocation, k: float) -> Widths:
+        """Bin width of every layer at k; any for one of zeros, None for one that stays exact."""
+        widths: Widths = [None] * len(self.layers)
+        for number in self.zeros:
+            widths[number] = 1.0
+        for number in allocation.shapes:
+            widths[number] = max(allocation.width(number, self.sizes[number], k), self._finest[number])
+        return widths
+
+    def finest_widths(self) -> Widths:
+        """The smallest bin width of every layer that may be coded; None for one that stays exact."""
+        return [self._finest.get(number) for number in range(len(self.layers))]
+
+    def worthwhile(self, widths: Widths) -> Widths:
+        """The same widths, with None for vectors that take no more room exact in the skeleton than coded."""
+        result = list(widths)
+        for number in self.vectors:
+            width = widths[number]
+            if width is not None and self.coded_bits(number, width) >= self.exact_bits(number):
+                result[number] = None
+        return result
+
+    def bits(self, widths: Widths, plans: Plans, pool: Executor) -> float:
+        """About the bits of the archive that depend on bin widths: of coded layers, and of those that stay exact."""
+
+        def of(number: int) -> float:
+            width = widths[number]
+            found = self.exact_bits(number) if width is None else self.coded_bits(number, width, plans.get(number))
+            self.release()
+            return found
+
+        return sum(self._mapped(of, range(len(widths)), pool))
+
+    def coded_bits(self, number: int, width: float, plan: Plan | None = None) -> float:
+        """About the bits of one layer in the archive at a bin width."""
+        layer, steps = self.layers[number], nearest_widths(plan, self.layers[number], width)
+        if steps is not None:
+            parts = (quantizer.quantize(layer.values[part], layer.dtype, _along(steps, part)) for part in _parts(layer))
+            histogram = Histogram.joined(map(Histogram.of, parts))
+            count = layer.shape[0] if len(layer.shape) > 1 else 1
+            rows = slice(None, None, _step(count, layer.size) if count > 1 else 1)
+            some = quantizer.quantize(layer.values[rows], layer.dtype, _along(steps, rows))
+            return self._bits_of(number, plan, histogram, some.reshape(-1, layer.size // count), count)
+        assert plan is not None
+        if width not in self._counted.get(plan, {}):
+            self.quantized(number, width, plan)
+        return self._counted[plan][width]
+
+    def _bits_of(
+        self, number: int, plan: Plan | None, histogram: Histogram, some: quantizer.Symbols, rows: int
+    ) -> float:
+        """Bits of a layer's symbols, of which some rows [..., columns] are given, out of as many as `rows`."""
+        codes = sum(_CODE_BITS * scale.values.size for scale in (plan.scales if plan is not None else ()))
+        size, lanes = self.sizes[number], plan is not None and plan.trellis
+        fits = histogram.symbols.size <= TABLE_SYMBOLS
+        bits = size * quantizer.entropy(histogram.counts)
+        if fits and "student" in self.without:
+            return bits + table_bits(histogram) + codes + _ENTRY_BITS
+        # Rows may be unlike the others: they tell what it saves to tell slices apart, not what these take.
+        those = entropy_of(some)
+        spread = bits * (spread_bits(some, rows, some.shape[-1], lanes) / those if those else 1.0)
+        return min(bits + table_bits(histogram) if fits else math.inf, spread + _STUDENT_BITS) + codes + _ENTRY_BITS
+
+    def exact_bits(self, number: int) -> float:
+        """About the bits of one layer that stays exact in the skeleton."""
+        return _DEFLATED * 8 * self.layers[number].values.nbytes
+
+    def buffers(self) -> list[quantizer.Array]:
+        """One array for each layer: room for `requantize`."""
+        return [np.empty_like(layer.values) for layer in self.layers]
+
+    def quantized(self, number: int, width: float, plan: Plan | None, shift: Shift | None = None) -> Quantized:
+        """The symbols of one layer at a bin width, with what is needed to restore them.
+
+        Args:
+            number: of the layer.
+            width: bin width Δ.
+            plan: how its errors are compensated; None: nearest rounding.
+            shift: what is added to the weights first; None: nothing.
+        """
+        layer = self.layers[number]
+        if plan is not None and nearest_widths(plan, layer, width) is None:
+            quantized, _ = plan.rounded(layer, width)
+            counted = self._counted.setdefault(plan, {})
+            if width not in counted:
+                symbols = quantized.symbols
+                view = plan.matrix.view(symbols.reshape(layer.shape))
+                some = view[:, :: _step(view.shape[1], layer.size)]
+                counted[width] = self._bits_of(number, plan, Histogram.of(symbols), some, view.shape[1])
+            return quantized
+        scales = () if plan is None else plan.scales
+        return quantizer.nearest(self.shifted(number, shift), layer.dtype, width, scales)
+
+    def shifted(self, number: int, shift: Shift | None) -> quantizer.Array:
+        """The original weights of one layer, or those with `shift` added, finite, in storage type."""
+        layer = self.layers[number]
+        return layer.values if shift is None else quantizer.added(layer.values, shift.reshape(layer.shape), layer.dtype)
+
+    def alone(self, number: int, width: float, plan: Plan | None) -> tuple[dict[int, quantizer.Array], float]:
+        """What the model holds otherwise than the original when one layer is quantized alone, and the error of it.
+
+        The error is that of the products where the layer has a plan, else ‖ŵ − w‖², in both cases / max |w|².
+        """
+        layer = self.layers[number]
+        width = max(width, self._finest[number])
+        steps = nearest_widths(plan, layer, width)
+        if steps is not None:  # without the symbols, which are as large as the layer
+            out = np.empty(layer.shape, layer.values.dtype)
+            quantizer.requantize(layer.values, layer.dtype, steps, out)
+            return {number: out}, quantizer.squared_error(layer.values, out, layer.dtype)
+        assert plan is not None
+        quantized, error = plan.rounded(layer, width)
+        changed = {number: quantized.restored(layer.dtype, layer.shape).reshape(layer.shape)}
+        if plan.bias is not None:
+            changed[plan.bias] = self.shifted(plan.bias, plan.shift(layer, changed[number]))
+        return changed, error
+
+    def curve(self, number: int, middle: float, plan: Plan | None) -> Curve:
+        """The rate–distortion curve of one layer around a bin width, in the units of error of `alone`."""
+        layer = self.layers[number]
+        if plan is None:
+            return curve(layer.values, layer.dtype, middle)
+        widths = middle * PLAN_STEPS
+        bits, errors = np.array([plan.sampled(layer, width) for width in widths]).T
+        self.release()
+        return Curve(widths, bits, np.maximum(errors, 1e-300)).interpolated()
+
+    def widened(self, number: int) -> quantizer.Array:
+        """The weights of one layer in a type that numpy computes with."""
+        layer = self.layers[number]
+        return quantizer.computable(layer.values, layer.dtype)
+
+    def peak(self, number: int) -> float:
+        """Largest magnitude max |w| of one layer that is finite and not all zero."""
+        return self._peaks[number]
+
+    def requantize(
+        self, widths: Widths, plans: Plans, out: Sequence[quantizer.Array], pool: Executor
+    ) -> list[quantizer.Array]:
+        """The restored weights ŵ of every layer: in `out`, from `buffers`, or the original where it stays exact.
+
+        Args:
+            widths: bin width of every layer; None: exact.
+            plans: how errors are compensated.
+            out: written to.
+            pool: its threads work at the same time.
+        """
+
+        def piece(number: int, steps: quantizer.Width, part: slice) -> None:
+            layer = self.layers[number]
+            quantizer.requantize(layer.values[part], layer.dtype, _along(steps, part), out[number][part])
+            self.release()
+
+        nearest = {
+            number: nearest_widths(plans.get(number), self.layers[number], width)
+            for number, width in enumerate(widths)
+            if width is not None
+        }
+        shifts = self._compensate(
+            widths, {number: plans[number] for number in plans if nearest.get(number) is None}, out, pool
+        )
+        jobs = [
+            (number, steps, part)
+            for number, steps in nearest.items()
+            if steps is not None and number not in shifts
+            for part in _parts(self.layers[number])
+        ]
+        list(pool.map(piece, *zip(*jobs, strict=True)))
+        for number, shift in shifts.items():
+            layer, width, values = self.layers[number], widths[number], self.shifted(number, shift)
+            if width is None:
+                out[number][...] = values
+            else:
+                quantizer.requantize(values, layer.dtype, width, out[number])
+        return [
+            layer.values if width is None and number not in shifts else out[number]
+            for number, (layer, width) in enumerate(zip(self.layers, widths, strict=True))
+        ]
+
+    def _compensate(
+        self, widths: Widths, plans: Plans, out: Sequence[quantizer.Array], pool: Executor
+    ) -> dict[int, Shift]:
+        """Write the restored weights of layers with plans into `out`; returns what their biases take over."""
+
+        def job(number: int) -> tuple[int, Shift] | None:
+            width, plan, layer = widths[number], plans[number], self.layers[number]
+            if width is None:
+                return None
+            restored = self.quantized(number, width, plan).restored(layer.dtype, layer.shape)
+            out[number][...] = restored.reshape(layer.shape)
+            del restored
+            found = None if plan.bias is None else (plan.bias, plan.shift(layer, out[number]))
+            self.release()
+            return found
+
+        return dict(found for found in self._mapped(job, plans, pool) if found is not None)
+
+    def _mapped(self, job: Callable[[int], Result], numbers: Iterable[int], pool: Executor) -> Iterator[Result]:
+        """What a job returns for each of some layers, the largest first: no thread is left with one in the end.
+
+        The largest take turns in one thread, as many as make up its share of the work: two at a time, each with several
+        arrays of its size, would be the most memory that all of compress takes.
+        """
+        ordered = sorted(numbers, key=lambda number: -self.sizes[number])
+        share = sum(self.sizes[number] for number in ordered) / self.threads
+        sums = itertools.accumulate(self.sizes[number] for number in ordered)
+        turns = max(sum(total <= share for total in sums), 1)
+        runs = [ordered[:turns], *([number] for number in ordered[turns:])]
+        return itertools.chain.from_iterable(pool.map(lambda run: [job(number) for number in run], runs))
+
+
+def _step(rows: int, size: int) -> int:
+    """Of so many rows, of a layer of `size` weights, one stands for all."""
+    return max(1, rows // _ROWS, size // _COUNTED)
+
+
+def is_matrix(layer: Layer, min_size: int | None) -> bool:
+    """Whether the paper quantizes a layer: weights of two axes or more, and not tiny."""
+    return len(layer.shape) >= 2 and layer.size >= (DEFAULT_MIN_SIZE if min_size is None else min_size)
+
+
+def _parts(layer: Layer) -> Iterator[slice]:
+    """Parts of a layer along its first axis, each of about as many weights as a thread quantizes at a time."""
+    rows = layer.shape[0]
+    step = max(1, _PIECE * rows // layer.size)
+    return (slice(begin, begin + step) for begin in range(0, rows, step))
+
+
+def _along(steps: quantizer.Width, part: slice) -> quantizer.Width:
+    """The bin widths of a part of a layer."""
+    return steps[part] if isinstance(steps, np.ndarray) and len(steps) > 1 else steps
+
+
+def _finest_width(layer: Layer, peak: float, max_bits: int | None) -> float:
+    """The smallest bin width that a layer may have: symbols stay exact in any arithmetic, and within `max_bits`."""
+    finest = peak / quantizer.SYMBOL_MAX
+    if max_bits is None:
+        return finest
+    low, high = quantizer.extremes(layer.values, layer.dtype)
+    # The remark in 4.1 of the paper, a hair wider: ties at both ends would make one level more.
+    return max(finest, (high - low) / float(2**max_bits - 1) * (1 + 1e-9))

@@ -1,0 +1,147 @@
+"""Rows of weights → symbols, blocks of rows one after another: errors of each are pushed onto those after it.
+
+A block follows the one before it one panel of columns behind, so that many are rounded side by side: of what the block
+before it is off, the columns of a panel need that in the same columns alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from riq_cli import trellis
+from riq_cli.quantize.columns import round_alone, round_columns
+from riq_cli.quantize.factor import Factor, Floats, Integers
+from riq_cli.trellis import Ways
+
+_PANELS = 16  # about, into which columns are cut
+_PANEL_MIN, _PANEL_MAX = 8, 64  # columns
+_WAYS_MIN = 32  # … of a panel along a trellis: at its end a way is settled on, which costs a part of what it saves
+
+
+class _Panel(NamedTuple):
+    """Columns `begin` up to `end`, of a factor if there is one.
+
+    Once they are rounded, errors of those from `since` on are pushed onto those up to `until`: the later, the more
+    panels go at a time, so that every two are met once.
+    """
+
+    factor: int | None
+    begin: int
+    end: int
+    since: int
+    until: int
+
+    @property
+    def columns(self) -> slice:
+        """Its own."""
+        return slice(self.begin, self.end)
+
+
+class Waves:
+    """Blocks of rows of one group while they are rounded.
+
+    Blocks of several spreads that are alike are one block each here: its rows are the `lanes` of all.
+    """
+
+    def __init__(
+        self,
+        goal: Floats,
+        bins: Callable[[int, slice], Floats],
+        shares: Sequence[Floats],
+        factors: Sequence[Factor],
+        uppers: Sequence[Floats],
+        ways: Ways | None,
+    ) -> None:
+        """Nothing is rounded yet.
+
+        Args:
+            goal: the weights, f32[K, spreads, blocks, length]; used up.
+            bins: gives the bin widths of some columns of a block, f32[columns, spreads · length]: those of all weights
+                would take as much memory as these.
+            shares: what part of the errors of each block later rows take over, f32[spreads, length, rows after it].
+            factors: of all columns, in order; none: their errors do not spread.
+            uppers: U of each, f32[columns, columns].
+            ways: through the lanes of every block, or None.
+        """
+        size, spreads, blocks, length = goal.shape
+        self._goal, self._shares, self._ways = goal, shares, ways
+        self._bins_of = bins
+        self._bins: dict[int, Floats] = {}  # of the panels of this wave, by block
+        self._factors, self._uppers = factors, uppers
+        shape = blocks, size, spreads * length
+        self._pushed = np.zeros(shape, np.float32)  # what earlier columns are off
+        self.symbols: Integers = np.empty(shape, np.int32)
+        self.errors: Floats = np.empty(shape, np.float32)
+
+    def run(self) -> None:
+        """Write symbols i32[blocks, K, lanes], or levels, and scaled errors f32[blocks, K, lanes]; the rest goes."""
+        blocks, size, _ = self.symbols.shape
+        panels = self._panels(size)
+        for step in range(len(panels) + blocks - 1):
+            wave = [(block, panels[step - block]) for block in range(blocks) if 0 <= step - block < len(panels)]
+            self._bins = {block: self._bins_of(block, panel.columns) for block, panel in wave}
+            for extent in {panel.end - panel.begin for _, panel in wave}:
+                self._round([(block, panel) for block, panel in wave if panel.end - panel.begin == extent])
+            for block, panel in wave:
+                self._push_columns(block, panel)
+                if block + 1 < blocks:
+                    self._push_rows(block, panel.columns)
+        del self._goal, self._pushed  # what comes next takes memory of its own
+
+    def _panels(self, size: int) -> list[_Panel]:
+        """Runs of columns one after the other."""
+        extent = min(max(size // _PANELS, _PANEL_MIN if self._ways is None else _WAYS_MIN), _PANEL_MAX)
+        bounds: list[tuple[int | None, int, int]] = [(n, item.begin, item.end) for n, item in enumerate(self._factors)]
+        found = []
+        for factor, begin, end in bounds or [(None, 0, size)]:
+            for number, first in enumerate(range(begin, end, extent), start=1):
+                last, together = min(first + extent, end), extent * (number & -number)
+                until = last if factor is None else min(last + together, end)
+                found.append(_Panel(factor, first, last, first + extent - together, until))
+        return found
+
+    def _round(self, wave: Sequence[tuple[int, _Panel]]) -> None:
+        """Round a panel of each of some blocks, panels of the same length, side by side."""
+        parts = [(block, panel.columns) for block, panel in wave]
+        lanes = self.symbols.shape[2]
+        wanted = [self._goal[part, :, block].reshape(-1, lanes) - self._pushed[block, part] for block, part in parts]
+        weights, widths = np.stack(wanted), np.stack([self._bins[block] for block, _ in parts])
+        found, missing = np.empty(weights.shape, np.int32), np.empty_like(weights)
+        blocks = [block for block, _ in wave]
+        ways = None if self._ways is None else self._ways.of(blocks)
+        if self._factors:
+            upper = np.stack([self._upper(panel, panel.columns, panel.columns) for _, panel in wave])
+            round_columns(weights, widths, upper, found, missing, ways)
+        else:
+            round_alone(weights, widths, found, missing, ways)
+        if self._ways is not None and ways is not None:
+            self._ways.put(blocks, ways)
+        for number, (block, part) in enumerate(parts):
+            self.symbols[block, part], self.errors[block, part] = found[number], missing[number]
+
+    def _push_columns(self, block: int, panel: _Panel) -> None:
+        """Push what columns of a block are off onto later columns of it."""
+        if panel.until > panel.end:
+            since, until = slice(panel.since, panel.end), slice(panel.end, panel.until)
+            self._pushed[block, until] += self._upper(panel, since, until).T @ self.errors[block, since]
+
+    def _push_rows(self, block: int, columns: slice) -> None:
+        """Push what some columns of a block are off onto those of later blocks."""
+        restored = np.multiply(self.symbols[block, columns], self._bins[block], dtype=np.float32)
+        if self._ways is not None:
+            restored /= trellis.PARTS
+        goal = self._goal[columns]
+        residual = goal[:, :, block] - restored.reshape(goal[:, :, block].shape)
+        moved = (residual.swapaxes(0, 1) @ self._shares[block]).swapaxes(0, 1)
+        goal[:, :, block + 1 :] -= moved.reshape(goal[:, :, block + 1 :].shape)
+
+    def _upper(self, panel: _Panel, rows: slice, columns: slice) -> Floats:
+        """A part of U of the factor that a panel is of."""
+        assert panel.factor is not None
+        first = self._factors[panel.factor].begin
+        return self._uppers[panel.factor][
+            rows.start - first : rows.stop - first, columns.start - first : columns.stop - first
+        ]

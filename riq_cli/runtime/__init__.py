@@ -1,0 +1,23 @@
+"""Weights → deviation: runs the model in onnxruntime and compares its outputs, eq. (1), or shows its inner tensors."""
+
+from riq_cli.runtime.deviation import Array, Deviation, TensorDeviation, cosine_distance, sample_deviations, short
+from riq_cli.runtime.evaluator import Evaluator, LoadedModel
+from riq_cli.runtime.observer import Observer
+from riq_cli.runtime.prober import Prober
+from riq_cli.runtime.sessions import DEFAULT_PROVIDER, Runtime, available_threads
+
+__all__ = [
+    "DEFAULT_PROVIDER",
+    "Array",
+    "Deviation",
+    "Evaluator",
+    "LoadedModel",
+    "Observer",
+    "Prober",
+    "Runtime",
+    "TensorDeviation",
+    "available_threads",
+    "cosine_distance",
+    "sample_deviations",
+    "short",
+]

@@ -1,0 +1,264 @@
+"""Weights → deviation: runs the model in onnxruntime and compares its outputs with the original's."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from riq_cli.errors import CalibrationError, ModelError, RiqError, SettingsError
+from riq_cli.model import SessionForm, measurable, own_form, probe_form
+from riq_cli.runtime.deviation import NOTHING_TO_MEASURE, Array, Deviation, compared, has_direction, sample_values
+from riq_cli.runtime.sessions import DEFAULT_RUNTIME, LARGE, Runtime, explained, nbytes, runner, start
+from riq_cli.text import counted
+
+_NAMED = 5  # samples, or tensors, in a message
+
+
+class Evaluator:
+    """Runs candidates for a model's weights on the same samples and compares them with the original outputs."""
+
+    def __init__(
+        self,
+        form: SessionForm,
+        weights: Sequence[Array],
+        samples: Sequence[tuple[Mapping[str, Array], int]],
+        runtime: Runtime = DEFAULT_RUNTIME,
+        strict: bool = False,
+        lean: bool = False,
+        needed: bool = True,
+    ) -> None:
+        """Run the original model once and keep its outputs.
+
+        What is `measured` are the float tensors at which the deviation is defined for any sample; see `has_direction`.
+
+        Args:
+            form: the model with its layers as initializers from outside.
+            weights: the original data of each layer, in storage type.
+            samples: feeds and the number of rows in each.
+            runtime: how onnxruntime runs it.
+            strict: refuse tensors that cannot be measured, instead of leaving them out.
+            lean: where the weights are many, and onnxruntime can, run `form` with its layers as inputs: that takes no
+                copies of them, and other kernels, whose outputs differ in the last digits.
+            needed: a deviation has to be measured; if not, `measured` may be empty.
+
+        Raises:
+            ModelError: onnxruntime cannot run the model.
+            SettingsError: an unknown provider, or no tensor that can be measured.
+            CalibrationError: the deviation is undefined for all samples at those tensors.
+        """
+        runtime.check()
+        self._samples = samples
+        self._runtime = runtime
+        self._form = form
+        self._lean: SessionForm | None = None  # what is run in its place
+        outputs: list[list[Array]] = []
+        if lean and nbytes(weights) > LARGE:
+            with contextlib.suppress(ModelError):  # then it is run as it is
+                fed = probe_form(form)
+                outputs = list(self._run(fed, weights, form.measured, range(len(samples))))
+                self._lean = fed
+        outputs = outputs or list(self._run(form, weights, form.measured, range(len(samples))))
+        self.measured, self._undefined_tensors = self._sorted(outputs, strict, needed)
+        # Copies: what a session gives out lies in its own memory, all of which it would keep.
+        self._reference = [
+            [output.copy() for name, output in zip(form.measured, run, strict=True) if name in self.measured]
+            for run in outputs
+        ]
+
+    def _sorted(self, runs: Sequence[Sequence[Array]], strict: bool, needed: bool) -> tuple[list[str], list[str]]:
+        """Names of the tensors at which the deviation is defined, and of other float ones that have elements."""
+        defined, undefined, empty = [], [], []
+        for name, values in zip(self._form.measured, zip(*runs, strict=True), strict=True):
+            if not all(_is_float(value) for value in values):
+                refusal: RiqError = SettingsError(f"tensor {name!r} is not float; its deviation cannot be measured")
+            elif not any(value.size for value in values):
+                empty.append(name)
+                refusal = SettingsError(f"tensor {name!r} has no elements; its deviation cannot be measured")
+            elif not any(has_direction(value) for value in values):
+                undefined.append(name)
+                refusal = CalibrationError(f"tensor {name!r}: {NOTHING_TO_MEASURE}")
+            else:
+                defined.append(name)
+                continue
+            if strict:
+                raise refusal
+        if needed and not defined:
+            raise CalibrationError(NOTHING_TO_MEASURE) if undefined or empty else self._nothing_to_measure()
+        return defined, undefined
+
+    def _nothing_to_measure(self) -> SettingsError:
+        """The error that no output is float: what the outputs are, and what could be measured in their place."""
+        outputs, inner = measurable(self._form, _NAMED)
+        kinds = ", ".join(f"{name} {kind}" for name, kind in outputs.items())
+        advice = f"measure an inner tensor with --output, such as {', '.join(inner)}, or " if inner else ""
+        return SettingsError(
+            f"the model has no float output to measure: its outputs are {kinds}; {advice}keep a score of your own with "
+            "--metric, without --deviation"
+        )
+
+    @property
+    def defined(self) -> list[list[bool]]:
+        """For each row of every run, whether its deviation is defined at any tensor that is measured."""
+        if not self.measured:
+            return [[True] * rows for _, rows in self._samples]
+        return [
+            [any(row) for row in zip(*(_rows_with_direction(value, rows) for value in values), strict=True)]
+            for values, (_, rows) in zip(self._reference, self._samples, strict=True)
+        ]
+
+    def warn_of_undefined(self, warn: Callable[[str], None]) -> None:
+        """Warn of tensors and samples at which the deviation is undefined, if there are any."""
+        for name in self._undefined_tensors:
+            warn(f"tensor {name!r} left out: it is NaN, infinite or all zero on all samples")
+        defined = list(itertools.chain.from_iterable(self.defined))
+        numbers = [str(number) for number, is_defined in enumerate(defined, 1) if not is_defined]
+        if not numbers:
+            return
+        some = ", ".join(numbers if len(numbers) <= _NAMED + 1 else [*numbers[:_NAMED], "…"])
+        warn(
+            f"{counted(len(numbers), 'sample')} of {len(defined)} ({some}) left out: the model's outputs there are "
+            "NaN, infinite, all zero or empty"
+        )
+
+    def on(self, numbers: Sequence[int]) -> Evaluator:
+        """The same on some of the samples, by their numbers."""
+        found = copy.copy(self)
+        found._samples = [self._samples[number] for number in numbers]
+        found._reference = [self._reference[number] for number in numbers]
+        return found
+
+    @property
+    def is_lean(self) -> bool:
+        """Whether its form is run with layers as inputs."""
+        return self._lean is not None
+
+    def deviation(self, form: SessionForm, weights: Sequence[Array], among: Sequence[int] | None = None) -> Deviation:
+        """How far the outputs move when the layers hold other weights.
+
+        Args:
+            form: the model, hoisted or not.
+            weights: data of each layer, in storage type.
+            among: numbers of the samples to run; None for all.
+        """
+        numbers = range(len(self._samples)) if among is None else among
+        references = [self._reference[number] for number in numbers]
+        rows = [self._samples[number][1] for number in numbers]
+        return compared(self.measured, references, self._run(form, weights, self.measured, numbers), rows)
+
+    def failure(self, among: Sequence[int] | None = None) -> Deviation:
+        """The deviation of weights with which the model cannot be run: infinite at every tensor and sample.
+
+        Args:
+            among: numbers of the samples; None for all.
+        """
+        numbers = range(len(self._samples)) if among is None else among
+        runs = [((math.inf,) * self._samples[number][1],) * len(self.measured) for number in numbers]
+        return Deviation(tuple(self.measured), tuple(runs))
+
+    def loaded(self, form: SessionForm, weights: Sequence[Array], among: Sequence[int] | None = None) -> LoadedModel:
+        """The model with other weights, on all samples or on those of some numbers."""
+        numbers = range(len(self._samples)) if among is None else among
+        return LoadedModel(form, weights, self.measured, self._samples, numbers, self._runtime)
+
+    def likeness(self) -> NDArray[np.float64]:
+        """How alike the original outputs of every two samples are, f64[samples, samples], 1 for equal ones.
+
+        Cosines at the last measured tensor; where shapes differ, of means over all axes but the last.
+        """
+        outputs = [np.nan_to_num(run[-1].astype(np.float64), posinf=0.0, neginf=0.0) for run in self._reference]
+        if len({output.shape for output in outputs}) > 1:
+            outputs = [_last_axis_mean(output) for output in outputs]
+        if len({output.shape for output in outputs}) > 1:
+            return np.eye(len(outputs))
+        rows = np.stack([output.reshape(-1) for output in outputs])
+        rows /= np.maximum(np.max(np.abs(rows), axis=1, keepdims=True), 1e-300)
+        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
+        result: NDArray[np.float64] = rows @ rows.T
+        return result
+
+    def _run(
+        self, form: SessionForm, weights: Sequence[Array], names: Sequence[str], numbers: Sequence[int]
+    ) -> Iterator[list[Array]]:
+        if self._lean is not None and form is self._form:
+            form = self._lean
+        with explained():
+            run = runner(form, weights, self._runtime)
+            for number in numbers:
+                yield run(names, self._samples[number][0])[: len(names)]  # of no names, onnxruntime gives all
+
+
+class LoadedModel:
+    """A model with certain weights, and samples to run it on."""
+
+    def __init__(
+        self,
+        form: SessionForm,
+        weights: Sequence[Array],
+        tensors: Sequence[str],
+        feeds: Sequence[tuple[Mapping[str, Array], int]],
+        samples: Sequence[int],
+        runtime: Runtime = DEFAULT_RUNTIME,
+    ) -> None:
+        """Keep what is run; nothing runs yet.
+
+        Args:
+            form: the model with its layers as initializers from outside.
+            weights: data of each layer, in storage type.
+            tensors: names that `outputs` may be asked for, among those that the form measures.
+            feeds: all samples, and the number of rows in each.
+            samples: numbers of those to run.
+            runtime: how onnxruntime runs it.
+        """
+        self._form, self._weights, self._feeds = form, weights, feeds
+        self._runtime = runtime
+        self.tensors, self.samples = tuple(tensors), tuple(samples)
+
+    @property
+    def rows(self) -> list[int]:
+        """Rows of the batch in each of `samples`."""
+        return [self._feeds[number][1] for number in self.samples]
+
+    def outputs(self, tensor: str) -> Iterator[Array]:
+        """The value of a tensor in each of `samples`, one run after the other.
+
+        Raises:
+            ModelError: onnxruntime cannot run the model.
+        """
+        with explained():
+            run = runner(self._form, self._weights, self._runtime)
+        for number in self.samples:
+            with explained():
+                value = run([tensor], self._feeds[number][0])[0]
+            yield value
+
+    def session(self) -> onnxruntime.InferenceSession:
+        """A session with the model's own inputs and outputs.
+
+        Raises:
+            ModelError: onnxruntime cannot run the model.
+        """
+        with explained():
+            return start(own_form(self._form), self._weights, self._runtime)
+
+
+def _is_float(value: object) -> bool:
+    return isinstance(value, np.ndarray) and (value.dtype.kind == "f" or value.dtype.name == "bfloat16")
+
+
+def _last_axis_mean(value: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean over all axes but the last; zeros of no elements."""
+    width = value.shape[-1] if value.ndim else 1
+    return value.reshape(-1, width).mean(axis=0) if value.size else np.zeros(width)
+
+
+def _rows_with_direction(value: Array, rows: int) -> list[bool]:
+    """Whether a value has a direction, for each row of its run."""
+    found = [has_direction(part) for part in sample_values(value, rows)]
+    return found if len(found) == rows else found * rows

@@ -1,0 +1,99 @@
+"""Samples → what a model's inner tensors hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from riq_cli.model import SessionForm, observed_form, probe_form
+from riq_cli.runtime.deviation import Array
+from riq_cli.runtime.sessions import DEFAULT_RUNTIME, Runtime, explained, runner
+
+_OBSERVED = 1 << 25  # bytes of inner tensors that are held at the same time
+_OBSERVED_FIRST = 4  # tensors that are looked at before it is known how large they are
+_OBSERVED_GROWTH = 8
+_TEXT = np.dtype(object)  # of strings, and of what is no array
+
+
+class Observer:
+    """Runs the original model and shows what its inner tensors hold."""
+
+    def __init__(
+        self,
+        form: SessionForm,
+        weights: Sequence[Array],
+        samples: Sequence[tuple[Mapping[str, Array], int]],
+        runtime: Runtime = DEFAULT_RUNTIME,
+        lean: bool = False,
+    ) -> None:
+        """Keep what is run; nothing runs yet.
+
+        Args:
+            form: a hoisted form of the model.
+            weights: the original data of each layer, in storage type.
+            samples: feeds and the number of rows in each.
+            runtime: how onnxruntime runs it.
+            lean: run the form with its layers as inputs, see `Evaluator`.
+        """
+        self._form, self._weights, self._samples = form, weights, samples
+        self._runtime, self.is_lean = runtime, lean
+
+    def activations(self, tensors: Sequence[str], budget: int = _OBSERVED) -> Iterator[tuple[str, int, Array]]:
+        """Name, number of the sample and value of every tensor in every sample.
+
+        The model runs once for as many tensors as fit into `budget` bytes, judged by those before them.
+
+        Args:
+            tensors: names in the form's main graph; those computed one after the other are best named so.
+            budget: bytes of the values of one sample that are held at the same time, about.
+
+        Raises:
+            ModelError: onnxruntime cannot run the model.
+        """
+        begin, count = 0, _OBSERVED_FIRST
+        while begin < len(tensors):
+            names = list(tensors[begin : begin + count])
+            largest = 1
+            run = self._runner(names)
+            for number in range(len(self._samples)):
+                values = run(number)
+                largest = max(largest, sum(getattr(value, "nbytes", 0) for value in values))
+                while values:
+                    yield names[-len(values)], number, values.pop(0)
+            begin += len(names)
+            count = max(1, min(_OBSERVED_GROWTH * len(names), budget * len(names) // largest))
+
+    def runner(self, tensors: Sequence[str]) -> Callable[[int], dict[str, Array]]:
+        """What gives the values of some tensors in the sample of a number, all at once.
+
+        Args:
+            tensors: names in the form's main graph.
+
+        Raises:
+            ModelError: onnxruntime cannot run the model.
+        """
+        names = list(tensors)
+        run = self._runner(names)
+        return lambda number: dict(zip(names, run(number), strict=True))
+
+    def sizes(self, tensors: Sequence[str]) -> dict[str, int]:
+        """Bytes of some tensors in the sample of the largest feed, looked at a few at a time.
+
+        Those that are no arrays of numbers are left out.
+        """
+        largest = max(self._samples, key=lambda sample: sum(array.nbytes for array in sample[0].values()))
+        alone = Observer(self._form, self._weights, [largest], self._runtime, self.is_lean)
+        values = alone.activations(tensors)
+        return {name: value.nbytes for name, _, value in values if getattr(value, "dtype", _TEXT).kind in "fiub"}
+
+    def _runner(self, names: list[str]) -> Callable[[int], list[Array]]:
+        form = observed_form(self._form, names)
+        with explained():
+            run = runner(probe_form(form) if self.is_lean else form, self._weights, self._runtime, patient=True)
+
+        def values(number: int) -> list[Array]:
+            with explained():
+                return run(names, self._samples[number][0])
+
+        return values

@@ -1,0 +1,1 @@
+"""What samples tell of a layer: second moments of its inputs and of the gradients at its outputs."""
