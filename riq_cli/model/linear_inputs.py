@@ -43,28 +43,28 @@ class LinearInput(abc.ABC):
         return np.arange(available) if limit is None or available <= limit else _spread(available, limit, random)
 
     def rows_at(self, activation: Array, chosen: Positions) -> Array:
-        """The rows at some positions, [groups, len(chosen), columns] in float32 or float64."""
-        rows = self._take(activation, chosen)
+        """The rows at some positions in order, [groups, len(chosen), columns] in float32 or float64."""
+        rows = self._take(activation, np.unravel_index(chosen, self._grid(activation.shape)))
         return rows if rows.dtype == np.float64 else rows.astype(np.float32, copy=False)
-
-    def pieces(self, activation: Array, count: int) -> Iterator[Array]:
-        """All rows in order, [groups, m, columns], `count` at a time."""
-        available = self.positions(activation.shape)
-        for begin in range(0, available, count):
-            rows = self._take(activation, np.arange(begin, min(begin + count, available)))
-            yield rows.astype(np.float32, copy=False)
 
     def products(self, activation: Array, matrices: Array, count: int) -> Iterator[Array]:
         """What matrices f32[groups, columns, n] make of all rows in order, [groups, m, n], `count` rows at a time."""
-        return (rows @ matrices for rows in self.pieces(activation, count))
+        available = self.positions(activation.shape)
+        for begin in range(0, available, count):
+            rows = self.rows_at(activation, np.arange(begin, min(begin + count, available)))
+            yield rows.astype(np.float32, copy=False) @ matrices
 
-    @abc.abstractmethod
     def positions(self, shape: Sequence[int]) -> int:
         """Number of rows that an activation of a shape has."""
+        return math.prod(self._grid(shape))
 
     @abc.abstractmethod
-    def _take(self, activation: Array, chosen: Positions) -> Array:
-        """The rows at some positions, [groups, len(chosen), columns]."""
+    def _grid(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Lengths of the axes along which the rows of an activation of a shape lie."""
+
+    @abc.abstractmethod
+    def _take(self, activation: Array, places: tuple[Positions, ...]) -> Array:
+        """The rows at some places, given along each axis of the grid, [groups, places, columns]."""
 
 
 @dataclass(frozen=True)
@@ -79,20 +79,14 @@ class ProductInput(LinearInput):
     batch: tuple[int, ...] = ()
     scale: float = 1.0
 
-    def positions(self, shape: Sequence[int]) -> int:
-        """Number of rows that an activation of a shape has."""
-        return math.prod(self._operand(np.broadcast_to(np.float32(), shape))[1])
+    def _grid(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return turned_operand(np.broadcast_to(np.float32(), shape), self.transposed, self.batch)[1]
 
-    def _take(self, activation: Array, chosen: Positions) -> Array:
-        operand, spread = self._operand(activation)
-        groups = operand.ndim - 1 - len(spread)
-        rows = operand[(slice(None),) * groups + np.unravel_index(chosen, spread)]
-        rows = rows.reshape(-1, len(chosen), operand.shape[-1])
+    def _take(self, activation: Array, places: tuple[Positions, ...]) -> Array:
+        operand, _ = turned_operand(activation, self.transposed, self.batch)
+        index: tuple[Any, ...] = (..., *places, slice(None))
+        rows: Array = operand[index].reshape(-1, len(places[0]), operand.shape[-1])
         return rows if self.scale == 1 else rows.astype(np.result_type(rows, np.float32)) * self.scale
-
-    def _operand(self, activation: Array) -> tuple[Array, tuple[int, ...]]:
-        """The operand with axes groups, positions, column; and the lengths of the axes of positions."""
-        return turned_operand(activation, self.transposed, self.batch)
 
 
 @dataclass(frozen=True)
@@ -109,22 +103,21 @@ class WindowInput(LinearInput, abc.ABC):
     auto_pad: str
     groups: int
 
-    def positions(self, shape: Sequence[int]) -> int:
-        """Number of rows that an activation of a shape has."""
-        return int(shape[0]) * math.prod(out for out, _ in self._layout(shape[2:]))
+    def _grid(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return (shape[0], *(out for out, _ in self._layout(shape[2:])))
 
-    def _take(self, activation: Array, chosen: Positions) -> Array:
+    def _take(self, activation: Array, places: tuple[Positions, ...]) -> Array:
         batch, channels, *sizes = activation.shape
+        sample, *windows = places
         layout = self._layout(sizes)
-        sample, *places = np.unravel_index(chosen, (batch, *(out for out, _ in layout)))
-        source = np.zeros((1, len(chosen)), np.int64)  # place of every tap at every position, all axes as one
+        source = np.zeros((1, len(sample)), np.int64)  # place of every tap at every position, all axes as one
         inside = np.ones(source.shape, bool)
         for axis, size in enumerate(sizes):
             taps = np.arange(self.kernel[axis])[:, None]
-            index, exists = self._source(axis, places[axis], layout[axis][1], taps)
+            index, exists = self._source(axis, windows[axis], layout[axis][1], taps)
             exists &= (index >= 0) & (index < size)
-            source = (source[:, None] * size + np.clip(index, 0, size - 1)).reshape(-1, len(chosen))
-            inside = (inside[:, None] & exists).reshape(-1, len(chosen))
+            source = (source[:, None] * size + np.clip(index, 0, size - 1)).reshape(-1, len(sample))
+            inside = (inside[:, None] & exists).reshape(-1, len(sample))
         flat = activation.reshape(batch, channels, math.prod(sizes))
         bounds = np.searchsorted(sample, np.arange(batch + 1))  # positions are in order, so those of a sample are too
         parts = [
@@ -136,7 +129,7 @@ class WindowInput(LinearInput, abc.ABC):
         if not inside.all():
             np.copyto(rows, 0, where=~inside)
         # Columns lie before positions in memory, as the activation has them: turning them would take longer than this.
-        return rows.reshape(self.groups, -1, len(chosen)).swapaxes(1, 2)
+        return rows.reshape(self.groups, -1, len(sample)).swapaxes(1, 2)
 
     @abc.abstractmethod
     def _layout(self, sizes: Sequence[int]) -> list[tuple[int, int]]:
@@ -151,6 +144,10 @@ class WindowInput(LinearInput, abc.ABC):
     def _reach(self, axis: int) -> int:
         return (self.kernel[axis] - 1) * self.dilations[axis] + 1
 
+    def _before(self, total: int) -> int:
+        """How much of a pad that `auto_pad` asks for lies before the first window."""
+        return total // 2 if self.auto_pad == "SAME_UPPER" else total - total // 2
+
 
 @dataclass(frozen=True)
 class ConvolutionInput(WindowInput):
@@ -163,7 +160,7 @@ class ConvolutionInput(WindowInput):
             before, total = self.pads[axis], self.pads[axis] + self.pads[axis + len(sizes)]
             if self.auto_pad.startswith("SAME"):
                 total = max(0, (-(-size // stride) - 1) * stride + reach - size)
-                before = total // 2 if self.auto_pad == "SAME_UPPER" else total - total // 2
+                before = self._before(total)
             result.append((max(0, (size + total - reach) // stride + 1), before))
         return result
 
@@ -192,8 +189,7 @@ class TransposedConvolutionInput(WindowInput):
             before, out = self.pads[axis], full - self.pads[axis] - self.pads[axis + len(sizes)]
             if self.output_shape or self.auto_pad.startswith("SAME"):
                 out = self.output_shape[axis] if self.output_shape else size * stride
-                total = max(0, full - out)
-                before = total // 2 if self.auto_pad == "SAME_UPPER" else total - total // 2
+                before = self._before(max(0, full - out))
             result.append((out, before))
         return result
 
@@ -210,12 +206,11 @@ class SequenceInput(LinearInput):
 
     directions: int
 
-    def positions(self, shape: Sequence[int]) -> int:
-        """Number of rows that an activation of a shape has."""
-        return math.prod(shape[:2])
+    def _grid(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return tuple(shape[:2])
 
-    def _take(self, activation: Array, chosen: Positions) -> Array:
-        rows = activation[np.unravel_index(chosen, activation.shape[:2])]
+    def _take(self, activation: Array, places: tuple[Positions, ...]) -> Array:
+        rows = activation[places]
         return np.broadcast_to(rows, (self.directions, *rows.shape))
 
 
@@ -230,16 +225,15 @@ class StateInput(LinearInput):
     backward: tuple[bool, ...]
     initial: bool
 
-    def positions(self, shape: Sequence[int]) -> int:
-        """Number of rows that an activation of a shape has."""
-        return int(shape[0] - self.initial) * int(shape[2])
+    def _grid(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return shape[0] - self.initial, shape[2]
 
-    def _take(self, activation: Array, chosen: Positions) -> Array:
-        steps = activation.shape[0] - self.initial
-        step, sample = np.unravel_index(chosen, (steps, activation.shape[2]))
-        rows = np.empty((len(self.backward), len(chosen), activation.shape[3]), activation.dtype)
+    def _take(self, activation: Array, places: tuple[Positions, ...]) -> Array:
+        step, sample = places
+        last = activation.shape[0] - self.initial - 1
+        rows = np.empty((len(self.backward), len(step), activation.shape[3]), activation.dtype)
         for direction, backward in enumerate(self.backward):
-            first = step == (steps - 1 if backward else 0)
+            first = step == (last if backward else 0)
             before = step + (1 if backward else -1) + self.initial
             rows[direction] = activation[np.where(first, 0, before), direction, sample]
             if not self.initial:
@@ -261,13 +255,13 @@ class LookupInput(LinearInput):
         indices = activation.reshape(-1) % matrices.shape[1]
         return (matrices[:, indices[first : first + count]] for first in range(0, indices.size, count))
 
-    def positions(self, shape: Sequence[int]) -> int:
-        """Number of rows that an activation of a shape has."""
-        return math.prod(shape)
+    def _grid(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return (math.prod(shape),)
 
-    def _take(self, activation: Array, chosen: Positions) -> Array:
-        rows = np.zeros((1, len(chosen), self.columns), np.float32)
-        rows[0, np.arange(len(chosen)), activation.reshape(-1)[chosen]] = 1
+    def _take(self, activation: Array, places: tuple[Positions, ...]) -> Array:
+        indices = activation.reshape(-1)[places]
+        rows = np.zeros((1, len(indices), self.columns), np.float32)
+        rows[0, np.arange(len(indices)), indices] = 1
         return rows
 
 
