@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="noth
 
 def mapped(path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
     with monkeypatch.context() as patch:
-        patch.setattr("riq_cli.model.own_data._LARGE", 0)
+        patch.setattr("riq_cli.model.data_files._LARGE", 0)
         return Model.load(path)
 
 

@@ -7,9 +7,8 @@ from riq_cli.model.linear_inputs import LinearInput
 from riq_cli.model.linear_outputs import GateOutput, LinearOutput
 from riq_cli.model.matrix import Matrix
 from riq_cli.model.model import Model, Source
-from riq_cli.model.offset_form import offset_form
 from riq_cli.model.operations import Operation, operations
-from riq_cli.model.probe_form import probe_form
+from riq_cli.model.probe_form import offset_form, probe_form
 from riq_cli.model.session_form import SessionForm, measurable, observed_form, own_form
 from riq_cli.model.tensors import read_tensor_file
 

@@ -20,21 +20,13 @@ from riq_cli import limits
 from riq_cli.errors import CorruptArchive, LimitExceeded, ModelError
 from riq_cli.files import atomic_write
 from riq_cli.kinds import HEAD, instead
-from riq_cli.model.external_data import ExternalData
+from riq_cli.model.data_files import DataFiles
 from riq_cli.model.functions import callees_first, function_calls
 from riq_cli.model.inputs import ModelInput, model_inputs
 from riq_cli.model.layer import Layer, is_quantizing
-from riq_cli.model.own_data import OwnData
 from riq_cli.model.places import Place, check_names, constant_places, find_tensor, scopes, tensors
 from riq_cli.model.session_form import SessionForm, session_form
-from riq_cli.model.tensors import (
-    FLOAT_TYPES,
-    ONNX_TYPES,
-    Array,
-    clear_data,
-    float_array,
-    has_data,
-)
+from riq_cli.model.tensors import FLOAT_TYPES, ONNX_TYPES, Array, clear_data, float_array, has_data
 from riq_cli.model.two_files import data_files_of, save_in_two_files
 from riq_cli.model.uses import Uses
 from riq_cli.model.wire import MOST_PER_BYTE, parsed_size, with_raw_data
@@ -61,8 +53,7 @@ class Model:
         layers: Sequence[Layer],
         source: Source | None = None,
         typed: Mapping[str, bytes] | None = None,
-        external: ExternalData | None = None,
-        own: OwnData | None = None,
+        files: DataFiles | None = None,
     ) -> None:
         """Put together what `load` took apart; the skeleton's layers hold no data.
 
@@ -72,15 +63,13 @@ class Model:
             source: what it was loaded from.
             typed: by place, the messages of tensors whose data was in typed fields (`float_data`) instead of bytes:
                 `select` puts them back as they were.
-            external: the files beside the model that layers are mapped from.
-            own: the model's own file, if layers are mapped from it.
+            files: that layers are mapped from.
         """
         self._skeleton = skeleton
         self.layers = tuple(layers)
         self.source = source
         self._typed = typed or {}
-        self._external = external
-        self._own = own
+        self._files = files
 
     @classmethod
     def load(cls, source: str | os.PathLike[str] | BinaryIO, follow_links: bool = False) -> Model:
@@ -117,16 +106,15 @@ class Model:
         callees_first(function_calls(proto))  # or a function calls itself, which crashes some versions of onnxruntime
         if path is None and any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors(proto)):
             raise ModelError(f"{name}: some of the model's data lies in files beside it; give the path of its own file")
-        external = ExternalData(path.parent if path else Path(), follow_links)
-        own = OwnData(path)
-        layers, typed = _take_layers(proto, external, own)
+        files = DataFiles(path, follow_links)
+        layers, typed = _take_layers(proto, files)
         for tensor in tensors(proto):
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                external.load(tensor)
+                files.load(tensor)
             tensor.ClearField("external_data")  # some writers leave it behind where data is inside
-        external.hash_into(digest)
-        own.release()
-        return cls(_compact(proto), layers, Source(size + external.size, digest.hexdigest()), typed, external, own)
+        size += files.hash_beside(digest)
+        files.release()
+        return cls(_compact(proto), layers, Source(size, digest.hexdigest()), typed, files)
 
     @classmethod
     def from_skeleton(cls, skeleton: bytes, layers: Sequence[Layer], room: int | None = None) -> Model:
@@ -213,18 +201,17 @@ class Model:
                 kept.append(layer)
             else:
                 _fill(skeleton, layer, self._typed)
-        return Model(skeleton, kept, self.source, self._typed, self._external, self._own)
+        return Model(skeleton, kept, self.source, self._typed, self._files)
 
     @property
     def external_files(self) -> list[Path]:
         """The files beside the model that its layers are mapped from."""
-        return [] if self._external is None else self._external.files
+        return [] if self._files is None else self._files.beside
 
     def release(self) -> None:
         """Give back the memory of layers that are mapped from files; they are read again when they are needed."""
-        for files in (self._external, self._own):
-            if files is not None:
-                files.release()
+        if self._files is not None:
+            self._files.release()
 
     def session_form(self, outputs: Sequence[str] = (), hoist: bool = True) -> SessionForm:
         """What a session runs, with the tensors `outputs` to measure: every layer from outside, or as restored.
@@ -304,7 +291,7 @@ class Model:
         return bytes(self._skeleton.SerializeToString(deterministic=True))
 
 
-def _take_layers(proto: onnx.ModelProto, external: ExternalData, own: OwnData) -> tuple[list[Layer], dict[str, bytes]]:
+def _take_layers(proto: onnx.ModelProto, files: DataFiles) -> tuple[list[Layer], dict[str, bytes]]:
     """The float tensors of a model as layers, equal ones as one, and the messages of those with typed data.
 
     Their data is removed from `proto`.
@@ -321,7 +308,7 @@ def _take_layers(proto: onnx.ModelProto, external: ExternalData, own: OwnData) -
         if (place.scope, place.value_name) in repeated_names:
             continue
         is_external = tensor.data_location == onnx.TensorProto.EXTERNAL
-        values = own.mapped(place.path, float_array(tensor, external.data(tensor) if is_external else None))
+        values = files.mapped(place.path, float_array(tensor, files.external(tensor) if is_external else None))
         if not tensor.HasField("raw_data") and not is_external:
             typed[place.path] = tensor.SerializeToString()
         floats.append((values, place))

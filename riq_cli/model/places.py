@@ -19,17 +19,12 @@ FIELDS = {"graph", "functions", "node", "attribute", "g", "graphs", "t", "initia
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lives: its path, the tensor's message, the name that nodes know it by, and its scope.
-
-    `scope` is the path of the graph or function around it; `node` is the Constant node that holds it, None for an
-    initializer.
-    """
+    """Where a tensor lives: its path, its message, the name that nodes know it by, and the path of the graph around."""
 
     path: str
     tensor: onnx.TensorProto
     value_name: str
     scope: str
-    node: onnx.NodeProto | None
 
 
 def check_names(model: onnx.ModelProto) -> None:
@@ -107,13 +102,13 @@ def constant_places(model: onnx.ModelProto) -> Iterator[Place]:
     for path, scope in scopes(model):
         if isinstance(scope, onnx.GraphProto):
             for index, tensor in enumerate(scope.initializer):
-                yield Place(f"{path}.initializer[{index}]", tensor, tensor.name, path, None)
+                yield Place(f"{path}.initializer[{index}]", tensor, tensor.name, path)
         for index, node in enumerate(scope.node):
             if node.op_type == "Constant" and node.domain in OWN_DOMAINS and node.output:
                 for number, attribute in enumerate(node.attribute):
                     if attribute.name == "value" and attribute.HasField("t"):
                         place = f"{path}.node[{index}].attribute[{number}].t"
-                        yield Place(place, attribute.t, node.output[0], path, node)
+                        yield Place(place, attribute.t, node.output[0], path)
 
 
 def tensors(message: Message) -> Iterator[onnx.TensorProto]:

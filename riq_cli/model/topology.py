@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Sequence
+import graphlib
 
 import onnx
 
@@ -28,33 +27,17 @@ def sort_nodes(model: onnx.ModelProto) -> None:
 def _order(scope: Scope) -> list[int] | None:
     """Numbers of the nodes in an order in which they can run; None if they are in one, or if there is none."""
     producers = {name: index for index, node in enumerate(scope.node) for name in node.output if name}
-    before = [_producers_of(node, producers) for node in scope.node]
-    if all(max(needed, default=-1) < index for index, needed in enumerate(before)):
+    needed = {
+        index: {producers[name] for name in _taken(node) if name in producers} for index, node in enumerate(scope.node)
+    }
+    if all(max(before, default=-1) < index for index, before in needed.items()):
         return None
-    after: list[list[int]] = [[] for _ in before]
-    for index, needed in enumerate(before):
-        for producer in needed:
-            after[producer].append(index)
-    missing = [len(needed) for needed in before]
-    ready = [index for index, count in enumerate(missing) if not count]
-    found = _drained(ready, after, missing)
-    return found if len(found) == len(before) else None
+    try:
+        return list(graphlib.TopologicalSorter(needed).static_order())
+    except graphlib.CycleError:
+        return None
 
 
-def _producers_of(node: onnx.NodeProto, producers: dict[str, int]) -> set[int]:
-    """Numbers of the nodes whose outputs a node takes, itself or in its subgraphs."""
-    names = set(node.input).union(*(captured(graph) for _, graph in subgraphs(node)))
-    return {producers[name] for name in names if name in producers}
-
-
-def _drained(ready: list[int], after: Sequence[Sequence[int]], missing: list[int]) -> list[int]:
-    """Numbers of nodes in the order in which they get ready, the smallest first of those that are ready together."""
-    found = []
-    while ready:
-        index = heapq.heappop(ready)
-        found.append(index)
-        for follower in after[index]:
-            missing[follower] -= 1
-            if not missing[follower]:
-                heapq.heappush(ready, follower)
-    return found
+def _taken(node: onnx.NodeProto) -> set[str]:
+    """Names that a node takes, itself or in its subgraphs."""
+    return set(node.input).union(*(captured(graph) for _, graph in subgraphs(node)))

@@ -1,4 +1,4 @@
-"""Tensor data in files beside a model: mapped, not read, and only where the model may look."""
+"""The files that hold tensors' data, a model's own and those beside it: mapped, and only where the model may look."""
 
 from __future__ import annotations
 
@@ -7,30 +7,54 @@ import hashlib
 import mmap
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from riq_cli.errors import ModelError
-from riq_cli.model.tensors import clear_data, named, size_of
+from riq_cli.model.tensors import Array, clear_data, named, size_of
+from riq_cli.model.wire import MODEL, RAW_DATA, TENSOR, fields, steps
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a FIFO without a writer is no wait
+_LARGE = 1 << 24  # bytes of a model's own file that is not just read: it has to stay as it is while it is mapped
+_DONT_NEED = getattr(mmap, "MADV_DONTNEED", None)
 
 
-class ExternalData:
-    """The files beside a model that hold its tensors' data."""
+class DataFiles:
+    """A model's own file, if it is large, and the files beside it that its tensors' external data lies in."""
 
-    def __init__(self, folder: Path, follow_links: bool = False) -> None:
-        """Files are looked for in `folder`, and nowhere above it; through links only if these may be followed."""
-        self._folder = folder
+    def __init__(self, path: Path | None, follow_links: bool = False) -> None:
+        """Map a file that holds a model; None: it came from elsewhere.
+
+        External data is looked for in its folder, and nowhere above it; through links only if these may be followed.
+        """
+        self._folder = path.parent if path else Path()
         self._follow_links = follow_links
-        self._files: dict[str, NDArray[np.uint8]] = {}
+        self._external: dict[str, NDArray[np.uint8]] = {}
         self._maps: list[mmap.mmap] = []
+        self._own: mmap.mmap | None = None
+        self._ranges: dict[str, tuple[int, int]] = {}
+        if path is not None and path.stat().st_size >= _LARGE and _DONT_NEED is not None:
+            with path.open("rb") as file:
+                self._own = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._maps.append(self._own)
+            self._ranges = dict(_raw_data(self._own, 0, len(self._own), MODEL, ""))
 
-    def data(self, tensor: onnx.TensorProto) -> NDArray[np.uint8]:
+    def mapped(self, place: str, values: Array) -> Array:
+        """The values of the tensor at a place as they lie in the model's own file, if they do; else `values`."""
+        begin, size = self._ranges.get(place, (0, -1))
+        if self._own is None or size != values.nbytes:
+            return values
+        found = np.frombuffer(self._own, values.dtype, values.size, begin).reshape(values.shape)
+        bits = f"u{values.itemsize}"
+        return found if np.array_equal(found.view(bits), values.view(bits)) else values
+
+    def external(self, tensor: onnx.TensorProto) -> NDArray[np.uint8]:
         """The bytes of a tensor whose data is external, u8[bytes], mapped from the file.
 
         Without a length, or with one of 0, there are as many as its shape says.
@@ -51,44 +75,39 @@ class ExternalData:
 
     def load(self, tensor: onnx.TensorProto) -> None:
         """Put a tensor's external data into the message itself."""
-        data = self.data(tensor).tobytes()
+        data = self.external(tensor).tobytes()
         clear_data(tensor)
         tensor.raw_data = data
 
     @property
-    def files(self) -> list[Path]:
-        """The files used so far."""
-        return [self._folder / location for location in self._files]
+    def beside(self) -> list[Path]:
+        """The files beside the model that were used so far."""
+        return [self._folder / location for location in self._external]
 
-    @property
-    def size(self) -> int:
-        """Bytes of the files used so far."""
-        return sum(file.size for file in self._files.values())
-
-    def hash_into(self, digest: hashlib._Hash) -> None:
-        """Add the files' bytes to a hash, in the order of their names."""
-        for _, file in sorted(self._files.items()):
+    def hash_beside(self, digest: hashlib._Hash) -> int:
+        """Add the bytes of the files beside the model to a hash, in the order of their names; returns their number."""
+        for _, file in sorted(self._external.items()):
             digest.update(file.data)
-        self.release()
+        return sum(file.size for file in self._external.values())
 
     def release(self) -> None:
         """Give back the memory of what was read; it is read again from the files when it is needed."""
-        if hasattr(mmap, "MADV_DONTNEED"):
+        if _DONT_NEED is not None:
             for file in self._maps:
-                file.madvise(mmap.MADV_DONTNEED)
+                file.madvise(_DONT_NEED)
 
     def _file(self, location: str) -> NDArray[np.uint8]:
-        if location not in self._files:
+        if location not in self._external:
             try:
                 handle = self._opened(location)
                 try:
-                    self._files[location] = self._mapped(location, handle)
+                    self._external[location] = self._mapped(location, handle)
                 finally:
                     os.close(handle)
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or error
                 raise ModelError(f"external data {self._folder / location}: cannot be read: {reason}") from error
-        return self._files[location]
+        return self._external[location]
 
     def _mapped(self, location: str, handle: int) -> NDArray[np.uint8]:
         """The bytes of an open file, looked at as it was opened: its name may have another by now."""
@@ -139,3 +158,21 @@ def _place(tensor: onnx.TensorProto, key: str, text: str) -> int:
     if number < 0:
         raise ModelError(f"{named(tensor)}: {key} {text!r} of its external data is not a number of bytes")
     return number
+
+
+def _raw_data(data: Any, begin: int, end: int, message: Any, path: str) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Path of every tensor with raw data in a serialized message at `path`, and where that begins and how long it is.
+
+    Args:
+        data: bytes that protobuf has read without an error.
+        begin, end: of the message.
+        message: its descriptor.
+        path: of the message itself.
+    """
+    if message is TENSOR:
+        for field in fields(data, begin, end, message):
+            if field.number == RAW_DATA and field.has_length:
+                yield path, (field.begin, field.end - field.begin)
+    for step, field in steps(data, begin, end, message):
+        inner = f"{path}.{step}" if path else step
+        yield from _raw_data(data, field.begin, field.end, field.descriptor.message_type, inner)
