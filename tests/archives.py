@@ -17,10 +17,15 @@ import pytest
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from riq_cli import limits, trellis
-from riq_cli.archive import Archive
+from riq_cli import limits
+from riq_cli.archive import Archive, CodesEntry, LayerEntry
+from riq_cli.decode import trellis
+from riq_cli.decode.dequantize import Quantized
 from riq_cli.decode.layers import decode_layer
+from riq_cli.entropy import coder
 from riq_cli.entropy.classes import placed
+from riq_cli.entropy.codes import Codes
+from riq_cli.entropy.histogram import Histogram, Table
 from riq_cli.entropy.magnitudes import Spread
 from riq_cli.errors import ArchiveError
 from riq_cli.model import Layer
@@ -111,6 +116,24 @@ def decoded(spread: Spread, streams: Sequence[bytes], executor: Executor | None 
     coded = np.concatenate(list(spread.decode(streams, executor)))
     blocks = placed(coded, 0, spread.magnitudes.run, spread.magnitudes.sizes)
     return np.concatenate([symbols for _, symbols, _ in blocks])
+
+
+def encoded_in_classes(layer: Layer, quantized: Quantized, classes: Codes) -> tuple[LayerEntry, list[bytes]]:
+    """A layer whose classes of slices have a table each, as archives may have it and encoders no longer write it."""
+    class_of = classes.run(layer.shape, 0, layer.size)
+    groups = [quantized.symbols[class_of == number] for number in range(int(classes.values.max()) + 1)]
+    tables = [Table.of(Histogram.of(group)) for group in groups]
+    streams = coder.encode_groups(groups, tables)
+    codes = [(item.axes, coder.encode_codes(item.values.reshape(-1))) for item in (*quantized.scales, classes)]
+    *scales, own = (CodesEntry(axes, len(section)) for axes, section in codes)
+    table = b"".join(item.to_bytes() for item in tables)
+    entry = LayerEntry(
+        layer.name, layer.op, layer.places, layer.dtype, layer.shape, "ans",
+        symbols=sum(item.symbols.size for item in tables), entropy=0.0, table=len(table),
+        streams=tuple(map(len, streams)), crc32=zlib.crc32(quantized.restored(layer.dtype, layer.shape).data),
+        bin_width=quantized.width, scales=tuple(scales), classes=own, trellis=quantized.trellis,
+    )  # fmt: skip
+    return entry, [*(section for _, section in codes), table, *streams]
 
 
 def traced(action: Callable[[], object]) -> int:

@@ -19,9 +19,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from riq_cli import limits, quantizer
+from riq_cli import limits
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate, inflate
-from riq_cli.entropy.layers import encode_layer
+from riq_cli.decode import dequantize
 from riq_cli.errors import (
     ArchiveError,
     CorruptArchive,
@@ -31,6 +31,8 @@ from riq_cli.errors import (
     UnsupportedArchive,
 )
 from riq_cli.model import Layer
+from riq_cli.pipeline.encode import encode_layer
+from riq_cli.quantize import scalar
 from tests.archives import (
     BOUND,
     MAGIC,
@@ -71,8 +73,8 @@ def layer(name: str, values: Any, dtype: str | None = None, number: int = 0) -> 
     return Layer(name, "MatMul", (f"graph.initializer[{number}]",), dtype or values.dtype.name, values.shape, values)
 
 
-def nearest(item: Layer, width: float | None) -> quantizer.Quantized | None:
-    return None if width is None else quantizer.nearest(item.values, item.dtype, width)
+def nearest(item: Layer, width: float | None) -> dequantize.Quantized | None:
+    return None if width is None else scalar.nearest(item.values, item.dtype, width)
 
 
 def build(*layers: tuple[Layer, float | None], **fields: Any) -> Archive:

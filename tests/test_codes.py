@@ -22,14 +22,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from riq_cli import limits, quantizer
+from riq_cli import limits
 from riq_cli.archive import Archive, CodesEntry, LayerEntry, Manifest, SkeletonEntry, deflate, manifest
+from riq_cli.decode import dequantize
+from riq_cli.decode.dequantize import Quantized
 from riq_cli.decode.layers import decode_layer
-from riq_cli.entropy import coder, layers
-from riq_cli.entropy.layers import encode_layer
+from riq_cli.entropy import coder
+from riq_cli.entropy.codes import Codes
 from riq_cli.errors import CorruptArchive, UnsupportedArchive
 from riq_cli.model import Layer
-from riq_cli.quantizer import Codes, Quantized, nearest
+from riq_cli.pipeline import encode
+from riq_cli.pipeline.encode import encode_layer
+from riq_cli.quantize import scalar
+from riq_cli.quantize.scalar import nearest
 from riq_cli.report import rows, totals
 from tests.archives import (
     BOUND,
@@ -39,6 +44,7 @@ from tests.archives import (
     VALUES,
     Edit,
     edited,
+    encoded_in_classes,
     mutations,
     packed,
     paths,
@@ -105,12 +111,14 @@ def layer_of(values: Any, dtype: str = "float32") -> Layer:
     stored = np.asarray(values, np.float64)
     if dtype == "bfloat16":
         stored = stored.astype(np.float32).astype(ml_dtypes.bfloat16).view(np.uint16)
-    stored = stored.astype(quantizer.STORAGE[dtype])
+    stored = stored.astype(dequantize.STORAGE[dtype])
     return Layer("w", "MatMul", ("graph.initializer[0]",), dtype, stored.shape, stored)
 
 
-def archive_of(layer: Layer, quantized: Quantized | None) -> Archive:
-    entry, sections = encode_layer(layer, quantized, None)
+def archive_of(layer: Layer, quantized: Quantized, classes: Codes | None = None) -> Archive:
+    entry, sections = (
+        encode_layer(layer, quantized, None) if classes is None else encoded_in_classes(layer, quantized, classes)
+    )
     skeleton = deflate(SKELETON)
     document = Manifest(SkeletonEntry(len(skeleton), len(SKELETON), zlib.crc32(SKELETON)), (entry,))
     return Archive.build(document, [skeleton, *sections])
@@ -135,7 +143,7 @@ def test_scales_by_hand_are_read() -> None:
 def test_scales_are_written_as_by_hand() -> None:
     layer = layer_of([[1.5] * 3, [3.0] * 3])
     scale = Codes((0,), int32(0, 4))
-    with patch.object(layers, "_POOR", math.inf):
+    with patch.object(encode, "_POOR", math.inf):
         archive = archive_of(layer, nearest(layer.values, "float32", 0.5, (scale,)))
     data = written(archive)
     assert json.loads(zlib.decompress(data[24 : 24 + archive.manifest_bytes])) == scaled()
@@ -145,15 +153,6 @@ def test_scales_are_written_as_by_hand() -> None:
 def test_classes_by_hand_are_read() -> None:
     data = packed(classed(), DEFLATED + CLASSES + TABLE + FIVE)
     assert by_both_decoders(data) == struct.pack("<6f", *[1.5] * 3, *[2.5] * 3)
-
-
-def test_classes_are_written_as_by_hand() -> None:
-    layer = layer_of([[1.5] * 3, [2.5] * 3])
-    with patch.object(layers, "_POOR", math.inf):
-        archive = archive_of(layer, nearest(layer.values, "float32", 0.5, classes=Codes((0,), int32(0, 1))))
-    data = written(archive)
-    assert json.loads(zlib.decompress(data[24 : 24 + archive.manifest_bytes])) == classed()
-    assert data[24 + archive.manifest_bytes :] == DEFLATED + CLASSES + TABLE + FIVE
 
 
 def test_codes_that_are_all_the_same_have_no_stream() -> None:
@@ -405,27 +404,27 @@ def finer(draw: st.DrawFn) -> tuple[Layer, float, tuple[Codes, ...], Codes | Non
         numbers = np.unique(numbers, return_inverse=True)[1].reshape(numbers.shape)  # without holes
         classes = Codes(axes, numbers.astype(np.int32))
     values = random.laplace(size=shape) * draw(st.sampled_from([0, 1, 30]))
-    return layer_of(values, draw(st.sampled_from([*quantizer.STORAGE]))), 0.37, tuple(scales), classes
+    return layer_of(values, draw(st.sampled_from([*dequantize.STORAGE]))), 0.37, tuple(scales), classes
 
 
 @given(finer())
 def test_layers_with_codes_come_back(drawn: tuple[Layer, float, tuple[Codes, ...], Codes | None]) -> None:
     layer, width, scales, classes = drawn
-    quantized = nearest(layer.values, layer.dtype, width, scales, classes)
+    quantized = nearest(layer.values, layer.dtype, width, scales)
     widths = np.full(layer.shape, width)
     for index in np.ndindex(*layer.shape):
         code = sum(int(scale.values[tuple(index[axis] for axis in scale.axes)]) for scale in scales)
         widths[index] = math.ldexp(width * [1.0, 2**0.25, 2**0.5, 2**0.75][code % 4], code // 4)
-    exact = quantizer.widened(layer.values, layer.dtype)
+    exact = scalar.widened(layer.values, layer.dtype)
     product = np.rint(exact / widths) * widths + 0.0
     largest = reference_decoder.LARGEST[layer.dtype]
     expected = layer_of(np.clip(product, -largest, largest), layer.dtype).values.tobytes()
-    with patch.object(layers, "_POOR", math.inf):  # however small it is
-        archive = archive_of(layer, quantized)
+    with patch.object(encode, "_POOR", math.inf):  # however small it is
+        archive = archive_of(layer, quantized, classes if np.ptp(quantized.levels) else None)
     assert archive.manifest.layers[0].coding != "raw"
     assert by_both_decoders(written(archive)) == expected
     again = np.empty_like(layer.values)
-    quantizer.requantize(layer.values, layer.dtype, quantizer.bin_widths(width, scales, len(layer.shape)), again)
+    scalar.requantize(layer.values, layer.dtype, scalar.bin_widths(width, scales, len(layer.shape)), again)
     assert again.tobytes() == expected
     for begin, end in ((0, 1), (layer.size // 2, layer.size)):
         part = quantized.restored(layer.dtype, layer.shape, begin, end).tobytes()
@@ -433,7 +432,7 @@ def test_layers_with_codes_come_back(drawn: tuple[Layer, float, tuple[Codes, ...
         assert part == expected[begin * size : end * size]
 
 
-def mixed() -> tuple[Layer, Quantized]:
+def mixed() -> tuple[Layer, Quantized, Codes]:
     random = np.random.default_rng(3)
     layer = layer_of(random.normal(size=(8, 5, 6)) * random.choice([0.1, 1, 8], (8, 1, 1)))
     scales = (
@@ -441,7 +440,7 @@ def mixed() -> tuple[Layer, Quantized]:
         Codes((1, 2), random.integers(-2, 3, (5, 6)).astype(np.int32)),
     )
     classes = Codes((0,), int32(0, 1, 2, 0, 1, 2, 1, 0))
-    return layer, nearest(layer.values, "float32", 0.3, scales, classes)
+    return layer, nearest(layer.values, "float32", 0.3, scales), classes
 
 
 def test_blocks_meet_at_any_axis() -> None:
@@ -457,12 +456,10 @@ def test_blocks_meet_at_any_axis() -> None:
     expected = np.ldexp(0.2 * (2.0 ** (np.arange(4) / 4))[codes % 4], codes // 4)
     expected = (np.rint(layer.values / expected) * expected + 0.0).astype(np.float16)
     for classes in (Codes((0, 1), numbers), Codes((2,), np.arange(331, dtype=np.int32) % 3)):
-        quantized = nearest(layer.values, "float16", 0.2, scales, classes)
-        entry, sections = encode_layer(layer, quantized, None)
-        assert entry.classes is not None
+        quantized = nearest(layer.values, "float16", 0.2, scales)
+        entry, sections = encoded_in_classes(layer, quantized, classes)
         assert decode_layer(entry, sections, None).values.tobytes() == expected.tobytes()
         with ThreadPoolExecutor(2) as executor:
-            assert encode_layer(layer, quantized, executor) == (entry, sections)
             assert decode_layer(entry, sections, executor).values.tobytes() == expected.tobytes()
 
 
@@ -471,42 +468,10 @@ def test_a_large_class_has_several_streams() -> None:
     values = np.zeros((3, size + 9), np.float32)
     values[0, ::1000], values[2, 7] = 1, 2
     layer = layer_of(values)
-    entry, sections = encode_layer(
-        layer, nearest(layer.values, "float32", 1.0, classes=Codes((0,), int32(1, 0, 1))), None
-    )
+    quantized = nearest(layer.values, "float32", 1.0)
+    entry, sections = encoded_in_classes(layer, quantized, Codes((0,), int32(1, 0, 1)))
     assert (entry.symbols, len(entry.streams)) == (1 + 3, 3)  # class 0 is constant, class 1 twice a stream and a bit
     assert decode_layer(entry, sections, None).values.tobytes() == values.tobytes()
-
-
-def test_what_says_nothing_is_not_stored() -> None:
-    values = np.random.default_rng(5).normal(size=(20, 30))
-    layer = layer_of(values)
-    zeros, some = Codes((0,), np.zeros(20, np.int32)), Codes((1,), np.arange(30, dtype=np.int32) % 3)
-    plain = encode_layer(layer, nearest(layer.values, "float32", 0.3, (), zeros), None)
-    assert (plain[0].coding, plain[0].classes) == ("ans", None)
-    assert encode_layer(layer, nearest(layer.values, "float32", 0.3, (zeros,), zeros), None) == plain
-    entry, _ = encode_layer(layer, nearest(layer.values, "float32", 0.3, (zeros, some), zeros), None)
-    assert [scale.axes for scale in entry.scales] == [(1,)]
-    assert entry.classes is None
-    constant = layer_of(np.full((20, 30), 7.0))
-    entry, _ = encode_layer(constant, Quantized(np.full(600, 7, np.int32), 1.0, (), some), None)
-    assert (entry.coding, entry.classes) == ("constant", None)
-    entry, _ = encode_layer(layer, Quantized(np.zeros(600, np.int32), 1.0, (some,), some), None)
-    assert (entry.coding, entry.scales, entry.classes) == ("constant", (), None)
-
-
-def test_tables_of_their_own_save_bits_and_the_entropy_says_so() -> None:
-    random = np.random.default_rng(6)
-    spread = np.arange(400) % 2
-    layer = layer_of(random.normal(size=(400, 100)) * np.where(spread, 20, 0.5)[:, None])
-    one, two = (
-        encode_layer(layer, nearest(layer.values, "float32", 0.5, classes=Codes((0,), classes)), None)[0]
-        for classes in (np.zeros(400, np.int32), spread.astype(np.int32))
-    )
-    assert one.classes is None
-    assert two.rate < one.rate - 0.5
-    assert two.entropy < one.entropy - 0.5
-    assert abs(8 * sum(two.streams) / layer.size - two.entropy) < 0.02
 
 
 def test_codes_that_do_not_pay_leave_a_layer_raw() -> None:
@@ -515,14 +480,6 @@ def test_codes_that_do_not_pay_leave_a_layer_raw() -> None:
     quantized = Quantized(np.arange(16, dtype=np.int32) % 2, 1.0, (scale,))
     entry, _ = encode_layer(layer, quantized, None)
     assert (entry.coding, entry.scales, Manifest(SkeletonEntry(1, 1, 0), (entry,)).requires) == ("raw", (), ())
-
-
-def test_a_class_with_too_many_symbols_leaves_a_layer_raw() -> None:
-    size = limits.TABLE_SYMBOLS + 1
-    layer = layer_of(np.zeros((2, size)))
-    symbols = np.concatenate([np.zeros(size), np.arange(size)]).astype(np.int32)
-    entry, _ = encode_layer(layer, Quantized(symbols, 1.0, (), Codes((0,), int32(0, 1))), None)
-    assert entry.coding == "raw"
 
 
 @pytest.mark.parametrize(
@@ -539,24 +496,20 @@ def test_a_class_with_too_many_symbols_leaves_a_layer_raw() -> None:
         ({"scales": (Codes((0,), int32(1, 2, 3)),)}, r"codes along \(0,\) have the wrong shape"),
         ({"scales": (Codes((0,), int32(0, 257)),)}, "a code of bin widths beyond ±256"),
         ({"scales": (Codes((0,), int32(0, 8)),), "width": 1e308}, "a bin width that is not a normal double"),
-        ({"classes": Codes((0,), int32(0, 2))}, "a class without weights"),
-        ({"classes": Codes((0,), int32(0, -1))}, "a class that is not below 64"),
-        ({"classes": Codes((0,), int32(0, 64))}, "a class that is not below 64"),
     ],
 )  # fmt: skip
 def test_what_no_archive_can_hold_is_not_encoded(keys: dict[str, Any], message: str) -> None:
     layer = layer_of(np.zeros((2, 3)))
     quantized = Quantized(**{"levels": np.arange(6, dtype=np.int32), "width": 1.0} | keys)
-    with patch.object(layers, "_POOR", math.inf), pytest.raises(ValueError, match=message):
+    with patch.object(encode, "_POOR", math.inf), pytest.raises(ValueError, match=message):
         encode_layer(layer, quantized, None)
 
 
 # Damage
 
 
-LAYER, QUANTIZED = mixed()
-with patch.object(layers, "_POOR", math.inf):
-    SMALL_ARCHIVE = archive_of(LAYER, QUANTIZED)
+LAYER, QUANTIZED, CLASSES_OF_ROWS = mixed()
+SMALL_ARCHIVE = archive_of(LAYER, QUANTIZED, CLASSES_OF_ROWS)
 SMALL = written(SMALL_ARCHIVE)
 WEIGHTS = restored(SMALL)[1][0].values.tobytes()
 SMALL_MANIFEST = json.loads(zlib.decompress(SMALL[24 : 24 + SMALL_ARCHIVE.manifest_bytes]))

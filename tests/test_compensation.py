@@ -235,7 +235,7 @@ def test_a_bias_that_is_coded_no_smaller_than_raw_takes_over_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bias of equal numbers deflates to next to nothing; what it has to take over does not."""
-    monkeypatch.setattr("riq_cli.entropy.layers._POOR", 0.0)  # raw is tried whatever the coded one takes
+    monkeypatch.setattr("riq_cli.pipeline.encode._POOR", 0.0)  # raw is tried whatever the coded one takes
     proto = mlp()
     for initializer in proto.graph.initializer:
         if initializer.name == "b0":

@@ -10,16 +10,16 @@ import numpy as np
 import onnx
 import pytest
 
-from riq_cli import trellis
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
 from riq_cli.decode import layers as decoding
+from riq_cli.decode import trellis
 from riq_cli.decode.layers import decode_layer, symbol_counts
 from riq_cli.entropy import classes
-from riq_cli.entropy.layers import encode_layer
 from riq_cli.entropy.student import Student
 from riq_cli.errors import LimitExceeded
 from riq_cli.model import Model
-from riq_cli.quantizer import nearest
+from riq_cli.pipeline.encode import encode_layer
+from riq_cli.quantize.scalar import nearest
 from riq_cli.report.histogram import histograms
 from tests.archives import MANIFEST, SECTIONS, TABLE, levels_of, opened, packed
 from tests.memory import growth, on_linux

@@ -15,6 +15,7 @@ import pytest
 from builders import Random, info, model, node, save, tensor, unknown
 
 import riq_cli as riq
+from riq_cli.entropy.codes import Codes
 from riq_cli.model import Layer, Linear, Model, linear_layers
 from riq_cli.model.linear_inputs import ProductInput
 from riq_cli.model.linear_outputs import ProductOutput
@@ -24,7 +25,6 @@ from riq_cli.pipeline.plans import Plan
 from riq_cli.pipeline.product_gradients import ProductGradients
 from riq_cli.pipeline.weights import Weights
 from riq_cli.quantize import Damping, Factor, column_codes, factorized
-from riq_cli.quantizer import Codes
 from riq_cli.runtime import Observer, Runtime
 from riq_cli.statistics.autodiff import Effects, effects
 from riq_cli.statistics.autodiff.backward import start

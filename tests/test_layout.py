@@ -9,11 +9,11 @@ import onnxruntime
 import pytest
 
 import riq_cli as riq
-from riq_cli import quantizer
 from riq_cli.constraint import LossConstraint, MetricConstraint
 from riq_cli.errors import SettingsError, TargetError
 from riq_cli.model import offset_form
 from riq_cli.pipeline import FixedLayout
+from riq_cli.quantize import scalar
 from tests import builders
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
@@ -119,7 +119,7 @@ def test_the_offset_is_added_to_the_tensor_for_all_that_use_it() -> None:
 @pytest.mark.parametrize("up", [True, False])
 def test_directed_rounding_goes_one_way(up: bool) -> None:
     values = np.array([0.0, 0.1, 0.9, 1.0, -0.1, -1.0, -1.9], np.float32)
-    symbols = quantizer.directed(values, "float32", 1.0, up).symbols
+    symbols = scalar.directed(values, "float32", 1.0, up).symbols
     assert symbols.tolist() == ([0, 1, 1, 1, 0, -1, -1] if up else [0, 0, 0, 1, -1, -1, -2])
 
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from riq_cli import quantizer
+from riq_cli.decode import dequantize
+from riq_cli.decode.dequantize import Quantized
 from riq_cli.entropy.rates import bits_of
 from riq_cli.model import Layer, Linear, Matrix
 from riq_cli.model.linear_inputs import ProductInput
@@ -25,8 +26,8 @@ from riq_cli.pipeline.fitting import Seen, _batches, _block, fitted_plans
 from riq_cli.pipeline.plans import Plan
 from riq_cli.pipeline.split import FIT_SAMPLES, clusters, held_count, roles
 from riq_cli.pipeline.weights import Weights
-from riq_cli.quantize import Damping, Factor, factorized
-from riq_cli.quantizer import Quantized, bin_widths
+from riq_cli.quantize import Damping, Factor, factorized, scalar
+from riq_cli.quantize.scalar import bin_widths
 from riq_cli.statistics.moments import Collected, Moments
 
 LEVELS = [10 ** (half / 2) for half in range(-4, 3)]  # of damping
@@ -165,7 +166,7 @@ def moments(x: np.ndarray, block: int = 4096) -> Moments:
 
 def weights(*shape: int, dtype: str = "float32", scale: float = 1.0, seed: int = 1) -> Layer:
     values = np.random.default_rng(seed).standard_normal(shape) * scale
-    return Layer("w", "Gemm", ("graph.initializer[0]",), dtype, shape, values.astype(quantizer.STORAGE[dtype]))
+    return Layer("w", "Gemm", ("graph.initializer[0]",), dtype, shape, values.astype(dequantize.STORAGE[dtype]))
 
 
 ROWS_FIRST = Arrangement.of((96, 32)).matrix((), (0,), (1,))  # Gemm with transB = 1
@@ -491,7 +492,7 @@ def test_symbols_and_scales_restore_what_was_judged(name: str) -> None:
     moment = np.linalg.inv(upper.swapaxes(1, 2) @ upper)
 
     def energy(values: np.ndarray) -> float:
-        difference = matrix.view((values - original) / quantizer.peak(layer.values, "float32"))
+        difference = matrix.view((values - original) / scalar.peak(layer.values, "float32"))
         return float(np.sum((difference @ moment) * difference))
 
     assert error == pytest.approx(energy(back.astype(np.float64)), rel=1e-3)
@@ -625,8 +626,8 @@ def test_the_bias_takes_over_what_rounding_adds_on_average(name: str, dtype: str
         layer, plan = planned(name, dtype, bias=7)
         matrix = FORMS[name][1]
     back = restored(plan.rounded(layer, 0.3)[0], layer)
-    assert back.dtype == quantizer.STORAGE[dtype]
-    difference = quantizer.widened(back, dtype) - quantizer.widened(layer.values, dtype)
+    assert back.dtype == dequantize.STORAGE[dtype]
+    difference = scalar.widened(back, dtype) - scalar.widened(layer.values, dtype)
     wanted = -np.einsum("gnk,gk->gn", matrix.view(difference), plan.mean).reshape(-1)
     np.testing.assert_allclose(plan.shift(layer, back), wanted, rtol=1e-9, atol=1e-12)
     assert np.max(np.abs(wanted)) > 0.01

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from riq_cli.archive import Archive
+from riq_cli.decode.dequantize import Quantized
 from riq_cli.decode.layers import decode_layer
-from riq_cli.entropy.layers import encode_layer
 from riq_cli.model import Layer
-from riq_cli.quantizer import Codes, Quantized
+from riq_cli.pipeline.encode import encode_layer
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -37,10 +37,9 @@ def test_layers_are_decoded_in_processes(name: str, pool: ProcessPoolExecutor) -
 def test_layers_are_encoded_in_processes(coding: str, pool: ProcessPoolExecutor) -> None:
     rng = np.random.default_rng(0)
     symbols = np.rint(rng.standard_t(4, 4096) * 9).astype(np.int32)
-    classes = Codes((0,), np.arange(64, dtype=np.int32) % 2) if coding == "ans" else None
-    quantized = Quantized(symbols, 0.5, classes=classes)
+    quantized, without = Quantized(symbols, 0.5), {"student"} if coding == "ans" else set[str]()
     values = quantized.restored("float32", (64, 64)).reshape(64, 64)
     layer = Layer("w", "MatMul", ("graph.initializer[0]",), "float32", values.shape, values)
-    entry, sections = encode_layer(layer, quantized, pool)
+    entry, sections = encode_layer(layer, quantized, pool, without)
     assert entry.coding == coding
-    assert (entry, sections) == encode_layer(layer, quantized, None)
+    assert (entry, sections) == encode_layer(layer, quantized, None, without)

@@ -14,7 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from riq_cli import quantizer
+from riq_cli.decode import dequantize
+from riq_cli.entropy.codes import Codes, Symbols
+from riq_cli.entropy.histogram import Histogram
+from riq_cli.quantize import scalar
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 BLOCK = 1 << 15  # the quantizer works in blocks of this many weights
@@ -25,20 +28,28 @@ def stored(values: object, dtype: str) -> NDArray[np.generic]:
     array = np.asarray(values, np.float64)
     if dtype == "bfloat16":
         return array.astype(np.float32).astype(ml_dtypes.bfloat16).view(np.uint16)
-    return array.astype(quantizer.STORAGE[dtype])
+    return array.astype(dequantize.STORAGE[dtype])
 
 
 def as_float64(values: NDArray[np.generic], dtype: str) -> NDArray[np.float64]:
     return (values.view(ml_dtypes.bfloat16) if dtype == "bfloat16" else values).astype(np.float64)
 
 
-def restored_both_ways(weights: NDArray[np.generic], dtype: str, width: quantizer.Width) -> NDArray[np.generic]:
+def restored_at(
+    symbols: Symbols, dtype: str, width: dequantize.Width, shape: tuple[int, ...] | None = None
+) -> NDArray[np.generic]:
+    out = np.empty(symbols.size, dequantize.STORAGE[dtype])
+    dequantize.dequantize(symbols, dtype, dequantize.block_widths(width, shape or symbols.shape), out)
+    return out
+
+
+def restored_both_ways(weights: NDArray[np.generic], dtype: str, width: dequantize.Width) -> NDArray[np.generic]:
     """What `dequantize(quantize(w))` gives, after `requantize` was seen to give the same bits."""
-    symbols = quantizer.quantize(weights, dtype, width)
+    symbols = scalar.quantize(weights, dtype, width)
     assert symbols.shape == (weights.size,)
-    long_way = quantizer.dequantize(symbols.reshape(weights.shape), dtype, width)
+    long_way = restored_at(symbols, dtype, width, weights.shape)
     short_way = np.empty(weights.shape, weights.dtype)
-    quantizer.requantize(weights, dtype, width, short_way)
+    scalar.requantize(weights, dtype, width, short_way)
     assert long_way.tobytes() == short_way.tobytes()
     return long_way
 
@@ -49,7 +60,7 @@ def restored_both_ways(weights: NDArray[np.generic], dtype: str, width: quantize
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_symbols_are_weights_over_bin_width_rounded_to_nearest(dtype: str) -> None:
     weights = stored([0.0, 0.24, 0.26, 0.74, 0.76, -0.24, -0.26, 100.3, -100.3], dtype)
-    symbols = quantizer.quantize(weights, dtype, 0.5)
+    symbols = scalar.quantize(weights, dtype, 0.5)
     assert symbols.dtype == np.int32
     assert symbols.tolist()[:7] == [0, 0, 1, 1, 2, 0, -1]
     assert abs(symbols[7]) in (200, 201)  # 100.3 is 100.5 in bfloat16
@@ -59,21 +70,21 @@ def test_symbols_are_weights_over_bin_width_rounded_to_nearest(dtype: str) -> No
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_ties_go_to_the_even_symbol(dtype: str) -> None:
     weights = stored([0.5, 1.5, 2.5, 3.5, -0.5, -1.5, -2.5, -3.5], dtype)
-    assert quantizer.quantize(weights, dtype, 1.0).tolist() == [0, 2, 2, 4, 0, -2, -2, -4]
-    assert quantizer.quantize(weights, dtype, 0.25).tolist() == [2, 6, 10, 14, -2, -6, -10, -14]
+    assert scalar.quantize(weights, dtype, 1.0).tolist() == [0, 2, 2, 4, 0, -2, -2, -4]
+    assert scalar.quantize(weights, dtype, 0.25).tolist() == [2, 6, 10, 14, -2, -6, -10, -14]
 
 
 def test_the_quotient_is_taken_in_float64() -> None:
     weights = np.array([0.3], np.float32)
     tie = float(weights[0]) / 1.5  # in float32 all three quotients would be 1.5
-    assert quantizer.quantize(weights, "float32", tie * (1 + 1e-12)).tolist() == [1]
-    assert quantizer.quantize(weights, "float32", tie).tolist() == [2]
-    assert quantizer.quantize(weights, "float32", tie * (1 - 1e-12)).tolist() == [2]
+    assert scalar.quantize(weights, "float32", tie * (1 + 1e-12)).tolist() == [1]
+    assert scalar.quantize(weights, "float32", tie).tolist() == [2]
+    assert scalar.quantize(weights, "float32", tie * (1 - 1e-12)).tolist() == [2]
 
 
 def test_symbols_reach_the_largest_magnitude() -> None:
-    weights = np.array([quantizer.SYMBOL_MAX, -quantizer.SYMBOL_MAX], np.float64)
-    assert quantizer.quantize(weights, "float64", 1.0).tolist() == [1 << 23, -(1 << 23)]
+    weights = np.array([scalar.SYMBOL_MAX, -scalar.SYMBOL_MAX], np.float64)
+    assert scalar.quantize(weights, "float64", 1.0).tolist() == [1 << 23, -(1 << 23)]
 
 
 def test_a_weight_moves_by_half_a_bin_at_most() -> None:
@@ -109,15 +120,15 @@ def test_memory_order_and_read_only_inputs_do_not_matter(dtype: str) -> None:
     for view in (base, base.T, base[::2, 1::3], base[::-1], np.asfortranarray(base)):
         expected = restored_both_ways(np.ascontiguousarray(view), dtype, 0.02)
         assert restored_both_ways(view, dtype, 0.02).tobytes() == expected.tobytes()
-        assert quantizer.norm(view, dtype) == pytest.approx(quantizer.norm(view.copy(), dtype), rel=1e-14)
-        assert quantizer.peak(view, dtype) == quantizer.peak(view.copy(), dtype)
+        assert scalar.norm(view, dtype) == pytest.approx(scalar.norm(view.copy(), dtype), rel=1e-14)
+        assert scalar.peak(view, dtype) == scalar.peak(view.copy(), dtype)
     assert base.tobytes() == before
 
 
 def test_a_scalar_has_one_symbol() -> None:
-    assert quantizer.quantize(np.array(2.0, np.float32), "float32", 0.5).tolist() == [4]
+    assert scalar.quantize(np.array(2.0, np.float32), "float32", 0.5).tolist() == [4]
     out = np.empty((), np.float32)
-    quantizer.requantize(np.array(2.2, np.float32), "float32", 0.5, out)
+    scalar.requantize(np.array(2.2, np.float32), "float32", 0.5, out)
     assert out == 2.0
 
 
@@ -151,7 +162,7 @@ def test_every_weight_has_its_own_bin_width(dtype: str, shape: tuple[int, ...]) 
         expected = np.rint(as_float64(weights, dtype) / widths) * widths + 0.0
         assert restored.tobytes() == stored(expected, dtype).tobytes()
         every = np.broadcast_to(widths, shape).reshape(-1)
-        flat = quantizer.dequantize(quantizer.quantize(weights, dtype, widths), dtype, every)
+        flat = restored_at(scalar.quantize(weights, dtype, widths), dtype, every)
         assert flat.tobytes() == restored.tobytes()
 
 
@@ -175,20 +186,18 @@ def test_finite_weights_are_restored_finite_at_any_of_their_bin_widths() -> None
     largest = 65504.0
     widths = np.array([1e-9, 0.6 * largest, 1.5 * largest])
     symbols = np.array([5, 2, -1], np.int32)
-    assert quantizer.dequantize(symbols, "float16", widths).tolist() == [0, largest, -largest]
+    assert restored_at(symbols, "float16", widths).tolist() == [0, largest, -largest]
 
 
 def test_arrays_of_bin_widths_are_not_copied_as_a_whole() -> None:
     weights = np.zeros((2000, 1000), np.float32)
     out = np.empty_like(weights)
-    rows, columns = np.full((2000, 1), 0.1), quantizer.Codes((1,), np.arange(1000, dtype=np.int32) % 9)
+    rows, columns = np.full((2000, 1), 0.1), Codes((1,), np.arange(1000, dtype=np.int32) % 9)
     tracemalloc.start()
     try:
-        quantizer.requantize(weights, "float32", rows, out)
+        scalar.requantize(weights, "float32", rows, out)
         assert tracemalloc.get_traced_memory()[1] < 4 * 8 * BLOCK
-        quantized = quantizer.nearest(
-            weights, "float32", 0.1, (quantizer.Codes((0,), columns.values.repeat(2)), columns)
-        )
+        quantized = scalar.nearest(weights, "float32", 0.1, (Codes((0,), columns.values.repeat(2)), columns))
         quantized.restored("float32", weights.shape)
         assert tracemalloc.get_traced_memory()[1] < 8 * weights.size + 16 * 8 * BLOCK
     finally:
@@ -200,42 +209,42 @@ def test_arrays_of_bin_widths_are_not_copied_as_a_whole() -> None:
 
 def test_a_code_is_a_quarter_of_a_power_of_two() -> None:
     codes = np.arange(-256, 257).reshape(27, 19)
-    widths = quantizer.scaled_widths(0.3, codes)
+    widths = dequantize.scaled_widths(0.3, codes)
     assert widths.shape == codes.shape
     assert widths == pytest.approx(0.3 * 2.0 ** (codes / 4), rel=1e-15)
     for code, width in zip(codes.reshape(-1).tolist(), widths.reshape(-1).tolist(), strict=True):
         assert width == reference_decoder.scaled(0.3, code)
-    assert quantizer.scaled_widths(0.3, np.array([0, 4, -8])).tolist() == [0.3, 0.6, 0.075]
-    assert quantizer.scaled_widths(0.3, np.array(2, np.int32)) == 0.3 * 1.4142135623730951
+    assert dequantize.scaled_widths(0.3, np.array([0, 4, -8])).tolist() == [0.3, 0.6, 0.075]
+    assert dequantize.scaled_widths(0.3, np.array(2, np.int32)) == 0.3 * 1.4142135623730951
 
 
 @pytest.mark.parametrize("code", [257, -257, 2**31 - 1, -(2**31)])
 def test_a_code_has_a_bound(code: int) -> None:
     with pytest.raises(ValueError, match="a code of bin widths beyond ±256"):
-        quantizer.scaled_widths(1.0, np.array([0, code], np.int32))
+        dequantize.scaled_widths(1.0, np.array([0, code], np.int32))
 
 
 def test_bin_widths_stay_normal_doubles() -> None:
     least = sys.float_info.min
-    assert quantizer.scaled_widths(least, np.array([0, 3])).tolist() == [least, least * 1.681792830507429]
-    assert quantizer.scaled_widths(sys.float_info.max, np.array([-4, 0])).tolist()[1] == sys.float_info.max
+    assert dequantize.scaled_widths(least, np.array([0, 3])).tolist() == [least, least * 1.681792830507429]
+    assert dequantize.scaled_widths(sys.float_info.max, np.array([-4, 0])).tolist()[1] == sys.float_info.max
     with pytest.raises(ValueError, match="normal"):  # it is the product that overflows, and between two that do not
-        quantizer.scaled_widths(sys.float_info.max, np.array([-4, -1, 0]))
-    assert quantizer.scaled_widths(least / 16, np.array([16])).tolist() == [least]
+        dequantize.scaled_widths(sys.float_info.max, np.array([-4, -1, 0]))
+    assert dequantize.scaled_widths(least / 16, np.array([16])).tolist() == [least]
     for width, code in ((least, -1), (least / 2, 3), (sys.float_info.max, 1), (math.inf, 0), (math.nan, 0), (0.0, 9)):
         with pytest.raises(ValueError, match="a bin width that is not a normal double"):
-            quantizer.scaled_widths(width, np.array([code]))
+            dequantize.scaled_widths(width, np.array([code]))
 
 
 def test_codes_of_scales_add_up() -> None:
-    rows = quantizer.Codes((0,), np.array([0, 1], np.int32))
-    planes = quantizer.Codes((0, 2), np.array([[4, 8, 12], [-4, 0, 4]], np.int32))
-    widths = quantizer.bin_widths(0.5, (rows, planes), 3)
+    rows = Codes((0,), np.array([0, 1], np.int32))
+    planes = Codes((0, 2), np.array([[4, 8, 12], [-4, 0, 4]], np.int32))
+    widths = scalar.bin_widths(0.5, (rows, planes), 3)
     assert isinstance(widths, np.ndarray)
     assert widths.shape == (2, 1, 3)
     assert widths[0, 0].tolist() == [1.0, 2.0, 4.0]
-    assert widths[1, 0].tolist() == quantizer.scaled_widths(0.5, np.array([-3, 1, 5])).tolist()
-    assert quantizer.bin_widths(0.5, (), 3) == 0.5
+    assert widths[1, 0].tolist() == dequantize.scaled_widths(0.5, np.array([-3, 1, 5])).tolist()
+    assert scalar.bin_widths(0.5, (), 3) == 0.5
 
 
 # bfloat16
@@ -247,7 +256,7 @@ def test_bfloat16_is_rounded_to_nearest_even_as_ml_dtypes_does() -> None:
     for width in (float(products[0]), 3e-39, 1e-20, 0.1, 1 + 2.0**-8, 1 + 2.0**-8 + 2.0**-40, 1e30):
         symbols = rng.integers(-(1 << 16), 1 << 16, 20_000).astype(np.int32)
         expected = (symbols * width).astype(np.float32).astype(ml_dtypes.bfloat16)
-        assert quantizer.dequantize(symbols, "bfloat16", width).tobytes() == expected.tobytes()
+        assert restored_at(symbols, "bfloat16", width).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -263,7 +272,7 @@ def test_bfloat16_is_rounded_to_nearest_even_as_ml_dtypes_does() -> None:
     ],
 )
 def test_bfloat16_bits(product: float, bits: int) -> None:
-    assert quantizer.dequantize(np.array([1, -1], np.int32), "bfloat16", product).tolist() == [bits, bits | 0x8000]
+    assert restored_at(np.array([1, -1], np.int32), "bfloat16", product).tolist() == [bits, bits | 0x8000]
 
 
 # Where the type ends
@@ -284,7 +293,7 @@ def test_finite_weights_are_restored_finite(dtype: str, largest: float) -> None:
         width = min(factor * largest, sys.float_info.max)
         restored = as_float64(restored_both_ways(weights, dtype, width), dtype)
         assert np.isfinite(restored).all()
-        symbols = quantizer.quantize(weights, dtype, width).astype(float)
+        symbols = scalar.quantize(weights, dtype, width).astype(float)
         with np.errstate(over="ignore"):
             expected = np.clip(symbols * width, -largest, largest)
         assert restored.tolist() == as_float64(stored(expected, dtype), dtype).tolist()
@@ -294,7 +303,7 @@ def test_finite_weights_are_restored_finite(dtype: str, largest: float) -> None:
 def test_the_largest_symbol_of_an_archive_is_restored_finite(dtype: str, largest: float) -> None:
     symbols = np.array([(1 << 31) - 1, 1 - (1 << 31)], np.int32)
     for width in (largest / 2.0**30, largest):
-        restored = as_float64(quantizer.dequantize(symbols, dtype, width), dtype)
+        restored = as_float64(restored_at(symbols, dtype, width), dtype)
         assert restored.tolist() == [largest, -largest]
 
 
@@ -312,25 +321,25 @@ def test_the_largest_weight_is_restored_where_a_bin_meets_it(dtype: str, largest
 def test_norm_and_peak_are_numpys_in_float64(dtype: str, size: int) -> None:
     weights = stored(np.random.default_rng(size).normal(size=size) - 0.3, dtype)
     exact = as_float64(weights, dtype)
-    assert quantizer.norm(weights, dtype) == pytest.approx(math.sqrt(math.fsum(exact**2)), rel=1e-13)
-    assert quantizer.peak(weights, dtype) == np.abs(exact).max()
+    assert scalar.norm(weights, dtype) == pytest.approx(math.sqrt(math.fsum(exact**2)), rel=1e-13)
+    assert scalar.peak(weights, dtype) == np.abs(exact).max()
 
 
 def test_norm_of_float16_does_not_overflow() -> None:
-    assert quantizer.norm(np.full(100_000, 60_000, np.float16), "float16") == pytest.approx(6e4 * math.sqrt(1e5))
+    assert scalar.norm(np.full(100_000, 60_000, np.float16), "float16") == pytest.approx(6e4 * math.sqrt(1e5))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_norm_and_peak_show_what_is_not_finite(dtype: str, value: float) -> None:
     weights = stored(np.append(np.ones(BLOCK - 1), value), dtype)
-    assert not math.isfinite(quantizer.norm(weights, dtype))
-    assert not math.isfinite(quantizer.peak(weights, dtype))
+    assert not math.isfinite(scalar.norm(weights, dtype))
+    assert not math.isfinite(scalar.peak(weights, dtype))
 
 
 def test_peak_is_nan_where_a_weight_of_a_later_block_is() -> None:
     weights = np.append(np.ones(BLOCK), np.nan)
-    assert math.isnan(quantizer.peak(weights, "float64"))
+    assert math.isnan(scalar.peak(weights, "float64"))
 
 
 @pytest.mark.parametrize(
@@ -345,7 +354,7 @@ def test_peak_is_nan_where_a_weight_of_a_later_block_is() -> None:
     ],
 )
 def test_entropy_in_bits(counts: list[int], bits: float) -> None:
-    entropy = quantizer.entropy(np.array(counts, np.int64))
+    entropy = Histogram(np.arange(len(counts)), np.array(counts)).entropy
     assert entropy == pytest.approx(bits, abs=1e-12)
     assert math.copysign(1, entropy) == 1
 
@@ -355,7 +364,7 @@ def test_entropy_in_bits(counts: list[int], bits: float) -> None:
 
 def distortion(weights: NDArray[np.float64], width: float) -> float:
     """1 − cos θ between weights and restored weights."""
-    restored = quantizer.dequantize(quantizer.quantize(weights, "float64", width), "float64", width)
+    restored = restored_at(scalar.quantize(weights, "float64", width), "float64", width)
     flat = weights.reshape(-1)
     return float(1 - restored @ flat / (np.linalg.norm(restored) * np.linalg.norm(flat)))
 
@@ -365,7 +374,7 @@ def distortion(weights: NDArray[np.float64], width: float) -> float:
 @pytest.mark.parametrize("k", [1000, 3000])  # bins of 0.32 and 0.11 standard deviations
 def test_lemma_1_predicts_the_distortion_at_high_rate(distribution: str, scale: float, k: float) -> None:
     weights = getattr(np.random.default_rng(5), distribution)(scale=scale, size=100_000)
-    norm = quantizer.norm(weights, "float64")
+    norm = scalar.norm(weights, "float64")
     width = norm / k
     predicted = weights.size * width**2 / (24 * norm**2)
     assert distortion(weights, width) == pytest.approx(predicted, rel=0.02)
@@ -376,8 +385,8 @@ def test_distortion_does_not_change_when_the_weights_are_rotated() -> None:
     weights = rng.laplace(size=(200, 200))
     rotation, _ = np.linalg.qr(rng.normal(size=(200, 200)))
     rotated = rotation @ weights
-    width = quantizer.norm(weights, "float64") / 600
-    assert quantizer.norm(rotated, "float64") / 600 == pytest.approx(width, rel=1e-12)
+    width = scalar.norm(weights, "float64") / 600
+    assert scalar.norm(rotated, "float64") / 600 == pytest.approx(width, rel=1e-12)
     assert distortion(rotated, width) == pytest.approx(distortion(weights, width), rel=0.03)
 
 

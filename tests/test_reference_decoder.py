@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from reference_decoder import FormatError
 
 from riq_cli.archive import DTYPE_BYTES, Archive, Manifest, SkeletonEntry, deflate
+from riq_cli.decode.dequantize import STORAGE, Quantized
 from riq_cli.decode.layers import decode_layer
-from riq_cli.entropy.layers import encode_layer
 from riq_cli.model import Layer
-from riq_cli.quantizer import STORAGE, dequantize, nearest
+from riq_cli.pipeline.encode import encode_layer
+from riq_cli.quantize.scalar import nearest
 
 SKELETON = b"a skeleton"
 
@@ -107,7 +108,7 @@ def test_both_decoders_give_the_same_bytes(layers: list[tuple[str, tuple[int, ..
 @example("float32", 1, 3.4028235677973366e38)
 @example("float64", -(1 << 23), 1e305)
 def test_the_cast_is_the_same_to_the_last_bit(dtype: str, symbol: int, width: float) -> None:
-    expected = dequantize(np.array([symbol], np.int32), dtype, width)
+    expected = Quantized(np.array([symbol], np.int32), width).restored(dtype, (1,))
     assert reference_decoder.cast(symbol * width, dtype) == expected.tobytes()
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from riq_cli import quantizer
-from riq_cli.quantize import CODES_MAX, Damping, Factor, column_codes, compensated, factorized
+from riq_cli.entropy.histogram import Histogram
+from riq_cli.quantize import CODES_MAX, Damping, Factor, column_codes, compensated, factorized, scalar
 
 Floats = NDArray[np.float64]
 
@@ -55,7 +55,7 @@ def energy(difference: Floats, moment: Floats) -> float:
 
 
 def entropy(symbols: NDArray[np.int32]) -> float:
-    return quantizer.entropy(np.unique(symbols, return_counts=True)[1])
+    return Histogram.of(symbols.reshape(-1)).entropy
 
 
 def one_by_one(matrix: Floats, upper: Floats, widths: Floats) -> NDArray[np.int64]:
@@ -274,7 +274,7 @@ def test_the_finest_widths_are_exact_to_single_precision() -> None:
     generator = np.random.default_rng(0)
     matrix = generator.standard_normal((1, 50, 40)).astype(np.float32).astype(np.float64)
     peak = np.max(np.abs(matrix))
-    widths = peak / quantizer.SYMBOL_MAX * np.exp2(generator.integers(-CODES_MAX, 1, (1, 1, 40)) / 4)
+    widths = peak / scalar.SYMBOL_MAX * np.exp2(generator.integers(-CODES_MAX, 1, (1, 1, 40)) / 4)
     symbols, _ = compensated(matrix, factors_of(moments(1, 40, 80), 0.01), widths)
     assert np.max(np.abs(symbols)) <= 1 << 27
     np.testing.assert_allclose(symbols * widths, matrix, rtol=0, atol=1e-6 * peak)

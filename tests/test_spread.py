@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from riq_cli.quantize import Damping, Factor, Spread, compensated, factorized, spread, trellised
-from riq_cli.trellis import Ways
+from riq_cli.quantize.trellis import Viterbi
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int32]
@@ -241,7 +241,7 @@ def by_panels(
     """A trellis of one group that settles on a way every so many columns, as waves have it do."""
     (left,), (bins,) = np.float32(matrix.swapaxes(1, 2)), np.float32(widths.swapaxes(1, 2))
     levels, errors = np.empty(left.shape, np.int32), np.empty_like(left)
-    ways, extent = Ways(1, left.shape[1]), min(max(left.shape[0] // 16, 32), 64)
+    ways, extent = Viterbi(1, left.shape[1]), min(max(left.shape[0] // 16, 32), 64)
     bounds = [(item.begin, item.end, item.upper[0]) for item in factors] or [(0, len(left), None)]
     for begin, end, upper in bounds:
         for first in range(begin, end, extent):
@@ -274,7 +274,7 @@ def test_a_trellis_of_many_panels_goes_on_from_one_to_the_next(
 
 @pytest.mark.parametrize("size", [20, 64, 130])
 def test_a_trellis_saves_nearly_as_much_where_errors_of_rows_spread(size: int) -> None:
-    """Ways are settled on at the ends of panels, in time for later rows."""
+    """Viterbi are settled on at the ends of panels, in time for later rows."""
     matrix, widths = np.random.default_rng(size).standard_normal((1, 96, size)), np.full((1, 1, size), 0.3)
     factors, (spreads, importance) = factors_of(1, size), spreads_of(1, 96)
     ratios = [

@@ -18,23 +18,26 @@ from numpy.typing import NDArray
 
 from riq_cli import limits
 from riq_cli.archive import manifest
+from riq_cli.decode.dequantize import Quantized
 from riq_cli.decode.layers import decode_layer
-from riq_cli.entropy import layers as layers_module
 from riq_cli.entropy import magnitudes, spreading
-from riq_cli.entropy.layers import encode_layer
+from riq_cli.entropy.codes import Codes
 from riq_cli.entropy.magnitudes import Magnitudes, Spread
 from riq_cli.entropy.rates import bits_of
 from riq_cli.entropy.spreading import best_spread
 from riq_cli.entropy.student import Student, share_below
 from riq_cli.errors import CorruptArchive, UnsupportedArchive
+from riq_cli.pipeline import encode as encode_module
+from riq_cli.pipeline.encode import encode_layer
 from riq_cli.pipeline.weights import Weights
-from riq_cli.quantizer import Codes, Quantized, nearest
+from riq_cli.quantize.scalar import nearest
 from tests.archives import (
     BOUND,
     VALUES,
     Edit,
     decoded,
     edited,
+    encoded_in_classes,
     levels_of,
     mutations,
     packed,
@@ -57,7 +60,7 @@ def normal(seed: int, *shape: int, scale: Any = 1.0) -> Ints:
 
 
 def found(symbols: Ints, scales: tuple[Codes, ...] = ()) -> spreading.Spreading:
-    spread = best_spread(Quantized(symbols.reshape(-1), 0.5, scales), symbols.shape)
+    spread = best_spread(symbols.reshape(-1), symbols.shape, scales, False)
     assert spread is not None
     return spread
 
@@ -171,7 +174,7 @@ def test_symbols_without_a_difference_have_no_magnitudes() -> None:
             spreading_ = found(normal(1, *shape, scale=scale))
             assert spreading_.codes == ()
             assert spreading_.spread.student.freedom >= 3 or scale < 1
-    assert best_spread(Quantized(np.full(90, 7, np.int32), 1.0), (9, 10)) is None
+    assert best_spread(np.full(90, 7, np.int32), (9, 10), (), False) is None
 
 
 @pytest.mark.parametrize("scale", [0.5, 4.0, 300.0])
@@ -194,7 +197,7 @@ def test_rows_and_columns_are_told_apart_at_the_same_time(scale: float) -> None:
     tables = []
     for axis, size in ((0, 200), (1, 300)):
         classes = Codes((axis,), np.arange(size, dtype=np.int32) // 5)
-        tables.append(encode_layer(layer, Quantized(symbols.reshape(-1), 0.5, (), classes), None)[0].stored)
+        tables.append(encoded_in_classes(layer, Quantized(symbols.reshape(-1), 0.5), classes)[0].stored)
     assert best.bits / 8 < 0.97 * min(tables)
 
 
@@ -235,7 +238,7 @@ def test_symbols_that_are_far_apart_are_coded_in_cells() -> None:
     layer = layer_of(symbols * 0.5, "float64")
     entry, _ = encode_layer(layer, Quantized(symbols, 0.5), None)
     assert entry.coding == "student"
-    one = encode_layer(layer, Quantized(symbols, 0.5, (), Codes((0,), np.zeros(200, np.int32))), None)[0]
+    one = encode_layer(layer, Quantized(symbols, 0.5), None, {"student"})[0]
     assert entry.stored < 0.75 * one.stored
 
 
@@ -243,7 +246,7 @@ def test_symbols_that_are_far_apart_are_coded_in_cells() -> None:
 def test_symbols_that_are_farther_apart_than_cells_may_be_come_back(scale: float) -> None:
     symbols = normal(12, 200, scale=scale)
     layer = layer_of(symbols * 0.5, "float64")
-    with patch.object(layers_module, "_POOR", math.inf):
+    with patch.object(encode_module, "_POOR", math.inf):
         archive = archive_of(layer, Quantized(symbols, 0.5))
     assert archive.manifest.layers[0].coding == ("student" if scale < 5e7 else "ans")
     assert by_both_decoders(written(archive)) == layer.values.tobytes()
@@ -315,13 +318,13 @@ def test_layers_come_back_by_both_decoders(drawn: tuple[Ints, tuple[Codes, ...],
     symbols, scales, lanes = drawn
     flat = symbols.reshape(-1)
     levels = flat if lanes is None else levels_of(flat, symbols.shape, lanes)
-    quantized = Quantized(levels, 0.5, scales, None, lanes)
+    quantized = Quantized(levels, 0.5, scales, lanes)
     layer = layer_of(symbols, "float64")
-    with patch.object(layers_module, "_POOR", math.inf):
+    with patch.object(encode_module, "_POOR", math.inf):
         archive = archive_of(layer, quantized)
     expected = quantized.restored("float64", symbols.shape)
     assert by_both_decoders(written(archive)) == expected.tobytes()
-    spread = best_spread(quantized, symbols.shape)
+    spread = best_spread(flat, symbols.shape, scales, lanes is not None)
     if spread is not None:  # whether or not a table is smaller
         streams = spread.spread.encode(flat, None)
         np.testing.assert_array_equal(decoded(spread.spread, streams), flat)
@@ -331,7 +334,7 @@ def mixed() -> tuple[Ints, Quantized]:
     """A layer with all that there is: magnitudes along two axes beside bin widths, low bits, lanes."""
     codes = Codes((1,), np.random.default_rng(20).integers(-5, 6, 24).astype(np.int32))
     symbols = normal(21, 10, 24, scale=900 * np.exp2(np.arange(10) - 5.0)[:, None] * np.exp2(2 * (np.arange(24) % 3)))
-    return symbols, Quantized(levels_of(symbols.reshape(-1), symbols.shape, (0,)), 0.25, (codes,), None, (0,))
+    return symbols, Quantized(levels_of(symbols.reshape(-1), symbols.shape, (0,)), 0.25, (codes,), (0,))
 
 
 SYMBOLS, QUANTIZED = mixed()

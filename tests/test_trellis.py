@@ -18,16 +18,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from riq_cli import quantizer, trellis
 from riq_cli.archive import Archive, Manifest, SkeletonEntry, deflate
+from riq_cli.decode import dequantize, trellis
+from riq_cli.decode.dequantize import Quantized
 from riq_cli.decode.layers import symbol_counts
-from riq_cli.entropy.layers import encode_layer
+from riq_cli.entropy.codes import Codes
+from riq_cli.entropy.histogram import Histogram
 from riq_cli.errors import CorruptArchive
 from riq_cli.model import Layer
 from riq_cli.model.matrix import Arrangement
+from riq_cli.pipeline.encode import encode_layer
 from riq_cli.pipeline.plans import Plan
-from riq_cli.quantize import Damping, Factor, compensated, factorized, trellised
-from riq_cli.quantizer import Codes, Quantized
+from riq_cli.quantize import Damping, Factor, compensated, factorized, scalar, trellised
+from riq_cli.quantize.trellis import SYMBOL_MAX
 from riq_cli.report import codes, rows
 from riq_cli.report.histogram import histograms
 from tests.archives import MANIFEST, SKELETON, TABLE, levels_of, packed, refused
@@ -108,7 +111,7 @@ def test_the_way_is_the_best_of_all(width: float) -> None:
 
 
 def entropy(symbols: Integers) -> float:
-    return quantizer.entropy(np.unique(symbols, return_counts=True)[1])
+    return Histogram.of(symbols.reshape(-1)).entropy
 
 
 @pytest.mark.parametrize("width", [0.1, 0.5, 1.0, 2.0])
@@ -184,7 +187,7 @@ def test_a_plan_takes_a_trellis_where_it_saves_bits() -> None:
     quantized, error = found.rounded(layer, 0.5)
     assert quantized.trellis == (0,)
     back = quantized.restored("float32", layer.shape).reshape(layer.shape)
-    assert error == pytest.approx(quantizer.squared_error(layer.values, back, "float32"), rel=1e-4)
+    assert error == pytest.approx(scalar.squared_error(layer.values, back, "float32"), rel=1e-4)
     assert error < 0.87 * plan.rounded(layer, 0.5)[1]
     assert plan.with_trellis(layer, 6.0) is None  # all but a few would be 0
     assert Plan.nearest(layer_of(np.ones((64, 7)))).with_trellis(layer_of(np.ones((64, 7))), 0.5) is None  # too short
@@ -194,7 +197,7 @@ def test_bins_too_narrow_for_a_trellis_are_rounded_without() -> None:
     layer = layer_of(np.random.default_rng(6).normal(size=(30, 20)))
     found = Plan.nearest(layer).with_trellis(layer, 0.1)
     assert found is not None
-    width = quantizer.peak(layer.values, "float32") / trellis.SYMBOL_MAX
+    width = scalar.peak(layer.values, "float32") / SYMBOL_MAX
     assert found.rounded(layer, 1.01 * width)[0].trellis == (0,)
     assert found.rounded(layer, 0.99 * width)[0].trellis is None
 
@@ -244,11 +247,11 @@ def archive_of(layer: Layer, quantized: Quantized) -> Archive:
 
 
 def numbers(dtype: str, data: bytes) -> Floats:
-    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else quantizer.STORAGE[dtype]
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else dequantize.STORAGE[dtype]
     return np.frombuffer(data, kind).astype(np.float64)
 
 
-@pytest.mark.parametrize("dtype", quantizer.STORAGE)
+@pytest.mark.parametrize("dtype", dequantize.STORAGE)
 @pytest.mark.parametrize("shape", [(12, 40), (3, 4, 5, 6), (50,)])
 def test_a_layer_goes_through_an_archive(dtype: str, shape: tuple[int, ...]) -> None:
     generator = np.random.default_rng(7)
@@ -256,15 +259,10 @@ def test_a_layer_goes_through_an_archive(dtype: str, shape: tuple[int, ...]) -> 
     symbols = np.rint(generator.normal(size=layer.size) * 3).astype(np.int32)
     axes = (0,) if len(shape) < 4 else (0, 2)
     scales = (Codes((0,), generator.integers(-9, 9, shape[:1], np.int32)),)
-    classes = Codes((0,), (np.arange(shape[0]) % 2).astype(np.int32))
     levels = levels_of(symbols, shape, axes)
-    for given_scales, given_classes in (((), None), (scales, None), (scales, classes)):
-        quantized = Quantized(levels, 0.3, given_scales, given_classes, axes)
-        archive = archive_of(layer, quantized)
-        assert archive.manifest.requires == (
-            *(("classes",) if given_classes else ()), *(("scales",) if given_scales else ()),
-            *(() if given_classes else ("student",)), "trellis",
-        )  # fmt: skip
+    for given_scales in ((), scales):
+        archive = archive_of(layer, Quantized(levels, 0.3, given_scales, axes))
+        assert archive.manifest.requires == (*(("scales",) if given_scales else ()), "student", "trellis")
         data = by_both_decoders(written(archive))
         widths = 0.3 * 2.0 ** (scales[0].aligned(len(shape)) / 4.0) if given_scales else 0.3
         expected = (levels.reshape(shape) * (widths / 4)).reshape(-1)

@@ -14,7 +14,7 @@ import riq_cli as riq
 from riq_cli.constraint import LossConstraint, MetricConstraint
 from riq_cli.errors import ModelError, TargetError
 from riq_cli.pipeline import PRESETS, FixedLayout
-from riq_cli.quantizer import SYMBOL_MAX
+from riq_cli.quantize.scalar import SYMBOL_MAX
 from tests import builders
 
 INT64 = onnx.TensorProto.INT64

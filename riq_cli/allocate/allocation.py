@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli import quantizer
-from riq_cli.entropy import coder
+from riq_cli.decode import dequantize
+from riq_cli.entropy.histogram import Histogram
+from riq_cli.quantize import scalar
 
 Floats = NDArray[np.float64]
 
@@ -106,7 +107,7 @@ class Curve:
         return Curve(np.exp2(fine), bits, np.exp(errors))
 
 
-def curve(weights: quantizer.Array, dtype: str, middle: float) -> Curve:
+def curve(weights: dequantize.Array, dtype: str, middle: float) -> Curve:
     """The curve of a layer around a bin width; of a large layer, an evenly spaced part of the weights stands for all.
 
     Args:
@@ -118,20 +119,20 @@ def curve(weights: quantizer.Array, dtype: str, middle: float) -> Curve:
     stride = max(1, flat.size // _SAMPLE)
     part = np.ascontiguousarray(flat[::stride])
     scale = flat.size / part.size
-    exact = quantizer.widened(part, dtype)
-    largest = quantizer.peak(weights, dtype)
+    exact = scalar.widened(part, dtype)
+    largest = scalar.peak(weights, dtype)
     exact /= largest
-    widths = np.unique(np.maximum(STEPS * middle, largest / quantizer.SYMBOL_MAX))
+    widths = np.unique(np.maximum(STEPS * middle, largest / scalar.SYMBOL_MAX))
     bits, errors = [], []
     for width in widths / largest:
         symbols = np.rint(exact / width)
-        histogram = coder.Histogram.of(symbols.astype(np.int32))
-        bits.append(scale * part.size * quantizer.entropy(histogram.counts) + table_bits(histogram))
+        histogram = Histogram.of(symbols.astype(np.int32))
+        bits.append(scale * part.size * histogram.entropy + table_bits(histogram))
         errors.append(scale * float(np.sum(np.square(symbols * width - exact))) + 1e-300)
     return Curve(widths, np.array(bits), np.array(errors))
 
 
-def table_bits(histogram: coder.Histogram) -> float:
+def table_bits(histogram: Histogram) -> float:
     """About the bits of the table that FORMAT.md makes of a histogram."""
     return 16.0 + 4.0 * histogram.symbols.size
 

@@ -16,15 +16,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli import quantizer, trellis
 from riq_cli.archive import LayerEntry, inflate_into
+from riq_cli.decode import trellis
+from riq_cli.decode.dequantize import STORAGE, Array, block_widths, dequantize
 from riq_cli.entropy import coder
 from riq_cli.entropy.classes import Numbers, Window, numbers_of, placed
+from riq_cli.entropy.codes import Codes, Symbols
+from riq_cli.entropy.histogram import Histogram, Table
 from riq_cli.entropy.magnitudes import Magnitudes, Spread
 from riq_cli.entropy.student import Student
+from riq_cli.entropy.table import TOO_LONG
 from riq_cli.errors import CorruptArchive
 from riq_cli.model import Layer
-from riq_cli.quantizer import Array, Codes, Symbols
 
 _WINDOW_SHARE = 0.2  # of the layer's bytes, for symbols that wait for their place
 _WINDOW_LEAST = 1 << 25  # bytes of them at any rate: each window goes through all of the layer
@@ -37,7 +40,7 @@ def decode_layer(entry: LayerEntry, sections: Sequence[bytes], executor: Executo
     Raises:
         CorruptArchive: codes, table, streams or checksum do not agree.
     """
-    values = np.empty(entry.size, quantizer.STORAGE[entry.dtype])
+    values = np.empty(entry.size, STORAGE[entry.dtype])
     if entry.bin_width is None:
         inflate_into(sections[-1], values.view(np.uint8).data, f"layer {entry.name!r}")
     else:
@@ -56,7 +59,7 @@ def symbol_counts(entry: LayerEntry, sections: Sequence[bytes]) -> dict[int, int
     """
     with _naming(entry):
         pieces = _Coded.of(entry, sections, None, -(-len(entry.streams) // _COUNTED_STREAMS) or 1).pieces
-        histogram = coder.Histogram.joined(map(coder.Histogram.of, pieces))
+        histogram = Histogram.joined(map(Histogram.of, pieces))
     return dict(zip(histogram.symbols.tolist(), histogram.counts.tolist(), strict=True))
 
 
@@ -106,12 +109,27 @@ class _Coded:
             return cls(pieces, low, high, scales, numbers, magnitudes.sizes)
         classes = grouping[0] if grouping else None
         sizes = np.array([entry.size]) if classes is None else classes.class_sizes(entry.size)
-        tables = coder.Table.read_all(sections[count], sizes.size)
+        tables = _tables(sections[count], sizes.size)
         if sum(table.symbols.size for table in tables) != entry.symbols:
             raise CorruptArchive("the table does not have the symbols that were announced; the archive is damaged")
         pieces = coder.decode_groups(streams, tables, sizes.tolist(), executor)
         low, high = min(int(table.symbols[0]) for table in tables), max(int(table.symbols[-1]) for table in tables)
         return cls(pieces, low, high, scales, None if classes is None else numbers_of(classes, entry.shape), sizes)
+
+
+def _tables(stored: bytes, count: int) -> list[Table]:
+    """So many tables, stored back to back.
+
+    Raises:
+        CorruptArchive: cut off, too long, or with values that no encoder writes.
+    """
+    tables, end = [], 0
+    for _ in range(count):
+        table, end = Table.read(stored, end)
+        tables.append(table)
+    if end < len(stored):
+        raise CorruptArchive(TOO_LONG)
+    return tables
 
 
 def _restore(entry: LayerEntry, coded: _Coded, values: Array) -> None:
@@ -123,7 +141,8 @@ def _restore(entry: LayerEntry, coded: _Coded, values: Array) -> None:
         target = values[begin : begin + symbols.size]
         levels = symbols if odd is None else trellis.positive_levels(symbols)
         out = target if held is None else np.empty_like(target)
-        quantizer.restore(levels, entry.dtype, width, coded.scales, entry.shape, begin, out)
+        widths = block_widths(width, entry.shape, coded.scales, begin, begin + levels.size)
+        dequantize(levels, entry.dtype, widths, out)
         if held is not None:
             np.copyto(target, out, where=held)
         if odd is not None:  # a piece begins at a whole byte

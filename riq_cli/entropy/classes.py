@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.quantizer import Codes, Symbols
+from riq_cli.entropy.codes import Codes, Symbols
 
 _BLOCK = 1 << 18
 

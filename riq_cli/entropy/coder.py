@@ -9,122 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 
 import constriction
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.entropy.frequencies import in_proportion
-from riq_cli.entropy.table import (
-    COUNT_ORDER,
-    FIRST_ORDER,
-    GAP_ORDER,
-    ROOT_ORDER,
-    TOO_LONG,
-    golomb,
-    packed,
-    read_table,
-    zigzag,
-)
+from riq_cli.entropy.codes import Symbols
+from riq_cli.entropy.histogram import Histogram, Table
 from riq_cli.errors import CorruptArchive
 from riq_cli.executors import ordered
 from riq_cli.limits import STREAM_SYMBOLS
 
-_ORDERS = np.arange(16)  # of the Exp-Golomb code of differences
 _DENSE = 1 << 22  # symbols from the first to the last at most, to look positions up in one array
 
-Symbols = NDArray[np.int32]
 Integers = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Which symbols are in use and how often.
-
-    `symbols` i64[s], ascending, and `counts` i64[s] > 0, of the same length s.
-    """
-
-    symbols: Integers
-    counts: Integers
-
-    @classmethod
-    def of(cls, symbols: Symbols) -> Histogram:
-        """The histogram of symbols i32[n], n ≥ 1."""
-        low, high = int(symbols.min()), int(symbols.max())
-        if high - low > 4 * symbols.size + 1024:  # a few outliers far away: sorting is cheaper than counting
-            values, counts = np.unique(symbols, return_counts=True)
-            return cls(values.astype(np.int64), counts.astype(np.int64))
-        counts = np.zeros(high - low + 1, np.int64)
-        for begin in range(0, symbols.size, STREAM_SYMBOLS):  # bincount converts to int64: not all at once
-            counts += np.bincount(symbols[begin : begin + STREAM_SYMBOLS] - low, minlength=counts.size)
-        used = np.flatnonzero(counts)
-        return cls(used + low, counts[used])
-
-    @classmethod
-    def joined(cls, parts: Iterable[Histogram]) -> Histogram:
-        """The histogram of the symbols of all parts, of which there is one at least."""
-        parts = list(parts)
-        symbols, places = np.unique(np.concatenate([part.symbols for part in parts]), return_inverse=True)
-        counts = np.zeros(symbols.size, np.int64)
-        np.add.at(counts, places, np.concatenate([part.counts for part in parts]))
-        return cls(symbols, counts)
-
-
-@dataclass(frozen=True)
-class Table:
-    """What encoder and decoder share of a layer: symbols in use, roots of their counts (FORMAT.md, "Table")."""
-
-    symbols: Integers
-    roots: Integers
-
-    @classmethod
-    def of(cls, histogram: Histogram) -> Table:
-        """The table for a histogram: v_i = max(1, round(√c_i))."""
-        return cls(histogram.symbols, np.maximum(1, np.rint(np.sqrt(histogram.counts))).astype(np.int64))
-
-    def frequencies(self) -> Integers:
-        """Frequencies f_i ≥ 1 in units of 2⁻²⁴, i64[s], of sum 2²⁴ exactly."""
-        return in_proportion(self.roots**2)
-
-    def to_bytes(self) -> bytes:
-        """The table as FORMAT.md packs it."""
-        gaps = np.diff(self.symbols) - 1
-        steps = [zigzag(step) for step in np.diff(self.roots).tolist()]
-        order = int(np.argmin(_golomb_bits(np.array(steps, np.int64)[:, None], _ORDERS).sum(axis=0)))
-        head = [
-            format(order, "04b"),
-            golomb(len(self.symbols) - 1, COUNT_ORDER),
-            golomb(zigzag(int(self.symbols[0])), FIRST_ORDER),
-            golomb(int(self.roots[0]) - 1, ROOT_ORDER),
-        ]
-        rest = (golomb(gap, GAP_ORDER) + golomb(step, order) for gap, step in zip(gaps.tolist(), steps, strict=True))
-        return packed([*head, *rest])
-
-    @classmethod
-    def read_all(cls, stored: bytes, count: int) -> list[Table]:
-        """So many tables that `to_bytes` packed, stored back to back.
-
-        Raises:
-            CorruptArchive: cut off, too long, or with values that no encoder writes.
-        """
-        tables, end = [], 0
-        for _ in range(count):
-            table, end = cls.read(stored, end)
-            tables.append(table)
-        if end < len(stored):
-            raise CorruptArchive(TOO_LONG)
-        return tables
-
-    @classmethod
-    def read(cls, stored: bytes, begin: int = 0) -> tuple[Table, int]:
-        """The table whose bytes begin at `begin`, and where they end: a table says itself how long it is.
-
-        Raises:
-            CorruptArchive: cut off, or with values that no encoder writes.
-        """
-        symbols, roots, end = read_table(stored, begin)
-        return cls(np.array(symbols, np.int64), np.array(roots, np.int64)), end
 
 
 def encode_groups(groups: Iterable[Symbols], tables: Sequence[Table], executor: Executor | None = None) -> list[bytes]:
@@ -277,8 +175,3 @@ def _span(table: Table) -> int:
 
 def _has_gaps(table: Table) -> bool:
     return _span(table) != table.symbols.size
-
-
-def _golomb_bits(values: Integers, order: Integers) -> Integers:
-    lengths: Integers = np.frexp(values + (1 << order))[1]  # of binary numbers; exact for any below 2⁵³
-    return 2 * lengths - 1 - order

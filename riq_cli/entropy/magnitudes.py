@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from riq_cli.entropy import coder
 from riq_cli.entropy.classes import grouped
+from riq_cli.entropy.codes import Codes, Symbols
 from riq_cli.entropy.frequencies import PRECISION
 from riq_cli.entropy.student import Student
 from riq_cli.errors import CorruptArchive
 from riq_cli.executors import ordered
 from riq_cli.limits import CODE_MAX, STREAM_SYMBOLS
-from riq_cli.quantizer import Codes, Symbols
 
 Integers = NDArray[np.int64]
 

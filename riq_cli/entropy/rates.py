@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli import quantizer
-from riq_cli.entropy import coder
+from riq_cli.entropy.histogram import Histogram
 from riq_cli.entropy.student import share_below
 
 Floats = NDArray[np.float64]
@@ -43,7 +42,7 @@ def bits_of(
 
 def entropy_of(symbols: NDArray[np.int32]) -> float:
     """The empirical entropy of symbols of any shape, in bits/symbol."""
-    return quantizer.entropy(coder.Histogram.of(symbols.reshape(-1)).counts)
+    return Histogram.of(symbols.reshape(-1)).entropy
 
 
 def spread_bits(symbols: NDArray[np.int32], rows: int | None, columns: int | None, trellis: bool) -> float:

@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli.entropy import coder
-from riq_cli.entropy.clustering import parts_of, slices_along
+from riq_cli.entropy.codes import Codes, Symbols
 from riq_cli.entropy.magnitudes import Magnitudes, Spread
 from riq_cli.entropy.rates import CODES_BITS, STREAM_BITS
 from riq_cli.entropy.student import FREEDOM_MAX, LOW_BITS_MAX, Student, share_below
 from riq_cli.limits import CELLS, CODE_MAX, CODES
-from riq_cli.quantizer import Codes, Quantized, Symbols
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -57,21 +56,22 @@ class Spreading:
         return self.bits < other.bits
 
 
-def best_spread(quantized: Quantized, shape: Sequence[int]) -> Spreading | None:
+def best_spread(symbols: Symbols, shape: Sequence[int], scales: tuple[Codes, ...], trellis: bool) -> Spreading | None:
     """The spread of a layer's symbols that takes least room; None where they are all the same, or too far apart.
 
     Args:
-        quantized: the symbols, with the scales of their bin widths.
+        symbols: of the layer, i32[n].
         shape: of the layer.
+        scales: of their bin widths.
+        trellis: whether they are those of a trellis.
     """
-    symbols = quantized.symbols
     if symbols.min() == symbols.max():
         return None
     structures = _structures(shape, symbols.size)
     found = []
-    loudest = sum(int(np.abs(scale.values).max()) for scale in quantized.scales)
-    for scales in ((), quantized.scales) if 0 < loudest <= CODE_MAX - 3 * _LOUDEST else ((),):
-        cells = _Cells.of(symbols, tuple(shape), quantized.trellis is not None, scales)
+    loudest = sum(int(np.abs(scale.values).max()) for scale in scales)
+    for given in ((), scales) if 0 < loudest <= CODE_MAX - 3 * _LOUDEST else ((),):
+        cells = _Cells.of(symbols, tuple(shape), trellis, given)
         if cells.low_bits > LOW_BITS_MAX:
             return None
         found.append((_told_apart(cells, structures), cells))
@@ -132,6 +132,18 @@ def _levels(axes: Sequence[tuple[int, ...]], loudness: Mapping[tuple[int, ...], 
 def _coded(along: tuple[int, ...], level: Floats, step: int) -> Codes:
     """Levels as codes, `step` quarters of an octave apart."""
     return Codes(along, np.clip(np.rint(level * 4 / step) * step, -_LOUDEST, _LOUDEST).astype(np.int32))
+
+
+def parts_of(shape: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Axes that count as one: of those longer than 1 the first, the second, and all further ones together."""
+    long = tuple(axis for axis, size in enumerate(shape) if size > 1)
+    return tuple(part for part in (long[:1], long[1:2], long[2:]) if part)
+
+
+def slices_along(axes: tuple[int, ...], shape: Sequence[int]) -> Codes:
+    """The number of each slice along some axes, 0 for the first."""
+    sizes = [shape[axis] for axis in axes]
+    return Codes(axes, np.arange(math.prod(sizes), dtype=np.int32).reshape(sizes))
 
 
 @dataclass(frozen=True, eq=False)

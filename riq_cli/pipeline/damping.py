@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from riq_cli import quantize, quantizer
+from riq_cli import quantize
 from riq_cli.entropy.rates import entropy_of
 from riq_cli.model import Layer, Linear
 from riq_cli.pipeline.descent import FIXED, least_damping, less
 from riq_cli.pipeline.plans import Plan, Positions, some_rows
-from riq_cli.quantize import Damping
+from riq_cli.quantize import Damping, scalar
 from riq_cli.statistics.moments import Collected, Float64, Halves, Moments
 
 _LOWEST = -4  # level of damping: a hundredth
@@ -111,7 +111,7 @@ class _Trials:
         self, layer: Layer, linear: Linear, kinds: Mapping[_Kind, Halves], width: float, without: Collection[str]
     ) -> None:
         """Take moments of several kinds."""
-        peak = quantizer.peak(layer.values, layer.dtype)
+        peak = scalar.peak(layer.values, layer.dtype)
         self._layer, self._linear, self._kinds, self._without = layer, linear, dict(kinds), without
         self._bounds = kinds[_ALIKE][0].bounds
         self._weights, self._width = some_rows(linear.matrix, layer) / peak, width / peak

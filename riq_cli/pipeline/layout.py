@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from riq_cli import quantizer
 from riq_cli.allocate.allocation import Allocation
 from riq_cli.errors import TargetError
 from riq_cli.model import Layer, Linear, Model, SessionForm, linear_layers, offset_form
@@ -21,7 +20,7 @@ from riq_cli.pipeline.plans import Plan
 from riq_cli.pipeline.settings import FixedLayout, Report, Settings
 from riq_cli.pipeline.solution import Scheme, Solution
 from riq_cli.pipeline.solver import Solver
-from riq_cli.quantize import CODES_MAX
+from riq_cli.quantize import CODES_MAX, scalar
 from riq_cli.runtime import Array, Evaluator
 
 _OFFSET = 0.01  # what is added to a layer's inputs: small beside activations of order 1, large beside rounding errors
@@ -154,7 +153,7 @@ class LayoutSolver(ConstrainedSolver):
 
     def _made(self, number: int, bits: int) -> tuple[float, Plan | None]:
         layer = self._weights.layers[number]
-        low, high = quantizer.extremes(layer.values, layer.dtype)
+        low, high = scalar.extremes(layer.values, layer.dtype)
         width, plan = ((high - low) or abs(high)) / (2**bits - 1) * _HAIR, None
         if self._layout.per_channel:
             width, plan = self._per_channel(number, bits) or (width, plan)
@@ -173,7 +172,7 @@ class LayoutSolver(ConstrainedSolver):
             plan = Plan(matrix, np.zeros((matrix.shape[0], matrix.shape[2]), np.int32), plan.rows)
         if plan.matrix.row_axes is None:
             return None
-        rows = plan.matrix.view(quantizer.widened(layer.values, layer.dtype))
+        rows = plan.matrix.view(scalar.widened(layer.values, layer.dtype))
         ranges = rows.max(axis=2) - rows.min(axis=2)
         ranges = np.where(ranges > 0, ranges, np.abs(rows).max(axis=2))
         largest = float(ranges.max())
@@ -208,7 +207,7 @@ class LayoutSolver(ConstrainedSolver):
         """The loss's slope in a layer's weights: the secant to all of them larger by an offset."""
         layer = self._weights.layers[number]
         values = list(self._originals)
-        values[number] = quantizer.added(layer.values, np.array(offset), layer.dtype)
+        values[number] = scalar.added(layer.values, np.array(offset), layer.dtype)
         return self._loss_change(self._form, values) / offset
 
     def _loss_change(self, form: SessionForm, values: Sequence[Array]) -> float:

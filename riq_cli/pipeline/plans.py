@@ -10,10 +10,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli import quantize, quantizer, trellis
+from riq_cli import quantize
+from riq_cli.decode import dequantize, trellis
+from riq_cli.decode.dequantize import Quantized
+from riq_cli.entropy.codes import Codes
 from riq_cli.entropy.rates import bits_of
 from riq_cli.model import Layer, Linear, Matrix
-from riq_cli.quantizer import Codes, Quantized
+from riq_cli.quantize import scalar
 from riq_cli.statistics.moments import Float64
 
 _ROWS = 256  # of a matrix that stand for all of them where variants are compared
@@ -104,7 +107,7 @@ class Plan:
         groups, rows, columns = self.matrix.shape
         if self.matrix.row_axes is None or groups * rows < _PARTS or columns < _PARTS:
             return None
-        peak = quantizer.peak(layer.values, layer.dtype)
+        peak = scalar.peak(layer.values, layer.dtype)
         squares = np.empty((groups, rows))
         for part in _runs(self.matrix):
             weights = _widened(self.matrix, layer, part) / peak
@@ -209,19 +212,19 @@ class Plan:
         # Others were narrowed: their weights are small.
         loud = (codes[codes >= -quantize.CODES_MAX].min(initial=0) for codes in (self.rows, self.columns))
         narrowest = width * 2 ** (int(sum(loud)) / 4)
-        if self.trellis and quantizer.peak(layer.values, layer.dtype) < trellis.SYMBOL_MAX * narrowest:
+        if self.trellis and scalar.peak(layer.values, layer.dtype) < quantize.trellis.SYMBOL_MAX * narrowest:
             levels, error = quantize.trellised(
                 self._weights(layer), self.factors, widths, self.spreads, self.importance, scales
             )
             return self._quantized(layer, levels, width, self.matrix.lanes), error
         if not self.factors and self.importance is None:
             quantized = (
-                quantizer.nearest(layer.values, layer.dtype, width, self.scales)
+                scalar.nearest(layer.values, layer.dtype, width, self.scales)
                 if self.up is None
-                else quantizer.directed(layer.values, layer.dtype, width, self.up, self.scales)
+                else scalar.directed(layer.values, layer.dtype, width, self.up, self.scales)
             )
             restored = quantized.restored(layer.dtype, layer.shape)
-            return quantized, quantizer.squared_error(layer.values, restored, layer.dtype)
+            return quantized, scalar.squared_error(layer.values, restored, layer.dtype)
         weights = self._weights(layer)
         symbols, error = quantize.compensated(weights, self.factors, widths, self.spreads, self.importance, scales)
         return self._quantized(layer, symbols, width), error
@@ -235,7 +238,7 @@ class Plan:
         weights = some_rows(self.matrix, layer, columns)
         symbols, error = self._symbols(weights, self.column_widths(width)[..., columns])
         scale = layer.size / symbols.size
-        share = float(np.max(np.abs(weights))) / quantizer.peak(layer.values, layer.dtype)  # errors are in such units
+        share = float(np.max(np.abs(weights))) / scalar.peak(layer.values, layer.dtype)  # errors are in such units
         return scale * bits_of(symbols, *self.matrix.shape[1:], self.trellis), scale * share**2 * error
 
     def some_columns(self, layer: Layer, weights: int) -> Columns:
@@ -243,10 +246,10 @@ class Plan:
         columns = self.matrix.shape[2]
         step = max(1, layer.size // weights)
         chosen = np.arange(0, columns, min(step, columns))
-        view = quantizer.widened(np.ascontiguousarray(self.matrix.view(layer.values)[:, :, chosen]), layer.dtype)
-        return Columns(view, quantizer.scaled_widths(1.0, self.columns[:, None, chosen]))
+        view = scalar.widened(np.ascontiguousarray(self.matrix.view(layer.values)[:, :, chosen]), layer.dtype)
+        return Columns(view, dequantize.scaled_widths(1.0, self.columns[:, None, chosen]))
 
-    def shift(self, layer: Layer, restored: quantizer.Array) -> Float64:
+    def shift(self, layer: Layer, restored: dequantize.Array) -> Float64:
         """What the bias has to take over, f64[groups · rows]: −(Ŵ − W) E[x]."""
         assert self.mean is not None
         result = np.empty(self.matrix.shape[:2])
@@ -256,8 +259,8 @@ class Plan:
             np.einsum("gnk,gk->gn", difference, self.mean, out=result[:, part])
         return result.reshape(-1)
 
-    def _weights(self, layer: Layer) -> quantizer.Array:
-        return self.matrix.view(quantizer.computable(layer.values, layer.dtype))
+    def _weights(self, layer: Layer) -> dequantize.Array:
+        return self.matrix.view(scalar.computable(layer.values, layer.dtype))
 
     def _quantized(
         self, layer: Layer, levels: quantize.Integers, width: float, lanes: tuple[int, ...] | None = None
@@ -281,7 +284,7 @@ class Plan:
 
     def column_widths(self, width: float) -> Float64:
         """Bin widths of columns, f64[groups, 1, columns]."""
-        return quantizer.scaled_widths(width, self.columns)[:, None, :]
+        return dequantize.scaled_widths(width, self.columns)[:, None, :]
 
     def _scales(self, step: int = 1) -> Float64 | None:
         """What rows multiply them by, or every so-manieth row, f64[groups, rows]; None where all are 1."""
@@ -296,12 +299,12 @@ class Columns:
     widths: Float64
 
 
-def nearest_widths(plan: Plan | None, layer: Layer, width: float) -> quantizer.Width | None:
+def nearest_widths(plan: Plan | None, layer: Layer, width: float) -> dequantize.Width | None:
     """The bin widths of a layer where its weights are just rounded to the nearest; None if they are not."""
     if plan is None:
         return width
     alone = not plan.factors and not plan.trellis and plan.up is None and plan.importance is None
-    return quantizer.bin_widths(width, plan.scales, len(layer.shape)) if alone else None
+    return scalar.bin_widths(width, plan.scales, len(layer.shape)) if alone else None
 
 
 def _along(matrix: Matrix, layer: Layer, codes: quantize.Integers, rows: bool) -> Codes:
@@ -315,7 +318,7 @@ def _along(matrix: Matrix, layer: Layer, codes: quantize.Integers, rows: bool) -
 
 def _narrower(codes: quantize.Integers, peaks: Float64, width: float) -> tuple[quantize.Integers, NDArray[np.bool_]]:
     """Codes with narrower bins where weights of these peaks are nearly 0, and which they are."""
-    share = peaks / quantizer.scaled_widths(width, codes)
+    share = peaks / dequantize.scaled_widths(width, codes)
     quiet = share < 1 / trellis.PARTS
     octaves = np.log2(2 * share, out=np.full(share.shape, -np.inf), where=share > 0)
     narrower = codes + np.maximum(np.floor(4 * octaves), -_NARROWER)
@@ -329,7 +332,7 @@ def some_rows(matrix: Matrix, layer: Layer, columns: slice = _ALL) -> Float64:
 
 def _widened(matrix: Matrix, layer: Layer, rows: slice, columns: slice = _ALL) -> Float64:
     """Some rows of a layer's matrices, or a part of them, in float64."""
-    return quantizer.widened(np.ascontiguousarray(matrix.view(layer.values)[:, rows, columns]), layer.dtype)
+    return scalar.widened(np.ascontiguousarray(matrix.view(layer.values)[:, rows, columns]), layer.dtype)
 
 
 def _runs(matrix: Matrix) -> Iterator[slice]:

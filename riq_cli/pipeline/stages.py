@@ -21,7 +21,6 @@ STAGES = {
     "refit": "a second fit to all samples that are not held out",
     "trellis": "trellis-coded quantization",
     "student": "symbols are coded by Student's t distribution; without: by tables",
-    "classes": "tables of their own for classes of rows or columns",
     "crossing": "k by a line through several deviations; without: by bisection",
 }
 

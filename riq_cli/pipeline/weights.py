@@ -12,15 +12,17 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli import quantizer
 from riq_cli.allocate.allocation import Allocation, Curve, curve, expected_k, table_bits
-from riq_cli.entropy.coder import Histogram
+from riq_cli.decode import dequantize
+from riq_cli.decode.dequantize import Quantized
+from riq_cli.entropy.codes import Symbols
+from riq_cli.entropy.histogram import Histogram
 from riq_cli.entropy.rates import entropy_of, spread_bits
 from riq_cli.limits import TABLE_SYMBOLS
 from riq_cli.model import Layer
 from riq_cli.pipeline.plans import Plan, nearest_widths
 from riq_cli.pipeline.settings import DEFAULT_MIN_SIZE
-from riq_cli.quantizer import Quantized
+from riq_cli.quantize import scalar
 
 PLAN_STEPS = np.exp2(np.arange(-4, 6) * 0.75)  # bin widths at which a compensated layer is rounded for its curve
 _PIECE = 1 << 20  # weights that one thread quantizes at a time
@@ -65,7 +67,7 @@ class Weights:
         """
         self.layers, self.release, self.threads, self.without = layers, release, threads, frozenset(without)
         self.sizes = [layer.size for layer in layers]
-        self.norms = [quantizer.norm(layer.values, layer.dtype) for layer in layers]
+        self.norms = [scalar.norm(layer.values, layer.dtype) for layer in layers]
         active = [number for number, norm in enumerate(self.norms) if 0 < norm < math.inf]
         self.matrices = [n for n in active if is_matrix(layers[n], min_size)]
         self.vectors = [n for n in active if not is_matrix(layers[n], min_size)]
@@ -76,7 +78,7 @@ class Weights:
             n for n, norm in enumerate(self.norms) if not math.isfinite(norm) and is_matrix(layers[n], min_size)
         ]
         self.may_part = max_bits is None  # whether parts of a layer may have bin widths of their own
-        self._peaks = {number: quantizer.peak(layers[number].values, layers[number].dtype) for number in active}
+        self._peaks = {number: scalar.peak(layers[number].values, layers[number].dtype) for number in active}
         self._finest = {number: _finest_width(layers[number], self._peaks[number], max_bits) for number in active}
         # Bits of compensated layers by bin width: what was rounded to be measured need not be rounded to be counted.
         self._counted: WeakKeyDictionary[Plan, dict[float, float]] = WeakKeyDictionary()
@@ -109,7 +111,7 @@ class Weights:
         """The baseline of Fig. 4a: s_ℓ = max w_ℓ − min w_ℓ for every matrix, or |w_ℓ| if all its weights are equal."""
         shapes = {}
         for number in self.matrices:
-            low, high = quantizer.extremes(self.layers[number].values, self.layers[number].dtype)
+            low, high = scalar.extremes(self.layers[number].values, self.layers[number].dtype)
             shapes[number] = (high - low) or abs(high)
         return Allocation("uniform", shapes)
 
@@ -150,25 +152,23 @@ class Weights:
         """About the bits of one layer in the archive at a bin width."""
         layer, steps = self.layers[number], nearest_widths(plan, self.layers[number], width)
         if steps is not None:
-            parts = (quantizer.quantize(layer.values[part], layer.dtype, _along(steps, part)) for part in _parts(layer))
+            parts = (scalar.quantize(layer.values[part], layer.dtype, _along(steps, part)) for part in _parts(layer))
             histogram = Histogram.joined(map(Histogram.of, parts))
             count = layer.shape[0] if len(layer.shape) > 1 else 1
             rows = slice(None, None, _step(count, layer.size) if count > 1 else 1)
-            some = quantizer.quantize(layer.values[rows], layer.dtype, _along(steps, rows))
+            some = scalar.quantize(layer.values[rows], layer.dtype, _along(steps, rows))
             return self._bits_of(number, plan, histogram, some.reshape(-1, layer.size // count), count)
         assert plan is not None
         if width not in self._counted.get(plan, {}):
             self.quantized(number, width, plan)
         return self._counted[plan][width]
 
-    def _bits_of(
-        self, number: int, plan: Plan | None, histogram: Histogram, some: quantizer.Symbols, rows: int
-    ) -> float:
+    def _bits_of(self, number: int, plan: Plan | None, histogram: Histogram, some: Symbols, rows: int) -> float:
         """Bits of a layer's symbols, of which some rows [..., columns] are given, out of as many as `rows`."""
         codes = sum(_CODE_BITS * scale.values.size for scale in (plan.scales if plan is not None else ()))
         size, lanes = self.sizes[number], plan is not None and plan.trellis
         fits = histogram.symbols.size <= TABLE_SYMBOLS
-        bits = size * quantizer.entropy(histogram.counts)
+        bits = size * histogram.entropy
         if fits and "student" in self.without:
             return bits + table_bits(histogram) + codes + _ENTRY_BITS
         # Rows may be unlike the others: they tell what it saves to tell slices apart, not what these take.
@@ -180,7 +180,7 @@ class Weights:
         """About the bits of one layer that stays exact in the skeleton."""
         return _DEFLATED * 8 * self.layers[number].values.nbytes
 
-    def buffers(self) -> list[quantizer.Array]:
+    def buffers(self) -> list[dequantize.Array]:
         """One array for each layer: room for `requantize`."""
         return [np.empty_like(layer.values) for layer in self.layers]
 
@@ -204,14 +204,14 @@ class Weights:
                 counted[width] = self._bits_of(number, plan, Histogram.of(symbols), some, view.shape[1])
             return quantized
         scales = () if plan is None else plan.scales
-        return quantizer.nearest(self.shifted(number, shift), layer.dtype, width, scales)
+        return scalar.nearest(self.shifted(number, shift), layer.dtype, width, scales)
 
-    def shifted(self, number: int, shift: Shift | None) -> quantizer.Array:
+    def shifted(self, number: int, shift: Shift | None) -> dequantize.Array:
         """The original weights of one layer, or those with `shift` added, finite, in storage type."""
         layer = self.layers[number]
-        return layer.values if shift is None else quantizer.added(layer.values, shift.reshape(layer.shape), layer.dtype)
+        return layer.values if shift is None else scalar.added(layer.values, shift.reshape(layer.shape), layer.dtype)
 
-    def alone(self, number: int, width: float, plan: Plan | None) -> tuple[dict[int, quantizer.Array], float]:
+    def alone(self, number: int, width: float, plan: Plan | None) -> tuple[dict[int, dequantize.Array], float]:
         """What the model holds otherwise than the original when one layer is quantized alone, and the error of it.
 
         The error is that of the products where the layer has a plan, else ‖ŵ − w‖², in both cases / max |w|².
@@ -221,8 +221,8 @@ class Weights:
         steps = nearest_widths(plan, layer, width)
         if steps is not None:  # without the symbols, which are as large as the layer
             out = np.empty(layer.shape, layer.values.dtype)
-            quantizer.requantize(layer.values, layer.dtype, steps, out)
-            return {number: out}, quantizer.squared_error(layer.values, out, layer.dtype)
+            scalar.requantize(layer.values, layer.dtype, steps, out)
+            return {number: out}, scalar.squared_error(layer.values, out, layer.dtype)
         assert plan is not None
         quantized, error = plan.rounded(layer, width)
         changed = {number: quantized.restored(layer.dtype, layer.shape).reshape(layer.shape)}
@@ -240,18 +240,18 @@ class Weights:
         self.release()
         return Curve(widths, bits, np.maximum(errors, 1e-300)).interpolated()
 
-    def widened(self, number: int) -> quantizer.Array:
+    def widened(self, number: int) -> dequantize.Array:
         """The weights of one layer in a type that numpy computes with."""
         layer = self.layers[number]
-        return quantizer.computable(layer.values, layer.dtype)
+        return scalar.computable(layer.values, layer.dtype)
 
     def peak(self, number: int) -> float:
         """Largest magnitude max |w| of one layer that is finite and not all zero."""
         return self._peaks[number]
 
     def requantize(
-        self, widths: Widths, plans: Plans, out: Sequence[quantizer.Array], pool: Executor
-    ) -> list[quantizer.Array]:
+        self, widths: Widths, plans: Plans, out: Sequence[dequantize.Array], pool: Executor
+    ) -> list[dequantize.Array]:
         """The restored weights ŵ of every layer: in `out`, from `buffers`, or the original where it stays exact.
 
         Args:
@@ -261,9 +261,9 @@ class Weights:
             pool: its threads work at the same time.
         """
 
-        def piece(number: int, steps: quantizer.Width, part: slice) -> None:
+        def piece(number: int, steps: dequantize.Width, part: slice) -> None:
             layer = self.layers[number]
-            quantizer.requantize(layer.values[part], layer.dtype, _along(steps, part), out[number][part])
+            scalar.requantize(layer.values[part], layer.dtype, _along(steps, part), out[number][part])
             self.release()
 
         nearest = {
@@ -286,14 +286,14 @@ class Weights:
             if width is None:
                 out[number][...] = values
             else:
-                quantizer.requantize(values, layer.dtype, width, out[number])
+                scalar.requantize(values, layer.dtype, width, out[number])
         return [
             layer.values if width is None and number not in shifts else out[number]
             for number, (layer, width) in enumerate(zip(self.layers, widths, strict=True))
         ]
 
     def _compensate(
-        self, widths: Widths, plans: Plans, out: Sequence[quantizer.Array], pool: Executor
+        self, widths: Widths, plans: Plans, out: Sequence[dequantize.Array], pool: Executor
     ) -> dict[int, Shift]:
         """Write the restored weights of layers with plans into `out`; returns what their biases take over."""
 
@@ -341,16 +341,16 @@ def _parts(layer: Layer) -> Iterator[slice]:
     return (slice(begin, begin + step) for begin in range(0, rows, step))
 
 
-def _along(steps: quantizer.Width, part: slice) -> quantizer.Width:
+def _along(steps: dequantize.Width, part: slice) -> dequantize.Width:
     """The bin widths of a part of a layer."""
     return steps[part] if isinstance(steps, np.ndarray) and len(steps) > 1 else steps
 
 
 def _finest_width(layer: Layer, peak: float, max_bits: int | None) -> float:
     """The smallest bin width that a layer may have: symbols stay exact in any arithmetic, and within `max_bits`."""
-    finest = peak / quantizer.SYMBOL_MAX
+    finest = peak / scalar.SYMBOL_MAX
     if max_bits is None:
         return finest
-    low, high = quantizer.extremes(layer.values, layer.dtype)
+    low, high = scalar.extremes(layer.values, layer.dtype)
     # The remark in 4.1 of the paper, a hair wider: ties at both ends would make one level more.
     return max(finest, (high - low) / float(2**max_bits - 1) * (1 + 1e-9))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from riq_cli.quantize.factor import Factor, Floats, Integers
-from riq_cli.trellis import Ways
+from riq_cli.quantize.trellis import Viterbi
 
 _LEAF = 8  # columns that are rounded one by one; wider blocks go by halves, so that most of the work is matrix products
 _SMALL, _FEW = 64, 4  # columns and rows up to which many groups go side by side
@@ -22,7 +22,7 @@ def round_all(
     uppers: Sequence[Floats],
     symbols: Integers,
     errors: Floats,
-    ways: Ways | None,
+    ways: Viterbi | None,
 ) -> None:
     """Round all columns f32[groups, K, rows], as `round_columns` does those of one factor; without any, to the nearest.
 
@@ -42,7 +42,7 @@ def round_all(
         round_alone(left, bins, symbols, errors, ways)
 
 
-def round_alone(left: Floats, bins: Floats, symbols: Integers, errors: Floats, ways: Ways | None) -> None:
+def round_alone(left: Floats, bins: Floats, symbols: Integers, errors: Floats, ways: Viterbi | None) -> None:
     """Round columns whose errors do not spread, as `round_columns` does others."""
     if ways is None:
         rounded = np.rint(left / bins)
@@ -55,7 +55,7 @@ def round_alone(left: Floats, bins: Floats, symbols: Integers, errors: Floats, w
 
 
 def round_columns(
-    left: Floats, bins: Floats, upper: Floats, symbols: Integers, errors: Floats, ways: Ways | None = None
+    left: Floats, bins: Floats, upper: Floats, symbols: Integers, errors: Floats, ways: Viterbi | None = None
 ) -> None:
     """Round the columns f32[groups, K, rows] of `left`, which may be used up, and write symbols and scaled errors.
 

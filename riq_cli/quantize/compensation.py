@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from riq_cli.quantize.columns import round_all
 from riq_cli.quantize.factor import Factor, Floats, Integers
 from riq_cli.quantize.spread import Spread
+from riq_cli.quantize.trellis import Viterbi
 from riq_cli.quantize.waves import Waves
-from riq_cli.trellis import Ways
 
 _LANES = 1024  # whose ways through a trellis are followed side by side: so many stay in the processor's cache
 _TOGETHER = 1 << 20  # weights of spreads that are rounded side by side, at most, if they are several
@@ -113,7 +113,7 @@ class _Rounding:
         np.divide(part.transpose(0, 2, 1), self._peak, out=left, dtype=np.float64, casting="same_kind")
         bins = self._bins(left.shape, _ALL, chosen)
         symbols, errors = np.empty(left.shape, np.int32), np.empty_like(left)
-        ways = Ways(groups, rows) if self._trellised else None
+        ways = Viterbi(groups, rows) if self._trellised else None
         round_all(left, bins, self._factors, self._uppers, symbols, errors, ways)
         if self._importance is None:
             self._total += float(np.einsum("gkn,gkn->", errors, errors, dtype=np.float64))
@@ -128,7 +128,7 @@ class _Rounding:
         shares = [
             np.stack([spread.shares[block] for spread in spreads], dtype=np.float32) for block in range(len(rows))
         ]
-        ways = Ways(len(rows), rows[0].size) if self._trellised else None
+        ways = Viterbi(len(rows), rows[0].size) if self._trellised else None
         size = self._matrix.shape[2]
         step = size if self._factors else _ALONE
         for begin in range(0, size, step):
@@ -141,7 +141,7 @@ class _Rounding:
         rows: NDArray[np.int64],
         columns: slice,
         shares: Sequence[Floats],
-        ways: Ways | None,
+        ways: Viterbi | None,
         symbols: Integers,
     ) -> None:
         """Round some columns of the rows i64[blocks, spreads, length], and write them to symbols [rows, columns]."""

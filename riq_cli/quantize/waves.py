@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from riq_cli import trellis
+from riq_cli.decode import trellis
 from riq_cli.quantize.columns import round_alone, round_columns
 from riq_cli.quantize.factor import Factor, Floats, Integers
-from riq_cli.trellis import Ways
+from riq_cli.quantize.trellis import Viterbi
 
 _PANELS = 16  # about, into which columns are cut
 _PANEL_MIN, _PANEL_MAX = 8, 64  # columns
@@ -53,7 +53,7 @@ class Waves:
         shares: Sequence[Floats],
         factors: Sequence[Factor],
         uppers: Sequence[Floats],
-        ways: Ways | None,
+        ways: Viterbi | None,
     ) -> None:
         """Nothing is rounded yet.
 

@@ -12,8 +12,10 @@ import numpy as np
 import onnx
 
 import riq_cli as riq
-from riq_cli import quantizer
+from riq_cli.decode import dequantize
 from riq_cli.entropy import coder
+from riq_cli.entropy.histogram import Histogram, Table
+from riq_cli.quantize import scalar
 
 
 def speed() -> None:
@@ -21,14 +23,14 @@ def speed() -> None:
     generator = np.random.default_rng(0)
     weights = generator.laplace(size=8_000_000).astype(np.float32)
     width = 0.4
-    seconds, symbols = timed(lambda: quantizer.quantize(weights, "float32", width))
+    seconds, symbols = timed(lambda: scalar.quantize(weights, "float32", width))
     show("quantize", weights.size / seconds / 1e6, "million weights/s")
-    table = coder.Table.of(coder.Histogram.of(symbols))
-    seconds, _ = timed(lambda: coder.Table.of(coder.Histogram.of(symbols)))
+    table = Table.of(Histogram.of(symbols))
+    seconds, _ = timed(lambda: Table.of(Histogram.of(symbols)))
     encode, streams = timed(lambda: coder.encode_groups([symbols], [table]))
     show("encode (with the table)", weights.size / (encode + seconds) / 1e6, "million weights/s")
     decode, _ = timed(lambda: list(coder.decode_groups(streams, [table], [symbols.size])))
-    restore, _ = timed(lambda: quantizer.dequantize(symbols, "float32", width))
+    restore, _ = timed(lambda: dequantize.Quantized(symbols, width).restored("float32", weights.shape))
     show("decode (with dequantize)", weights.size / (decode + restore) / 1e6, "million weights/s")
     show("size over entropy", sum(map(len, streams)) * 8 / symbols.size / entropy(symbols), "")
     seconds, _ = timed(lambda: subprocess.run([sys.executable, "-m", "riq_cli", "--help"], capture_output=True))
@@ -86,7 +88,7 @@ def dense_model(weights: int) -> onnx.ModelProto:
 
 
 def entropy(symbols: np.ndarray) -> float:
-    return quantizer.entropy(np.unique(symbols, return_counts=True)[1])
+    return Histogram.of(symbols.reshape(-1)).entropy
 
 
 def timed(work):  # type: ignore[no-untyped-def]

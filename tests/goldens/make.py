@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from riq_cli.archive import Archive, Manifest, SkeletonEntry, deflate
-from riq_cli.entropy.layers import encode_layer
+from riq_cli.decode.dequantize import Quantized
+from riq_cli.entropy.codes import Codes
 from riq_cli.model import Layer
-from riq_cli.quantizer import Codes, Quantized, nearest
+from riq_cli.pipeline.encode import encode_layer
+from riq_cli.quantize.scalar import nearest
 
 FOLDER = Path(__file__).parent
 RECORD = FOLDER / "goldens.json"
@@ -55,7 +57,6 @@ class Weights:
     width: float | None
     places: tuple[str, ...] = ()
     scales: tuple[Codes, ...] = ()
-    classes: Codes | None = None
     trellis: tuple[int, ...] | None = None
 
 
@@ -184,40 +185,14 @@ def scales() -> Golden:
 
 
 @golden
-def classes() -> Golden:
-    """Tables of their own: by row, by column, by both, with scales, and for a class whose weights are all the same."""
-    spread = codes(30, 0, 2, 40, axes=(0,))
-    values = normal(31, 40, 25) * np.array([0.3, 2, 9])[spread.values][:, None]
-    silent = normal(32, 6, 50, 4) * (np.arange(50) % 3 != 1)[None, :, None]
-    pairs = codes(33, 0, 3, 6, 4, axes=(0, 2))
-    return Golden(
-        (
-            Weights("rows", "float32", values, 0.3, classes=spread),
-            Weights("constant class", "float16", silent, 0.4, classes=Codes((1,), np.arange(50, dtype=np.int32) % 3)),
-            Weights(
-                "all constant",
-                "float64",
-                np.arange(12.0).reshape(4, 3) // 3,
-                1.0,
-                classes=Codes((0,), np.arange(4, dtype=np.int32)),
-            ),
-            Weights(
-                "pairs", "bfloat16", normal(34, 6, 50, 4), 0.2, scales=(codes(35, -4, 4, 50, axes=(1,)),), classes=pairs
-            ),
-            Weights("no classes", "float32", normal(36, 30), 0.2),
-        )
-    )
-
-
-@golden
 def trellis() -> Golden:
-    """Lanes along one axis and along two, with scales and classes, of one symbol, in every dtype."""
-    scale, spread = codes(40, -9, 9, 7, axes=(1,)), Codes((0,), np.arange(5, dtype=np.int32) % 2)
+    """Lanes along one axis and along two, with scales, of one symbol, in every dtype."""
+    scale = codes(40, -9, 9, 7, axes=(1,))
     return Golden(
         (
             Weights("rows", "float32", normal(42, 12, 30), 0.2, trellis=(0,)),
             Weights("columns", "float16", normal(43, 30, 7), 0.2, scales=(scale,), trellis=(1,)),
-            Weights("taps", "bfloat16", normal(44, 5, 7, 3, 3), 0.3, (), (scale,), spread, (0, 2)),
+            Weights("taps", "bfloat16", normal(44, 5, 7, 3, 3), 0.3, (), (scale,), (0, 2)),
             Weights("one symbol", "float64", np.full((3, 9), 2.0), 2.0, trellis=(0,)),
         )
     )
@@ -357,10 +332,10 @@ def make(item: Golden) -> tuple[bytes, dict[str, Any]]:
         layer = Layer(weights.name, "Identity", where, weights.dtype, stored.shape, storage)
         quantized = None
         if weights.width is not None:
-            quantized = nearest(storage, weights.dtype, weights.width, weights.scales, weights.classes)
+            quantized = nearest(storage, weights.dtype, weights.width, weights.scales)
             if weights.trellis is not None:
                 flat = levels.reshape(-1).astype(np.int32)
-                quantized = Quantized(flat, weights.width, weights.scales, weights.classes, weights.trellis)
+                quantized = Quantized(flat, weights.width, weights.scales, weights.trellis)
         entry, parts = encode_layer(layer, quantized, None)
         entries.append(entry)
         sections += parts

@@ -1,0 +1,74 @@
+"""Codes: integers for the slices of a layer along some of its axes, such as one for each row (FORMAT.md, "Codes")."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from riq_cli.limits import CLASSES
+
+Symbols = NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """Integers for the slices of a layer: codes of bin widths or of contexts, or numbers of classes.
+
+    `axes` ascending; `values` i32, of the shape that the layer has along these axes.
+    """
+
+    axes: tuple[int, ...]
+    values: Symbols
+
+    def aligned(self, dimensions: int) -> Symbols:
+        """The values with as many dimensions as the layer has, so that they broadcast to its shape; not a copy."""
+        return self.values[tuple(slice(None) if axis in self.axes else None for axis in range(dimensions))]
+
+    def run(self, shape: Sequence[int], begin: int, end: int) -> Symbols:
+        """The code of each weight from number `begin` up to `end`, row-major, i32[end − begin]."""
+        return elements(np.broadcast_to(self.aligned(len(shape)), tuple(shape)), begin, end)
+
+    def class_sizes(self, size: int) -> NDArray[np.int64]:
+        """How many of a layer's `size` weights each class has, i64[C], if the values are numbers of classes.
+
+        Raises:
+            ValueError: they are not 0 … C − 1, each of them in use, with at most `limits.CLASSES` classes.
+        """
+        if self.values.min() < 0 or self.values.max() >= CLASSES:
+            raise ValueError(f"a class that is not below {CLASSES}")
+        slices = np.bincount(self.values.reshape(-1))
+        if not slices.all():
+            raise ValueError("a class without weights")
+        return slices * (size // self.values.size)
+
+
+def sum_of(codes: Iterable[Symbols]) -> NDArray[np.int64]:
+    """Sums of codes, broadcast to the shape that they share; four of any 32 bits do not overflow."""
+    total: NDArray[np.int64] = functools.reduce(np.add, (part.astype(np.int64) for part in codes))
+    return total
+
+
+def elements(array: NDArray[Any], begin: int, end: int) -> NDArray[Any]:
+    """A copy of the elements from number `begin` up to `end`, row-major, of any array; `flat` has them, but slowly."""
+    if array.ndim < 2:
+        return array.reshape(-1)[begin:end].copy()
+    run = np.empty(end - begin, array.dtype)
+    row = math.prod(array.shape[1:])
+    while begin < end:
+        number, offset = divmod(begin, row)
+        rows = 0 if offset else (end - begin) // row
+        target = run[run.size - (end - begin) :]
+        if rows:
+            target[: rows * row].reshape(rows, *array.shape[1:])[...] = array[number : number + rows]
+            begin += rows * row
+        else:
+            part = min(row - offset, end - begin)
+            target[:part] = elements(array[number], offset, offset + part)
+            begin += part
+    return run

@@ -1,0 +1,68 @@
+"""The symbols of a layer → their codes, table or distribution, and streams, in the coding that takes least room."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import numpy as np
+
+from riq_cli.entropy import coder
+from riq_cli.entropy.codes import Codes, Symbols
+from riq_cli.entropy.histogram import Histogram, Table
+from riq_cli.entropy.rates import STREAM_BITS
+from riq_cli.entropy.spreading import best_spread
+from riq_cli.limits import TABLE_SYMBOLS
+
+
+@dataclass(frozen=True)
+class Coded:
+    """The sections of a layer's symbols, with the axes of their codes, and what the manifest tells of them."""
+
+    coding: str
+    symbols: int
+    entropy: float
+    codes: list[tuple[tuple[int, ...], bytes]]
+    table: bytes
+    streams: list[bytes]
+
+
+def encode(
+    symbols: Symbols,
+    shape: Sequence[int],
+    scales: tuple[Codes, ...],
+    trellis: bool,
+    executor: Executor | None,
+    student: bool = True,
+) -> Coded | None:
+    """The symbols coded by a table or by Student's t, whichever is smaller; None if neither can code them.
+
+    Args:
+        symbols: of the layer, i32[n].
+        shape: of the layer.
+        scales: codes of its bin widths.
+        trellis: whether the symbols are those of a trellis.
+        executor: where the streams are encoded; None: here.
+        student: whether Student's t is tried.
+    """
+    histogram = Histogram.of(symbols)
+    table = Table.of(histogram) if histogram.symbols.size <= TABLE_SYMBOLS else None
+    spreading = best_spread(symbols, shape, scales, trellis) if student else None
+    if spreading is not None and (table is None or spreading.bits < _bits(histogram, table)):
+        spread = spreading.spread
+        streams = spread.encode(symbols, executor)
+        codes = [(item.axes, coder.encode_codes(item.values.reshape(-1))) for item in spread.magnitudes.codes]
+        entropy = 8 * sum(map(len, streams)) / symbols.size
+        return Coded("student", histogram.symbols.size, entropy, codes, spread.student.to_bytes(), streams)
+    if table is None:
+        return None
+    coding = "constant" if histogram.symbols.size == 1 else "ans"
+    streams = coder.encode_groups([symbols], [table], executor)
+    return Coded(coding, histogram.symbols.size, histogram.entropy, [], table.to_bytes(), streams)
+
+
+def _bits(histogram: Histogram, table: Table) -> float:
+    """About the bits of symbols coded by a table, and of this itself."""
+    coded = float(np.dot(histogram.counts, 24 - np.log2(table.frequencies())))
+    return coded + 8 * len(table.to_bytes()) + STREAM_BITS
