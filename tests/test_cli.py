@@ -176,20 +176,20 @@ def test_report_shows_codes_where_there_are_any() -> None:
     lines = riq("report", "v1-classes.riqz", folder=folder).stdout.decode().splitlines()
     assert lines[0].split()[5:9] == ["bin", "width", "codes", "entropy"]
     shown = {line.split("  ")[0]: line for line in lines}
-    assert " 40 classed " in shown["rows"]
-    assert " 50, 24 classed " in shown["pairs"]
-    assert " - " in shown["no classes"]
+    assert " classes 40 " in shown["rows"]
+    assert " scales 50, classes 24 " in shown["pairs"]
+    assert " – " in shown["no classes"]
     assert ", codes " in lines[-1]
     lines = riq("report", "v1-scales.riqz", folder=folder).stdout.decode().splitlines()
-    assert any(line.startswith("conv ") and " 12+45 " in line for line in lines)
+    assert any(line.startswith("conv ") and " scales 12+45 " in line for line in lines)
     row = json.loads(riq("report", "v1-scales.riqz", "--json", folder=folder).stdout)["layers"][0]
     assert [(scale["axes"], scale["codes"]) for scale in row["scales"]] == [([0], 12), ([1, 2, 3], 45)]
     assert row["classes"] is None
     lines = riq("report", "v1-student.riqz", folder=folder).stdout.decode().splitlines()
     shown = {line.split("  ")[0]: line for line in lines}
     assert " student " in shown["rows and columns"]
-    assert " 40+50 loud " in shown["rows and columns"]
-    assert " 24 loud, trellis " in shown["lanes"]
+    assert " magnitudes 40+50 " in shown["rows and columns"]
+    assert " magnitudes 24, trellis " in shown["lanes"]
     row = json.loads(riq("report", "v1-student.riqz", "--json", folder=folder).stdout)["layers"][0]
     assert [(item["axes"], item["codes"]) for item in row["magnitudes"]] == [([0], 40), ([1], 50)]
 

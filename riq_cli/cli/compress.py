@@ -18,7 +18,7 @@ from riq_cli.cli.paths import check_binary, check_outputs, check_stdout, refuse_
 from riq_cli.cli.quantities import parse_number, parse_ratio, parse_size, parse_target
 from riq_cli.cli.terminal import ProgressBar, print_json, say, warn_line
 from riq_cli.memory import give_back_large_arrays
-from riq_cli.report import judgement, layers_at, reservation, totals
+from riq_cli.report import judgement, layers_at, reservation, searched, totals
 from riq_cli.text import counted, estimate, human_size, shortened
 
 if TYPE_CHECKING:
@@ -222,12 +222,7 @@ def _summary(facts: dict[str, Any], verbose: int) -> list[str]:
         else "  layers     none is coded: all of the model is stored as it is"
     )
     if "k" in facts:
-        lines.append(
-            f"  search     {facts['allocation']} allocation, {facts['rounding']} rounding, "
-            f"k = {facts['k']:.5g}, epsilon = {facts['epsilon']:g}; "
-            f"{counted(facts['evaluations'], 'evaluation')}, {counted(facts['probes'], 'probe')}, "
-            f"{facts['seconds']:.1f} s"
-        )
+        lines.append(f"  search     {searched(facts)}, {facts['seconds']:.1f} s")
     if "layout" in facts:
         lines.append(f"  layout     {layers_at(facts['layout'])}")
     if verbose:

@@ -12,7 +12,9 @@ from typing import Any, BinaryIO
 import click
 from click.shell_completion import CompletionItem
 
-from riq_cli.files import check_output, refuse_source
+from riq_cli.cli.terminal import say
+from riq_cli.files import atomic_write, check_output, refuse_source
+from riq_cli.text import human_size
 
 _BARE = re.compile(r"[\w./~+,@%=:-]*")  # what a shell takes as one word without quotes
 
@@ -99,6 +101,30 @@ class OutputFile(click.Path):
         """The path; stdout is that by its other name too, where a file would be replaced if it leads to one."""
         path = super().convert(value, param, ctx)
         return "-" if path == "/dev/stdout" else path
+
+
+class _PictureFile(click.Path):
+    """A picture to write: its name says the format."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        if Path(str(path)).suffix.lower() not in (".png", ".svg"):
+            self.fail(f"{path!r} ends neither in .png nor in .svg", param, ctx)
+        return path
+
+
+picture_type = _PictureFile()
+
+
+def write(path: str, data: bytes, force: bool, quiet: bool = False) -> None:
+    """Write a file whole, and say so on stderr; `-` is stdout."""
+    if path == "-":
+        click.echo(data, nl=False)
+        return
+    with atomic_write(path, force) as file:
+        file.write(data)
+    if not quiet:
+        say(f"{path}: {human_size(len(data))}", err=True)
 
 
 class FileOf(click.Path):

@@ -9,8 +9,7 @@ import click
 
 from riq_cli.cli import options
 from riq_cli.cli.help import Command, grouped
-from riq_cli.cli.paths import FileOf, check_outputs
-from riq_cli.cli.pictures import picture_type, write_picture
+from riq_cli.cli.paths import FileOf, check_outputs, picture_type, write
 from riq_cli.cli.points import points_of
 from riq_cli.errors import PointsError
 
@@ -79,4 +78,4 @@ def plot(
     from riq_cli import plots
 
     data = plots.picture("rate" if rate else kind, found, Path(picture).suffix.lower(), title)
-    write_picture(picture, data, force, quiet)
+    write(picture, data, force, quiet)

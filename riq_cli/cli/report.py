@@ -12,29 +12,14 @@ import click
 from riq_cli.archive import Archive, LayerEntry
 from riq_cli.cli import difference as compared
 from riq_cli.cli import markdown, options
-from riq_cli.cli.gates import check, gate_options, gates
 from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.log import logged_trace
-from riq_cli.cli.paths import FileOf, check_outputs, check_stdout
-from riq_cli.cli.pictures import picture_type, write_picture
+from riq_cli.cli.paths import FileOf, check_outputs, check_stdout, picture_type, write
+from riq_cli.cli.quantities import parse_number, parse_ratio, parse_size
 from riq_cli.cli.terminal import print_json, say, table
-from riq_cli.errors import ArchiveError
-from riq_cli.files import atomic_write
-from riq_cli.report import (
-    Difference,
-    SortKey,
-    Totals,
-    codes,
-    command,
-    difference,
-    judgement,
-    layers_at,
-    page,
-    reservation,
-    rows,
-    totals,
-)  # fmt: skip
-from riq_cli.text import estimate, fingerprint, human_size, shortened, shown
+from riq_cli.errors import ArchiveError, TargetError
+from riq_cli.report import SortKey, Totals, cells, command, difference, facts, page, rows, totals
+from riq_cli.text import human_size
 
 _ANY_SIZE = 1 << 100  # nothing is restored here, so that nothing needs a limit
 
@@ -70,7 +55,14 @@ riq report old.riqz new.riqz --markdown
     options.json_option,
     options.force_option,
 )  # fmt: skip
-@gate_options
+@grouped(
+    "Bounds",
+    click.option("--max-size", type=parse_size, metavar="SIZE", help="Exit with 3 if the archive is larger."),
+    click.option("--min-ratio", type=parse_ratio, metavar="X",
+                 help="Exit with 3 if the archive is above 1/X of the source."),
+    click.option("--max-rate", type=parse_number, metavar="R",
+                 help="Exit with 3 if layers take more than R bits/weight."),
+)  # fmt: skip
 def report(
     archives: tuple[str, ...],
     sort: SortKey | None,
@@ -105,28 +97,28 @@ def report(
     check_stdout({"--json": as_json, "--markdown": as_markdown, "--html -": page_path == "-"})
     check_outputs((page_path, picture), (*archives, log_path), force)
     opened = [_opened(path) for path in archives]
-    checked = gates(totals(opened[-1]), max_size, min_ratio, max_rate)
+    sums = totals(opened[-1])
+    gates = _gates(sums, max_size, min_ratio, max_rate)
     if len(opened) == 2:
-        found = difference(opened[0], opened[1], sort or "size")
-        document, lines = compared.document(found, *archives), _difference(found, archives, as_markdown)
+        document, lines = _compared(opened, archives, sort or "size", as_markdown)
     else:
         name = "model.riqz" if archives[0] == "-" else Path(archives[0]).name
         if page_path is not None:
             trace = None if log_path is None else logged_trace(log_path, opened[0])
             with options.naming(archives[0], ArchiveError):
-                _write_page(page(opened[0], name, _symbol_counts, trace), page_path, force)
+                write(page_path, page(opened[0], name, _symbol_counts, trace).encode(), force)
         if picture is not None:
             _draw(opened[0], name, sort or "model", picture, force)
-        document = _document(opened[0], name, sort or "model")
-        lines = (
-            markdown.report(opened[0], name, sort or "size").split("\n") if as_markdown
-            else _lines(opened[0], sort or "model")
-        )  # fmt: skip
+        document = as_document(opened[0], name, sort or "model")
+        lines = markdown.report(opened[0], name, sort or "size") if as_markdown else text(opened[0], sort or "model")
     if as_json:
-        print_json(document | {"gates": [gate.document() for gate in checked]})
+        print_json(document | {"gates": gates})
     elif page_path is picture is None or as_markdown:
         say(*lines)
-    check(archives[-1], checked)
+    missed = [gate for gate in gates if not gate["holds"]]
+    if missed:
+        said = "; ".join(_missed(gate, sums) for gate in missed)
+        raise TargetError(f"{archives[-1]}: {said}", missed[0]["found"] or 0.0)
 
 
 def _opened(path: str) -> Archive:
@@ -134,11 +126,46 @@ def _opened(path: str) -> Archive:
         return archive
 
 
-def _difference(found: Difference, archives: tuple[str, ...], as_markdown: bool) -> list[str]:
-    """The lines of the difference, with the archives' names, or their paths where the names are the same."""
+def _gates(sums: Totals, max_size: int | None, min_ratio: float | None, max_rate: float | None) -> list[dict[str, Any]]:
+    """The bounds that were asked for, as --json prints them; what is not known does not keep one."""
+    asked = (
+        ("max-size", max_size, sums.archive_bytes),
+        ("min-ratio", min_ratio, sums.ratio),
+        ("max-rate", max_rate, sums.rate),
+    )
+    return [
+        {
+            "gate": name,
+            "bound": bound,
+            "found": found,
+            "holds": found is not None and (found >= bound if name == "min-ratio" else found <= bound),
+        }
+        for name, bound, found in asked
+        if bound is not None
+    ]
+
+
+def _missed(gate: Mapping[str, Any], sums: Totals) -> str:
+    bound, found = gate["bound"], gate["found"]
+    if gate["gate"] == "max-size":
+        return f"{found:,} bytes ({human_size(found)}) are above --max-size {bound:,}"
+    if gate["gate"] == "max-rate":
+        return f"{found:.4g} bits/weight are above --max-rate {bound:g}"
+    if found is None:
+        return "the archive does not say how large its source is, so --min-ratio cannot be checked"
+    return f"a ratio of {found:.4g} is below --min-ratio {bound:g}"
+
+
+def _compared(
+    opened: Sequence[Archive], archives: Sequence[str], sort: SortKey, as_markdown: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """The difference for JSON and in lines, which name the archives by their paths where their names are the same."""
+    found = difference(opened[0], opened[1], sort)
     names = [Path(path).name for path in archives]
     old, new = archives if names[0] == names[1] else names
-    return compared.as_markdown(found, old, new).split("\n") if as_markdown else compared.text(found, old, new)
+    lines = compared.as_markdown(found, old, new) if as_markdown else compared.text(found, old, new)
+    paths = {side: {"archive": path} | found[side] for side, path in zip(("old", "new"), archives, strict=True)}
+    return found | paths, lines
 
 
 def _symbol_counts(layer: LayerEntry, sections: Sequence[bytes]) -> Mapping[int, int]:
@@ -148,26 +175,17 @@ def _symbol_counts(layer: LayerEntry, sections: Sequence[bytes]) -> Mapping[int,
     return symbol_counts(layer, sections)
 
 
-def _write_page(text: str, path: str, force: bool) -> None:
-    if path == "-":
-        click.echo(text, nl=False)
-        return
-    data = text.encode()
-    with atomic_write(path, force) as file:
-        file.write(data)
-    say(f"{path}: {human_size(len(data))}", err=True)
-
-
 def _draw(archive: Archive, name: str, sort: SortKey, path: str, force: bool) -> None:
     from riq_cli import plots
 
     layers = rows(archive, sort)
     if not layers:
         raise click.UsageError(f"{name} holds no coded layers; there is nothing to draw")
-    write_picture(path, plots.layer_rates(layers, totals(archive).rate, name, Path(path).suffix.lower()), force)
+    write(path, plots.layer_rates(layers, totals(archive).rate, name, Path(path).suffix.lower()), force)
 
 
-def _document(archive: Archive, name: str, sort: SortKey) -> dict[str, Any]:
+def as_document(archive: Archive, name: str, sort: SortKey) -> dict[str, Any]:
+    """The report as --json prints it."""
     manifest = archive.manifest
     return {
         "layers": rows(archive, sort),
@@ -181,78 +199,22 @@ def _document(archive: Archive, name: str, sort: SortKey) -> dict[str, Any]:
     }
 
 
-_HEADER = ("layer", "op", "shape", "coding", "symbols", "bin width", "entropy", "bits/weight", "bytes", "share")
-_CODES = 6  # where the column of codes goes, in archives that have any
-
-
-def _lines(archive: Archive, sort: SortKey) -> list[str]:
-    layers = rows(archive, sort)
-    header: tuple[str, ...] = _HEADER
-    lines: list[tuple[str, ...]] = [
-        (
-            row["name"],
-            row["op"],
-            "×".join(map(str, row["shape"])) + ("" if row["dtype"] == "float32" else f" {row['dtype']}"),
-            row["coding"],
-            str(row["symbols"] or "-"),
-            "-" if row["bin_width"] is None else f"{row['bin_width']:.4g}",
-            f"{row['entropy']:.2f}" if row["symbols"] else "-",
-            f"{row['rate']:.2f}",
-            str(row["bytes"]),
-            f"{row['share']:.1%}",
-        )
-        for row in layers
-    ]
-    if any(row["scales"] or row["classes"] or row["magnitudes"] for row in layers):
-        header = (*header[:_CODES], "codes", *header[_CODES:])
-        told = [codes.brief(row) or "-" for row in layers]
-        lines = [(*line[:_CODES], word, *line[_CODES:]) for line, word in zip(lines, told, strict=True)]
-    nothing = "nothing to code: the model has no float weights large enough; all of it is in the skeleton"
-    made = ["", *_made(archive)] if archive.manifest.result else []
-    return [*(table(header, lines, left=4) if lines else [nothing]), "", *_totals(totals(archive)), *made]
-
-
-def _totals(sums: Totals) -> list[str]:
-    breakdown = ", ".join(f"{name} {human_size(size)} ({size / sums.archive_bytes:.1%})" for name, size in sums.parts)
-    lines = [
+def text(archive: Archive, sort: SortKey) -> list[str]:
+    """The lines of the report for a terminal."""
+    layers = [cells(row) for row in rows(archive, sort)]
+    lines = ["nothing to code: the model has no float weights large enough; all of it is in the skeleton"]
+    if layers:
+        columns = [key for key in layers[0] if key != "codes" or any(layer[key] != "–" for layer in layers)]
+        lines = table(columns, [[layer[key] for key in columns] for layer in layers], left=4)
+    sums = totals(archive)
+    parts = ", ".join(f"{name} {human_size(size)} ({size / sums.archive_bytes:.1%})" for name, size in sums.parts)
+    lines += [
+        "",
         f"{sums.layers} layers, {sums.weights:,} weights at {sums.rate:.3g} bits/weight; "
         f"×{sums.ratio_eq2:.2f} by eq. (2)",
-        f"{human_size(sums.archive_bytes)}: {breakdown}",
+        f"{human_size(sums.archive_bytes)}: {parts}",
     ]
     if sums.ratio is not None and sums.source_bytes is not None:
         lines.append(f"×{sums.ratio:.2f} smaller than the source ({human_size(sums.source_bytes)})")
-    return lines
-
-
-def _made(archive: Archive) -> list[str]:
-    manifest = archive.manifest
-    result, calibration = manifest.result, manifest.calibration
-    lines = []
-    if "constraint" in result:
-        lines.append(f"constraint: {judgement(result['constraint'])}")
-    if "constraint_holdout" in result:
-        lines.append(f"  held out: {judgement(result['constraint_holdout'])}")
-    for tensor in result.get("measured", ()):
-        lines.append(
-            f"deviation {estimate(tensor['mean'], tensor.get('standard_error'))}, worst sample {tensor['worst']:.4g} "
-            f"at {shortened(tensor['name'])}"
-        )
-    if "holdout" in result:
-        held = estimate(result["holdout"], result.get("holdout_standard_error"))
-        lines.append(f"held out: {held} on {shown(result.get('holdout_samples'), 'd')} samples")
-    lines.append(
-        f"calibration: {shown(calibration.get('samples'), 'd')} samples, {calibration.get('kind', '–')}"
-        f"{reservation(calibration.get('kind'))}, "
-        f"SHA-256 {fingerprint(calibration.get('sha256', '–'))}…"
-    )
-    lines.append(
-        f"search: {result.get('allocation', '–')} allocation, {result.get('rounding', 'nearest')} rounding, "
-        f"k = {shown(result.get('k'), '.5g')}, "
-        f"epsilon = {shown(result.get('epsilon'), 'g')}; {shown(result.get('evaluations'), 'd')} evaluations, "
-        f"{shown(result.get('probes'), 'd')} probes"
-    )
-    if "layout" in result:
-        lines.append(f"layout: {layers_at(result['layout'])}")
-    settings = ", ".join(f"{key} = {value}" for key, value in sorted(manifest.settings.items()) if value is not None)
-    lines.append(f"settings: {settings}; {manifest.creator}")
-    return lines
+    found = facts(archive)
+    return [*lines, *([""] if found else []), *(f"{name}: {fact}" for name, fact in found)]

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from riq_cli.cli import options
+from riq_cli.cli import options, paths
 from riq_cli.cli import points as points_file
 from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.log import search_log, step_record
-from riq_cli.cli.paths import check_outputs, check_stdout, refuse_sources
-from riq_cli.cli.pictures import picture_type, write_picture
+from riq_cli.cli.paths import check_outputs, check_stdout, picture_type, refuse_sources
 from riq_cli.cli.quantities import parse_number, parse_numbers, parse_targets
 from riq_cli.cli.terminal import ProgressBar, print_json, say, warn_line
 from riq_cli.errors import CalibrationError, Interrupted
@@ -174,9 +173,8 @@ def sweep(
     if picture is not None:
         from riq_cli import plots
 
-        write_picture(
-            picture, plots.picture("curve", {Path(model).name: points}, Path(picture).suffix.lower()), force, quiet
-        )
+        drawn = plots.picture("curve", {Path(model).name: points}, Path(picture).suffix.lower())
+        paths.write(picture, drawn, force, quiet)
 
 
 def _goals(

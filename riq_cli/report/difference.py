@@ -4,65 +4,38 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 from riq_cli.archive import Archive, LayerEntry
 from riq_cli.report.totals import SortKey, totals
-from riq_cli.text import fingerprint
+from riq_cli.text import fingerprint, finite
 
-Status = Literal["changed", "unchanged", "added", "removed"]
-
-
-@dataclass(frozen=True)
-class Change:
-    """One layer before and after; None where it does not exist."""
-
-    name: str
-    old: LayerEntry | None
-    new: LayerEntry | None
-
-    @property
-    def status(self) -> Status:
-        """Whether the layer is new, gone, other, or restores the same weights from as many bytes."""
-        if self.old is None:
-            return "added"
-        if self.new is None:
-            return "removed"
-        same = all(
-            getattr(self.old, field) == getattr(self.new, field)
-            for field in ("shape", "dtype", "coding", "bin_width", "crc32", "stored")
-        )
-        return "unchanged" if same else "changed"
-
-    @property
-    def bytes(self) -> int:
-        """Bytes that the new archive spends more."""
-        return (self.new.stored if self.new else 0) - (self.old.stored if self.old else 0)
-
-    @property
-    def rate(self) -> float | None:
-        """Bits/weight that the new archive spends more; None if one of the two does not have the layer."""
-        return None if self.old is None or self.new is None else self.new.rate - self.old.rate
+NUMBERS = {  # compared in total: name, words for it, style
+    "archive_bytes": ("archive, bytes", ","),
+    "ratio": ("compression ratio", ".2f"),
+    "rate": ("rate, bits/weight", ".3f"),
+    "deviation": ("deviation", ".4g"),
+    "worst": ("worst sample", ".4g"),
+    "holdout": ("held out", ".4g"),
+    "layers": ("layers", ","),
+    "weights": ("weights", ","),
+    "stream_bytes": ("streams, bytes", ","),
+    "table_bytes": ("tables, bytes", ","),
+    "code_bytes": ("codes, bytes", ","),
+    "skeleton_bytes": ("skeleton, bytes", ","),
+    "manifest_bytes": ("manifest, bytes", ","),
+    "source_bytes": ("source, bytes", ","),
+}
+_TOLD = ("shape", "dtype", "coding", "symbols", "bin_width", "entropy", "rate")  # of a layer
+_SAME = ("shape", "dtype", "coding", "bin_width", "crc32", "stored")  # of one that restores the same from as much
 
 
-@dataclass(frozen=True)
-class Difference:
-    """What changed: numbers by name, each as (old, new), None where an archive does not tell; settings; layers.
+def difference(old: Archive, new: Archive, sort: SortKey = "size") -> dict[str, Any]:
+    """What changed from one archive to another, as --json prints it; layers are the same when their names are.
 
-    `same_source` and `same_calibration` compare fingerprints, which are all that an archive keeps of the samples'
-    SHA-256; None where one of the two is not known.
-    """
-
-    numbers: Mapping[str, tuple[float | None, float | None]]
-    settings: Mapping[str, tuple[Any, Any]]
-    same_source: bool | None
-    same_calibration: bool | None
-    layers: tuple[Change, ...]
-
-
-def difference(old: Archive, new: Archive, sort: SortKey = "size") -> Difference:
-    """What changed from one archive to another; layers are the same when their names are.
+    Numbers that an archive does not tell are None. `same_source` and `same_calibration` compare fingerprints, which are
+    all that an archive keeps of the samples' SHA-256; None where one of the two is not known.
 
     Args:
         old: the archive before.
@@ -70,62 +43,75 @@ def difference(old: Archive, new: Archive, sort: SortKey = "size") -> Difference
         sort: order of the layers: `size` and `rate` by how much these changed, `model` as in the new archive and then
             those removed.
     """
-    changes = _paired(old.manifest.layers, new.manifest.layers)
-    if sort == "size":
-        changes.sort(key=lambda change: -abs(change.bytes))
-    elif sort == "rate":
-        changes.sort(key=lambda change: -abs(change.rate or 0.0))
-    elif sort == "name":
-        changes.sort(key=lambda change: change.name)
+    layers = _layers(_numbered(old), _numbered(new))
+    if sort == "name":
+        layers.sort(key=lambda layer: layer["name"])
+    elif sort != "model":
+        layers.sort(key=lambda layer: -abs(layer["bytes" if sort == "size" else "rate"] or 0.0))
     before, after = _numbers(old), _numbers(new)
     first, second = old.manifest, new.manifest
-    keys = sorted({*first.settings, *second.settings})
-    return Difference(
-        numbers={name: (before[name], after[name]) for name in before},
-        settings={
-            key: (first.settings.get(key), second.settings.get(key))
-            for key in keys
+    return {
+        "old": before,
+        "new": after,
+        "change": {name: _minus(before[name], after[name]) for name in NUMBERS},
+        "settings": {
+            key: {"old": first.settings.get(key), "new": second.settings.get(key)}
+            for key in sorted({*first.settings, *second.settings})
             if first.settings.get(key) != second.settings.get(key)
         },
-        same_source=_same(first.source, second.source),
-        same_calibration=_same(first.calibration, second.calibration),
-        layers=tuple(changes),
-    )
-
-
-def _paired(old: tuple[LayerEntry, ...], new: tuple[LayerEntry, ...]) -> list[Change]:
-    """One change for each name; of a name that occurs twice, as it may in subgraphs, the first goes with the first."""
-    before, after = _numbered(old), _numbered(new)
-    return [Change(key[0], before.get(key), after.get(key)) for key in (*after, *(k for k in before if k not in after))]
-
-
-def _numbered(layers: tuple[LayerEntry, ...]) -> dict[tuple[str, int], LayerEntry]:
-    seen: Counter[str] = Counter()
-    result = {}
-    for layer in layers:
-        result[layer.name, seen[layer.name]] = layer
-        seen[layer.name] += 1
-    return result
-
-
-def _numbers(archive: Archive) -> dict[str, float | None]:
-    sums, result = totals(archive), archive.manifest.result
-    return {
-        "archive_bytes": sums.archive_bytes,
-        "ratio": sums.ratio,
-        "rate": sums.rate,
-        "deviation": result.get("deviation"),
-        "worst": result.get("worst"),
-        "holdout": result.get("holdout"),
-        "layers": sums.layers,
-        "weights": sums.weights,
-        "stream_bytes": sums.stream_bytes,
-        "table_bytes": sums.table_bytes,
-        "code_bytes": sums.code_bytes,
-        "skeleton_bytes": sums.skeleton_bytes,
-        "manifest_bytes": sums.manifest_bytes + sums.header_bytes,
-        "source_bytes": sums.source_bytes,
+        "same_source": _same(first.source, second.source),
+        "same_calibration": _same(first.calibration, second.calibration),
+        "layers": layers,
     }
+
+
+def _numbered(archive: Archive) -> dict[tuple[str, int], LayerEntry]:
+    """The layers by name; of a name that occurs twice, as it may in subgraphs, by its number too."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for layer in archive.manifest.layers:
+        found[layer.name, seen[layer.name]] = layer
+        seen[layer.name] += 1
+    return found
+
+
+def _layers(
+    before: Mapping[tuple[str, int], LayerEntry], after: Mapping[tuple[str, int], LayerEntry]
+) -> list[dict[str, Any]]:
+    found = []
+    for key in (*after, *(key for key in before if key not in after)):
+        old, new = before.get(key), after.get(key)
+        if old is None or new is None:
+            status = "added" if old is None else "removed"
+        else:
+            same = all(getattr(old, name) == getattr(new, name) for name in _SAME)
+            status = "unchanged" if same else "changed"
+        found.append(
+            {
+                "name": key[0],
+                "status": status,
+                "bytes": (new.stored if new else 0) - (old.stored if old else 0),
+                "rate": new.rate - old.rate if old and new else None,
+                "old": _entry(old),
+                "new": _entry(new),
+            }
+        )
+    return found
+
+
+def _entry(layer: LayerEntry | None) -> dict[str, Any] | None:
+    return None if layer is None else {name: getattr(layer, name) for name in _TOLD} | {"bytes": layer.stored}
+
+
+def _numbers(archive: Archive) -> dict[str, Any]:
+    sums = asdict(totals(archive))
+    sums["manifest_bytes"] += sums["header_bytes"]
+    known = dict(archive.manifest.result) | sums
+    return {name: known.get(name) for name in NUMBERS}
+
+
+def _minus(old: float | None, new: float | None) -> float | None:
+    return None if old is None or new is None else finite(new - old)
 
 
 def _same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool | None:

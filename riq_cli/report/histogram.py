@@ -16,18 +16,19 @@ _LOOKED_INTO = 1 << 28  # weights of a layer whose streams are decoded, a few of
 _BEYOND = 0.0005  # share of the weights at either end that may be left out, so that outliers do not squeeze the rest
 
 
+Count = Callable[[LayerEntry, Sequence[bytes]], Mapping[int, int]]  # how often each symbol of a layer occurs
+
+
 @dataclass(frozen=True)
 class Histogram:
     """Shares of a layer's weights by symbol.
 
-    `shares[i]` is that of the `step` symbols from `first + i * step` on, in [0, 1]; `zero` that of
-    weights that are restored as 0; `beyond` that of all symbols outside of them. From tables they are squares of
-    rounded roots, good to a few per cent of themselves. Of a layer with several `tables`, they are those of all
-    together; one that is coded by a distribution has none, and its symbols are counted.
+    `shares[i]` is that of the `step` symbols from `first + i * step` on, in [0, 1]; `zero` that of weights that are
+    restored as 0; `beyond` that of all symbols outside of them. From tables they are squares of rounded roots, good to
+    a few per cent of themselves.
     """
 
     layer: LayerEntry
-    tables: int
     first: int
     step: int
     shares: tuple[float, ...]
@@ -35,50 +36,47 @@ class Histogram:
     beyond: float
 
 
-Count = Callable[[LayerEntry, Sequence[bytes]], Mapping[int, int]]  # how often each symbol of a layer occurs
-
-
-def histograms(archive: Archive, count: Count | None = None, most: int = 0) -> list[Histogram | None]:
-    """The histogram of each layer, in the order of the manifest; None for those without a table or a count of symbols.
+def histograms(archive: Archive, count: Count | None, most: int) -> list[Histogram]:
+    """The histograms of the largest layers, largest first.
 
     Args:
-        archive: its tables are read, or some streams of a layer that is coded by a distribution.
+        archive: its tables are read, or the streams of a layer that is coded by a distribution and has none.
         count: what decodes such a layer and counts its symbols; None: it has no histogram.
-        most: only those are decoded that are among so many of the largest, and of few enough symbols to be drawn.
+        most: how many.
 
     Raises:
         CorruptArchive: a table, or what was decoded, is damaged.
     """
-    layers = archive.manifest.layers
-    drawn = [layer for layer in layers if layer.coding in ("ans", "student") and _is_small(layer)]
-    largest = {layer.tensors for layer in sorted(drawn, key=lambda layer: -layer.stored)[:most]}
-
-    def one(layer: LayerEntry, sections: Sequence[bytes]) -> Histogram | None:
-        if layer.coding == "ans" and layer.symbols <= _READ:
-            return histogram(layer, sections[len(layer.codes)])  # tables are behind the codes
-        if layer.coding == "student" and count is not None and layer.tensors in largest:
-            return _histogram(layer, count(layer, sections), 0)
-        return None
-
-    return [one(layer, sections) for layer, sections in archive.layer_sections()]
+    codings = ("ans",) if count is None else ("ans", "student")
+    layers = [layer for layer in archive.manifest.layers if layer.coding in codings and _is_small(layer)]
+    largest = sorted(layers, key=lambda layer: -layer.stored)[:most]
+    found = []
+    for layer, sections in archive.layer_sections():
+        if layer in largest:
+            if count is None or layer.coding == "ans":
+                counts: Mapping[int, int] = table_counts(sections[len(layer.codes)])  # behind the codes
+            else:
+                counts = count(layer, sections)
+            found.append(histogram(layer, counts))
+    return sorted(found, key=lambda one: -one.layer.stored)
 
 
 def _is_small(layer: LayerEntry) -> bool:
-    """Whether a layer can be drawn, and looked into in little memory."""
+    """Whether a layer can be drawn, and looked into in little memory: its tables, or its streams."""
+    if layer.coding == "ans":
+        return layer.symbols <= _READ
     return layer.symbols <= TABLE_SYMBOLS and layer.size <= _LOOKED_INTO and layer.code_memory <= BESIDE
 
 
-def histogram(layer: LayerEntry, section: bytes) -> Histogram:
-    """The histogram of a layer with these tables, one behind the other."""
-    tables = 0
+def table_counts(section: bytes) -> Counter[int]:
+    """How often each symbol occurs as these tables have it, one behind the other."""
     counts: Counter[int] = Counter()
     for used, roots in read_tables(section):
         counts.update(dict(zip(used, (root * root for root in roots), strict=True)))
-        tables += 1
-    return _histogram(layer, counts, tables)
+    return counts
 
 
-def _histogram(layer: LayerEntry, counts: Mapping[int, int], tables: int) -> Histogram:
+def histogram(layer: LayerEntry, counts: Mapping[int, int]) -> Histogram:
     """The histogram of a layer whose symbols occur so often."""
     total = sum(counts.values())
     symbols = sorted(counts)
@@ -87,12 +85,12 @@ def _histogram(layer: LayerEntry, counts: Mapping[int, int], tables: int) -> His
     step = -(-(high - low + 1) // _BARS)
     first = low - low % step  # bars begin at multiples of their width, so that 0 begins one
     bars = [0.0] * ((high - first) // step + 1)
-    for symbol, share in shares.items():
+    for symbol in symbols:
         if low <= symbol <= high:
-            bars[(symbol - first) // step] += share
+            bars[(symbol - first) // step] += shares[symbol]
     beyond = sum(share for symbol, share in shares.items() if not low <= symbol <= high)
     zero = shares.get(0, 0.0) if layer.trellis is None else 0.0
-    return Histogram(layer, tables, first, step, tuple(bars), zero, beyond)
+    return Histogram(layer, first, step, tuple(bars), zero, beyond)
 
 
 def _end(symbols: list[int], shares: dict[int, float]) -> int:

@@ -8,43 +8,41 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, TypeGuard
 
 from riq_cli.archive import Archive
-from riq_cli.report import codes, figures
+from riq_cli.report import figures
+from riq_cli.report.facts import command, facts, judgement
 from riq_cli.report.histogram import Count, Histogram, histograms
-from riq_cli.report.judgement import judgement, reservation
-from riq_cli.report.reproduction import command
-from riq_cli.report.totals import Totals, rows, totals
-from riq_cli.text import estimate, fingerprint, html_text, human_size, shortened, shown
+from riq_cli.report.totals import Totals, cells, rows, totals
+from riq_cli.text import estimate, html_text, human_size, shortened, shown
 
 _HISTOGRAMS = 6
 _SMALLEST = 1e-30  # on a logarithmic axis
 _NAME = 56  # characters of a layer's name, two lines of the table
-_FOUND = ("allocation", "rounding", "k", "epsilon", "evaluations", "probes")  # of the result
-_CODES = "576+64, 64 in 5 tables: slices with bin widths of their own, 576 and 64 of them, and 64 that share 5 tables"
+_CODES = "scales 576+64, classes 64: bin widths of 576 slices and of 64 others, and the classes of 64"
 _HOW_TO_PLOT = (
     '<h2>The search</h2>\n<p class="soft">For a plot of the search, keep its log with <code>riq compress --log FILE'
     "</code>, and make this page with <code>riq report --html PAGE --log FILE</code>.</p>\n"
 )
-# Key, header, whether numbers (their first click sorts them descending, that of text ascending).
-_COLUMNS = (
-    ("number", "#", False),
-    ("name", "layer", False),
-    ("op", "op", False),
-    ("shape", "shape", True),
-    ("coding", "coding", False),
-    ("symbols", "symbols", True),
-    ("bin_width", "bin width", True),
-    ("codes", "codes", True),
-    ("entropy", "entropy", True),
-    ("rate", "bits/weight", True),
-    ("bytes", "bytes", True),
-    ("share", "share", True),
-)
+# By header: the key in the page's address, and the number that sorts, largest first; None: the text does.
+_COLUMNS: dict[str, tuple[str, Callable[[Mapping[str, Any]], float] | None]] = {
+    "layer": ("name", None),
+    "op": ("op", None),
+    "shape": ("shape", lambda row: math.prod(row["shape"])),
+    "coding": ("coding", None),
+    "symbols": ("symbols", lambda row: row["symbols"]),
+    "bin width": ("bin_width", lambda row: row["bin_width"] or 0),
+    "codes": ("codes", None),
+    "entropy": ("entropy", lambda row: row["entropy"]),
+    "bits/weight": ("rate", lambda row: row["rate"]),
+    "bytes": ("bytes", lambda row: row["bytes"]),
+    "share": ("share", lambda row: row["share"]),
+}
 
 
 def page(
@@ -67,12 +65,11 @@ def page(
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
     sums = totals(archive)
-    symbols = histograms(archive, count, _HISTOGRAMS)
     sections = (
         _totals(archive, sums),
         _parts(sums),
-        _layers(archive, symbols),
-        _histograms(sorted(filter(None, symbols), key=lambda one: -one.layer.stored)[:_HISTOGRAMS]),
+        _layers(archive),
+        _histograms(histograms(archive, count, _HISTOGRAMS)),
         _search(archive, trace),
         _made(archive, name),
     )
@@ -101,39 +98,28 @@ def page(
 
 
 def _totals(archive: Archive, sums: Totals) -> str:
-    result = archive.manifest.result
-    target, source = archive.manifest.settings.get("deviation"), sums.source_bytes
+    result, settings, source = archive.manifest.result, archive.manifest.settings, sums.source_bytes
+    whence = f"from {human_size(source)}" if source else f"{sums.archive_bytes:,} bytes"
     cards = [
-        (
-            "size",
-            human_size(sums.archive_bytes),
-            f"from {human_size(source)}" if source else f"{sums.archive_bytes:,} bytes",
-        ),
+        ("size", human_size(sums.archive_bytes), whence),
         ("compression ratio", f"×{shown(sums.ratio, '.2f')}", f"×{sums.ratio_eq2:.2f} by eq. (2), layers alone"),
         ("rate", f"{sums.rate:.3g}", f"bits/weight; {sums.weights:,} weights in {sums.layers} layers"),
     ]
     if "deviation" in result:
-        bound = f"target {target:g}" if target else "cosine distance"
-        held, error = result.get("holdout"), result.get("standard_error")
-        cards.append(
-            (
-                "deviation",
-                shown(result["deviation"], ".3g"),
-                ("" if error is None else f"± {error:.2g}; ")
-                + f"{bound}; worst sample {shown(result.get('worst'), '.3g')}"
-                + ("" if held is None else f"; held out {estimate(held, result.get('holdout_standard_error'))}"),
-            )
-        )
+        target, error = settings.get("deviation"), result.get("standard_error")
+        notes = [] if error is None else [f"± {error:.2g}"]
+        notes += [f"target {target:g}" if target else "cosine distance"]
+        notes += [f"worst sample {shown(result.get('worst'), '.3g')}"]
+        if "holdout" in result:
+            notes.append(f"held out {estimate(result['holdout'], result.get('holdout_standard_error'))}")
+        cards.append(("deviation", shown(result["deviation"], ".3g"), "; ".join(notes)))
     if "constraint" in result:
-        held = result.get("constraint_holdout")
         note = judgement(result["constraint"], brief=True)
-        note += "" if held is None else f"; held out: {judgement(held, brief=True)}"
-        cards.append(("constraint", html_text(archive.manifest.settings.get("objective", "–")), html_text(note)))
-    return (
-        '<dl class="totals">'
-        + "".join(f"<div><dt>{term}</dt><dd>{value} <small>{note}</small></dd></div>" for term, value, note in cards)
-        + "</dl>\n"
-    )
+        if "constraint_holdout" in result:
+            note += f"; held out: {judgement(result['constraint_holdout'], brief=True)}"
+        cards.append(("constraint", html_text(settings.get("objective", "–")), html_text(note)))
+    shown_cards = (f"<div><dt>{term}</dt><dd>{value} <small>{note}</small></dd></div>" for term, value, note in cards)
+    return f'<dl class="totals">{"".join(shown_cards)}</dl>\n'
 
 
 def _parts(sums: Totals) -> str:
@@ -150,21 +136,16 @@ def _parts(sums: Totals) -> str:
 # ---- layers ----
 
 
-def _layers(archive: Archive, symbols: Sequence[Histogram | None]) -> str:
+def _layers(archive: Archive) -> str:
     layers = rows(archive)
     if not layers:
         return "<h2>Layers</h2>\n<p>Nothing was coded: all of the model is in the skeleton.</p>\n"
     largest = {key: max(row[key] for row in layers) or 1 for key in ("rate", "bytes")}
-    head = "".join(
-        f'<th scope="col" aria-sort="{"ascending" if key == "number" else "none"}" data-key="{key}" '
-        f'data-first="{"descending" if numbers else "ascending"}"{_right(numbers or key == "number")}>'
-        f'<button type="button"{_title(_CODES) if key == "codes" else ""}>{header}</button></th>'
-        for key, header, numbers in _COLUMNS
+    head = _header("number", "#", "ascending", "ascending") + "".join(
+        _header(key, header, "none", "ascending" if value is None else "descending")
+        for header, (key, value) in _COLUMNS.items()
     )
-    body = "\n".join(
-        _row(number, row, 1 if one is None else one.tables, largest)
-        for number, (row, one) in enumerate(zip(layers, symbols, strict=True), 1)
-    )
+    body = "\n".join(_row(number, row, largest) for number, row in enumerate(layers, 1))
     return (
         "<h2>Layers</h2>\n"
         '<div class="controls" hidden><label>Filter by name, operator, shape or coding'
@@ -175,38 +156,33 @@ def _layers(archive: Archive, symbols: Sequence[Histogram | None]) -> str:
     )
 
 
-def _right(numbers: bool) -> str:
-    return ' class="number"' if numbers else ""
-
-
-def _row(number: int, row: Mapping[str, Any], tables: int, largest: Mapping[str, float]) -> str:
-    shape = "×".join(map(str, row["shape"])) or "scalar"
-    shape += "" if row["dtype"] == "float32" else f" {row['dtype']}"
-    width = row["bin_width"]
-    entropy = f"{row['entropy']:.2f}" if row["symbols"] else "–"
-    size = 1
-    for length in row["shape"]:
-        size *= length
-    words = html_text(" ".join((row["name"], row["op"], shape, row["coding"])))
-    name = shortened(row["name"], _NAME)
-    several = [*row["scales"], *row["magnitudes"], *([row["classes"]] if row["classes"] else [])]
-    every = sum(item["codes"] for item in several)
+def _header(key: str, header: str, order: str, first: str) -> str:
+    """The header of a column that is sorted in an order, and that a first click sorts in another."""
+    right = ' class="number"' if key == "number" or first == "descending" else ""
     return (
-        f'<tr data-text="{words}" data-bytes="{row["bytes"]}">'
-        f'<td class="number" data-value="{number}">{number}</td>'
-        f'<td class="name"{_title(row["name"]) if name != row["name"] else ""}>{_breakable(name)}</td>'
-        f"<td>{html_text(row['op'])}</td>"
-        f'<td class="number" data-value="{size}">{html_text(shape)}</td>'
-        f"<td>{row['coding']}</td>"
-        f'<td class="number" data-value="{row["symbols"]}">{row["symbols"] or "–"}</td>'
-        f'<td class="number" data-value="{width or 0!r}">{shown(width)}</td>'
-        f'<td class="number slices" data-value="{every}"{_title(codes.sentence(row, tables))}>'
-        f"{_unbroken(codes.brief(row, tables)) or '–'}</td>"
-        f'<td class="number" data-value="{row["entropy"]!r}">{entropy}</td>'
-        + _barred("rate", row["rate"], f"{row['rate']:.2f}", largest)
-        + _barred("bytes", row["bytes"], f"{row['bytes']:,}", largest)
-        + f'<td class="number" data-value="{row["share"]!r}">{row["share"]:.1%}</td></tr>'
+        f'<th scope="col" aria-sort="{order}" data-key="{key}" data-first="{first}"{right}>'
+        f'<button type="button"{_title(_CODES) if key == "codes" else ""}>{header}</button></th>'
     )
+
+
+def _row(number: int, row: Mapping[str, Any], largest: Mapping[str, float]) -> str:
+    texts = cells(row)
+    line = [f'<td class="number" data-value="{number}">{number}</td>']
+    for header, (key, value) in _COLUMNS.items():
+        text = html_text(texts[header])
+        if key == "name":
+            name = shortened(row["name"], _NAME)
+            line.append(f'<td class="name"{_title(row["name"]) if name != row["name"] else ""}>{_breakable(name)}</td>')
+        elif value is None:
+            line.append(f'<td class="{key}">{text}</td>')
+        elif key in largest:  # a bar beside the number, as long as its share of the largest in the column
+            bar = f'<i aria-hidden="true"><b style="width: {100 * value(row) / largest[key]:.2f}%"></b></i>'
+            text = f"<div>{bar}<span>{text}</span></div>"
+            line.append(f'<td class="number barred {key}" data-value="{value(row)!r}">{text}</td>')
+        else:
+            line.append(f'<td class="number" data-value="{value(row)!r}">{text}</td>')
+    words = html_text(" ".join(texts[header] for header in ("layer", "op", "shape", "coding")))
+    return f'<tr data-text="{words}" data-bytes="{row["bytes"]}">{"".join(line)}</tr>'
 
 
 def _breakable(name: str) -> str:
@@ -214,20 +190,9 @@ def _breakable(name: str) -> str:
     return re.sub(r"([./:_]+)", r"\1<wbr>", html_text(name))  # none of these is part of what escapes a letter
 
 
-def _unbroken(text: str) -> str:
-    """A text that takes a new line after commas only."""
-    return text.replace(" ", "\N{NO-BREAK SPACE}").replace(",\N{NO-BREAK SPACE}", ", ")
-
-
 def _title(text: str) -> str:
     """The attribute that shows a text where the pointer rests."""
     return f' title="{html_text(text)}"' if text else ""
-
-
-def _barred(key: str, value: float, text: str, largest: Mapping[str, float]) -> str:
-    """A cell with a number and a bar beside it, as long as its share of the largest in the column."""
-    bar = f'<i aria-hidden="true"><b style="width: {100 * value / largest[key]:.2f}%"></b></i>'
-    return f'<td class="number barred {key}" data-value="{value!r}"><div>{bar}<span>{text}</span></div></td>'
 
 
 # ---- figures ----
@@ -240,7 +205,6 @@ def _histograms(found: Sequence[Histogram]) -> str:
         f'<figure><figcaption><span class="name"{_title(one.layer.name)}>'
         f"{html_text(shortened(one.layer.name, _NAME))}</span><br>"
         f"{one.layer.size:,} weights, {one.layer.symbols} symbols in use, {one.zero:.0%} zero"
-        + (f", {one.tables} tables" if one.tables > 1 else "")
         + (f", {one.beyond:.2%} beyond the picture" if one.beyond else "")
         + f"</figcaption>{figures.histogram(one)}</figure>"
         for one in found
@@ -302,40 +266,14 @@ def _plottable(value: float | None) -> TypeGuard[float]:
 
 def _made(archive: Archive, name: str) -> str:
     manifest = archive.manifest
-    found = [(key, manifest.result.get(key)) for key in _FOUND]
-    for tensor in manifest.result.get("measured", ()):
-        mean = estimate(tensor["mean"], tensor.get("standard_error"))
-        found.append((f"deviation at {shortened(tensor['name'])}", f"{mean}, worst {shown(tensor['worst'])}"))
-    if manifest.calibration:
-        samples, kind = shown(manifest.calibration.get("samples"), "d"), manifest.calibration.get("kind", "–")
-        found.append(("calibration", f"{samples} samples, {kind}{reservation(kind)}"))
-        digest = manifest.calibration.get("sha256")
-        found.append(("calibration SHA-256", digest and f"{fingerprint(digest)}…"))
-    found += [("source SHA-256", manifest.source.get("sha256")), ("made by", manifest.creator)]
+    found = [*facts(archive), ("source SHA-256", manifest.source.get("sha256", "–"))]
+    lines = "".join(
+        f'<tr><th scope="row">{key}</th><td><code>{html_text(value)}</code></td></tr>' for key, value in found
+    )
     return (
-        f"<h2>How it was made</h2>\n{_facts('asked for', [*manifest.settings.items()])}{_facts('found', found)}"
-        "<h2>How to reproduce</h2>\n"
-        f"<pre><code>{html_text(command(manifest, name))}</code></pre>\n"
+        f'<h2>How it was made</h2>\n<div class="scroll"><table class="facts"><tbody>{lines}</tbody></table></div>\n'
+        f"<h2>How to reproduce</h2>\n<pre><code>{html_text(command(manifest, name))}</code></pre>\n"
         '<p class="soft">With the model and the samples of the SHA-256 above, the same versions and the same machine, '
         "the archive is the same byte for byte. It keeps no file names: those of the model and the samples are "
         "placeholders.</p>\n"
     )
-
-
-def _facts(caption: str, facts: Sequence[tuple[str, Any]]) -> str:
-    """A table of names and values; those that are not known are left out."""
-    lines = "".join(
-        f'<tr><th scope="row">{html_text(key)}</th><td><code>{html_text(_setting(value))}</code></td></tr>'
-        for key, value in facts
-        if value is not None
-    )
-    table = f'<table class="facts"><caption>{caption}</caption><tbody>{lines}</tbody></table>'
-    return f'<div class="scroll">{table}</div>\n' if lines else ""
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list):
-        return ", ".join(map(_setting, value))
-    return ", ".join(f"{key}={item}" for key, item in value.items()) if isinstance(value, dict) else str(value)

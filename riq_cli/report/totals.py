@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from riq_cli.archive import DTYPE_BYTES, HEADER, Archive, CodesEntry, LayerEntry
+from riq_cli.text import shown
 
 SortKey = Literal["model", "size", "rate", "name"]
 
@@ -81,15 +82,16 @@ def fixed_rate(archive: Archive) -> float:
     return bits / weights if weights else 0.0
 
 
+_ORDERS: dict[SortKey, Callable[[LayerEntry], Any]] = {
+    "size": lambda layer: -layer.stored,
+    "rate": lambda layer: -layer.rate,
+    "name": lambda layer: layer.name,
+}
+
+
 def rows(archive: Archive, sort: SortKey = "model") -> list[dict[str, Any]]:
     """One row per layer, with the keys that `riq report --json` documents."""
-    layers: Sequence[LayerEntry] = archive.manifest.layers
-    if sort == "size":
-        layers = sorted(layers, key=lambda layer: -layer.stored)
-    elif sort == "rate":
-        layers = sorted(layers, key=lambda layer: -layer.rate)
-    elif sort == "name":
-        layers = sorted(layers, key=lambda layer: layer.name)
+    layers = archive.manifest.layers
     return [
         {
             "name": layer.name,
@@ -108,13 +110,38 @@ def rows(archive: Archive, sort: SortKey = "model") -> list[dict[str, Any]]:
             "bytes": layer.stored,
             "share": layer.stored / archive.size,
         }
-        for layer in layers
+        for layer in (layers if sort == "model" else sorted(layers, key=_ORDERS[sort]))
     ]
 
 
 def _codes(layer: LayerEntry, codes: CodesEntry) -> dict[str, Any]:
     """What is told of codes: along which axes they are, how many, and their bytes."""
     return {"axes": list(codes.axes), "codes": math.prod(codes.shape(layer.shape)), "bytes": codes.bytes}
+
+
+def cells(row: Mapping[str, Any]) -> dict[str, str]:
+    """The cells of a row as people read them, by the headers of their columns.
+
+    Its codes are `scales 64+576, classes 64`: bin widths of 64 slices and of 576 others, one over the other, and the
+    classes of 64 slices.
+    """
+    shape = "×".join(map(str, row["shape"])) or "scalar"
+    several = {"scales": row["scales"], "classes": [row["classes"]] if row["classes"] else [],
+               "magnitudes": row["magnitudes"]}  # fmt: skip
+    codes = [f"{key} {'+'.join(str(item['codes']) for item in items)}" for key, items in several.items() if items]
+    return {
+        "layer": row["name"],
+        "op": row["op"],
+        "shape": shape if row["dtype"] == "float32" else f"{shape} {row['dtype']}",
+        "coding": row["coding"],
+        "symbols": f"{row['symbols'] or '–'}",
+        "bin width": shown(row["bin_width"]),
+        "codes": ", ".join([*codes, *(["trellis"] if row["trellis"] else [])]) or "–",
+        "entropy": f"{row['entropy']:.2f}" if row["symbols"] else "–",
+        "bits/weight": f"{row['rate']:.2f}",
+        "bytes": f"{row['bytes']:,}",
+        "share": f"{row['share']:.1%}",
+    }
 
 
 def _code_bytes(layer: LayerEntry) -> int:

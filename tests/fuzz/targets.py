@@ -18,7 +18,7 @@ import onnx
 from riq_cli.archive import HEADER, Archive
 from riq_cli.cli import difference as compared
 from riq_cli.cli import markdown
-from riq_cli.cli.report import _document, _lines
+from riq_cli.cli.report import as_document, text
 from riq_cli.decode.layers import symbol_counts
 from riq_cli.errors import ArchiveError, ModelError, RiqError
 from riq_cli.model import Model
@@ -130,13 +130,13 @@ def changed_skeleton(random: Random, skeleton: bytes) -> bytes:
 def read_archive(data: bytes) -> None:
     """Do with an archive what `riq report` does."""
     archive = Archive.open(io.BytesIO(data), BOUND)
-    json.dumps(_document(archive, "x.riqz", "rate"), allow_nan=False)
-    _lines(archive, "model")
+    json.dumps(as_document(archive, "x.riqz", "rate"), allow_nan=False)
+    text(archive, "model")
     markdown.report(archive, "x.riqz", "size")
     other = difference(base(), archive)
     compared.text(other, "a", "b")
     compared.as_markdown(other, "a", "b")
-    json.dumps(compared.document(other, "a", "b"), allow_nan=False)
+    json.dumps(other, allow_nan=False)
     page(archive, "x.riqz", symbol_counts)
 
 

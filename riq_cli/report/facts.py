@@ -1,0 +1,139 @@
+"""How an archive was made and what was measured, in words, and as a command. All that it tells is untrusted text."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import PurePath
+from typing import Any
+
+from riq_cli.archive import Archive, Manifest
+from riq_cli.text import estimate, fingerprint, printable, shortened, shown
+
+_VALUES = ("value", "limit", "holds")
+_FLAGS = {"outputs": "--output", "dims": "--dim"}  # settings whose option has another name
+_CALIBRATION = {
+    "npz": "calibration.npz",
+    "npy": "calibration.npy",
+    "test-data": "test_data/",
+    "images": "images/",
+    "python": "module:callable",
+}
+
+
+def facts(archive: Archive) -> list[tuple[str, str]]:
+    """What was measured and how the archive was made, as names and texts; nothing where it tells nothing."""
+    manifest = archive.manifest
+    result, calibration = manifest.result, manifest.calibration
+    if not result:
+        return []
+    found = []
+    if "constraint" in result:
+        found.append(("constraint", judgement(result["constraint"])))
+    if "constraint_holdout" in result:
+        found.append(("constraint, held out", judgement(result["constraint_holdout"])))
+    for tensor in result.get("measured", ()):
+        mean = estimate(tensor["mean"], tensor.get("standard_error"))
+        found.append(("deviation", f"{mean}, worst sample {shown(tensor['worst'])} at {shortened(tensor['name'])}"))
+    if "holdout" in result:
+        mean = estimate(result["holdout"], result.get("holdout_standard_error"))
+        found.append(("held out", f"{mean} on {shown(result.get('holdout_samples'), 'd')} samples"))
+    kind = calibration.get("kind", "–")
+    found.append(
+        (
+            "calibration",
+            f"{shown(calibration.get('samples'), 'd')} samples, {kind}{reservation(kind)}, "
+            f"SHA-256 {fingerprint(calibration.get('sha256', '–'))}…",
+        )
+    )
+    found.append(("search", searched(result)))
+    if "layout" in result:
+        found.append(("layout", layers_at(result["layout"])))
+    settings = ", ".join(f"{key} = {value}" for key, value in sorted(manifest.settings.items()) if value is not None)
+    return [*found, ("settings", f"{settings}; {manifest.creator}")]
+
+
+def searched(result: Mapping[str, Any]) -> str:
+    """The solution of a search and what it took, in words."""
+    counts = ", ".join(
+        f"{shown(number, 'd')} {noun}{'' if number == 1 else 's'}"
+        for noun, number in (("evaluation", result.get("evaluations")), ("probe", result.get("probes")))
+    )
+    return (
+        f"{result.get('allocation', '–')} allocation, {result.get('rounding', 'nearest')} rounding, "
+        f"k = {shown(result.get('k'), '.5g')}, epsilon = {shown(result.get('epsilon'), 'g')}; {counts}"
+    )
+
+
+def judgement(found: Mapping[str, Any], brief: bool = False) -> str:
+    """A constraint's judgement in words: of a loss, a score, or whatever facts a user's own holds.
+
+    A `brief` one of a loss leaves out on what it was measured.
+    """
+    value, limit = found["value"], found["limit"]
+    sign = "≤" if found.get("holds") else "ABOVE"
+    if "loss_before" in found:
+        change = "–" if value is None or limit is None else f"{100 * value:+.3g} % {sign} {100 * limit:g} %"
+        text = f"loss {_fact(found['loss_before'])} → {_fact(found.get('loss_after'))} ({change})"
+        if "accuracy_before" in found:
+            text += f", accuracy {_fact(found['accuracy_before'])} → {_fact(found.get('accuracy_after'))}"
+        return text if brief else f"{text}, {_fact(found.get('samples'))} samples; {found.get('measure', '')}"
+    bound = f"{shown(value)} {sign} {shown(limit, 'g')}"
+    if "score_before" in found:
+        return f"score {_fact(found['score_before'])} → {_fact(found.get('score_after'))} (drop {bound})"
+    return ", ".join([bound, *(f"{key} {_fact(fact)}" for key, fact in found.items() if key not in _VALUES)])
+
+
+def _fact(fact: Any) -> str:
+    """A fact that may be a number, a text, true, false, or not known."""
+    return shown(fact) if fact is None or isinstance(fact, float) else str(fact)
+
+
+def reservation(kind: Any) -> str:
+    """What a deviation is worth by the kind of its samples: nothing to add, or that random ones promise nothing."""
+    return ": no promise for real data" if kind == "random" else ""
+
+
+def layers_at(layout: Mapping[str, int]) -> str:
+    """How many layers a fixed layout has at which width, in words."""
+    return ", ".join(
+        f"{count} layers in float" if width == "float" else f"{count} at {width} bits"
+        for width, count in layout.items()
+    )
+
+
+def command(manifest: Manifest, name: str) -> str:
+    """The `riq compress` command line that makes the archive `name` again from the same model and samples.
+
+    A manifest holds no paths: the model is called after the archive, samples and labels after their kind. Options of
+    images are not recorded either.
+    """
+    stem = "model" if name == "-" else PurePath(name).stem
+    words = ["riq", "compress", f"{stem}.onnx"]
+    kind = manifest.calibration.get("kind", "random")
+    if kind in _CALIBRATION:
+        words += ["--calibration", _CALIBRATION[kind]]
+    if manifest.settings.get("objective") == "loss":
+        words += ["--labels", "labels.npy"]
+    for key, value in sorted(manifest.settings.items()):
+        for text in _values(value):
+            words += [flag(key), *text]
+    return " ".join(shlex.quote(printable(word)) for word in words)
+
+
+def flag(setting: str) -> str:
+    """The option of the command line that sets a setting: `--max-bits` for `max_bits`."""
+    return _FLAGS.get(setting, f"--{setting.replace('_', '-')}")
+
+
+def _values(value: Any) -> Iterator[list[str]]:
+    """What follows the option, each time that it has to be given."""
+    if isinstance(value, dict):
+        yield from ([f"{key}={item}"] for key, item in value.items())
+    elif isinstance(value, list):
+        for item in value:
+            yield from _values(item)
+    elif value is True:
+        yield []
+    elif value is not None and value is not False:
+        yield [str(value)]
