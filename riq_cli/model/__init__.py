@@ -1,5 +1,6 @@
 """Models: the only part of riq that knows onnx."""
 
+from riq_cli.model.branches import conditions, inlined_form
 from riq_cli.model.inputs import ModelInput
 from riq_cli.model.layer import Layer
 from riq_cli.model.linear import Linear, linear_layers
@@ -24,6 +25,8 @@ __all__ = [
     "Operation",
     "SessionForm",
     "Source",
+    "conditions",
+    "inlined_form",
     "linear_layers",
     "measurable",
     "observed_form",

@@ -107,17 +107,26 @@ def measurable(form: SessionForm, most: int) -> tuple[dict[str, str], list[str]]
 def observed_form(form: SessionForm, tensors: Sequence[str]) -> SessionForm:
     """The part of a form that computes some tensors of its main graph, which are measured instead of its outputs."""
     model = onnx.ModelProto.FromString(form.model)
-    graph = model.graph
-    needed, kept = set(tensors), []
+    del model.graph.output[:]
+    give_out(model, tensors)
+    weights = keep_needed(model.graph, form.weights)
+    return SessionForm(model.SerializeToString(), weights, tuple(tensors), True, 0)
+
+
+def keep_needed(graph: onnx.GraphProto, weights: Sequence[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
+    """Those weights of a form on which outputs of its graph depend.
+
+    Args:
+        graph: the form's main graph; nodes that no output needs are removed, and the other weights.
+        weights: names of all its layers, and their numbers.
+    """
+    needed, kept = {output.name for output in graph.output}, []
     for node in reversed(graph.node):  # in graphs, nodes come before those that use them
         if not needed.isdisjoint(node.output):
             kept.append(node)
             needed |= set(node.input).union(*(captured(inner) for _, inner in subgraphs(node)))
-    kept.reverse()
-    put_nodes(graph, kept)
-    del graph.output[:]
-    give_out(model, tensors)
-    return SessionForm(model.SerializeToString(), tuple(_without_unused(graph, form.weights)), tuple(tensors), True, 0)
+    put_nodes(graph, reversed(kept))
+    return tuple(_without_unused(graph, weights))
 
 
 def _hoist(model: onnx.ModelProto, layers: Sequence[Layer], inside: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:

@@ -31,7 +31,7 @@ from riq_cli.pipeline.solution import CLOSER, CLOSER_TRIES, Kind, Scheme, Soluti
 from riq_cli.pipeline.split import REFIT_SAMPLES, roles
 from riq_cli.pipeline.unchangeable import UnchangeableError
 from riq_cli.pipeline.weights import Plans, Weights, Widths
-from riq_cli.runtime import Deviation, Evaluator, Prober, available_threads, short
+from riq_cli.runtime import Deviation, Evaluator, Prober, available_threads, inlined, short
 
 _CLOSER_MOST = 1.2  # factor on k at most, when the restored model misses a target that the search met
 _PROBE_SAMPLES = 8, 4  # of small models, of large ones
@@ -164,6 +164,9 @@ class Compression:
             return
         # With k given there is no search, and nothing is worth hoisting.
         form = self._model.session_form(settings.outputs, hoist=settings.k is None)
+        constraint = settings.constraint
+        if settings.k is None and (constraint is None or constraint.on_samples):  # others may take other branches
+            form = inlined(form, self._originals, self._samples, settings.runtime)
         evaluator = self._evaluator(form, self._samples, lean=settings.k is None)
         evaluator.warn_of_undefined(self._warn)
         defined = evaluator.defined

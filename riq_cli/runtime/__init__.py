@@ -2,7 +2,7 @@
 
 from riq_cli.runtime.deviation import Array, Deviation, TensorDeviation, cosine_distance, sample_deviations, short
 from riq_cli.runtime.evaluator import Evaluator, LoadedModel
-from riq_cli.runtime.observer import Observer
+from riq_cli.runtime.observer import Observer, inlined
 from riq_cli.runtime.prober import Prober
 from riq_cli.runtime.sessions import DEFAULT_PROVIDER, Runtime, available_threads
 
@@ -18,6 +18,7 @@ __all__ = [
     "TensorDeviation",
     "available_threads",
     "cosine_distance",
+    "inlined",
     "sample_deviations",
     "short",
 ]

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from riq_cli.model import SessionForm, observed_form, probe_form
+from riq_cli.errors import ModelError
+from riq_cli.model import SessionForm, conditions, inlined_form, observed_form, probe_form
 from riq_cli.runtime.deviation import Array
 from riq_cli.runtime.sessions import DEFAULT_RUNTIME, Runtime, explained, runner
 
@@ -14,6 +15,7 @@ _OBSERVED = 1 << 25  # bytes of inner tensors that are held at the same time
 _OBSERVED_FIRST = 4  # tensors that are looked at before it is known how large they are
 _OBSERVED_GROWTH = 8
 _TEXT = np.dtype(object)  # of strings, and of what is no array
+_CONDITIONS = {frozenset({b"\0"}): False, frozenset({b"\1"}): True}  # what a condition holds in all samples
 
 
 class Observer:
@@ -97,3 +99,41 @@ class Observer:
                 return run(names, self._samples[number][0])
 
         return values
+
+
+def inlined(
+    form: SessionForm,
+    weights: Sequence[Array],
+    samples: Sequence[tuple[Mapping[str, Array], int]],
+    runtime: Runtime = DEFAULT_RUNTIME,
+) -> SessionForm:
+    """The form in which each If that takes the same branch on all samples is replaced by that branch.
+
+    Ifs whose conditions differ stay, and all where the model cannot be run: whoever measures it tells why. Nothing is
+    run if there is no If in the main graph. A condition that depends on layers is what the original ones make of it.
+
+    Args:
+        form: a hoisted form of the model.
+        weights: the original data of each layer, in storage type.
+        samples: feeds and the number of rows in each.
+        runtime: how onnxruntime runs it.
+
+    Raises:
+        SettingsError: an unknown provider.
+    """
+    observed: set[str] = set()
+    known: dict[str, bool] = {}
+    while names := sorted(conditions(form) - observed):  # then those inside of the branches
+        runtime.check()
+        try:
+            run = Observer(form, weights, samples, runtime).runner(names)
+            runs = [run(number) for number in range(len(samples))]
+        except ModelError:
+            break
+        observed.update(names)
+        values = {name: _CONDITIONS.get(frozenset(one[name].tobytes() for one in runs)) for name in names}
+        found = {name: value for name, value in values.items() if value is not None}
+        if found:
+            known |= found
+            form = inlined_form(form, known)
+    return form
