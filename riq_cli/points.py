@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from riq_cli.errors import PointsError
@@ -54,55 +55,58 @@ class Point:
     validated: str
     settings: str
 
-    @property
-    def key(self) -> tuple[object, ...]:
-        """What makes it the same point: the same work would give it again."""
-        return self.preset, _text(self.target), self.model, self.calibration, self.validated, self.settings
-
     def line(self) -> str:
         """The point as a line of CSV."""
-        return _line(_text(value) for value in asdict(self).values())
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerow(_text(value) for value in asdict(self).values())
+        return out.getvalue()
 
     def rounded(self) -> Point:
         """The point as it comes back from its line."""
         return _point(next(csv.reader([self.line()])))
 
-    def document(self) -> dict[str, Any]:
-        """The point for JSON."""
-        return asdict(self)
-
 
 COLUMNS = tuple(field.name for field in fields(Point))
 HEADER = ",".join(COLUMNS) + "\n"
 _TYPES = {field.name: str(field.type) for field in fields(Point)}
+_SAME = ("preset", "target", "model", "calibration", "validated", "settings")
 _DIGITS = 6
 
 
-def read_points(text: str) -> tuple[list[Point], int]:
-    """The points of a CSV, and how many characters of it are whole lines: a half-written last one is passed over.
+def key(point: Mapping[str, Any]) -> tuple[str, ...]:
+    """What makes two points the same, of the fields of a point: the same work would give both."""
+    return tuple(_text(point[name]) for name in _SAME)
+
+
+def read_points(path: str) -> tuple[list[Point], int]:
+    """The points of a CSV, and how many bytes of it are whole lines: a half-written last one is passed over.
 
     Raises:
-        PointsError: it is not the CSV of a sweep.
+        PointsError: it is not the CSV of a sweep, or cannot be read; the message does not name it.
     """
-    whole = text[: text.rfind("\n") + 1]
-    if not whole and HEADER.startswith(text):
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise PointsError(str(error.strerror)) from error
+    size = data.rfind(b"\n") + 1
+    if not size and HEADER.encode().startswith(data):
         return [], 0
-    if not whole.startswith(HEADER):
+    text = data[:size].decode(errors="replace")
+    if not text.startswith(HEADER):
         raise PointsError("does not begin with the columns of a sweep")
     points = []
-    for number, row in enumerate(csv.reader(io.StringIO(whole)), 1):
+    for number, row in enumerate(csv.reader(io.StringIO(text)), 1):
         if number == 1:
             continue
         try:
             points.append(_point(row))
         except (ValueError, KeyError) as error:
             raise PointsError(f"line {number} is not a point of a sweep") from error
-    return points, len(whole)
+    return points, size
 
 
 def _point(row: list[str]) -> Point:
-    values = {name: _value(_TYPES[name], text) for name, text in zip(COLUMNS, row, strict=True)}
-    return Point(**values)
+    return Point(**{name: _value(_TYPES[name], text) for name, text in zip(COLUMNS, row, strict=True)})
 
 
 def _value(kind: str, text: str) -> Any:
@@ -128,9 +132,3 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.{_DIGITS}g}" if math.isfinite(value) else ""
     return str(value)
-
-
-def _line(cells: Iterable[str]) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerow(cells)
-    return out.getvalue()

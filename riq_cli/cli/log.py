@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from riq_cli.archive import Archive
     from riq_cli.pipeline import Progress
 
-Write = Callable[[dict[str, Any]], None]
+Write = Callable[[dict[str, Any] | None], None]
 
 _LONGEST = limits.MANIFEST_INFLATED  # bytes of a line: the result holds what a manifest does
 _SCHEME = ("allocation", "rounding", "epsilon")  # what lines of a search have in common with the result that it led to
@@ -26,7 +26,7 @@ _SCHEME = ("allocation", "rounding", "epsilon")  # what lines of a search have i
 
 @contextlib.contextmanager
 def search_log(path: str | None, overwrite: bool) -> Iterator[Write]:
-    """What writes an object as a line of the log, with the seconds since it was opened; of nothing without a path.
+    """What writes an object as a line of the log, with the seconds since it was opened; None, or no path, is no line.
 
     An error or an interruption that ends the block is the last line.
 
@@ -39,7 +39,9 @@ def search_log(path: str | None, overwrite: bool) -> Iterator[Write]:
     began = time.monotonic()
     with growing_file(path, overwrite) as file:
 
-        def write(record: dict[str, Any]) -> None:
+        def write(record: dict[str, Any] | None) -> None:
+            if record is None:
+                return
             line = {"seconds": round(time.monotonic() - began, 3)} | record
             file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
 

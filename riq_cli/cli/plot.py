@@ -10,8 +10,8 @@ import click
 from riq_cli.cli import options
 from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.paths import FileOf, check_outputs, picture_type, write
-from riq_cli.cli.points import points_of
 from riq_cli.errors import PointsError
+from riq_cli.points import read_points
 
 if TYPE_CHECKING:
     from riq_cli.plots import Kind
@@ -70,10 +70,15 @@ def plot(
         raise click.UsageError("a CSV is named twice")
     check_outputs([picture], sweeps, force)
     distinct = len({Path(path).stem for path in sweeps}) == len(sweeps)
-    found = {Path(path).stem if distinct else str(Path(path).with_suffix("")): points_of(path) for path in sweeps}
-    for path, points in zip(sweeps, found.values(), strict=True):
+    found = {}
+    for path in sweeps:
+        try:
+            points, _ = read_points(path)
+        except PointsError as error:
+            raise PointsError(f"{path}: is not the CSV of a sweep: {error}") from error
         if not points:
             raise PointsError(f"{path}: holds no points yet")
+        found[Path(path).stem if distinct else str(Path(path).with_suffix(""))] = points
 
     from riq_cli import plots
 

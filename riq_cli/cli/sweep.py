@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from riq_cli.cli import options, paths
-from riq_cli.cli import points as points_file
+from riq_cli.cli import options
 from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.log import search_log, step_record
-from riq_cli.cli.paths import check_outputs, check_stdout, picture_type, refuse_sources
+from riq_cli.cli.paths import check_outputs, check_stdout, picture_type, refuse_sources, write
 from riq_cli.cli.quantities import parse_number, parse_numbers, parse_targets
-from riq_cli.cli.terminal import ProgressBar, print_json, say, warn_line
-from riq_cli.errors import CalibrationError, Interrupted
+from riq_cli.cli.terminal import ProgressBar, print_json, say
+from riq_cli.errors import CalibrationError, Interrupted, PointsError
+from riq_cli.files import growing_file
 from riq_cli.memory import give_back_large_arrays
-from riq_cli.points import Point
+from riq_cli.points import HEADER, Point, key, read_points
 from riq_cli.report import fixed_rate, totals
 from riq_cli.text import counted, fingerprint, human_size
 
 if TYPE_CHECKING:
     from riq_cli.calibration import Calibration
-    from riq_cli.model import Model
     from riq_cli.pipeline import Outcome, Progress, Settings
 
 _DEVIATIONS = "0.02,0.01,0.005,0.002,0.001"
 _PRESETS = ("paper", "small")
+_ANOTHER_FILE = "use --force to replace it, or name another file with -o"
 
 
 @click.command(
@@ -111,55 +111,63 @@ def sweep(
         from riq_cli import plots
 
         plots.require()
-    kept, size = ([], 0) if path is None or force else points_file.present(path)
-
+    kept, size = ([], 0) if path is None or force else _present(path)
+    give_back_large_arrays()
     from riq_cli.calibration import Calibration, digest
+    from riq_cli.pipeline import sweep as sweep_model
     from riq_cli.pipeline.settings import once
 
     ks, deviations = ks and tuple(dict.fromkeys(ks)), tuple(dict.fromkeys(deviations))  # each is one point
-    curves = [(preset, _goals(preset, ks, deviations, options.given(settings))) for preset in presets]
+    curves = {preset: _goals(preset, ks, deviations, options.given(settings)) for preset in presets}
     source = options.load_model(model, follow_links)
     refuse_sources(outputs, source.external_files)
     data = Calibration.random() if calibration is None else options.load_calibration(calibration, images)
     judge = None if validation is None else options.load_calibration(validation, images)
-    bar = ProgressBar(quiet)
 
-    @once  # each curve may have the same to say
-    def warn(message: str) -> None:
-        if not quiet:
-            bar.close()
-            warn_line(message)
-
-    def named(samples: Calibration, path: str) -> str:
-        with options.naming(path, CalibrationError):
+    def named(samples: Calibration | None, path: str | None) -> str:
+        if samples is None:
+            return ""
+        with options.naming(path or "random samples", CalibrationError):
             fitted = samples.samples(source.inputs, settings["dims"], settings["batch_size"])
         return f"{samples.kind} {digest(fitted)}"
 
     assert source.source is not None, "it was loaded from a file"
-    validated = "" if judge is None else named(judge, str(validation))
-    identity = fingerprint(source.source.sha256), named(data, calibration or "random samples"), validated
-    points_file.check_model(path, kept, identity[0])
+    identity = {
+        "model": fingerprint(source.source.sha256),
+        "calibration": named(data, calibration),
+        "validated": named(judge, validation),
+    }
+    for other in (point.model for point in kept if point.model != identity["model"]):
+        raise PointsError(
+            f"{path}: holds points of another model (SHA-256 {other}…, not {identity['model']}…); {_ANOTHER_FILE}"
+        )
+    bar = ProgressBar(quiet)
+    warn = once(bar.warn)  # each curve may have the same to say
     if calibration is None:
         warn("no --calibration: measured on random samples, which predict real data poorly (the paper's Fig. 1a)")
     points = list(kept)
     try:
         with (
             search_log(log_path, force) as log,
-            points_file.lines(path, size, as_json) as write,
+            _lines(path, size, as_json) as add,
             options.coding_executor(sum(layer.size for layer in source.layers)) as executor,
             contextlib.closing(bar),
         ):
 
             def tell(step: Progress) -> None:
                 bar(step)
-                if record := step_record(step):
-                    log(record)
+                log(step_record(step))
 
-            for preset, goals in curves:
-                for point in _computed(preset, goals, identity, points, source, data, judge,
-                                       progress=tell, warn=warn, executor=executor):  # fmt: skip
+            for preset, goals in curves.items():
+                present = {key(asdict(point)) for point in points}
+                missing = [goal for goal in goals if key(_asked(preset, goal, identity)) not in present]
+                targets = sorted(goal.deviation for goal in goals if goal.deviation is not None)
+                about = targets[len(targets) // 2] if targets else None  # of all: a resumed sweep finds the same points
+                for outcome in sweep_model(source, data, missing, about=about, validation=judge,
+                                           progress=tell, warn=warn, executor=executor):  # fmt: skip
+                    point = _point(_asked(preset, outcome.settings, identity), outcome)
                     points.append(point)
-                    write(point)
+                    add(point)
                     bar.close()
                     if not quiet:
                         say(_summary(point), err=True)
@@ -169,18 +177,39 @@ def sweep(
         message = f"interrupted after {counted(len(points), 'point')}{hint}"
         raise Interrupted(error.number, message) from error
     if as_json:
-        print_json({"model": model, "points": [point.document() for point in points]})
+        print_json({"model": model, "points": [asdict(point) for point in points]})
     if picture is not None:
-        from riq_cli import plots
-
         drawn = plots.picture("curve", {Path(model).name: points}, Path(picture).suffix.lower())
-        paths.write(picture, drawn, force, quiet)
+        write(picture, drawn, force, quiet)
+
+
+def _present(path: str) -> tuple[list[Point], int]:
+    """The points of a CSV to go on with, and its bytes up to the last whole line; none of a file that is not there."""
+    if not Path(path).exists():
+        return [], 0
+    try:
+        return read_points(path)
+    except PointsError as error:
+        raise PointsError(f"{path}: exists already and is no sweep to go on with: {error}; {_ANOTHER_FILE}") from error
+
+
+@contextlib.contextmanager
+def _lines(path: str | None, size: int, as_json: bool) -> Iterator[Callable[[Point], object]]:
+    """What writes a point: behind `size` bytes of the file, or to stdout unless that is for JSON."""
+    if path is None:
+        if not as_json:
+            click.echo(HEADER, nl=False)
+        yield lambda point: None if as_json else click.echo(point.line(), nl=False)
+        return
+    with growing_file(path, overwrite=True, keep=size) as file:
+        if size == 0:
+            file.write(HEADER.encode())
+        yield lambda point: file.write(point.line().encode())
 
 
 def _goals(
     preset: str, ks: Sequence[float] | None, deviations: Sequence[float], given: dict[str, Any]
 ) -> list[Settings]:
-    give_back_large_arrays()
     from riq_cli.pipeline import PRESETS, Settings
 
     chosen: dict[str, Any] = PRESETS[preset] | given
@@ -191,67 +220,36 @@ def _goals(
     return [Settings(k=k, **chosen) for k in ks]
 
 
-def _computed(
-    preset: str,
-    goals: list[Settings],
-    identity: tuple[str, str, str],
-    present: Sequence[Point],
-    source: Model,
-    data: Calibration,
-    judge: Calibration | None,
-    **means: Any,
-) -> Iterator[Point]:
-    """The points of a preset that are not present yet."""
-    from riq_cli.pipeline import sweep as sweep_model
-
-    targets = sorted(goal.deviation for goal in goals if goal.deviation is not None)
-    about = targets[len(targets) // 2] if targets else None  # of all: a resumed sweep finds the same points
-    keys = {point.key for point in present}
-    missing = [goal for goal in goals if _point(preset, goal, identity).key not in keys]
-    for outcome in sweep_model(source, data, missing, about=about, validation=judge, **means):
-        yield _filled(_point(preset, outcome.settings, identity), outcome).rounded()
-
-
-def _point(preset: str, goal: Settings, identity: tuple[str, str, str]) -> Point:
-    """The point of a goal before anything is measured."""
+def _asked(preset: str, goal: Settings, identity: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a goal's point that are known before anything is measured."""
     from riq_cli.pipeline import PRESETS
 
     fixed = PRESETS[preset]
-    asked = {key: value for key, value in goal.recorded().items() if key != "deviation" and fixed.get(key) != value}
+    asked = {name: value for name, value in goal.recorded().items() if name != "deviation" and fixed.get(name) != value}
     if goal.allocation == "uniform":
         asked.pop("epsilon", None)
-    words = "; ".join(f"{key}={value}" for key, value in sorted(asked.items()) if value not in (None, [], {}))
-    empty = dict.fromkeys(
-        ("reached", "deviation", "validation", "rate", "fixed_rate", "ratio", "bytes", "k", "epsilon")
-    )
-    model, calibration, validated = identity
-    return Point(preset=preset, target=goal.deviation, **empty, evaluations=0, probes=0, seconds=0.0,
-                 model=model, calibration=calibration, validated=validated, settings=words)  # fmt: skip
+    words = "; ".join(f"{name}={value}" for name, value in sorted(asked.items()) if value not in (None, [], {}))
+    return {"preset": preset, "target": goal.deviation, "settings": words, **identity}
 
 
-def _filled(point: Point, outcome: Outcome) -> Point:
+def _point(asked: Mapping[str, Any], outcome: Outcome) -> Point:
+    """The point of an outcome, as it comes back from the CSV."""
     archive = outcome.archive
-    point = replace(
-        point,
-        reached=None if point.target is None else archive is not None,
+    found: dict[str, Any] = dict.fromkeys(("rate", "fixed_rate", "ratio", "bytes", "k", "epsilon"))
+    if archive is not None:
+        sums, result = totals(archive), archive.manifest.result
+        found = {"rate": sums.rate, "fixed_rate": fixed_rate(archive), "ratio": sums.ratio, "bytes": archive.size,
+                 "k": result.get("k"), "epsilon": result.get("epsilon")}  # fmt: skip
+    return Point(
+        **asked,
+        **found,
+        reached=None if asked["target"] is None else archive is not None,
         deviation=outcome.deviation,
         validation=None if outcome.validation is None else outcome.validation.mean,
         evaluations=outcome.evaluations,
         probes=outcome.probes,
         seconds=round(outcome.seconds, 3),
-    )
-    if archive is None:
-        return point
-    sums, result = totals(archive), archive.manifest.result
-    return replace(
-        point,
-        rate=sums.rate,
-        fixed_rate=fixed_rate(archive),
-        ratio=sums.ratio,
-        bytes=archive.size,
-        k=result.get("k"),
-        epsilon=result.get("epsilon"),
-    )
+    ).rounded()
 
 
 def _summary(point: Point) -> str:

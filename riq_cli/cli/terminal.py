@@ -64,13 +64,13 @@ class ProgressBar:
     """A tqdm bar on stderr, only where that is a terminal; call it with each `Progress`."""
 
     def __init__(self, quiet: bool) -> None:
-        self._shown = not quiet and sys.stderr.isatty()
+        self._quiet = quiet
         self._bar: Any = None
         self._phase = ""
 
     def __call__(self, step: Progress) -> None:
         """Show a step."""
-        if not self._shown:
+        if self._quiet or not sys.stderr.isatty():
             return
         if step.phase != self._phase:
             self.close()
@@ -96,6 +96,12 @@ class ProgressBar:
             file=sys.stderr,
             dynamic_ncols=True,
         )
+
+    def warn(self, message: str) -> None:
+        """Print a warning in the bar's place, unless nothing is to be printed."""
+        self.close()
+        if not self._quiet:
+            warn_line(message)
 
     def close(self) -> None:
         """Take the bar away."""
