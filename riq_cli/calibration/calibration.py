@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli.calibration.arrays import cut, read_numpy
-from riq_cli.calibration.feeds import call, whole_feeds
+from riq_cli.calibration.feeds import call, random_samples, test_data, whole_feeds
 from riq_cli.calibration.images import IMAGE_SUFFIXES, ImageOptions, image_samples
 from riq_cli.calibration.inputs import Sample, Warn, describe, unknown_dimensions
-from riq_cli.calibration.random import random_samples
-from riq_cli.errors import CalibrationError, ModelError
-from riq_cli.model import ModelInput, read_tensor_file
+from riq_cli.errors import CalibrationError
+from riq_cli.model import ModelInput
 from riq_cli.text import counted, fingerprint
 
 RANDOM_SAMPLES = 4
@@ -156,29 +155,8 @@ def _from_folder(path: Path, options: ImageOptions) -> Calibration:
     if not sets and any(path.glob("input_*.pb")):
         sets = [path]
     if sets:
-        return Calibration("test-data", lambda inputs, dims, batch, warn: _test_data(sets, inputs, warn))
+        return Calibration("test-data", lambda inputs, dims, batch, warn: test_data(sets, inputs, warn))
     images = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
         raise CalibrationError(f"{path}: holds neither images nor ONNX test data (test_data_set_*/input_*.pb)")
     return Calibration("images", lambda inputs, dims, batch, warn: image_samples(images, inputs, dims, batch, options))
-
-
-def _test_data(sets: Sequence[Path], inputs: Sequence[ModelInput], warn: Warn) -> list[Sample]:
-    feeds = []
-    for folder in sets:
-        try:
-            tensors = [read_tensor_file(file) for file in sorted(folder.glob("input_*.pb"), key=_number)]
-        except ModelError as error:
-            raise CalibrationError(str(error)) from error
-        if len(tensors) != len(inputs):
-            raise CalibrationError(f"{folder}: holds {len(tensors)} inputs, the model has {len(inputs)}")
-        named = {name for name, _ in tensors} == {item.name for item in inputs}
-        feeds.append({name if named else item.name: array for (name, array), item in zip(tensors, inputs, strict=True)})
-    return whole_feeds(feeds, inputs, warn)
-
-
-def _number(file: Path) -> int:
-    digits = file.stem.removeprefix("input_")
-    if not digits.isdecimal():
-        raise CalibrationError(f"{file}: has no number; ONNX test data is input_0.pb, input_1.pb and so on")
-    return int(digits)

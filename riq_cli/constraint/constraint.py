@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-from numpy.typing import NDArray
+from typing import Any
 
 from riq_cli.errors import SettingsError
+from riq_cli.runtime import Candidate
 from riq_cli.text import finite
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -37,29 +34,6 @@ class Judgement:
         facts = {"value": self.value, "limit": self.limit, **self.facts}
         plain = {name: fact if isinstance(fact, (str, int)) else finite(float(fact)) for name, fact in facts.items()}
         return {**plain, "holds": self.holds}
-
-
-class Candidate(Protocol):
-    """A model with certain weights, ready to run.
-
-    `samples` are the numbers of the calibration samples to judge it on, `rows` how many rows of the batch each of them
-    holds, and `tensors` the names that `outputs` knows, the model's own float outputs first.
-    """
-
-    @property
-    def samples(self) -> Sequence[int]: ...  # noqa: D102
-
-    @property
-    def rows(self) -> Sequence[int]: ...  # noqa: D102
-
-    @property
-    def tensors(self) -> Sequence[str]: ...  # noqa: D102
-
-    def outputs(self, tensor: str) -> Iterator[Array]:
-        """The value of a tensor in each of `samples`, one run after the other."""
-
-    def session(self) -> Any:
-        """An onnxruntime.InferenceSession with the model's own inputs and outputs."""
 
 
 Judge = Callable[[Candidate], Judgement]

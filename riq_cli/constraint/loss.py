@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.constraint.constraint import Array, Candidate, Constraint, Judge, Judgement, check_margin
+from riq_cli.constraint.constraint import Constraint, Judge, Judgement, check_margin
 from riq_cli.errors import ConstraintError, SettingsError
+from riq_cli.runtime import Array, Candidate
 
 Floats = NDArray[np.float64]
 
@@ -73,44 +74,31 @@ class LossConstraint(Constraint):
         """
         loss = _chosen(np.asarray(self.labels), original)
         before = dict(zip(original.samples, loss.of(original), strict=True))
-        if not all(np.isfinite(part.losses).all() for part in before.values()):
+        if not all(np.isfinite(losses).all() for losses, _ in before.values()):
             raise ConstraintError(f"the original model's loss at {loss.tensor!r} is NaN or infinite")
-        if self.margin and sum(part.losses.size for part in before.values()) < 2:
+        if self.margin and sum(losses.size for losses, _ in before.values()) < 2:
             raise ConstraintError("a margin in standard errors needs two samples at least")
 
         def judge(candidate: Candidate) -> Judgement:
-            old = _Measured.joined([before[number] for number in candidate.samples])
-            new = _Measured.joined(list(loss.of(candidate)))
-            difference = new.losses - old.losses
+            old, old_right = np.concatenate([before[number] for number in candidate.samples], axis=1)
+            new, new_right = np.concatenate(list(loss.of(candidate)), axis=1)
+            difference = new - old
             mean = float(difference.mean())
             count = difference.size
             error = float(difference.std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0
-            value = (mean + self.margin * error) / max(float(old.losses.mean()), loss.smallest)
+            value = (mean + self.margin * error) / max(float(old.mean()), loss.smallest)
             facts: dict[str, float | str] = {
                 "measure": f"{loss.name} at {loss.tensor}",
-                "loss_before": float(old.losses.mean()),
-                "loss_after": float(new.losses.mean()),
+                "loss_before": float(old.mean()),
+                "loss_after": float(new.mean()),
                 "standard_error": error,
                 "samples": count,
             }
-            if old.correct is not None and new.correct is not None:
-                facts |= {"accuracy_before": float(old.correct.mean()), "accuracy_after": float(new.correct.mean())}
+            if loss.form != "values":
+                facts |= {"accuracy_before": float(old_right.mean()), "accuracy_after": float(new_right.mean())}
             return Judgement(value if math.isfinite(value) else math.inf, self.max_increase, facts)
 
         return judge
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """Loss of each row, and the share of its class ids that are right, if it has any."""
-
-    losses: Floats
-    correct: Floats | None
-
-    @classmethod
-    def joined(cls, parts: Sequence[_Measured]) -> _Measured:
-        right = [part.correct for part in parts if part.correct is not None]
-        return cls(np.concatenate([part.losses for part in parts]), np.concatenate(right) if right else None)
 
 
 @dataclass(frozen=True)
@@ -131,8 +119,8 @@ class _Loss:
     def name(self) -> str:
         return "mean squared error" if self.form == "values" else f"cross-entropy of {self.form}"
 
-    def of(self, candidate: Candidate) -> Iterator[_Measured]:
-        """What is measured of each sample of a candidate."""
+    def of(self, candidate: Candidate) -> Iterator[Floats]:
+        """Of each sample: the loss of every row, and the share of its class ids that are right (0 of targets)."""
         for number, output in zip(candidate.samples, candidate.outputs(self.tensor), strict=True):
             labels, values = self.labels[number], output.astype(np.float64)
             rows = len(labels)
@@ -141,14 +129,13 @@ class _Loss:
                     f"{self.tensor!r} has shape {list(values.shape)} for labels of shape {list(labels.shape)}"
                 )
             with np.errstate(all="ignore"):  # NaN and infinity are told by what comes out
-                losses, correct = self._measured(values, labels, np.finfo(output.dtype).tiny)
-            right = None if correct is None else correct.reshape(rows, -1).mean(axis=1)
-            yield _Measured(losses.reshape(rows, -1).mean(axis=1), right)
+                losses, right = self._measured(values, labels, np.finfo(output.dtype).tiny)
+            yield np.stack([losses.reshape(rows, -1).mean(axis=1), right.reshape(rows, -1).mean(axis=1)])
 
-    def _measured(self, values: Floats, labels: Array, tiny: float) -> tuple[Floats, Array | None]:
+    def _measured(self, values: Floats, labels: Array, tiny: float) -> tuple[Floats, Array]:
         """Loss and whether the class is right, element by element."""
         if self.form == "values":
-            return np.square(values.reshape(labels.shape) - labels), None
+            return np.square(values.reshape(labels.shape) - labels), np.zeros(labels.shape)
         if self.axis is None:  # one score: of class 1, against 0 or 1 − score of class 0
             score = values.reshape(labels.shape)
             values = np.stack([1 - score if self.form == "probabilities" else np.zeros_like(score), score])

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from riq_cli.callables import blamed
-from riq_cli.constraint.constraint import Array, Candidate, Constraint, Judge, Judgement
+from riq_cli.constraint.constraint import Constraint, Judge, Judgement
 from riq_cli.errors import ConstraintError, SettingsError
+from riq_cli.runtime import Array, Candidate
 
 _PREDICT = "predict"  # the parameter's name by which a function asks for feeds → outputs instead of a session
 

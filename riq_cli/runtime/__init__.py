@@ -1,7 +1,7 @@
 """Weights → deviation: runs the model in onnxruntime and compares its outputs, eq. (1), or shows its inner tensors."""
 
 from riq_cli.runtime.deviation import Array, Deviation, TensorDeviation, cosine_distance, sample_deviations, short
-from riq_cli.runtime.evaluator import Evaluator, LoadedModel
+from riq_cli.runtime.evaluator import Candidate, Evaluator
 from riq_cli.runtime.observer import Observer, inlined
 from riq_cli.runtime.prober import Prober
 from riq_cli.runtime.sessions import DEFAULT_PROVIDER, Runtime, available_threads
@@ -9,9 +9,9 @@ from riq_cli.runtime.sessions import DEFAULT_PROVIDER, Runtime, available_thread
 __all__ = [
     "DEFAULT_PROVIDER",
     "Array",
+    "Candidate",
     "Deviation",
     "Evaluator",
-    "LoadedModel",
     "Observer",
     "Prober",
     "Runtime",

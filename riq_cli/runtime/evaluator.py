@@ -7,6 +7,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime
@@ -162,10 +163,10 @@ class Evaluator:
         runs = [((math.inf,) * self._samples[number][1],) * len(self.measured) for number in numbers]
         return Deviation(tuple(self.measured), tuple(runs))
 
-    def loaded(self, form: SessionForm, weights: Sequence[Array], among: Sequence[int] | None = None) -> LoadedModel:
+    def loaded(self, form: SessionForm, weights: Sequence[Array], among: Sequence[int] | None = None) -> Candidate:
         """The model with other weights, on all samples or on those of some numbers."""
         numbers = range(len(self._samples)) if among is None else among
-        return LoadedModel(form, weights, self.measured, self._samples, numbers, self._runtime)
+        return Candidate(form, weights, self.measured, numbers, self._samples, self._runtime)
 
     def likeness(self) -> NDArray[np.float64]:
         """How alike the original outputs of every two samples are, f64[samples, samples], 1 for equal ones.
@@ -194,36 +195,30 @@ class Evaluator:
                 yield run(names, self._samples[number][0])[: len(names)]  # of no names, onnxruntime gives all
 
 
-class LoadedModel:
-    """A model with certain weights, and samples to run it on."""
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A model with certain weights, ready to run on some of the samples; nothing runs before it is asked for.
 
-    def __init__(
-        self,
-        form: SessionForm,
-        weights: Sequence[Array],
-        tensors: Sequence[str],
-        feeds: Sequence[tuple[Mapping[str, Array], int]],
-        samples: Sequence[int],
-        runtime: Runtime = DEFAULT_RUNTIME,
-    ) -> None:
-        """Keep what is run; nothing runs yet.
+    Attributes:
+        form: the model with its layers as initializers from outside.
+        weights: data of each layer, in storage type.
+        tensors: names that `outputs` knows, the model's own float outputs first.
+        samples: numbers of the samples to run.
+        feeds: all samples, and the number of rows in each.
+        runtime: how onnxruntime runs it.
+    """
 
-        Args:
-            form: the model with its layers as initializers from outside.
-            weights: data of each layer, in storage type.
-            tensors: names that `outputs` may be asked for, among those that the form measures.
-            feeds: all samples, and the number of rows in each.
-            samples: numbers of those to run.
-            runtime: how onnxruntime runs it.
-        """
-        self._form, self._weights, self._feeds = form, weights, feeds
-        self._runtime = runtime
-        self.tensors, self.samples = tuple(tensors), tuple(samples)
+    form: SessionForm
+    weights: Sequence[Array]
+    tensors: Sequence[str]
+    samples: Sequence[int]
+    feeds: Sequence[tuple[Mapping[str, Array], int]]
+    runtime: Runtime
 
     @property
     def rows(self) -> list[int]:
         """Rows of the batch in each of `samples`."""
-        return [self._feeds[number][1] for number in self.samples]
+        return [self.feeds[number][1] for number in self.samples]
 
     def outputs(self, tensor: str) -> Iterator[Array]:
         """The value of a tensor in each of `samples`, one run after the other.
@@ -232,11 +227,9 @@ class LoadedModel:
             ModelError: onnxruntime cannot run the model.
         """
         with explained():
-            run = runner(self._form, self._weights, self._runtime)
-        for number in self.samples:
-            with explained():
-                value = run([tensor], self._feeds[number][0])[0]
-            yield value
+            run = runner(self.form, self.weights, self.runtime)
+            for number in self.samples:
+                yield run([tensor], self.feeds[number][0])[0]
 
     def session(self) -> onnxruntime.InferenceSession:
         """A session with the model's own inputs and outputs.
@@ -245,7 +238,7 @@ class LoadedModel:
             ModelError: onnxruntime cannot run the model.
         """
         with explained():
-            return start(own_form(self._form), self._weights, self._runtime)
+            return start(own_form(self.form), self.weights, self.runtime)
 
 
 def _is_float(value: object) -> bool:
