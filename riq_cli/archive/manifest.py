@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 from riq_cli import limits
 from riq_cli.archive import schema
 from riq_cli.archive.deflation import deflate, inflate
-from riq_cli.archive.parsing import parse
 from riq_cli.errors import CorruptArchive, LimitExceeded, UnsupportedArchive
 
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -162,7 +162,7 @@ class Manifest:
             CorruptArchive: not the JSON that FORMAT.md describes.
             UnsupportedArchive: it requires a feature that this version does not know.
         """
-        document = parse(inflate(stored, limits.MANIFEST_INFLATED, "the manifest"))
+        document = schema.parse(inflate(stored, limits.MANIFEST_INFLATED, "the manifest"))
         if not isinstance(document, dict):
             raise CorruptArchive("manifest: an object is expected")
         schema.REQUIRES.check(document, "manifest")  # alone: what an unknown feature may change is not known
@@ -194,7 +194,7 @@ def _layer(entry: Mapping[str, Any], where: str) -> LayerEntry:
     if isinstance(entry.get("name"), str):
         where = f"layer {entry['name']!r}"
     schema.LAYER.check(entry, where)
-    require = _Requirements(where)
+    require = partial(_require, where)
     coding = entry["coding"]
     require(coding == "raw" or "bin_width" in entry, "'bin_width' is missing")
     layer = LayerEntry(
@@ -223,22 +223,16 @@ def _layer(entry: Mapping[str, Any], where: str) -> LayerEntry:
     return layer
 
 
-@dataclass(frozen=True)
-class _Requirements:
-    """What must hold of an object that is at `where`: call it with a condition and a message."""
-
-    where: str
-
-    def __call__(self, condition: bool, message: str) -> None:
-        if not condition:
-            raise CorruptArchive(f"{self.where}: {message}; the archive is damaged")
+def _require(where: str, condition: bool, message: str) -> None:
+    if not condition:
+        raise CorruptArchive(f"{where}: {message}; the archive is damaged")
 
 
 def _codes(entry: Mapping[str, Any]) -> CodesEntry:
     return CodesEntry(tuple(entry["axes"]), entry["bytes"])
 
 
-def _check_codes(require: _Requirements, layer: LayerEntry) -> None:
+def _check_codes(require: Callable[[bool, str], None], layer: LayerEntry) -> None:
     """Nothing, or a CorruptArchive for codes that a layer cannot have, whatever their sections hold."""
     for name, several in (("scales", layer.scales), ("magnitudes", layer.magnitudes)):
         count = len(several)
@@ -260,7 +254,7 @@ def _ascending(axes: Sequence[int], layer: LayerEntry) -> bool:
     return bool(axes) and all(axis < other for axis, other in pairwise((*axes, len(layer.shape))))
 
 
-def _check_streams(require: _Requirements, layer: LayerEntry) -> None:
+def _check_streams(require: Callable[[bool, str], None], layer: LayerEntry) -> None:
     """Nothing, or a CorruptArchive for numbers of streams and symbols that a coding cannot have."""
     full = -(-layer.size // limits.STREAM_SYMBOLS)
     streams, fewest, most = {

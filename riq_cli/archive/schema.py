@@ -1,18 +1,67 @@
-"""The manifest's schema: which keys each of its objects has, and what their values may be (FORMAT.md, "Manifest").
+"""JSON from an untrusted file, parsed strictly, and the manifest's schema.
+
+Which keys each of its objects has, and what their values may be, is in FORMAT.md, "Manifest".
 
 A new key that a command reads is one line in a table here. Keys that stand in no table are not checked, and not read.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from riq_cli import limits
 from riq_cli.errors import CorruptArchive
 
 _LARGEST = 1e30  # of numbers that are told: far beyond all that are measured, and within what a picture can show
 _ENTROPY_MAX = 128.0  # bits/weight: a symbol takes 24 + 15 at most, and a stream of one symbol the coder's 64 beside
+
+
+def parse(text: bytes) -> Any:
+    """The JSON document in a text.
+
+    Raises:
+        CorruptArchive: not UTF-8, not JSON, a duplicate key, nesting beyond all bounds, or what could not be written
+            again: NaN, infinity, lone surrogates, endless integers.
+    """
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(items)
+        if len(result) != len(items):
+            raise ValueError("duplicate key")
+        return result
+
+    def constant(name: str) -> Any:
+        raise ValueError(f"{name} is not a number of JSON")
+
+    def real(digits: str) -> float:
+        value = float(digits)
+        if math.isinf(value):
+            raise ValueError(f"{digits[:40]} is beyond all doubles")
+        return value
+
+    try:
+        document = json.loads(text.decode(), object_pairs_hook=pairs, parse_constant=constant, parse_float=real)
+        _check_writable(document, 0)
+        return document
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise CorruptArchive(f"the manifest is not the JSON it should be: {error}") from error
+
+
+def _check_writable(value: Any, depth: int) -> None:
+    """Nothing, or a ValueError for lone surrogates and deep nesting."""
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, (dict, list)):
+        if depth == limits.MANIFEST_DEPTH:
+            raise ValueError(f"nested more than {limits.MANIFEST_DEPTH} deep")
+        for item in value:
+            _check_writable(item, depth + 1)
+        for item in value.values() if isinstance(value, dict) else ():
+            _check_writable(item, depth + 1)
 
 
 @dataclass(frozen=True)
