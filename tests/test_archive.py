@@ -367,88 +367,81 @@ def test_a_tensor_without_dimensions_has_one_weight() -> None:
     assert restored(packed(entry))[1][0].values.shape == ()
 
 
-# Errors of the header
+# Errors: one byte string for each thing that can be wrong
+
+Refused = tuple[bytes, type[ArchiveError], str]
+NAMED = "layer 'w'"
+NEWER = "this riq reads version 1: install a newer one"
 
 
-def test_errors_have_one_base() -> None:
-    for error in (NotAnArchive, UnsupportedArchive, CorruptArchive, LimitExceeded):
-        assert issubclass(error, ArchiveError)
+def corrupt(message: str, manifest: Any = MANIFEST, sections: bytes = SECTIONS, **header: int) -> Refused:
+    return packed(manifest, sections, **header), CorruptArchive, f"{message}; the archive is damaged"
 
 
-@pytest.mark.parametrize(
-    ("data", "kind"),
-    [
-        (b"\x89RIQZ", ", or a damaged one"),
-        (MAGIC[:-1], ", or a damaged one"),
-        (b"\x89RIQZ\n\x1a" + bytes(99), ", or a damaged one"),  # its line ends were changed
-        (b"PK\x03\x04" + bytes(100), " but a zip archive; unpack it, and give what is inside"),
-        (b"\x08\x08\x12\x04riqs", " but an ONNX model; riq compress makes an archive of it"),
-        (bytes(100), ""),
-    ],
-)
-def test_another_file_is_not_an_archive(data: bytes, kind: str) -> None:
-    refused(data, NotAnArchive, f"not a riq archive{kind}")
+def layer_of(message: str, sections: bytes = SECTIONS, **keys: Any) -> Refused:
+    return corrupt(f"{NAMED}: {message}", changed(**keys), sections)
 
 
-@pytest.mark.parametrize("length", [8, 9, 23])
-def test_a_cut_off_header(length: int) -> None:
-    refused(packed(MANIFEST)[:length], CorruptArchive, "the archive is cut off in its header")
-
-
-@pytest.mark.parametrize("version", [2, 256, 65535])
-def test_a_newer_version(version: int) -> None:
-    message = f"archive version {version}; this riq reads version 1: install a newer one"
-    refused(packed(MANIFEST, version=version), UnsupportedArchive, message)
-
-
-def test_a_version_that_never_was() -> None:
-    refused(packed(MANIFEST, version=0), CorruptArchive, "unknown version 0; the archive is damaged")
-
-
-def test_a_newer_version_is_told_before_anything_else_is_looked_at() -> None:
-    header = MAGIC + struct.pack("<HHIQ", 2, 7, 0, 1 << 63)
-    refused(header, UnsupportedArchive, "archive version 2; this riq reads version 1: install a newer one")
-
-
-@pytest.mark.parametrize("reserved", [1, 0x8000])
-def test_a_reserved_field_that_is_not_0(reserved: int) -> None:
-    message = "the header's reserved field is not 0; the archive is damaged"
-    refused(packed(MANIFEST, reserved=reserved), CorruptArchive, message)
-
-
-@pytest.mark.parametrize("length", [(16 << 20) + 1, (1 << 64) - 1])
-def test_a_manifest_beyond_the_limit_is_not_read(length: int) -> None:
-    message = f"the manifest has {length} bytes; at most 16777216 are read"
-    refused(packed(MANIFEST, length=length), LimitExceeded, message)
-
-
-def test_a_cut_off_manifest() -> None:
-    refused(packed(MANIFEST)[:30], CorruptArchive, "the archive is cut off in its manifest")
-    refused(packed(MANIFEST, length=16 << 20), CorruptArchive, "the archive is cut off in its manifest")
-
-
-def test_a_manifest_with_another_checksum() -> None:
-    message = "the manifest's checksum differs; the archive is damaged"
-    refused(packed(MANIFEST, checksum=1), CorruptArchive, message)
-    data = bytearray(packed(MANIFEST))
-    data[40] ^= 1
-    refused(bytes(data), CorruptArchive, message)
+def skeleton_of(**keys: Any) -> dict[str, Any]:
+    return MANIFEST | {"skeleton": MANIFEST["skeleton"] | keys}
 
 
 def stored_as(stored: bytes) -> bytes:
     return MAGIC + struct.pack("<HHIQ", 1, 0, zlib.crc32(stored), len(stored)) + stored
 
 
+def flipped(data: bytes, byte: int) -> bytes:
+    return data[:byte] + bytes([data[byte] ^ 1]) + data[byte + 1 :]
+
+
+WHOLE = packed(MANIFEST)
+SIZED = "the manifest does not have the size that was announced; the archive is damaged"
+HEADER: dict[str, Refused] = {
+    "magic, cut off": (MAGIC[:-1], NotAnArchive, "not a riq archive, or a damaged one"),
+    "magic, line ends changed": (
+        MAGIC[:5] + b"\n\x1a" + bytes(99), NotAnArchive, "not a riq archive, or a damaged one",
+    ),
+    "an ONNX model": (
+        b"\x08\x08\x12\x04riqs", NotAnArchive,
+        "not a riq archive but an ONNX model; riq compress makes an archive of it",
+    ),
+    "anything": (bytes(100), NotAnArchive, "not a riq archive"),
+    **{f"{n} bytes": (WHOLE[:n], CorruptArchive, "the archive is cut off in its header") for n in (8, 23)},
+    **{
+        f"version {n}": (packed(MANIFEST, version=n), UnsupportedArchive, f"archive version {n}; {NEWER}")
+        for n in (2, 65535)
+    },
+    "version 2 before all else": (
+        MAGIC + struct.pack("<HHIQ", 2, 7, 0, 1 << 63), UnsupportedArchive, f"archive version 2; {NEWER}",
+    ),
+    "version 0": corrupt("unknown version 0", version=0),
+    "reserved": corrupt("the header's reserved field is not 0", reserved=0x8000),
+    **{
+        f"{n} bytes of manifest": (
+            packed(MANIFEST, length=n), LimitExceeded, f"the manifest has {n} bytes; at most 16777216 are read",
+        )
+        for n in ((16 << 20) + 1, (1 << 64) - 1)
+    },
+    "30 bytes": (WHOLE[:30], CorruptArchive, "the archive is cut off in its manifest"),
+    "a short manifest": (packed(MANIFEST, length=16 << 20), CorruptArchive, "the archive is cut off in its manifest"),
+    "checksum": corrupt("the manifest's checksum differs", checksum=1),
+    "a flipped bit": (
+        flipped(WHOLE, 40), CorruptArchive, "the manifest's checksum differs; the archive is damaged",
+    ),
+    "bytes behind the manifest": (stored_as(zlib.compress(b"{}") + b"\0"), CorruptArchive, SIZED),
+    "two manifests": (stored_as(zlib.compress(b"{}") * 2), CorruptArchive, SIZED),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEADER)
+def test_a_header_that_is_refused(name: str) -> None:
+    refused(*HEADER[name])
+
+
 @pytest.mark.parametrize("stored", [b"", b"{}", b"x\x9c", zlib.compress(b"{}")[:-1], b"\x1f\x8b\x08"])
 def test_a_manifest_that_is_not_deflated(stored: bytes) -> None:
     with pytest.raises(CorruptArchive, match=r"^the manifest (cannot be inflated|does not have the size)"):
         opened(stored_as(stored))
-
-
-def test_bytes_behind_the_deflated_manifest() -> None:
-    message = "the manifest does not have the size that was announced; the archive is damaged"
-    refused(stored_as(zlib.compress(b"{}") + b"\0"), CorruptArchive, message)
-    refused(stored_as(zlib.compress(b"{}") * 2), CorruptArchive, message)
 
 
 # Errors of the JSON
@@ -463,21 +456,17 @@ def test_bytes_behind_the_deflated_manifest() -> None:
         (b"\xff", "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
         (b"\xef\xbb\xbf{}", "Unexpected UTF-8 BOM (decode using utf-8-sig): line 1 column 1 (char 0)"),
         (b'{"a":1,"a":1}', "duplicate key"),
-        (b'{"a":{"b":1,"b":2}}', "duplicate key"),
         (b'{"a":NaN}', "NaN is not a number of JSON"),
-        (b'{"a":Infinity}', "Infinity is not a number of JSON"),
         (b'{"a":-Infinity}', "-Infinity is not a number of JSON"),
         (b'{"a":1e999}', "1e999 is beyond all doubles"),
         (b'{"a":[-' + b"9" * 400 + b".5]}", "-" + "9" * 39 + " is beyond all doubles"),
         (b'{"a":"\\ud800"}', "'utf-8' codec can't encode character '\\ud800' in position 0: surrogates not allowed"),
-        (b'{"a":{"x":["y\\udfff"]}}', "'utf-8' codec can't encode character '\\udfff'"),
         (b'{"\\ud800":1}', "'utf-8' codec can't encode character '\\ud800'"),
         (b'{"a":' + b"[" * 100 + b"]" * 100 + b"}", "nested more than 100 deep"),
         (b'{"a":' * 101 + b"1" + b"}" * 101, "nested more than 100 deep"),
         (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", ""),
         (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, ""),
         (b'{"a":' + b"9" * 100_000 + b"}", "Exceeds the limit (4300"),
-        (b'{"a":-' + b"9" * 5_000 + b"}", "Exceeds the limit (4300"),
     ],
     ids=lambda value: value[:20].decode("latin-1") if isinstance(value, bytes) else "",
 )
@@ -492,167 +481,119 @@ def test_a_manifest_that_is_not_an_object(document: object) -> None:
     refused(packed(document), CorruptArchive, "manifest: an object is expected")
 
 
-# Errors of the manifest
-
-LAYER_KEYS = [*MANIFEST["layers"][0]]
-
-
-@pytest.mark.parametrize("key", sorted(MANIFEST))
-def test_a_key_of_the_manifest_that_is_missing(key: str) -> None:
-    refused(packed(without(key)), CorruptArchive, f"manifest: {key!r} is missing; the archive is damaged")
-
-
-@pytest.mark.parametrize("key", LAYER_KEYS)
-def test_a_key_of_a_layer_that_is_missing(key: str) -> None:
-    where = "manifest: layers[0]" if key == "name" else "layer 'w'"
-    refused(packed(without(key, layer=True)), CorruptArchive, f"{where}: {key!r} is missing; the archive is damaged")
-
-
-@pytest.mark.parametrize("key", ["bytes", "crc32", "size"])
-def test_a_key_of_the_skeleton_that_is_missing(key: str) -> None:
-    manifest = copy.deepcopy(MANIFEST)
-    del manifest["skeleton"][key]
-    refused(packed(manifest), CorruptArchive, f"manifest: skeleton: {key!r} is missing; the archive is damaged")
-
-
-@pytest.mark.parametrize("value", [None, True, False, -1, 1.0, 1.5, "1", [], {}, 1 << 63, 10**30])
-@pytest.mark.parametrize("key", ["symbols", "table", "crc32"])
-def test_an_integer_that_is_none(key: str, value: object) -> None:
-    message = f"layer 'w': {key!r} is not a non-negative integer; the archive is damaged"
-    refused(packed(changed(**{key: value})), CorruptArchive, message)
-
-
-@pytest.mark.parametrize("value", [None, True, -1, 0.5, "29"])
-@pytest.mark.parametrize("key", ["bytes", "crc32", "size"])
-def test_an_integer_of_the_skeleton_that_is_none(key: str, value: object) -> None:
-    manifest = copy.deepcopy(MANIFEST)
-    manifest["skeleton"][key] = value
-    message = f"manifest: skeleton: {key!r} is not a non-negative integer; the archive is damaged"
-    refused(packed(manifest), CorruptArchive, message)
-
-
-@pytest.mark.parametrize("value", [None, True, "0.5", [0.5], {}, 10**400])
-def test_a_bin_width_that_is_no_number(value: object) -> None:
-    message = "layer 'w': 'bin_width' is not a finite number; the archive is damaged"
-    refused(packed(changed(bin_width=value)), CorruptArchive, message)
-
-
-@pytest.mark.parametrize("value", [None, True, "0.5", [0.5], {}, 10**400, -0.1, 1.7e308])
-def test_an_entropy_that_no_layer_has(value: object) -> None:
-    message = "layer 'w': 'entropy' is not a number from 0 to 128; the archive is damaged"
-    refused(packed(changed(entropy=value)), CorruptArchive, message)
-
-
-def test_a_number_beyond_all_doubles() -> None:
-    text = json.dumps(MANIFEST).replace('"bin_width": 0.5', '"bin_width": 1e999').encode()
-    refused(packed(text), CorruptArchive, "the manifest is not the JSON it should be: 1e999 is beyond all doubles")
-
-
-def test_a_bin_width_may_be_an_integer() -> None:
-    entry = changed(bin_width=2, crc32=zlib.crc32(struct.pack("<6f", *[6.0] * 6)))
-    assert restored(packed(entry))[1][0].values.tolist() == [[6.0] * 3] * 2
-
-
-@pytest.mark.parametrize("value", [None, True, "x", {}, 3, [1.0], [True], [-1], ["1"], [None], [[2]], [1 << 63]])
-@pytest.mark.parametrize("key", ["shape", "streams"])
-def test_a_list_of_integers_that_is_none(key: str, value: object) -> None:
-    message = f"layer 'w': {key!r} is not a list of non-negative integers; the archive is damaged"
-    refused(packed(changed(**{key: value})), CorruptArchive, message)
-
-
-@pytest.mark.parametrize("value", [None, True, 1, [], {}])
-@pytest.mark.parametrize("key", ["name", "op", "dtype", "coding"])
-def test_a_string_that_is_none(key: str, value: object) -> None:
-    where = "manifest: layers[0]" if key == "name" else "layer 'w'"
-    refused(
-        packed(changed(**{key: value})), CorruptArchive, f"{where}: {key!r} is not a string; the archive is damaged"
-    )
-
-
-@pytest.mark.parametrize("value", [None, "graph.initializer[0]", {}, [1], [None], [["x"]]])
-def test_a_list_of_strings_that_is_none(value: object) -> None:
-    message = "layer 'w': 'tensors' is not a list of strings; the archive is damaged"
-    refused(packed(changed(tensors=value)), CorruptArchive, message)
-
-
-@pytest.mark.parametrize("value", [None, 1, "x", []])
-@pytest.mark.parametrize("key", ["calibration", "result", "settings", "skeleton", "source"])
-def test_an_object_that_is_none(key: str, value: object) -> None:
-    refused(
-        packed(MANIFEST | {key: value}), CorruptArchive, f"manifest: {key!r} is not an object; the archive is damaged"
-    )
-
-
-@pytest.mark.parametrize("value", [None, 1, {}, [1], [[]], "x"])
-def test_layers_that_are_none(value: object) -> None:
-    message = "manifest: 'layers' is not a list of objects; the archive is damaged"
-    refused(packed(MANIFEST | {"layers": value}), CorruptArchive, message)
-
-
-def test_an_unknown_coding() -> None:
-    refused(
-        packed(changed(coding="huffman")), CorruptArchive, "layer 'w': unknown coding 'huffman'; the archive is damaged"
-    )
+INTEGER = "is not a non-negative integer"
+INTEGERS = "is not a list of non-negative integers"
+NO_PLACES = """ graph initializer[0] graph.initializer graph.initializer[] graph.initializer[-1]
+graph.initializer[1234567890] graph.initializer[0].raw_data graph.node[0].attribute[0] graph.node[0].attribute[0].g
+graph.sparse_initializer[0] functions.initializer[0] functions[0] graph.__class__ ../graph.initializer[0]""".split()
+PATH = "not the path of a tensor"
+OTHERS: dict[str, Refused] = {
+    **{f"no {key}": corrupt(f"manifest: {key!r} is missing", without(key)) for key in MANIFEST},
+    **{
+        f"layer without {key}": corrupt(
+            f"{'manifest: layers[0]' if key == 'name' else NAMED}: {key!r} is missing", without(key, layer=True)
+        )
+        for key in MANIFEST["layers"][0]
+    },
+    **{
+        f"skeleton without {key}": corrupt(
+            f"manifest: skeleton: {key!r} is missing",
+            MANIFEST | {"skeleton": {k: v for k, v in MANIFEST["skeleton"].items() if k != key}},
+        )
+        for key in MANIFEST["skeleton"]
+    },
+    **{
+        f"{key} {value!r}": layer_of(f"{key!r} {INTEGER}", **{key: value})
+        for key in ("symbols", "table", "crc32")
+        for value in (None, True, -1, 1.0, "1", [], 1 << 63)
+    },
+    **{
+        f"skeleton's {key} {value!r}": corrupt(f"manifest: skeleton: {key!r} {INTEGER}", skeleton_of(**{key: value}))
+        for key in ("bytes", "crc32", "size")
+        for value in (None, True, -1, 0.5, "29")
+    },
+    **{
+        f"bin_width {str(value)[:9]}": layer_of("'bin_width' is not a finite number", bin_width=value)
+        for value in (None, True, "0.5", [0.5], 10**400)
+    },
+    **{
+        f"bin_width {value}": layer_of("a bin width that is not positive", bin_width=value) for value in (0, -0.0, -0.5)
+    },
+    **{
+        f"entropy {str(value)[:9]}": layer_of("'entropy' is not a number from 0 to 128", entropy=value)
+        for value in (None, True, "0.5", 10**400, -0.1, 1.7e308)
+    },
+    **{
+        f"{key} {value!r}": layer_of(f"{key!r} {INTEGERS}", **{key: value})
+        for key in ("shape", "streams")
+        for value in (None, "x", {}, 3, [1.0], [True], [-1], ["1"], [[2]], [1 << 63])
+    },
+    **{
+        f"{key} {value!r}": layer_of(f"{key!r} is not a string", **{key: value})
+        for key in ("op", "dtype", "coding")
+        for value in (None, 1, ["x"])
+    },
+    **{
+        f"tensors {value!r}": layer_of("'tensors' is not a list of strings", tensors=value)
+        for value in (None, "x", [1])
+    },
+    **{
+        f"{key} {value!r}": corrupt(f"manifest: {key!r} is not an object", MANIFEST | {key: value})
+        for key in ("calibration", "result", "settings", "skeleton", "source")
+        for value in (None, 1, [])
+    },
+    **{
+        f"layers {value!r}": corrupt("manifest: 'layers' is not a list of objects", MANIFEST | {"layers": value})
+        for value in (None, {}, [1], [[]])
+    },
+    "coding": layer_of("unknown coding 'huffman'", coding="huffman"),
+    "dtype": layer_of("unknown dtype 'int8'", dtype="int8"),
+    "33 dimensions": layer_of("33 dimensions; at most 32 are read", shape=[1] * 31 + [2, 3]),
+    **{
+        f"shape {value}": layer_of("shape without weights or beyond all bounds", shape=value)
+        for value in ([0], [2, 0, 3], [(1 << 40) + 1], [1 << 20, 1 << 21], [(1 << 63) - 1] * 3)
+    },
+    **{
+        f"place {place!r}": layer_of(PATH, tensors=["graph.initializer[1]", place])
+        for place in ("", "graph.initializer[0]\n", " graph.initializer[0]", "graph.initializer[01]",
+                      "graph.initializer[٠]", *NO_PLACES)
+    },
+    "no places": layer_of("no tensor to restore into", tensors=[]),
+    **{
+        f"{coding} {shape} with {len(streams)} streams": layer_of(
+            f"{len(streams)} streams instead of {right}", coding=coding, shape=shape, streams=streams
+        )
+        for coding, shape, streams, right in [
+            ("constant", [6], [0], 0), ("raw", [6], [], 1), ("raw", [6], [1, 2], 1), ("ans", [6], [], 1),
+            ("ans", [1 << 20], [4, 4], 1), ("ans", [(1 << 20) + 1], [4], 2),
+        ]
+    },
+    **{
+        f"{symbols} symbols of {coding}": layer_of(
+            f"{symbols} symbols with coding {coding!r}", coding=coding, symbols=symbols, streams=streams, table=0
+        )
+        for coding, symbols, streams in [
+            ("constant", 0, []), ("constant", 2, []), ("ans", 0, [0]), ("ans", 1, [0]), ("ans", (1 << 16) + 1, [0]),
+            ("raw", 5, [9]),
+        ]
+    },
+    "a table of raw": layer_of("a table of 3 bytes with coding 'raw'", coding="raw", streams=[9], symbols=0),
+}  # fmt: skip
 
 
-def test_an_unknown_dtype() -> None:
-    refused(packed(changed(dtype="int8")), CorruptArchive, "layer 'w': unknown dtype 'int8'; the archive is damaged")
-
-
-@pytest.mark.parametrize("shape", [[0], [2, 0, 3], [(1 << 40) + 1], [1 << 20, 1 << 21], [(1 << 63) - 1] * 3])
-def test_a_shape_without_weights_or_beyond_all_bounds(shape: list[int]) -> None:
-    message = "layer 'w': shape without weights or beyond all bounds; the archive is damaged"
-    refused(packed(changed(shape=shape)), CorruptArchive, message)
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_manifest_that_is_refused(name: str) -> None:
+    refused(*OTHERS[name])
 
 
 def test_as_many_dimensions_as_numpy_always_had() -> None:
     shape = [1] * 30 + [2, 3]
     assert restored(packed(changed(shape=shape)))[1][0].values.shape == tuple(shape)
-    message = "layer 'w': 33 dimensions; at most 32 are read; the archive is damaged"
-    refused(packed(changed(shape=[1, *shape])), CorruptArchive, message)
 
 
-@pytest.mark.parametrize("width", [0, 0.0, -0.0, -0.5, -3])
-def test_a_bin_width_that_is_not_positive(width: float) -> None:
-    message = "layer 'w': a bin width that is not positive; the archive is damaged"
-    refused(packed(changed(bin_width=width)), CorruptArchive, message)
-
-
-@pytest.mark.parametrize(
-    "place",
-    [
-        "",
-        "graph",
-        "initializer[0]",
-        "graph.initializer",
-        "graph.initializer[]",
-        "graph.initializer[-1]",
-        "graph.initializer[1234567890]",
-        "graph.initializer[0].raw_data",
-        "graph.initializer[0]\n",
-        " graph.initializer[0]",
-        "graph.node[0].attribute[0]",
-        "graph.node[0].attribute[0].g",
-        "graph.sparse_initializer[0]",
-        "functions.initializer[0]",
-        "functions[0]",
-        "graph.__class__",
-        "../graph.initializer[0]",
-    ],
-)
-def test_what_is_not_the_path_of_a_tensor(place: str) -> None:
-    message = "layer 'w': not the path of a tensor; the archive is damaged"
-    refused(packed(changed(tensors=["graph.initializer[1]", place])), CorruptArchive, message)
-
-
-@pytest.mark.parametrize("place", ["graph.initializer[00]", "graph.initializer[01]", "graph.initializer[٠]"])
-def test_one_place_has_one_spelling(place: str) -> None:
-    with pytest.raises(CorruptArchive):
-        opened(packed(changed(tensors=["graph.initializer[0]", place])))
-
-
-def test_a_layer_without_places() -> None:
-    refused(packed(changed(tensors=[])), CorruptArchive, "layer 'w': no tensor to restore into; the archive is damaged")
+def test_a_bin_width_may_be_an_integer() -> None:
+    entry = changed(bin_width=2, crc32=zlib.crc32(struct.pack("<6f", *[6.0] * 6)))
+    assert restored(packed(entry))[1][0].values.tolist() == [[6.0] * 3] * 2
 
 
 def test_two_layers_that_claim_the_same_tensor() -> None:
@@ -662,122 +603,52 @@ def test_two_layers_that_claim_the_same_tensor() -> None:
     refused(packed(twice, SECTIONS + TABLE), CorruptArchive, message)
 
 
-@pytest.mark.parametrize(
-    ("coding", "shape", "streams", "right"),
-    [
-        ("constant", [6], [0], 0),
-        ("raw", [6], [], 1),
-        ("raw", [6], [1, 2], 1),
-        ("ans", [6], [], 1),
-        ("ans", [6], [4, 4], 1),
-        ("ans", [1 << 20], [4, 4], 1),
-        ("ans", [(1 << 20) + 1], [4], 2),
-    ],
-)
-def test_a_wrong_number_of_streams(coding: str, shape: list[int], streams: list[int], right: int) -> None:
-    entry = changed(coding=coding, shape=shape, streams=streams)
-    message = f"layer 'w': {len(streams)} streams instead of {right}; the archive is damaged"
-    refused(packed(entry), CorruptArchive, message)
-
-
-@pytest.mark.parametrize(
-    ("keys", "what"),
-    [({"symbols": 5}, "5 symbols with coding 'raw'"), ({"table": 3}, "a table of 3 bytes with coding 'raw'")],
-)
-def test_a_raw_layer_has_neither_table_nor_symbols(keys: dict[str, int], what: str) -> None:
-    stream = zlib.compress(bytes(24))
-    entry: dict[str, Any] = {
-        "coding": "raw",
-        "streams": [len(stream)],
-        "crc32": zlib.crc32(bytes(24)),
-        "symbols": 0,
-        "table": 0,
-    } | keys
-    data = packed(changed(**entry), zlib.compress(SKELETON, 9) + bytes(entry["table"]) + stream)
-    refused(data, CorruptArchive, f"layer 'w': {what}; the archive is damaged")
-
-
-@pytest.mark.parametrize(
-    ("coding", "symbols"), [("constant", 0), ("constant", 2), ("ans", 0), ("ans", 1), ("ans", (1 << 16) + 1)]
-)
-def test_symbols_that_a_coding_cannot_have(coding: str, symbols: int) -> None:
-    entry = changed(coding=coding, symbols=symbols, streams=[0] if coding == "ans" else [])
-    message = f"layer 'w': {symbols} symbols with coding {coding!r}; the archive is damaged"
-    refused(packed(entry), CorruptArchive, message)
-
-
-def test_a_feature_that_this_version_does_not_know() -> None:
+@pytest.mark.parametrize("manifest", [MANIFEST, {"layers": 7}])
+def test_a_feature_that_is_not_known_is_told_before_all_else(manifest: dict[str, Any]) -> None:
     message = "needs a newer riq: this one does not know contexts, per-row"
-    refused(packed(MANIFEST | {"requires": ["contexts", "per-row"]}), UnsupportedArchive, message)
+    refused(packed(manifest | {"requires": ["contexts", "per-row"]}), UnsupportedArchive, message)
 
 
-def test_a_feature_is_told_before_the_layers_are_looked_at() -> None:
-    refused(
-        packed({"requires": ["contexts"], "layers": 7}),
-        UnsupportedArchive,
-        "needs a newer riq: this one does not know contexts",
-    )
+STORED = zlib.compress(SKELETON, 9)
+OF_SECTIONS: dict[str, Refused] = {
+    "longer": (
+        WHOLE + b"\0", CorruptArchive,
+        f"the archive is longer than its manifest says: {len(WHOLE) + 1} bytes instead of {len(WHOLE)}",
+    ),
+    **{
+        f"{n} missing": (
+            WHOLE[:-n], CorruptArchive, f"the archive is cut off: {len(WHOLE) - n} bytes instead of {len(WHOLE)}",
+        )
+        for n in (1, len(SECTIONS))
+    },
+    "another skeleton": corrupt(
+        "skeleton: checksum differs", sections=zlib.compress(SKELETON.replace(b"weights", b"heights"), 9) + TABLE
+    ),
+    "a shorter skeleton": corrupt("skeleton: checksum differs", skeleton_of(size=len(SKELETON) + 1)),
+    "no skeleton": corrupt("the skeleton cannot be inflated", sections=bytes(len(STORED)) + TABLE),
+    "another layer": layer_of("checksum differs", crc32=1),
+    "another width": layer_of("checksum differs", bin_width=0.25),
+    "another table": layer_of(
+        "the table does not have the symbols that were announced", coding="ans", streams=[0], symbols=2
+    ),
+    "a cut-off table": layer_of("a table is cut off", SECTIONS[:-2], table=1),
+    **{
+        name: corrupt(
+            f"layer 'w'{message}", changed(coding="raw", streams=[len(data)], table=0, symbols=0), STORED + data
+        )
+        for name, data, message in [
+            ("raw, shorter", zlib.compress(bytes(23)), " does not have the size that was announced"),
+            ("raw, longer", zlib.compress(bytes(25)), " does not have the size that was announced"),
+            ("raw, not deflated", bytes(24), " cannot be inflated"),
+            ("raw, others", zlib.compress(bytes(24)), ": checksum differs"),
+        ]
+    },
+}  # fmt: skip
 
 
-# Errors of the sections
-
-
-def test_bytes_behind_the_last_section() -> None:
-    size = len(packed(MANIFEST))
-    message = f"the archive is longer than its manifest says: {size + 1} bytes instead of {size}"
-    refused(packed(MANIFEST) + b"\0", CorruptArchive, message)
-
-
-@pytest.mark.parametrize("missing", [1, 3, len(SECTIONS)])
-def test_cut_off_sections(missing: int) -> None:
-    size = len(packed(MANIFEST))
-    message = f"the archive is cut off: {size - missing} bytes instead of {size}"
-    refused(packed(MANIFEST)[:-missing], CorruptArchive, message)
-
-
-def test_a_skeleton_with_another_checksum() -> None:
-    sections = zlib.compress(SKELETON.replace(b"weights", b"heights"), 9) + TABLE
-    refused(packed(MANIFEST, sections), CorruptArchive, "skeleton: checksum differs; the archive is damaged")
-
-
-def test_a_skeleton_that_is_shorter_than_announced() -> None:
-    manifest = copy.deepcopy(MANIFEST)
-    manifest["skeleton"]["size"] += 1
-    refused(packed(manifest), CorruptArchive, "skeleton: checksum differs; the archive is damaged")
-
-
-def test_a_skeleton_that_is_not_deflated() -> None:
-    sections = bytes(len(SECTIONS) - 3) + TABLE
-    refused(packed(MANIFEST, sections), CorruptArchive, "the skeleton cannot be inflated; the archive is damaged")
-
-
-def test_a_layer_with_another_checksum() -> None:
-    refused(packed(changed(crc32=1)), CorruptArchive, "layer 'w': checksum differs; the archive is damaged")
-    refused(packed(changed(bin_width=0.25)), CorruptArchive, "layer 'w': checksum differs; the archive is damaged")
-
-
-def test_a_table_with_other_symbols_than_announced() -> None:
-    announced = "layer 'w': the table does not have the symbols that were announced; the archive is damaged"
-    refused(packed(changed(coding="ans", streams=[0], symbols=2)), CorruptArchive, announced)
-    cut = packed(changed(table=1), SECTIONS[:-2])
-    refused(cut, CorruptArchive, "layer 'w': a table is cut off; the archive is damaged")
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (zlib.compress(bytes(23)), "layer 'w' does not have the size that was announced; the archive is damaged"),
-        (
-            zlib.compress(bytes(25)),
-            "layer 'w' does not have the size that was announced; the archive is damaged",
-        ),
-        (bytes(24), "layer 'w' cannot be inflated; the archive is damaged"),
-        (zlib.compress(bytes(24)), "layer 'w': checksum differs; the archive is damaged"),
-    ],
-)
-def test_a_raw_layer_that_is_damaged(data: bytes, message: str) -> None:
-    entry = changed(coding="raw", streams=[len(data)], table=0, symbols=0)
-    refused(packed(entry, zlib.compress(SKELETON, 9) + data), CorruptArchive, message)
+@pytest.mark.parametrize("name", OF_SECTIONS)
+def test_sections_that_are_refused(name: str) -> None:
+    refused(*OF_SECTIONS[name])
 
 
 # Limits

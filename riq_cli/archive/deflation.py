@@ -55,10 +55,11 @@ def inflate_into(stored: bytes | Iterable[bytes], out: memoryview[Any], what: st
 def _inflated(stored: bytes | Iterable[bytes], what: str) -> Iterator[bytes]:
     """The inflated bytes of a stream piece by piece: zlib itself holds all that it gives out twice for a moment."""
     inflater = zlib.decompressobj()
+    pieces: Iterable[bytes | memoryview[Any]] = stored
     if isinstance(stored, bytes):
-        stored = (stored[begin : begin + _GIVEN] for begin in range(0, len(stored), _GIVEN))
+        pieces = (memoryview(stored)[begin : begin + _GIVEN] for begin in range(0, len(stored), _GIVEN))
     try:
-        for given in stored:
+        for given in pieces:
             if inflater.eof:
                 raise _wrong_size(what)
             while data := inflater.decompress(given, _PIECE):
