@@ -55,11 +55,8 @@ def inflate_into(stored: bytes | Iterable[bytes], out: memoryview[Any], what: st
 def _inflated(stored: bytes | Iterable[bytes], what: str) -> Iterator[bytes]:
     """The inflated bytes of a stream piece by piece: zlib itself holds all that it gives out twice for a moment."""
     inflater = zlib.decompressobj()
-    pieces: Iterable[bytes | memoryview[Any]] = stored
-    if isinstance(stored, bytes):
-        pieces = (memoryview(stored)[begin : begin + _GIVEN] for begin in range(0, len(stored), _GIVEN))
     try:
-        for given in pieces:
+        for given in _sliced(stored) if isinstance(stored, bytes) else stored:
             if inflater.eof:
                 raise _wrong_size(what)
             while data := inflater.decompress(given, _PIECE):
@@ -69,6 +66,10 @@ def _inflated(stored: bytes | Iterable[bytes], what: str) -> Iterator[bytes]:
         raise CorruptArchive(f"{what} cannot be inflated; the archive is damaged") from error
     if not inflater.eof or inflater.unused_data:
         raise _wrong_size(what)
+
+
+def _sliced(data: bytes) -> Iterator[bytes]:
+    return (data[begin : begin + _GIVEN] for begin in range(0, len(data), _GIVEN))
 
 
 def _wrong_size(what: str) -> CorruptArchive:
