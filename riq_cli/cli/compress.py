@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -11,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from riq_cli.cli import constraints, layout, options
+from riq_cli.cli import constraints, options
 from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.log import search_log, step_record, trace
 from riq_cli.cli.paths import check_binary, check_outputs, check_stdout, refuse_sources
-from riq_cli.cli.quantities import parse_number, parse_ratio, parse_size, parse_target
-from riq_cli.cli.terminal import ProgressBar, print_json, say, warn_line
+from riq_cli.cli.quantities import parse_bits, parse_number, parse_ratio, parse_size, parse_target
+from riq_cli.cli.terminal import ProgressBar, print_json, say
 from riq_cli.memory import give_back_large_arrays
 from riq_cli.report import judgement, layers_at, reservation, searched, totals
 from riq_cli.text import counted, estimate, human_size, shortened
 
 if TYPE_CHECKING:
     from riq_cli.archive import Archive
-    from riq_cli.pipeline import Progress
+    from riq_cli.pipeline import FixedLayout, Progress
 
 
 @click.command(
@@ -78,7 +79,19 @@ riq compress model.onnx --calibration samples.npz \
     click.option("--without", multiple=True, metavar="STAGE", hidden=True, help="Leave a stage out; repeatable."),
 )  # fmt: skip
 @constraints.constraint_options
-@layout.layout_options
+@grouped(
+    "Layout",
+    click.option("--layout", "layouts", type=click.Choice(["fixed", "nchw", "nhwc"]), multiple=True,
+                 help="fixed: every layer at one of --bits, chosen greedily by the loss or metric. "
+                 "nchw, nhwc: order of axes of images. [default: nchw]"),
+    click.option("--bits", type=parse_bits, metavar="LIST", help="Fixed layout: widths. [default: 4,8,float]"),
+    click.option("--per-channel", is_flag=True, default=None,
+                 help="Fixed layout: bins over each channel's own range."),
+    click.option("--variant", type=click.Choice(["R", "B"]),
+                 help="Fixed layout: R tries a layer's least bits first, B 8 bits first. [default: R]"),
+    click.option("--mu", type=parse_number, metavar="M",
+                 help="Fixed layout: keep layers in float where the loss's slope in their inputs is smaller."),
+)  # fmt: skip
 @options.layer_options
 @grouped("Model", options.follow_links_option)
 @options.running_options
@@ -104,7 +117,6 @@ def compress(
     as_json: bool,
     quiet: bool,
     verbose: int,
-    images: dict[str, Any],
     **settings: Any,
 ) -> None:
     """Compress MODEL (- for stdin) into the smallest archive whose outputs, once restored, move no further than D."""
@@ -120,22 +132,17 @@ def compress(
     from riq_cli.pipeline import PRESETS, Settings
     from riq_cli.pipeline import compress as compress_model
 
-    fixed, axes = layout.load(settings)
-    asked = constraints.taken(settings)
-    constraint, data = constraints.load(asked, calibration, images | axes)
-    settings["margin"] = asked["margin"]
-    wanted = Settings(layout=fixed, constraint=constraint, **PRESETS[preset] | options.given(settings))
+    images = options.taken(settings, options.IMAGES)
+    layout = _layout(settings, images)
+    asked = options.taken(settings, constraints.OPTIONS)
+    constraint, data = constraints.load(asked, calibration, images)
+    chosen = PRESETS[preset] | options.given(settings)
+    wanted = Settings(layout=layout, constraint=constraint, margin=asked.get("margin"), **chosen)
     source = options.load_model(model, follow_links)
     refuse_sources((path, log_path), source.external_files)
     bar = ProgressBar(quiet)
-
-    def warn(message: str) -> None:
-        if not quiet:
-            bar.close()
-            warn_line(message)
-
     if data is None and not all(layer.is_quantized or layer.structural for layer in source.layers):
-        warn(
+        bar.warn(
             "no --calibration: measured on random samples, which predict real data poorly (the paper's Fig. 1a); "
             "give real ones for a promise that holds on them"
         )
@@ -148,11 +155,8 @@ def compress(
                 log(record)
                 records.append(record)
 
-        try:
-            with options.coding_executor(sum(layer.size for layer in source.layers)) as executor:
-                archive = compress_model(source, data, wanted, progress=tell, warn=warn, executor=executor)
-        finally:
-            bar.close()
+        with contextlib.closing(bar), options.coding_executor(source.layers) as executor:
+            archive = compress_model(source, data, wanted, progress=tell, warn=bar.warn, executor=executor)
         if path == "-":
             archive.write(sys.stdout.buffer)
             sys.stdout.flush()  # what fails here is told before, and not after, that it was done
@@ -164,6 +168,24 @@ def compress(
         print_json(facts)
     elif not quiet:
         say(*_summary(facts, verbose), err=True)
+
+
+def _layout(settings: dict[str, Any], images: dict[str, Any]) -> FixedLayout | None:
+    """The fixed layout, if one is asked for, taken out of the settings; the order of axes goes to the images'."""
+    layouts = settings.pop("layouts")
+    asked = options.taken(settings, ("bits", "per_channel", "variant", "mu"))
+    axes = [layout for layout in layouts if layout != "fixed"]
+    if len(axes) > 1:
+        raise click.UsageError("images have one order of axes; give one of --layout nchw and --layout nhwc")
+    if axes:
+        images["layout"] = axes[0]
+    if "fixed" not in layouts:
+        for name in asked:
+            raise click.UsageError(f"--{name.replace('_', '-')} belongs to --layout fixed")
+        return None
+    from riq_cli.pipeline import FixedLayout
+
+    return FixedLayout(**asked)
 
 
 def _facts(

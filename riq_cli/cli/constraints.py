@@ -16,65 +16,37 @@ if TYPE_CHECKING:
     from riq_cli.calibration import Calibration
     from riq_cli.constraint import Constraint
 
-_OF = {
+_OF = {  # options by their objective
     "labels": "loss",
     "max_loss_increase": "loss",
     "metric": "metric",
     "max_drop": "metric",
     "direction": "metric",
 }
-_OPTIONS = ("objective", "margin", *_OF)
+OPTIONS = ("objective", "margin", *_OF)
 _TOLD = ("max_loss_increase", "margin", "max_drop", "direction")  # settings of an archive that stand in for options
-_NEEDS = {"loss": "labels", "metric": "metric"}
-
 
 constraint_options = grouped(
     "Constraint",
-    click.option(
-        "--objective",
-        type=click.Choice(["deviation", "loss", "metric"]),
-        help="What is kept. [default: loss with --labels, metric with --metric, else deviation]",
-    ),
-    click.option(
-        "--labels",
-        type=FileOf(".npy", ".npz", must_be_file=False),  # or a file's array, or one of the calibration data
-        metavar="FILE",
-        help="Loss: labels of the samples, .npy, .npz:KEY, or a key of the calibration .npz. Integers: cross-entropy; "
-        "floats: mean squared error. Where: first float output, or --output.",
-    ),
-    click.option(
-        "--max-loss-increase",
-        type=parse_fraction,
-        metavar="X",
-        help="Loss: how much it may rise, relative: 0.01 or 1%. [default: 0]",
-    ),
-    click.option(
-        "--margin",
-        type=parse_number,
-        metavar="Z",
-        help="Standard errors of the mean to add to a deviation or a loss increase before it is compared; 1.65 is a "
-        "one-sided bound of 95 %. [default: 0; for the deviation of n held-out samples 1/√n, 1/4 from 16 on]",
-    ),
-    click.option(
-        "--metric",
-        metavar="MODULE:FUNCTION",
-        help="Metric: called with an onnxruntime session (or, by the parameter's name, `predict`), returns a score.",
-    ),
-    click.option(
-        "--max-drop",
-        type=parse_drop,
-        metavar="X",
-        help="Metric: how much worse the score may get: 0.004, or relative 0.4%. [default: 0]",
-    ),
-    click.option(
-        "--direction", type=click.Choice(["higher", "lower"]), help="Metric: which scores are better. [default: higher]"
-    ),
-)
-
-
-def taken(given: dict[str, Any]) -> dict[str, Any]:
-    """The values of `constraint_options`, taken out of all that a command was given."""
-    return {name: given.pop(name) for name in _OPTIONS}
+    click.option("--objective", type=click.Choice(["deviation", "loss", "metric"]),
+                 help="What is kept. [default: loss with --labels, metric with --metric, else deviation]"),
+    click.option("--labels", type=FileOf(".npy", ".npz", must_be_file=False), metavar="FILE",
+                 help="Loss: labels of the samples, .npy, .npz:KEY, or a key of the calibration .npz. Integers: "
+                 "cross-entropy; floats: mean squared error. Where: first float output, or --output."),
+    click.option("--max-loss-increase", type=parse_fraction, metavar="X",
+                 help="Loss: how much it may rise, relative: 0.01 or 1%. [default: 0]"),
+    click.option("--margin", type=parse_number, metavar="Z",
+                 help="Standard errors of the mean to add to a deviation or a loss increase before it is compared; "
+                 "1.65 is a one-sided bound of 95 %. [default: 0; for the deviation of n held-out samples 1/√n, 1/4 "
+                 "from 16 on]"),
+    click.option("--metric", metavar="MODULE:FUNCTION",
+                 help="Metric: called with an onnxruntime session (or, by the parameter's name, `predict`), returns a "
+                 "score."),
+    click.option("--max-drop", type=parse_drop, metavar="X",
+                 help="Metric: how much worse the score may get: 0.004, or relative 0.4%. [default: 0]"),
+    click.option("--direction", type=click.Choice(["higher", "lower"]),
+                 help="Metric: which scores are better. [default: higher]"),
+)  # fmt: skip
 
 
 def files(given: Mapping[str, Any]) -> tuple[str, ...]:
@@ -84,49 +56,48 @@ def files(given: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def load(
-    asked: dict[str, Any], calibration: str | None, images: dict[str, Any], told: Mapping[str, Any] | None = None
+    given: dict[str, Any],
+    calibration: str | None,
+    images: Mapping[str, Any],
+    told: Mapping[str, Any] | None = None,
 ) -> tuple[Constraint | None, Calibration | None]:
     """The constraint that the options ask for, and the calibration data without the labels that may lie in it.
 
     Args:
-        asked: what `taken` gave.
+        given: those of `OPTIONS` that have a value.
         calibration: where the data is; None: there is none.
         images: options for images.
         told: settings that an archive was made with, which stand in for options that are not given.
     """
-    given = {name: value for name, value in asked.items() if value is not None}
     objectives = {_OF[name]: name for name in given if name in _OF}
-    objective = given.pop("objective", None) or next(iter(objectives), "deviation")
+    objective = given.get("objective") or next(iter(objectives), "deviation")
     for other, name in objectives.items():
         if other != objective:
             raise click.UsageError(f"--{name.replace('_', '-')} belongs to --objective {other}, not to {objective}")
-    if objective == "deviation":
-        return None, None if calibration is None else options.load_calibration(calibration, images)
-    needed = _NEEDS[objective]
-    if needed not in given:
+    needed = {"loss": "labels", "metric": "metric"}.get(objective)
+    if needed is not None and needed not in given:
         raise click.UsageError(f"--objective {objective} needs --{needed}")
     if told is not None and told.get("objective") == objective:
         given = {name: told[name] for name in _TOLD if name in told} | given
-    if objective == "metric":
-        if ":" not in given["metric"]:
-            raise click.UsageError(f"--metric {given['metric']}: write module:function")
-        from riq_cli.callables import imported
-        from riq_cli.constraint import MetricConstraint
-        from riq_cli.errors import ConstraintError
+    if objective == "loss":
+        if calibration is None:
+            raise click.UsageError("--labels are those of real samples; give these with --calibration")
+        from riq_cli.calibration import load_labels
+        from riq_cli.constraint import LossConstraint
 
-        drop, relative = _drop(given.get("max_drop", 0.0))
-        function = imported(given["metric"], ConstraintError)
-        data = None if calibration is None else options.load_calibration(calibration, images)
-        return MetricConstraint(function, drop, relative, given.get("direction", "higher")), data
-    if calibration is None:
-        raise click.UsageError("--labels are those of real samples; give these with --calibration")
-    from riq_cli.calibration import load_labels
-    from riq_cli.constraint import LossConstraint
+        labels, key = load_labels(given["labels"], calibration)
+        data = options.load_calibration(calibration, images, key)
+        return LossConstraint(labels, given.get("max_loss_increase", 0.0), given.get("margin", 0.0)), data
+    samples = None if calibration is None else options.load_calibration(calibration, images)
+    if objective == "deviation":
+        return None, samples
+    if ":" not in given["metric"]:
+        raise click.UsageError(f"--metric {given['metric']}: write module:function")
+    from riq_cli.callables import imported
+    from riq_cli.constraint import MetricConstraint
+    from riq_cli.errors import ConstraintError
 
-    labels, key = load_labels(given["labels"], calibration)
-    data = options.load_calibration(calibration, images, key)
-    return LossConstraint(labels, given.get("max_loss_increase", 0.0), given.get("margin", 0.0)), data
-
-
-def _drop(value: Any) -> tuple[float, bool]:
-    return value if isinstance(value, tuple) else parse_drop(value)
+    drop = given.get("max_drop", (0.0, False))
+    drop, relative = drop if isinstance(drop, tuple) else parse_drop(drop)  # an archive has it as it was written
+    function = imported(given["metric"], ConstraintError)
+    return MetricConstraint(function, drop, relative, given.get("direction", "higher")), samples

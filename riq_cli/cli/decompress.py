@@ -54,16 +54,12 @@ def decompress(archive: str, model_path: str | None, max_size: int, force: bool,
 
     from riq_cli.pipeline import decompress as restore
 
-    bar = ProgressBar(quiet)
     with options.open_archive(archive, max_size) as opened:
+        layers = opened.manifest.layers
         if model_path != "-":
             _refuse_original(Path(model_path), opened.manifest.source)
-        weights = sum(layer.size for layer in opened.manifest.layers)
-        try:
-            with options.coding_executor(weights) as executor:
-                model = restore(opened, progress=bar, executor=executor)
-        finally:
-            bar.close()
+        with contextlib.closing(ProgressBar(quiet)) as bar, options.coding_executor(layers) as executor:
+            model = restore(opened, progress=bar, executor=executor)
     if model_path == "-":
         model.write(sys.stdout.buffer)
         return

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,25 +16,14 @@ from riq_cli.cli.quantities import parse_dimension, parse_fraction, parse_number
 from riq_cli.errors import ArchiveError, RiqError
 
 if TYPE_CHECKING:
-    from riq_cli.archive import Archive
+    from riq_cli.archive import Archive, LayerEntry
     from riq_cli.calibration import Calibration
-    from riq_cli.model import Model
-
-Command = TypeVar("Command", bound=Callable[..., Any])
+    from riq_cli.model import Layer, Model
 
 # Above this many weights further processes are worth the time that it takes to start them.
 _PARALLEL_WEIGHTS = 1 << 26
 
 PRESETS = ("paper", "fast", "uniform", "small")  # of codec, which is not imported to print help
-
-
-def parse_presets(text: str) -> tuple[str, ...]:
-    """Names of presets from a text such as paper,small."""
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    for name in names:
-        if name not in PRESETS:
-            raise click.BadParameter(f"no preset is named {name!r}; there are {', '.join(PRESETS)}")
-    return names
 
 
 model_type = FileOf(".onnx", allow_dash=True)
@@ -105,26 +93,11 @@ _PIXELS = (
     click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), help="[default: rgb]"),
 )  # fmt: skip
 _AXES = click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Order of axes. [default: nchw]")
-_IMAGES = ("mean", "std", "scale", "channel_order", "layout")
 
 
-def pixel_options(command: Command) -> Command:
-    """Add the options of images but for their layout; the command gets those given as one mapping, `images`."""
-    return _bundled(command, _IMAGES[:-1], *_PIXELS)
-
-
-def image_options(command: Command) -> Command:
-    """Add the options of images; the command gets those that are given as one mapping, `images`."""
-    return _bundled(command, _IMAGES, *_PIXELS, _AXES)
-
-
-def _bundled(command: Command, names: Sequence[str], *images: Callable[[Any], Any]) -> Command:
-    @functools.wraps(command)
-    def bundled(**others: Any) -> None:
-        command(images=given({name: others.pop(name) for name in names}), **others)
-
-    decorated: Command = grouped("Images", *images)(bundled)  # type: ignore[assignment]
-    return decorated
+pixel_options = grouped("Images", *_PIXELS)
+image_options = grouped("Images", *_PIXELS, _AXES)
+IMAGES = ("mean", "std", "scale", "channel_order", "layout")
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,7 +105,12 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def load_calibration(source: str, images: dict[str, Any], without: str | None = None) -> Calibration:
+def taken(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The options of these names that have a value; all of these names are taken out of the others."""
+    return given({name: options.pop(name, None) for name in names})
+
+
+def load_calibration(source: str, images: Mapping[str, Any], without: str | None = None) -> Calibration:
     """The calibration data that the options describe, without one of an .npz file's arrays."""
     from riq_cli.calibration import Calibration, ImageOptions
 
@@ -166,12 +144,12 @@ def naming(path: str, kind: type[RiqError]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def coding_executor(weights: int) -> Iterator[Executor | None]:
-    """Processes that code streams at the same time where the model is large; None where it is not.
+def coding_executor(layers: Iterable[Layer | LayerEntry]) -> Iterator[Executor | None]:
+    """Processes that code the streams of layers at the same time where these are large; None where they are not.
 
     Processes, since the coder holds Python's global lock.
     """
-    if weights < _PARALLEL_WEIGHTS:
+    if sum(layer.size for layer in layers) < _PARALLEL_WEIGHTS:
         yield None
         return
     from riq_cli.executors import interruptible, process_pool

@@ -85,6 +85,14 @@ def parse_dimension(text: str) -> tuple[str, int]:
     return name, int(number)
 
 
+def parse_bits(text: str) -> tuple[int | str, ...]:
+    """Widths from a text such as 4,8,float."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word == "float" or word.isdecimal() for word in words):
+        raise click.BadParameter(f"{text!r} is not a list of widths in bits; write 4,8,float")
+    return tuple(dict.fromkeys(word if word == "float" else int(word) for word in words))
+
+
 def _number(text: str, exponent: int = 0) -> float | None:
     """The finite number that a text is, times a power of ten, rounded once; None if it is none."""
     try:

@@ -32,6 +32,15 @@ _PRESETS = ("paper", "small")
 _ANOTHER_FILE = "use --force to replace it, or name another file with -o"
 
 
+def _parse_presets(text: str) -> tuple[str, ...]:
+    """Names of presets from a text such as paper,small."""
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        if name not in options.PRESETS:
+            raise click.BadParameter(f"no preset is named {name!r}; there are {', '.join(options.PRESETS)}")
+    return names
+
+
 @click.command(
     cls=Command,
     synopsis="MODEL [--calibration DATA] [-o FILE] [--plot FILE] [OPTIONS]",
@@ -52,7 +61,7 @@ riq sweep model.onnx --calibration samples.npz --epsilon 0 --k 30,100,300,1000
                  help="Targets, one point each."),
     click.option("--k", "ks", type=parse_numbers, metavar="K,…",
                  help="Instead: these k of the norm allocation, without a search; not for preset small."),
-    click.option("--presets", type=options.parse_presets, metavar="NAME,…",
+    click.option("--presets", type=_parse_presets, metavar="NAME,…",
                  help="Curves: paper, fast, uniform, small. [default: paper,small; with --k: paper]"),
     click.option("--epsilon", type=parse_number, metavar="E", help="ε0 of eq. (7), in place of the presets'."),
 )  # fmt: skip
@@ -93,7 +102,6 @@ def sweep(
     as_json: bool,
     quiet: bool,
     verbose: int,
-    images: dict[str, Any],
     **settings: Any,
 ) -> None:
     """Compress MODEL for one target after the other and say what each costs; the archives are not kept.
@@ -102,6 +110,7 @@ def sweep(
     it stopped: points that FILE holds, of the same model, samples and settings, are not computed again. A target that
     is out of reach is a point too, with the best deviation that was measured.
     """
+    images = options.taken(settings, options.IMAGES)
     path = None if csv_path in (None, "-") else csv_path
     presets = presets or (_PRESETS if ks is None else ("paper",))
     check_stdout({"--json": as_json, "-o -": csv_path == "-"})
@@ -150,7 +159,7 @@ def sweep(
         with (
             search_log(log_path, force) as log,
             _lines(path, size, as_json) as add,
-            options.coding_executor(sum(layer.size for layer in source.layers)) as executor,
+            options.coding_executor(source.layers) as executor,
             contextlib.closing(bar),
         ):
 

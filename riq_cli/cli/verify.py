@@ -52,7 +52,6 @@ def verify(
     as_json: bool,
     quiet: bool,
     verbose: int,
-    images: dict[str, Any],
     **running: Any,
 ) -> None:
     """Restore ARCHIVE in memory and measure how far its outputs are from the original's on given samples.
@@ -67,8 +66,9 @@ def verify(
 
     if archive == against == "-":
         raise click.UsageError("only one of ARCHIVE and --against can come from stdin")
-    asked = constraints.taken(running)
-    margin = asked["margin"] or 0.0
+    images = options.taken(running, options.IMAGES)
+    asked = options.taken(running, constraints.OPTIONS)
+    margin = asked.get("margin", 0.0)
     check_margin(margin)
     with options.open_archive(archive, max_size) as opened:
         manifest = opened.manifest
@@ -78,7 +78,7 @@ def verify(
         if not quiet and original.source and manifest.source.get("sha256") not in (None, original.source.sha256):
             warn_line(f"{against}: is not the file that {archive} was made from (their SHA-256 differ)")
         bound = manifest.settings.get("deviation") if deviation is None else deviation
-        with options.coding_executor(sum(layer.size for layer in manifest.layers)) as executor:
+        with options.coding_executor(manifest.layers) as executor:
             running = {**running, "outputs": running["outputs"] or None, "executor": executor}
             needed = constraint is None or bound is not None
             found = measure(opened, original, data, warn=None if quiet else warn_line, needed=needed, **running)
