@@ -191,7 +191,7 @@ UNFIT: list[tuple[list[ModelInput], dict[str, np.ndarray], str]] = [
     ([X, RATE], {"x": X2, "rate": ramp(1), "y": ramp(2)}, f"{TAKES}; leave out y"),
     ([], {"x": X2}, "the calibration data has x; the model has no inputs"),
     *(
-        ([X], {"x": ramp(*shape)}, f"'x': the calibration data has shape {list(shape)}, the model takes x float32[batch, 3]")
+        ([X], {"x": ramp(*shape)}, f"data has shape {list(shape)}, the model takes x float32[batch, 3]")
         for shape in [(3,), (2, 4), (1, 1, 2, 3), (2, 2, 4), (), (0,)]
     ),
     ([ModelInput("past", "float32", (0, 3))], {"past": ramp(1, 3)}, "input 'past': the calibration data has shape [1,"),

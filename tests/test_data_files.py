@@ -1,7 +1,8 @@
-"""Tensor data in files beside a model: where it may lie, and how much of it there is."""
+"""Tensor data in files, the model's own and those beside it: where it may lie, how much there is, and mapped."""
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import subprocess
@@ -12,17 +13,20 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from builders import info, matmul, model, node, save, tensor
+from builders import FORMS, conv, info, matmul, model, node, save, tensor
 
 import riq_cli as riq
 from riq_cli.errors import ModelError
 from riq_cli.model import Model
+from riq_cli.model.places import find_tensor
 from tests import builders, command
+from tests.test_compensation import loaded, stored
 
+maps = pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="nothing is mapped here")
 posix = pytest.mark.skipif(sys.platform == "win32", reason="links and FIFOs need POSIX")
 
 
-def outside(tensor: onnx.TensorProto, location: str, **entries: int) -> bytes:
+def outside(tensor: onnx.TensorProto, location: str, **entries: object) -> bytes:
     """The data of a tensor, which afterwards points at a file instead."""
     data = tensor.raw_data
     tensor.ClearField("raw_data")
@@ -32,7 +36,7 @@ def outside(tensor: onnx.TensorProto, location: str, **entries: int) -> bytes:
     return data
 
 
-def pointing(location: str, folder: Path, **entries: int) -> tuple[Path, bytes]:
+def pointing(location: str, folder: Path, **entries: object) -> tuple[Path, bytes]:
     """A model whose weight points at a file, and the bytes that belong there."""
     proto = matmul()
     data = outside(proto.graph.initializer[0], location, **entries)
@@ -85,6 +89,42 @@ def test_without_a_length_a_type_of_unknown_size_is_an_error(kind: int, tmp_path
         Model.load(save(proto, tmp_path))
 
 
+BEYOND = r"tensor 'w': its data ends behind the end of w\.bin; the file is cut off"
+NO_NUMBER = r"tensor 'w': .* of its external data is not a number of bytes"
+NOT_READ = "lies outside of the model's folder; it is not read"
+WRONG: list[tuple[str, dict[str, object], str]] = [  # location, other entries, message
+    ("missing.bin", {}, r"external data .*missing\.bin: cannot be read"),
+    (".", {}, r"external data .*cannot be read"),
+    ("", {}, r"external data .*cannot be read"),
+    ("w.bin/x", {}, r"external data .*cannot be read"),
+    ("empty.bin", {}, r"its data ends behind the end of empty\.bin; the file is cut off"),
+    ("w.bin", {"offset": 1}, BEYOND),
+    ("w.bin", {"offset": 121}, BEYOND),
+    ("w.bin", {"offset": 4, "length": 120}, BEYOND),
+    ("w.bin", {"length": 60}, r"tensor 'w': 60 bytes do not fill the shape \[6, 5\]"),
+    ("w.bin", {"offset": "zero"}, NO_NUMBER),
+    ("w.bin", {"offset": -4}, NO_NUMBER),
+    ("w.bin", {"length": "1e3"}, NO_NUMBER),
+    ("w.bin", {"length": -120}, NO_NUMBER),
+    ("../secret.bin", {}, f"secret.bin.*{NOT_READ}"),
+    ("sub/../../secret.bin", {}, f"secret.bin.*{NOT_READ}"),
+    ("{absolute}", {}, f"secret.bin.*{NOT_READ}"),
+]
+
+
+@pytest.mark.parametrize(("location", "entries", "told"), WRONG)
+def test_external_data_that_is_not_there_is_an_error(
+    location: str, entries: dict[str, object], told: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    path, data = pointing(location.format(absolute=tmp_path / "secret.bin"), folder, **entries)
+    for file, content in ((folder / "w.bin", data), (folder / "empty.bin", b""), (tmp_path / "secret.bin", data)):
+        file.write_bytes(content)
+    for follow_links in (False, True):
+        with pytest.raises(ModelError, match=told):
+            Model.load(path, follow_links)
+
+
 def test_an_empty_file_holds_the_data_of_a_tensor_without_elements(tmp_path: Path) -> None:
     proto = matmul()
     empty = tensor("nothing", np.zeros((0, 5), np.float32))
@@ -97,17 +137,9 @@ def test_an_empty_file_holds_the_data_of_a_tensor_without_elements(tmp_path: Pat
 # ---- links ------------------------------------------------------------------------------------------------------
 
 
-def symbolic(link: Path, target: Path) -> None:
-    link.symlink_to(target)
-
-
-def hard(link: Path, target: Path) -> None:
-    os.link(target, link)
-
-
 LINKS: dict[str, tuple[Callable[[Path, Path], None], str]] = {
-    "symbolic": (symbolic, "reached through a symbolic link"),
-    "hard": (hard, r"a file with several names \(hard links\)"),
+    "symbolic": (lambda link, target: link.symlink_to(target), "reached through a symbolic link"),
+    "hard": (lambda link, target: os.link(target, link), r"a file with several names \(hard links\)"),
 }
 
 
@@ -170,15 +202,6 @@ def test_a_fifo_is_refused_at_once(follow_links: bool, tmp_path: Path) -> None:
 
 
 @posix
-@pytest.mark.parametrize("location", ["../secret", "w.bin/../../secret", "/etc/hostname"])
-def test_following_links_leads_to_no_name_outside_of_the_folder(location: str, tmp_path: Path) -> None:
-    path, data = pointing(location, tmp_path / "model")
-    (tmp_path / "secret").write_bytes(data)
-    with pytest.raises(ModelError, match="lies outside of the model's folder; it is not read"):
-        Model.load(path, follow_links=True)
-
-
-@posix
 def test_commands_follow_links_when_they_are_told(tmp_path: Path) -> None:
     path, data = pointing("w.bin", tmp_path)
     (tmp_path / "blob").write_bytes(data)
@@ -196,3 +219,76 @@ def test_commands_follow_links_when_they_are_told(tmp_path: Path) -> None:
     command.fails(1, "use --follow-links", *verify, folder=tmp_path)
     command.fails(1, "use --follow-links", *sweep, folder=tmp_path)
     assert riq.Archive.open(tmp_path / "model.riqz").manifest.source["bytes"] == path.stat().st_size + len(data)
+
+
+# ---- the model's own file -------------------------------------------------------------------------------------------
+
+
+def mapped(path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
+    with monkeypatch.context() as patch:
+        patch.setattr("riq_cli.model.data_files._LARGE", 0)
+        return Model.load(path)
+
+
+def is_mapped(values: np.ndarray) -> bool:
+    base: object = values
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return isinstance(getattr(base, "obj", base), mmap.mmap)
+
+
+@maps
+@pytest.mark.parametrize("name", FORMS)
+def test_all_models_are_the_same(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = FORMS[name]()
+    path = save(proto, tmp_path)
+    read, found = Model.load(path), mapped(path, monkeypatch)
+    assert found.to_bytes() == read.to_bytes()
+    assert found.source == read.source
+    for layer, other in zip(found.layers, read.layers, strict=True):
+        assert (layer.name, layer.places, layer.dtype, layer.shape) == (
+            other.name, other.places, other.dtype, other.shape,
+        )  # fmt: skip
+        raw = find_tensor(proto, layer.places[0]).HasField("raw_data")  # else it is in fields of numbers
+        assert is_mapped(layer.values) == raw and not is_mapped(other.values)
+    found.release()
+    assert found.to_bytes() == read.to_bytes()
+
+
+@maps
+def test_files_of_usual_size_are_read(tmp_path: Path) -> None:
+    assert not any(is_mapped(layer.values) for layer in Model.load(save(conv(), tmp_path)).layers)
+
+
+@maps
+def test_a_message_in_two_parts_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protobuf joins the parts of a message, and numbers what they hold on; places in the file do not."""
+    proto, first, second = conv(), onnx.ModelProto(), onnx.ModelProto()
+    first.CopyFrom(proto)
+    second.graph.initializer.extend(proto.graph.initializer[1:])
+    del first.graph.initializer[1:]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(first.SerializeToString() + second.SerializeToString())
+    found = mapped(path, monkeypatch)
+    assert found.to_bytes() == Model.load(save(proto, tmp_path, "whole.onnx")).to_bytes()
+    assert not all(is_mapped(layer.values) for layer in found.layers)
+
+
+@maps
+def test_a_model_replaces_the_one_that_it_is_mapped_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(conv(), tmp_path)
+    model = mapped(path, monkeypatch)
+    before = model.to_bytes()
+    save(conv(seed=1), tmp_path, "other.onnx").replace(path)
+    model.release()
+    assert model.to_bytes() == before
+    model.save(path, overwrite=True)
+    assert path.read_bytes() == before
+
+
+@maps
+def test_archives_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = loaded("convolutions", tmp_path)
+    archive = riq.compress(model, data, deviation=0.01, rounding="nearest")
+    again = riq.compress(mapped(tmp_path / "model.onnx", monkeypatch), data, deviation=0.01, rounding="nearest")
+    assert stored(again) == stored(archive)
