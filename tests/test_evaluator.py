@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -38,7 +38,6 @@ from riq_cli.runtime import (
     Observer,
     Runtime,
     TensorDeviation,
-    available_threads,
     cosine_distance,
     sample_deviations,
 )
@@ -53,23 +52,50 @@ def array(*values: float, dtype: type = np.float32) -> np.ndarray:
 # ---- cosine distance ------------------------------------------------------------------------------------------------
 
 
-def test_distance_of_known_angles() -> None:
-    assert cosine_distance(array(1, 0), array(0, 1)) == 1.0
-    assert cosine_distance(array(1, 0), array(1, 1)) == pytest.approx(1 - math.sqrt(0.5), rel=1e-12)
-    assert cosine_distance(array(3, 4), array(4, 3)) == pytest.approx(1 - 24 / 25, rel=1e-12)
-    assert cosine_distance(array(1, 2, 2), array(-1, -2, -2)) == 2.0
+HALF, DOUBLE = np.float16, np.float64
+ODD = np.concatenate([np.random.default_rng(1).standard_normal(99), [NAN, INF, -INF, 0.0]])
+DISTANCES: dict[str, tuple[np.ndarray, np.ndarray, float]] = {
+    "a right angle": (array(1, 0), array(0, 1), 1.0),
+    "45°": (array(1, 0), array(1, 1), 1 - math.sqrt(0.5)),
+    "3, 4": (array(3, 4), array(4, 3), 1 - 24 / 25),
+    "opposite": (array(1, 2, 2), array(-1, -2, -2), 2.0),
+    "a small angle": (array(1, 0), array(math.cos(1e-4), math.sin(1e-4), dtype=DOUBLE), 1e-8 / 2),
+    "larger": (array(1, 2), array(8, 16), 0.0),
+    "several axes": (array(3, 0, 0, 4).reshape(2, 2), array(4, 0, 0, 3).reshape(2, 2), 1 - 24 / 25),
+    "squares above float16": (array(300, 400, dtype=HALF), array(400, 300, dtype=HALF), 1 - 24 / 25),
+    "squares below float16": (array(3e-6, 4e-6, dtype=HALF), array(-3e-6, -4e-6, dtype=HALF), 2.0),
+    "largest float32": (array(3e38, 3e38), array(-3e38, -3e38), 2.0),
+    "smallest float32": (array(1e-45, 0), array(0, 1e-45), 1.0),
+    **{
+        f"float64 {size}": (array(size, size, dtype=DOUBLE), array(-size, -size, dtype=DOUBLE), 2.0)
+        for size in (1.7e308, 1e200, 1e-200, 1e-310)
+    },
+    "zeros": (array(0, 0), array(0, -0.0), 0.0),
+    "from zero": (array(0, 0), array(0, 1e-30), 1.0),
+    "to zero": (array(0, 1e-30), array(0, 0), 1.0),
+    "no elements": (np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32), 0.0),
+    "numbers of one sign": (np.array(3.0), np.array(7.0), 0.0),
+    "numbers of two signs": (np.array(3.0), np.array(-7.0), 2.0),
+    "another size": (array(1, 2, 3, 4), array(1, 2, 3), 1.0),
+    "another shape": (array(1, 2, 3, 4), array(1, 2, 3, 4).reshape(2, 2), 1.0),
+    **{f"{odd} in both": (array(3, odd, 4), array(4, odd, 3), 1 - 24 / 25) for odd in (NAN, INF, -INF)},
+    "nothing finite": (array(NAN, INF), array(NAN, INF), 0.0),
+    **{
+        f"{y} and {z}": (array(*y), array(*z), INF)
+        for y, z in [
+            ((1, NAN), (1, 2)), ((1, INF), (1, 2)), ((1, INF), (1, -INF)), ((1, INF), (1, NAN)), ((1, NAN), (1, INF)),
+            ((1, 2), (1, NAN)), ((1, 2), (1, INF)), ((NAN, 2), (NAN, INF)), ((0, 0), (0, NAN)),
+        ]
+    },
+}  # fmt: skip
 
 
-def test_distance_of_a_small_angle_is_half_its_square() -> None:
-    angle = 1e-4
-    assert cosine_distance(array(1, 0), array(math.cos(angle), math.sin(angle), dtype=np.float64)) == pytest.approx(
-        angle**2 / 2, rel=1e-6
-    )
-
-
-def test_distance_ignores_scale_and_shape_of_the_axes() -> None:
-    y, z = array(1, 2, 3, 4).reshape(2, 2), array(2, 4, 6, 9).reshape(2, 2)
-    assert cosine_distance(y, 8 * z) == cosine_distance(y, z) == cosine_distance(y.ravel(), z.ravel())
+@pytest.mark.parametrize("name", DISTANCES)
+def test_distance_by_hand(name: str) -> None:
+    y, z, wanted = DISTANCES[name]
+    before = y.tobytes(), z.tobytes()
+    assert cosine_distance(y, z) == pytest.approx(wanted, rel=1e-6 if name == "a small angle" else 1e-12, abs=0)
+    assert (y.tobytes(), z.tobytes()) == before
 
 
 def test_distance_of_identical_outputs_is_exactly_zero() -> None:
@@ -77,6 +103,8 @@ def test_distance_of_identical_outputs_is_exactly_zero() -> None:
     for size in range(1, 200):
         y = generator.standard_normal(size).astype(np.float32)
         assert cosine_distance(y, y.copy()) == 0.0
+    for scale in (1e-300, 1e-200, 1.0, 3e200, 1e307):
+        assert cosine_distance(ODD * scale, ODD * scale) == 0.0
 
 
 @given(st.data())
@@ -90,113 +118,23 @@ def test_distance_is_between_0_and_2_and_symmetric(data: st.DataObject) -> None:
     assert distance == pytest.approx(cosine_distance(z, y), abs=1e-15)
 
 
-def test_distance_in_float16_is_computed_in_float64() -> None:
-    """The squares are above float16's 65504, and below its smallest number."""
-    y, z = array(300, 400, dtype=np.float16), array(400, 300, dtype=np.float16)
-    assert cosine_distance(y, z) == pytest.approx(1 - 24 / 25, rel=1e-12)
-    y, z = array(3e-6, 4e-6, dtype=np.float16), array(-3e-6, -4e-6, dtype=np.float16)
-    assert cosine_distance(y, z) == pytest.approx(2.0)
-
-
-def test_distance_in_float32_holds_over_its_whole_range() -> None:
-    assert cosine_distance(array(3e38, 3e38), array(-3e38, -3e38)) == pytest.approx(2.0)
-    assert cosine_distance(array(1e-45, 0), array(0, 1e-45)) == 1.0
-
-
-@pytest.mark.parametrize("size", [1.7e308, 1e200, 1e-200, 1e-310])
-def test_distance_in_float64_holds_over_its_whole_range(size: float) -> None:
-    y, z = array(size, size, dtype=np.float64), array(-size, -size, dtype=np.float64)
-    assert cosine_distance(y, z) == pytest.approx(2.0)
-
-
-def test_distance_of_identical_outputs_is_exactly_zero_at_any_size() -> None:
-    y = np.random.default_rng(1).standard_normal(1000)
-    for size in (1e-300, 1e-200, 1.0, 3e200, 1e307):
-        assert cosine_distance(y * size, y * size) == 0.0
-    odd = np.concatenate([y * 1e200, [NAN, INF, -INF, 0.0]])
-    assert cosine_distance(odd, odd.copy()) == 0.0
-
-
-def test_distance_does_not_change_what_it_is_given() -> None:
-    y, z = np.array([3.0, 4.0]), np.array([[8.0, 6.0]]).ravel()
-    assert cosine_distance(y, z) == pytest.approx(1 - 24 / 25, rel=1e-12)
-    assert (y.tolist(), z.tolist()) == ([3.0, 4.0], [8.0, 6.0])
-
-
-def test_distance_of_zeros() -> None:
-    zeros, other = array(0, 0, 0), array(0, 1e-30, 0)
-    assert cosine_distance(zeros, zeros) == 0.0
-    assert cosine_distance(zeros, -zeros) == 0.0
-    assert cosine_distance(zeros, other) == 1.0
-    assert cosine_distance(other, zeros) == 1.0
-
-
-def test_distance_of_outputs_without_elements_is_zero() -> None:
-    assert cosine_distance(np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32)) == 0.0
-
-
-def test_distance_of_single_numbers_is_whether_their_signs_agree() -> None:
-    assert cosine_distance(np.float32(3.0).reshape(()), np.float32(7.0).reshape(())) == 0.0
-    assert cosine_distance(np.float32(3.0).reshape(()), np.float32(-7.0).reshape(())) == 2.0
-
-
-def test_distance_of_other_shapes_is_one() -> None:
-    y = array(1, 2, 3, 4)
-    assert cosine_distance(y, y[:3]) == 1.0
-    assert cosine_distance(y, y.reshape(2, 2)) == 1.0
-    assert cosine_distance(y, y.reshape(1, 4)) == 1.0
-
-
-@pytest.mark.parametrize("odd", [NAN, INF, -INF])
-def test_elements_that_are_not_finite_in_both_are_left_out(odd: float) -> None:
-    y, z = array(3, odd, 4), array(4, odd, 3)
-    assert cosine_distance(y, z) == cosine_distance(array(3, 4), array(4, 3))
-
-
-@pytest.mark.parametrize(
-    ("y", "z"),
-    [
-        ((1, NAN), (1, 2)),
-        ((1, INF), (1, 2)),
-        ((1, INF), (1, -INF)),
-        ((1, INF), (1, NAN)),
-        ((1, NAN), (1, INF)),
-        ((1, 2), (1, NAN)),
-        ((1, 2), (1, INF)),
-        ((NAN, 2), (NAN, INF)),
-        ((0, 0), (0, NAN)),
-    ],
-)
-def test_elements_that_are_not_finite_in_one_only_are_infinitely_far(y: Sequence[float], z: Sequence[float]) -> None:
-    assert cosine_distance(array(*y), array(*z)) == INF
-
-
-def test_outputs_of_nothing_but_nan_are_equal() -> None:
-    assert cosine_distance(array(NAN, INF), array(NAN, INF)) == 0.0
-
-
 # ---- samples --------------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_has_one_deviation_for_each_row() -> None:
-    y, z = array(1, 0, 1, 0, 1, 0).reshape(3, 2), array(1, 0, 0, 1, -1, 0).reshape(3, 2)
-    assert sample_deviations(y, z, rows=3) == [0.0, 1.0, 2.0]
-
-
-def test_an_output_without_rows_counts_as_a_whole_for_each_of_them() -> None:
-    y, z = array(1, 0), array(0, 1)
-    assert sample_deviations(y, z, rows=3) == [1.0, 1.0, 1.0]
-    assert sample_deviations(y.reshape(1, 2), z.reshape(1, 2), rows=3) == [1.0, 1.0, 1.0]
-    assert sample_deviations(np.float32(1).reshape(()), np.float32(-1).reshape(()), rows=2) == [2.0, 2.0]
-
-
-def test_one_row_is_compared_as_a_whole() -> None:
-    y, z = array(1, 0, 1, 0).reshape(2, 2), array(1, 0, -1, 0).reshape(2, 2)
-    assert sample_deviations(y, z) == [1.0]
-
-
-def test_a_batch_whose_shape_changes_is_one_everywhere() -> None:
-    assert sample_deviations(np.ones((2, 3), np.float32), np.ones((2, 4), np.float32), rows=2) == [1.0, 1.0]
+@pytest.mark.parametrize(
+    ("y", "z", "rows", "wanted"),
+    [
+        (array(1, 0, 1, 0, 1, 0).reshape(3, 2), array(1, 0, 0, 1, -1, 0).reshape(3, 2), 3, [0.0, 1.0, 2.0]),
+        # Without a row for each sample, the whole counts for each of them.
+        (array(1, 0), array(0, 1), 3, [1.0] * 3),
+        (array(1, 0).reshape(1, 2), array(0, 1).reshape(1, 2), 3, [1.0] * 3),
+        (np.array(1.0), np.array(-1.0), 2, [2.0, 2.0]),
+        (array(1, 0, 1, 0).reshape(2, 2), array(1, 0, -1, 0).reshape(2, 2), 1, [1.0]),
+        (np.ones((2, 3)), np.ones((2, 4)), 2, [1.0, 1.0]),
+    ],
+)
+def test_a_batch_has_one_deviation_for_each_row(y: np.ndarray, z: np.ndarray, rows: int, wanted: list[float]) -> None:
+    assert sample_deviations(y, z, rows) == wanted
 
 
 def test_the_deviation_of_a_model_is_that_of_its_worst_tensor() -> None:
@@ -241,11 +179,16 @@ def weights(model: Model) -> list[np.ndarray]:
     return [layer.values for layer in model.layers]
 
 
+def evaluator_of(model: Model, proto: onnx.ModelProto, rows: int = 3, **options: Any) -> Evaluator:
+    """The evaluator of a model's hoisted form on samples for `proto`."""
+    form = options.pop("form", None) or model.session_form()
+    samples = [(feed, rows) for feed in feeds(proto)]
+    return Evaluator(form, weights(model), samples, runtime=Runtime(threads=1), **options)
+
+
 def test_original_weights_deviate_by_less_than_rounding(tmp_path: Path) -> None:
     model = load(conv(), tmp_path)
-    form = model.session_form()
-    evaluator = Evaluator(form, weights(model), [(feed, 3) for feed in feeds(conv())], runtime=Runtime(threads=1))
-    deviation = evaluator.deviation(form, weights(model))
+    deviation = evaluator_of(model, conv()).deviation(model.session_form(), weights(model))
     assert deviation.mean < 1e-15
     assert [(tensor.name, tensor.samples) for tensor in deviation.tensors] == [("y", 6)]
 
@@ -258,8 +201,7 @@ def test_negated_weights_turn_the_output_around(tmp_path: Path) -> None:
         [onnx.numpy_helper.from_array(np.arange(6, dtype=np.float32).reshape(3, 2), "w")],
     )
     loaded = load(proto, tmp_path)
-    form = loaded.session_form()
-    evaluator = Evaluator(form, weights(loaded), [(feed, 1) for feed in feeds(proto)], runtime=Runtime(threads=1))
+    form, evaluator = loaded.session_form(), evaluator_of(loaded, proto, 1)
     assert evaluator.deviation(form, [-w for w in weights(loaded)]).mean == pytest.approx(2.0, abs=1e-12)
     assert evaluator.deviation(form, [0 * w for w in weights(loaded)]).mean == 1.0
     assert evaluator.deviation(form, [np.full_like(w, NAN) for w in weights(loaded)]).mean == INF
@@ -293,7 +235,7 @@ def test_every_measured_tensor_has_its_own_mean(tmp_path: Path) -> None:
     proto = sigmoid_of_argmax_and_softmax()
     loaded = load(proto, tmp_path)
     form = loaded.session_form()
-    evaluator = Evaluator(form, weights(loaded), [(feed, 3) for feed in feeds(proto)], runtime=Runtime(threads=1))
+    evaluator = evaluator_of(loaded, proto, form=form)
     changed = [w + np.float32(0.1) * np.sign(w) for w in weights(loaded)]
     deviation = evaluator.deviation(form, changed)
     means = {tensor.name: tensor.mean for tensor in deviation.tensors}
@@ -328,8 +270,7 @@ def test_two_evaluations_are_bit_equal(name: str, tmp_path: Path) -> None:
 def test_the_hoisted_and_the_restored_form_are_the_same_evaluator(tmp_path: Path) -> None:
     loaded = load(FORMS["constants"](), tmp_path)
     other = Model.load(save(FORMS["constants"](seed=1), tmp_path, "other.onnx"))
-    samples = [(feed, 1) for feed in feeds(FORMS["constants"]())]
-    evaluator = Evaluator(loaded.session_form(), weights(loaded), samples, runtime=Runtime(threads=1))
+    evaluator = evaluator_of(loaded, FORMS["constants"](), 1)
     hoisted = evaluator.deviation(loaded.session_form(), weights(other))
     assert hoisted.mean > 0.01
     assert evaluator.deviation(other.session_form(hoist=False), weights(other)) == hoisted
@@ -341,35 +282,25 @@ def test_an_unknown_provider_is_an_error_with_those_there_are(tmp_path: Path) ->
         Evaluator(loaded.session_form(), weights(loaded), [], runtime=Runtime(provider="QuantumExecutionProvider"))
 
 
-def test_a_model_that_cannot_be_run_is_an_error_of_one_line(tmp_path: Path) -> None:
-    proto = model([node("Unheard", "x", "y")], [info("x", 3)], [info("y", 3)])
+UNHEARD = model([node("Unheard", "x", "y")], [info("x", 3)], [info("y", 3)])
+RESHAPED = model(
+    [node("Reshape", "x shape", "y")],
+    [info("x", 6), info("shape", 2, dtype=onnx.TensorProto.INT64)],
+    [info("y", None, None)],
+)
+FAILING = {
+    "unknown operator": (UNHEARD, {"x": np.zeros(3, np.float32)}, "Unheard"),
+    "refused feed": (matmul(), {"x": np.zeros((1, 9, 9), np.float32)}, "x"),
+    "failing node": (RESHAPED, {"x": np.zeros(6, np.float32), "shape": np.array([4, 4])}, "Reshape"),
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_a_model_that_cannot_be_run_is_an_error_of_one_line(name: str, tmp_path: Path) -> None:
+    proto, feed, told = FAILING[name]
     loaded = load(proto, tmp_path)
-    with pytest.raises(ModelError) as caught:
-        Evaluator(loaded.session_form(), [], [(feed, 1) for feed in feeds(proto)])
-    message = str(caught.value)
-    assert message.startswith("onnxruntime cannot run the model: ")
-    assert "Unheard" in message
-    assert "\n" not in message
-
-
-def test_a_feed_that_the_model_refuses_is_an_error_of_one_line(tmp_path: Path) -> None:
-    loaded = load(matmul(), tmp_path)
-    with pytest.raises(ModelError, match=r"onnxruntime cannot run the model: .*x") as caught:
-        Evaluator(loaded.session_form(), weights(loaded), [({"x": np.zeros((1, 9, 9), np.float32)}, 1)])
-    assert "\n" not in str(caught.value)
-
-
-def test_a_node_that_fails_while_running_is_an_error_of_one_line(tmp_path: Path) -> None:
-    proto = model(
-        [node("Reshape", "x shape", "y")],
-        [info("x", 6), info("shape", 2, dtype=onnx.TensorProto.INT64)],
-        [info("y", None, None)],
-    )
-    loaded = load(proto, tmp_path)
-    feed = {"x": np.zeros(6, np.float32), "shape": np.array([4, 4])}
-    with pytest.raises(ModelError, match=r"onnxruntime cannot run the model: .*Reshape") as caught:
-        Evaluator(loaded.session_form(), [], [(feed, 1)])
-    assert "\n" not in str(caught.value)
+    with pytest.raises(ModelError, match=rf"^onnxruntime cannot run the model: [^\n]*{told}[^\n]*$"):
+        Evaluator(loaded.session_form(), weights(loaded), [(feed, 1)])
 
 
 def test_outputs_that_are_not_float_are_left_out(tmp_path: Path) -> None:
@@ -380,7 +311,7 @@ def test_outputs_that_are_not_float_are_left_out(tmp_path: Path) -> None:
     loaded.skeleton.graph.output.append(onnx.ValueInfoProto(name="size"))
     form = loaded.session_form()
     assert form.measured == ("y", "size")
-    evaluator = Evaluator(form, weights(loaded), [(feed, 3) for feed in feeds(proto)], runtime=Runtime(threads=1))
+    evaluator = evaluator_of(loaded, proto, form=form)
     assert evaluator.measured == ["y"]
 
 
@@ -404,7 +335,7 @@ def test_a_bfloat16_output_is_measured(tmp_path: Path) -> None:
     proto.graph.output.append(info("brain", "batch", 4, 5, dtype=onnx.TensorProto.BFLOAT16))
     loaded = load(proto, tmp_path)
     form = loaded.session_form()
-    evaluator = Evaluator(form, weights(loaded), [(feed, 3) for feed in feeds(proto)], runtime=Runtime(threads=1))
+    evaluator = evaluator_of(loaded, proto, form=form)
     assert evaluator.measured == ["y", "brain"]
     assert evaluator.deviation(form, weights(loaded)).mean < 1e-12
     assert evaluator.deviation(form, [-w for w in weights(loaded)]).tensors[1].mean == pytest.approx(2.0)
@@ -429,10 +360,9 @@ def test_a_bfloat16_tensor_inside_is_measured_under_its_own_name(tmp_path: Path)
         [onnx.numpy_helper.from_array(np.linspace(-1, 1, 30, dtype=np.float32).reshape(6, 5), "w")],
     )
     loaded = load(proto, tmp_path)
-    samples = [(feed, 3) for feed in feeds(proto)]
     for names, measured in ([], ["y", "plain", "back"]), (["brain", "back"], ["brain", "back"]):
         form = loaded.session_form(names)
-        evaluator = Evaluator(form, weights(loaded), samples, runtime=Runtime(threads=1), strict=True)
+        evaluator = evaluator_of(loaded, proto, form=form, strict=True)
         assert evaluator.measured == measured
         assert evaluator.deviation(form, weights(loaded)).worst == 0.0
         assert evaluator.deviation(form, [-w for w in weights(loaded)]).tensors[-1].mean == pytest.approx(2.0)
@@ -444,10 +374,9 @@ def test_a_bfloat16_weight_that_is_an_output_is_measured(tmp_path: Path) -> None
     proto.graph.initializer.append(grid)
     proto.graph.output.append(info("grid", 2, dtype=onnx.TensorProto.BFLOAT16))
     loaded = load(proto, tmp_path)
-    samples = [(feed, 1) for feed in feeds(proto)]
     for hoist in (True, False):
         form = loaded.session_form(hoist=hoist)
-        evaluator = Evaluator(form, weights(loaded), samples, runtime=Runtime(threads=1))
+        evaluator = evaluator_of(loaded, proto, 1, form=form)
         assert evaluator.measured == ["y", "grid"]
         flipped = [w ^ np.uint16(0x8000) if w.dtype == np.uint16 else w for w in weights(loaded)]
         assert [t.mean for t in evaluator.deviation(form, flipped).tensors] == [0.0, pytest.approx(2.0)]
@@ -462,13 +391,7 @@ def test_layers_mapped_from_an_odd_place_of_a_file_are_run(tmp_path: Path) -> No
     weight.external_data.add(key="location", value="w.bin")
     weight.external_data.add(key="offset", value="3")
     mapped, inside = load(proto, tmp_path), Model.load(save(dense(), tmp_path, "inside.onnx"))
-    samples = [(feed, 3) for feed in feeds(dense())]
-    evaluator = Evaluator(inside.session_form(), weights(inside), samples, runtime=Runtime(threads=1))
-    assert evaluator.deviation(mapped.session_form(), weights(mapped)).mean < 1e-15
-
-
-def test_there_is_at_least_one_processor() -> None:
-    assert available_threads() >= 1
+    assert evaluator_of(inside, dense()).deviation(mapped.session_form(), weights(mapped)).mean < 1e-15
 
 
 # ---- lean -----------------------------------------------------------------------------------------------------------
@@ -486,9 +409,8 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_layers_as_inputs_deviate_as_they_do_as_initializers(name: str, tmp_path: Path) -> None:
     proto = FORMS[name]()
     first, second = load(proto, tmp_path), Model.load(save(FORMS[name](seed=1), tmp_path, "other.onnx"))
-    form, samples = first.session_form(), [(feed, 1) for feed in feeds(proto)]
-    lean = Evaluator(form, weights(first), samples, runtime=Runtime(threads=1), lean=True)
-    usual = Evaluator(form, weights(first), samples, runtime=Runtime(threads=1))
+    form = first.session_form()
+    lean, usual = (evaluator_of(first, proto, 1, form=form, lean=lean) for lean in (True, False))
     assert (lean.is_lean, usual.is_lean) == (True, False)
     assert lean.measured == usual.measured
     assert lean.deviation(form, weights(first)).mean == 0.0  # the same session as the original's
@@ -500,11 +422,7 @@ def test_layers_as_inputs_deviate_as_they_do_as_initializers(name: str, tmp_path
 
 
 def test_small_models_are_never_lean(tmp_path: Path) -> None:
-    model = load(conv(), tmp_path)
-    form = model.session_form()
-    assert not Evaluator(
-        form, weights(model), [(feed, 3) for feed in feeds(conv())], runtime=Runtime(threads=1), lean=True
-    ).is_lean
+    assert not evaluator_of(load(conv(), tmp_path), conv(), lean=True).is_lean
 
 
 @pytest.mark.usefixtures("large")
@@ -517,12 +435,9 @@ def test_what_cannot_be_run_with_layers_as_inputs_is_run_without(
 
     monkeypatch.setattr("riq_cli.runtime.sessions.FedSession", Refusing)
     model = load(conv(), tmp_path)
-    form = model.session_form()
-    evaluator = Evaluator(
-        form, weights(model), [(feed, 3) for feed in feeds(conv())], runtime=Runtime(threads=1), lean=True
-    )
+    evaluator = evaluator_of(model, conv(), lean=True)
     assert not evaluator.is_lean
-    assert evaluator.deviation(form, weights(model)).mean < 1e-15
+    assert evaluator.deviation(model.session_form(), weights(model)).mean < 1e-15
 
 
 @pytest.mark.usefixtures("large")
