@@ -411,10 +411,17 @@ def point(**fields: object) -> Point:
         ({"m": [point(settings="epsilon=0.1; k=9"), point(settings="epsilon=0.0; k=9")]}, ["ε₀ = 0.1", "ε₀ = 0"]),
     ],
 )
-def test_curves_are_named_by_what_tells_them_apart(sweeps: dict[str, list[Point]], labels: list[str]) -> None:
-    from riq_cli.plots.curves import _series
+def test_curves_are_named_by_what_differs(sweeps: dict[str, list[Point]], labels: list[str]) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+    from riq_cli import plots
 
-    assert [series.label for series in _series(sweeps)] == labels
+    texts = written(plots.picture("curve", sweeps, ".svg").decode())
+    assert [text for text in texts if text in labels] == labels
+
+
+def written(picture: str) -> list[str]:
+    """The texts of a picture, which are drawn as paths."""
+    return re.findall(r"<!-- (.*?) -->", picture)
 
 
 def test_epsilons_are_one_picture_of_two_parts(folder: Path) -> None:
@@ -423,7 +430,7 @@ def test_epsilons_are_one_picture_of_two_parts(folder: Path) -> None:
         arguments = (*SWEEP[:4], "--epsilon", epsilon, "--k", "10,100", "-o", "k.csv")
         assert riq(*arguments, folder=folder).returncode == 0
     assert riq("plot", "epsilon", "k.csv", "-o", "e.svg", "--title", "a model", folder=folder).returncode == 0
-    comments = re.findall(r"<!-- (.*?) -->", (folder / "e.svg").read_text())  # the texts, which are drawn as paths
+    comments = written((folder / "e.svg").read_text())
     assert comments.count("deviation (cosine distance)") == comments.count("compression ratio (×, real bytes)") == 1
     assert comments.count("k (larger is finer)") == 1
     assert comments.count("a model: what ε₀ does") == 1

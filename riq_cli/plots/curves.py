@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from riq_cli.errors import PointsError
-from riq_cli.plots.canvas import Canvas, Points, canvas
+from riq_cli.plots.drawing import Points, figure_of, line, note, rule, saved, styled
 from riq_cli.points import Point
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Kind = Literal["curve", "rate", "coder", "k", "epsilon", "prediction"]
 Sweeps = Mapping[str, Sequence[Point]]  # the points of each model, by what it is called
@@ -37,118 +39,101 @@ def picture(kind: Kind, sweeps: Sweeps, suffix: str, title: str | None = None) -
         OutputError: matplotlib is not there.
         PointsError: there is nothing to draw.
     """
-    figure, series, out = _FIGURES[kind], _series(sweeps), io.BytesIO()
+    chosen, series = _FIGURES[kind], _series(sweeps)
     model = next(iter(sweeps)) if title is None and len(sweeps) == 1 else title
-    shown = f"{model}: {figure.title}" if model else figure.title[0].upper() + figure.title[1:]
-    corner = figure.corner if len(series) <= _FEW else ""
-    with canvas(shown, figure.x, figure.ys, out, suffix, log=figure.log, corner=corner) as axes:
-        drawn = [figure.draw(axes, style, one) for style, one in enumerate(series)]
-        if not any(drawn):
-            raise PointsError(f"no point can be drawn: {figure.needs}")
-        figure.finish(axes, series)
-    return out.getvalue()
+    shown = f"{model}: {chosen.title}" if model else chosen.title[0].upper() + chosen.title[1:]
+    corner = chosen.corner if len(series) <= _FEW else ""
+    place: dict[str, Any] = {"loc": corner} if corner else {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+    size = 7.0 if corner else 8.6, 4.6 if len(chosen.ys) == 1 else 1.0 + 2.8 * len(chosen.ys)
+    with styled():
+        figure, axes = figure_of(shown, chosen.x, chosen.ys, size)
+        for one in axes:
+            one.set_xscale("log")
+            one.set_yscale("log" if chosen.log_y else "linear")
+        chosen.draw(axes, series)
+        if not any(len(drawn.get_xdata(orig=True)) for drawn in axes[0].lines):  # type: ignore[arg-type]
+            raise PointsError(f"no point can be drawn: {chosen.needs}")
+        axes[0].legend(**place)
+        return saved(figure, suffix)
 
 
-Axes = Sequence[Canvas]  # from top to bottom
-Draw = Callable[[Axes, int, "_Series"], bool]  # draws a curve in a style, says whether there was anything to draw
+Draw = Callable[["Sequence[Axes]", "Sequence[_Series]"], None]  # draws all curves on axes from top to bottom
 
 
 @dataclass(frozen=True)
 class _Figure:
-    """What is drawn over what, how one curve is, what comes to all of them, and what the points need for it."""
+    """What is drawn over what, logarithmic in x, and what the points need for it."""
 
     title: str
     x: str
     ys: Sequence[str]
-    log: str
+    log_y: bool
     draw: Draw
-    finish: Callable[[Axes, Sequence[_Series]], None]
     needs: str
     corner: str = ""
 
 
 def _over_deviation(quantity: str) -> Draw:
-    def draw(axes: Axes, style: int, series: _Series) -> bool:
-        missed = ", ".join(f"{point.target:g}" for point in series.points if point.reached is False)
-        label = f"{series.label}\n(out of reach: {missed})" if missed else series.label
-        found = series.pairs("deviation", quantity)
-        axes[0].line(found, style, label)
-        axes[0].line(series.pairs("validation", quantity), style, hollow=True, line=False)
-        return bool(found)
+    def draw(axes: Sequence[Axes], series: Sequence[_Series]) -> None:
+        for style, one in enumerate(series):
+            missed = ", ".join(f"{point.target:g}" for point in one.points if point.reached is False)
+            label = f"{one.label}\n(out of reach: {missed})" if missed else one.label
+            line(axes[0], one.pairs("deviation", quantity), style, label)
+            line(axes[0], one.pairs("validation", quantity), style, hollow=True, joined=False)
+        if any(point.validation is not None for one in series for point in one.points):
+            note(axes[0], "hollow: on validation samples")
 
     return draw
 
 
-def _note_validation(axes: Axes, series: Sequence[_Series]) -> None:
-    if any(point.validation is not None for one in series for point in one.points):
-        axes[0].note("hollow: on validation samples")
+def _coder(axes: Sequence[Axes], series: Sequence[_Series]) -> None:
+    for style, one in enumerate(series):
+        line(axes[0], one.pairs("deviation", "fixed_rate"), style, dashed=True, hollow=True)
+        line(axes[0], one.pairs("deviation", "rate"), style, one.label)
+    note(axes[0], "dashed: log₂ of each layer's levels; solid: entropy-coded, tables included")
 
 
-def _coder(axes: Axes, style: int, series: _Series) -> bool:
-    found = series.pairs("deviation", "rate")
-    axes[0].line(series.pairs("deviation", "fixed_rate"), style, dashed=True, hollow=True)
-    axes[0].line(found, style, series.label)
-    return bool(found)
+def _over_k(axes: Sequence[Axes], series: Sequence[_Series]) -> None:
+    for style, one in enumerate(series):
+        found, label = one.pairs("k", "deviation"), one.label
+        exact = all(point.epsilon == 0 for point in one.points if point.k)  # a floor ends the law otherwise
+        if found and exact:
+            factor = _fitted(found)
+            nearest, farthest = max(min(k for k, _ in found), math.sqrt(factor)), max(k for k, _ in found)
+            if nearest < farthest:  # no deviation that the law speaks of is above 1
+                rule(axes[0], [(k, factor / k**2) for k in (nearest, farthest)])
+            label = f"{label}; a = {factor:,.3g}" if factor < 100 else f"{label}; a = {factor:,.0f}"
+        line(axes[0], found, style, label, joined=not exact, hollow=one.random)
+    note(axes[0], f"dotted: a/k², fitted where the deviation is below {_SMALL:g}")
 
 
-def _note_coder(axes: Axes, series: Sequence[_Series]) -> None:
-    axes[0].note("dashed: log₂ of each layer's levels", "solid: entropy-coded, tables included")
+def _deviation_and_ratio_over_k(axes: Sequence[Axes], series: Sequence[_Series]) -> None:
+    for style, one in enumerate(series):
+        line(axes[0], one.pairs("k", "deviation"), style, one.label)
+        line(axes[1], one.pairs("k", "ratio"), style)
 
 
-def _over_k(axes: Axes, style: int, series: _Series) -> bool:
-    found = series.pairs("k", "deviation")
-    exact = all(point.epsilon == 0 for point in series.points if point.k)  # a floor ends the law otherwise
-    label = series.label
-    if found and exact:
-        factor = _fitted(found)
-        nearest, farthest = max(min(k for k, _ in found), math.sqrt(factor)), max(k for k, _ in found)
-        if nearest < farthest:  # no deviation that the law speaks of is above 1
-            axes[0].rule([(k, factor / k**2) for k in (nearest, farthest)])
-        label = f"{label}; a = {factor:,.3g}" if factor < 100 else f"{label}; a = {factor:,.0f}"
-    axes[0].line(found, style, label, line=not exact, hollow=series.random)
-    return bool(found)
-
-
-def _note_fit(axes: Axes, series: Sequence[_Series]) -> None:
-    axes[0].note(f"dotted: a/k², fitted where the deviation is below {_SMALL:g}")
-
-
-def _deviation_and_ratio_over_k(axes: Axes, style: int, series: _Series) -> bool:
-    found = series.pairs("k", "deviation")
-    axes[0].line(found, style, series.label)
-    axes[1].line(series.pairs("k", "ratio"), style)
-    return bool(found)
-
-
-def _validation_over_target(axes: Axes, style: int, series: _Series) -> bool:
-    found = series.pairs("target", "validation")
-    axes[0].line(found, series.family, series.label, dashed=series.random, hollow=series.random)
-    return bool(found)
-
-
-def _note_promise(axes: Axes, series: Sequence[_Series]) -> None:
+def _validation_over_target(axes: Sequence[Axes], series: Sequence[_Series]) -> None:
+    for one in series:
+        found = one.pairs("target", "validation")
+        line(axes[0], found, one.family, one.label, dashed=one.random, hollow=one.random)
     targets = [target for one in series for target, _ in one.pairs("target", "validation")]
-    axes[0].rule([(end, end) for end in (min(targets), max(targets))], "as promised")
-
-
-def _nothing(axes: Axes, series: Sequence[_Series]) -> None:
-    pass
+    if targets:
+        rule(axes[0], [(end, end) for end in (min(targets), max(targets))], "as promised")
 
 
 _REACHED = "each target is out of reach"
+_MEASURED = "none has a k and a deviation; riq sweep --k measures such"
 _FIGURES = {
-    "curve": _Figure("what a deviation buys", _DEVIATION, [_RATIO], "x", _over_deviation("ratio"), _note_validation,
-                     _REACHED, corner="upper left"),
-    "rate": _Figure("what a deviation costs", _DEVIATION, ["rate (bits/weight, tables included)"], "x",
-                    _over_deviation("rate"), _note_validation, _REACHED),
-    "coder": _Figure("what the entropy coder saves", _DEVIATION, ["rate (bits/weight)"], "x", _coder, _note_coder,
-                     _REACHED),
-    "k": _Figure("deviation over k, and the law a/k²", _K, [_DEVIATION], "xy", _over_k, _note_fit,
-                 "none has a k and a deviation; riq sweep --k measures such"),
-    "epsilon": _Figure("what ε₀ does", _K, [_DEVIATION, _RATIO], "xy", _deviation_and_ratio_over_k, _nothing,
-                       "none has a k and a deviation; riq sweep --k measures such"),
+    "curve": _Figure("what a deviation buys", _DEVIATION, [_RATIO], False, _over_deviation("ratio"), _REACHED,
+                     "upper left"),
+    "rate": _Figure("what a deviation costs", _DEVIATION, ["rate (bits/weight, tables included)"], False,
+                    _over_deviation("rate"), _REACHED),
+    "coder": _Figure("what the entropy coder saves", _DEVIATION, ["rate (bits/weight)"], False, _coder, _REACHED),
+    "k": _Figure("deviation over k, and the law a/k²", _K, [_DEVIATION], True, _over_k, _MEASURED),
+    "epsilon": _Figure("what ε₀ does", _K, [_DEVIATION, _RATIO], True, _deviation_and_ratio_over_k, _MEASURED),
     "prediction": _Figure("what calibration samples promise, and what comes", "target deviation on calibration samples",
-                          ["deviation on validation samples"], "xy", _validation_over_target, _note_promise,
+                          ["deviation on validation samples"], True, _validation_over_target,
                           "none has a deviation on validation samples; riq sweep --validation measures such"),
 }  # fmt: skip
 
@@ -176,7 +161,7 @@ class _Series:
 
 
 def _series(sweeps: Sweeps) -> list[_Series]:
-    """The curves, labelled with what tells them apart: model, preset, settings, calibration samples."""
+    """The curves, labelled by what differs between them: model, preset, settings, calibration samples."""
     found: dict[tuple[str, str, str, str], list[Point]] = {}
     for name, points in sweeps.items():
         for point in points:
