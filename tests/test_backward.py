@@ -13,9 +13,8 @@ from onnx import helper
 
 from riq_cli.model import GateOutput, Model, Operation, linear_layers, operations
 from riq_cli.runtime import Observer, Runtime
-from riq_cli.statistics.autodiff import Backward, Gradients, backward, gate_gradients
-from riq_cli.statistics.autodiff.backward import Values, _stretches, start
-from riq_cli.statistics.autodiff.rules import RULES
+from riq_cli.statistics.autodiff import Backward, Gradients, gate_gradients
+from riq_cli.statistics.autodiff.backward import RULES, Values, start
 
 STEP = 3e-3
 SEED = 5
@@ -23,7 +22,7 @@ WHOLE = 1 << 30  # bytes
 
 
 class Net:
-    """A model with some samples, and the way back through it."""
+    """A model with some samples, and gradients through it."""
 
     def __init__(self, proto: onnx.ModelProto, folder: Path, samples: int = 2, rows: int = 1) -> None:
         self.model = Model.load(save(proto, folder))
@@ -53,7 +52,7 @@ class Net:
             for index, (entering, leaving) in enumerate(item.products):
                 self.products.setdefault(leaving.operation, []).append((number, index))
                 self.beside.setdefault(leaving.operation, []).append(entering.tensor)
-        self.way = Backward(self.operations, constants, self.form.measured, list(self.products))
+        self.backward = Backward(self.operations, constants, self.form.measured, list(self.products))
         self.gradients: dict[tuple[str, int], np.ndarray] = {}  # of the weights: layer, run → [probes, *matrices]
         self.groups: dict[tuple[str, int], list[np.ndarray]] = {}
         self.seen: list[tuple[tuple[str, ...], int]] = []
@@ -61,8 +60,8 @@ class Net:
         self.runs: list[list[str]] = []
         self.known: set[tuple[str, ...]] = set()
 
-    def run(self, budget: int = WHOLE) -> Net:
-        self.known = self.way.run(
+    def run(self, budget: int = WHOLE, probes: int | None = None) -> Net:
+        self.known = self.backward.run(
             self.observe,
             self.observer.sizes,
             self.rows,
@@ -71,6 +70,7 @@ class Net:
             lambda done, total: self.steps.append((done, total)),
             budget,
             SEED,
+            probes,
         )
         return self
 
@@ -132,7 +132,7 @@ class Net:
             values, matrix = self.layers[number], self.linear[number].matrix
             for seed in range(2):
                 direction = np.random.default_rng(seed).uniform(-1, 1, values.shape)
-                there, back = (self.outputs(layer, way * direction) for way in (STEP, -STEP))
+                there, back = (self.outputs(layer, step * direction) for step in (STEP, -STEP))
                 for run in range(len(self.rows)):
                     found = self.gradients[layer, run]
                     expected = self.turned(there[run], run, len(found)) - self.turned(back[run], run, len(found))
@@ -357,7 +357,7 @@ def test_within_a_small_budget_they_are_the_same(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("budget", [1, 500, WHOLE])
-def test_progress_counts_runs_of_all_stretches(budget: int, tmp_path: Path) -> None:
+def test_progress_counts_runs_of_all_sections(budget: int, tmp_path: Path) -> None:
     net = Net(residual(), tmp_path, samples=3, rows=2).run(budget)
     total = 3 * len(net.runs) * (1 if budget == WHOLE else 16)
     assert net.steps == [(done, total) for done in range(1, total + 1)]
@@ -375,13 +375,19 @@ def test_in_half_precision(tmp_path: Path) -> None:
         np.testing.assert_allclose(half.gradients[key], expected, atol=2e-2 * np.abs(expected).max())
 
 
-def test_large_tensors_take_fewer_probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What goes back at a time stays within a bound; the largest tensor here has 2 · 14 · 36 numbers."""
-    for small, probes in ((4 * 1008, 16), (2 * 1008, 8), (1008 // 4, 1), (1, 1)):
-        monkeypatch.setattr(backward, "_SMALL", small)
-        net = Net(residual(), tmp_path, samples=1, rows=2).run()
-        assert {len(gradient) for gradient in net.gradients.values()} == {probes}
-    net.assert_gradients("w1", "w4")
+def test_large_tensors_take_fewer_probes(tmp_path: Path) -> None:
+    """16, or as many as make 16 MB at the largest tensor, here of 4 MB; and never more than are asked for."""
+    proto = model(
+        [node("MatMul", "x w", "a"), node("Tanh", "a", "b"), node("ReduceMean", "b", "y", axes=[0])],
+        [info("x", 4096, 8)],
+        [unknown("y")],
+        [tensor("w", Random(0)(8, 256))],
+    )
+    net = Net(proto, tmp_path, samples=1).run()
+    assert len(net.gradients["w", 0]) == 4
+    net.assert_gradients("w")
+    for probes, expected in ((3, 3), (8, 4)):
+        assert len(Net(proto, tmp_path, samples=1).run(probes=probes).gradients["w", 0]) == expected
 
 
 def test_a_product_is_found_once_in_every_run(tmp_path: Path) -> None:
@@ -389,28 +395,10 @@ def test_a_product_is_found_once_in_every_run(tmp_path: Path) -> None:
     assert sorted(net.seen) == sorted((outputs, run) for outputs in (("a",), ("c",)) for run in range(3))
 
 
-def test_without_products_there_is_no_way(tmp_path: Path) -> None:
+def test_without_products_nothing_is_found(tmp_path: Path) -> None:
     proto = model([node("Add", "x w", "y")], [info("x", 2, 300)], [unknown("y")], [tensor("w", Random(0)(2, 300))])
     net = Net(proto, tmp_path).run()
     assert not net.known and not net.seen
-
-
-STRETCHES = [  # needs, budget, stretches
-    ([], 10, [(0, 0)]),
-    ([["a"], ["b"], ["c"]], 10, [(0, 1), (1, 2), (2, 3)]),
-    ([["a"], ["b"], ["c"]], 12, [(0, 2), (2, 3)]),
-    ([["a"], ["b"], ["c"]], 19, [(0, 3)]),
-    ([["a", "b"], ["a"], ["b", "c"], ["a"]], 12, [(0, 2), (2, 3), (3, 4)]),  # what is held takes no room again
-    ([["a", "b"], ["b", "c"], ["d"]], 12, [(0, 1), (1, 2), (2, 3)]),  # but a new stretch holds nothing yet
-    ([["a"], [], [], ["c"], []], 1, [(0, 3), (3, 5)]),
-    ([["a"], ["z"], ["c"]], 7, [(0, 2), (2, 3)]),
-]
-
-
-@pytest.mark.parametrize(("needs", "budget", "stretches"), STRETCHES)
-def test_stretches_hold_what_fits(needs: list[list[str]], budget: int, stretches: list[tuple[int, int]]) -> None:
-    nbytes = {"a": 6, "b": 6, "c": 7, "d": 1, "z": 0}
-    assert list(_stretches(needs, nbytes, budget)) == stretches
 
 
 # ---- what has no rule -----------------------------------------------------------------------------------------------
@@ -446,7 +434,7 @@ def test_a_rule_that_fails_costs_what_lies_before_it(tmp_path: Path, monkeypatch
 
 
 def test_products_that_no_output_depends_on_are_not_known(tmp_path: Path) -> None:
-    """Neither those that lead nowhere, nor those of which only the largest is told."""
+    """Neither those that lead nowhere, nor those that only decide which element is the largest."""
     r = Random(0)
     proto = model(
         [

@@ -1,34 +1,53 @@
 """Samples → gradients of a model's outputs at its inner tensors, in bounded memory.
 
 For a random vector v over an output y, gradients are those of ⟨v, y / ‖y‖⟩: what their outer products are on average
-tells how a small change of an inner tensor moves the output's direction, which is what the deviation measures.
+says how a small change of an inner tensor moves the output's direction, which is what the deviation measures. They are
+taken back by reverse-mode differentiation (Baydin et al., 2018, https://arxiv.org/abs/1502.05767): operation by
+operation, a rule gives the vector-Jacobian products.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from riq_cli.model import Operation
-from riq_cli.statistics.autodiff import recurrent
-from riq_cli.statistics.autodiff.rule import Array, Floats, Gradients
-from riq_cli.statistics.autodiff.rules import RULES, STOPS
+from riq_cli.statistics.autodiff import axes, elementwise, products, recurrent, reductions, shapes, windows
+from riq_cli.statistics.autodiff.rule import Array, Call, Floats, Gradients, Rule
 
 Values = Mapping[str, Array]
 Observe = Callable[[Sequence[str]], Callable[[int], Values]]  # names of tensors → their values by number of the run
-Found = Callable[[Operation, int, Values, Gradients], None]  # told of an operation, a sample, values, and gradients
+Found = Callable[[Operation, int, Values, Gradients], None]  # operation, number of the run, values, gradients
 
-_PROBES = 16  # vectors v for each sample
+_PROBES = 16  # vectors v for each run
 _SMALL = 1 << 20  # bytes of the largest tensor up to which there are so many
-_STRETCHES = 8  # at most, about: each has a session of its own
+_SECTIONS = 8  # at most, about: each has a session of its own
 _SHARE = 16  # of the budget, for the gradients at one tensor
+
+RULES: dict[str, Rule] = {
+    **elementwise.RULES,
+    **shapes.RULES,
+    **reductions.RULES,
+    **products.RULES,
+    **windows.RULES,
+    **axes.RULES,
+    **recurrent.RULES,
+}
+
+# A small change of what these read changes nothing that they write.
+CONSTANT = frozenset(
+    {
+        "And", "ArgMax", "ArgMin", "Ceil", "ConstantOfShape", "Equal", "EyeLike", "Floor", "Greater",
+        "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "NonMaxSuppression", "NonZero", "Not",
+        "OneHot", "Or", "Range", "Round", "Shape", "Sign", "Size", "Xor",
+    }
+)  # fmt: skip
 
 
 class Backward:
-    """Takes gradients back from the measured outputs through all operations that lie behind some products."""
+    """Takes gradients back from the measured outputs to the outputs of some operations, the products of layers."""
 
     def __init__(
         self,
@@ -37,7 +56,7 @@ class Backward:
         measured: Sequence[str],
         products: Sequence[tuple[str, ...]],
     ) -> None:
-        """Find the way.
+        """Find the operations on all paths from the products to the measured outputs.
 
         Args:
             operations: of the graph, in the order in which they run.
@@ -45,19 +64,18 @@ class Backward:
             measured: outputs that gradients are of.
             products: the operations at whose outputs gradients are wanted, each by its `outputs`.
         """
-        self._constants, self._measured = constants, list(measured)
-        self._wanted = set(products)
-        self._moving: set[str] = set()  # tensors that a change of some layer changes
+        self._constants, self._measured, self._products = constants, list(measured), set(products)
+        self._dependent: set[str] = set()  # tensors that depend on some product
         for operation in operations:
-            behind = not self._moving.isdisjoint(operation.inputs) and operation.kind not in STOPS
-            if behind or operation.outputs in self._wanted:
-                self._moving |= set(operation.outputs) - {""}
+            depends = not self._dependent.isdisjoint(operation.inputs) and operation.kind not in CONSTANT
+            if depends or operation.outputs in self._products:
+                self._dependent |= set(operation.outputs) - {""}
         reached = set(measured)
-        self._way: list[Operation] = []  # from the outputs on
+        self._path: list[Operation] = []  # from the outputs on
         for operation in reversed(operations):
-            if not reached.isdisjoint(operation.outputs) and not self._moving.isdisjoint(operation.outputs):
-                self._way.append(operation)
-                reached |= set(operation.inputs) & self._moving
+            if not reached.isdisjoint(operation.outputs) and not self._dependent.isdisjoint(operation.outputs):
+                self._path.append(operation)
+                reached |= set(operation.inputs) & self._dependent
 
     def run(
         self,
@@ -71,7 +89,7 @@ class Backward:
         seed: int = 0,
         probes: int | None = None,
     ) -> set[tuple[str, ...]]:
-        """The products whose gradients are known: those that only operations with rules lie behind.
+        """The products whose gradients are known: those from which only operations with rules lead to outputs.
 
         Args:
             observe: runs the model.
@@ -82,55 +100,47 @@ class Backward:
             progress: called with steps done and in all.
             budget: bytes of values that are held at the same time, about, and of gradients at a few tensors.
             seed: decides the random vectors, together with the number of the run.
-            probes: random vectors for each run, at most; None: as many as tell enough of second moments.
+            probes: random vectors for each run, at most; None: as many as second moments need.
         """
-        needs = [
-            [
-                *self._inputs(operation),
-                *(beside.get(operation.outputs, ()) if operation.outputs in self._wanted else ()),
-            ]
-            for operation in self._way
-        ]
+        needs = [[*self._read(operation), *self._beside(operation, beside)] for operation in self._path]
         # Those near the inputs first: they tend to be the larger ones.
         nbytes = sizes(list(dict.fromkeys(itertools.chain(*reversed(needs), self._measured))))
-        if not self._way or not nbytes.keys() >= set(self._measured):
+        if not self._path or not nbytes.keys() >= set(self._measured):
             return set()
         needs = [[name for name in need if name in nbytes] for need in needs]
-        share = budget // _SHARE
-        budget = max(budget, sum(nbytes.values()) // _STRETCHES)
         largest = max(nbytes.values()) or 1
         probes = max(1, min(probes or _PROBES, _PROBES * _SMALL // largest))
-        together = max(1, min(probes, share // largest))
+        together = max(1, min(probes, budget // _SHARE // largest))
+        sections = []
+        for first, last in _sections(needs, nbytes, max(budget, sum(nbytes.values()) // _SECTIONS)):
+            names = itertools.chain(() if first else self._measured, *needs[first:last])
+            sections.append((self._path[first:last], observe(list(dict.fromkeys(names)))))
         unknown: set[str] = set()
-        stretches = list(_stretches(needs, nbytes, budget))
-        values_of = []
-        for first, last in stretches:
-            wanted = itertools.chain(self._measured if first == 0 else (), *needs[first:last])
-            values_of.append(observe(list(dict.fromkeys(wanted))))
-        steps, done = len(rows) * len(stretches) * -(-probes // together), 0
-        for number, count in enumerate(rows):
-            random = np.random.default_rng((seed, number))
+        steps, done = len(rows) * len(sections) * -(-probes // together), 0
+        for run, count in enumerate(rows):
+            random = np.random.default_rng((seed, run))
             for begin in range(0, probes, together):
                 pending: dict[str, Floats] = {}
-                for (first, last), values_at in zip(stretches, values_of, strict=True):
-                    values = {**self._constants, **values_at(number)}
-                    if first == 0:
-                        pending = {
-                            name: start(values[name], count, min(together, probes - begin), random)
-                            for name in self._measured
-                            if name in self._moving
-                        }
-                    for operation in self._way[first:last]:
-                        self._back(operation, values, pending, unknown, number, found)
+                for number, (operations, observed) in enumerate(sections):
+                    values = {**self._constants, **observed(run)}
+                    if number == 0:
+                        for name in self._measured:
+                            if name in self._dependent:
+                                pending[name] = start(values[name], count, min(together, probes - begin), random)
+                    for operation in operations:
+                        self._back(operation, values, pending, unknown, run, found)
                     done += 1
                     progress(done, steps)
-        return self._wanted & {operation.outputs for operation in self._way if unknown.isdisjoint(operation.outputs)}
+        return self._products & {item.outputs for item in self._path if unknown.isdisjoint(item.outputs)}
 
-    def _inputs(self, operation: Operation) -> Iterator[str]:
+    def _read(self, operation: Operation) -> Iterator[str]:
         """Names of the values that the rule of an operation reads."""
-        moving = not self._moving.isdisjoint(operation.inputs)
-        reads = operation.kind in RULES if moving else operation.kind in recurrent.RULES
+        depends = not self._dependent.isdisjoint(operation.inputs)
+        reads = operation.kind in (RULES if depends else recurrent.RULES)
         return (name for name in operation.inputs if reads and name and name not in self._constants)
+
+    def _beside(self, operation: Operation, beside: Mapping[tuple[str, ...], Sequence[str]]) -> Sequence[str]:
+        return beside.get(operation.outputs, ()) if operation.outputs in self._products else ()
 
     def _back(
         self,
@@ -138,59 +148,60 @@ class Backward:
         values: Values,
         pending: dict[str, Floats],
         unknown: set[str],
-        number: int,
+        run: int,
         found: Found,
     ) -> None:
+        """Take the pending gradients of an operation's outputs to its inputs; `unknown` are tensors that have none."""
         gradients: Gradients = [pending.pop(name, None) for name in operation.outputs]
-        moving = [name in self._moving for name in operation.inputs]
+        wanted = [name in self._dependent for name in operation.inputs]
         if not unknown.isdisjoint(operation.outputs):
-            unknown |= set(itertools.compress(operation.inputs, moving))
+            unknown |= set(itertools.compress(operation.inputs, wanted))
             return
         if all(gradient is None for gradient in gradients):
             return
         try:
             with np.errstate(all="ignore"):
-                rule = RULES[operation.kind]  # without one, more than a product may lie before its outputs
-                if operation.outputs in self._wanted:
-                    found(operation, number, values, gradients)
-                if any(moving):
+                rule = RULES[operation.kind]  # without one, its outputs may be more than a product
+                if operation.outputs in self._products:
+                    found(operation, run, values, gradients)
+                if any(wanted):
                     inputs = [values[name] if name else None for name in operation.inputs]
-                    taken = rule(operation, inputs, gradients, moving)
-                    for name, moves, gradient in zip(operation.inputs, moving, taken, strict=False):
-                        if moves and gradient is not None:
+                    taken = rule(Call(operation, inputs, gradients, wanted))
+                    for name, want, gradient in zip(operation.inputs, wanted, taken, strict=False):
+                        if want and gradient is not None:
                             pending[name] = pending[name] + gradient if name in pending else gradient
         except MemoryError:
             raise  # or the archive would depend on how much is free
         except Exception:  # whatever is unforeseen in a model costs what gradients save, not the run
-            unknown |= {*itertools.compress(operation.inputs, moving), *operation.outputs}
+            unknown |= {*itertools.compress(operation.inputs, wanted), *operation.outputs}
 
 
 def start(output: Array, rows: int, probes: int, random: np.random.Generator) -> Floats:
-    """Gradients of ⟨v, y / ‖y‖⟩ at an output y for random v, [probes, *shape], one such sum for each row of a batch."""
+    """Gradients of ⟨v, y / ‖y‖⟩ at an output y for random v, [probes, *shape], one such sum for each row of a batch.
+
+    They are v without its part along y, over ‖y‖: directions in which the output may turn.
+    """
     batched = rows > 1 and output.ndim > 0 and output.shape[0] == rows
     flat = output.astype(np.float64).reshape(rows if batched else 1, -1)
     finite = np.isfinite(flat)
     flat = np.where(finite, flat, 0)
     norms = np.linalg.norm(flat, axis=1, keepdims=True)
-    directions = np.divide(flat, norms, out=np.zeros_like(flat), where=norms > 0)
-    vectors: np.ndarray[Any, np.dtype[Any]] = random.standard_normal((probes, *flat.shape))
+    inverse = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
+    directions = (flat * inverse).astype(np.float32)
+    vectors = random.standard_normal((probes, *flat.shape)).astype(np.float32)
     vectors *= finite  # the deviation leaves other elements out
     vectors -= np.einsum("prn,rn->pr", vectors, directions)[..., None] * directions
-    vectors = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
-    return vectors.astype(np.float32).reshape(probes, *output.shape)
+    vectors *= inverse.astype(np.float32)
+    return vectors.reshape(probes, *output.shape)
 
 
-def _stretches(needs: Sequence[Sequence[str]], nbytes: Mapping[str, int], budget: int) -> Iterator[tuple[int, int]]:
-    """Runs of operations whose values fit into the budget together; at least one operation each."""
-    first, held, total = 0, set[str](), 0
+def _sections(needs: Sequence[Sequence[str]], nbytes: Mapping[str, int], budget: int) -> Iterator[tuple[int, int]]:
+    """First and last of consecutive operations whose values fit into the budget together; at least one operation."""
+    first, held = 0, set[str]()
     for number, need in enumerate(needs):
-        added = set(need) - held
-        size = sum(nbytes.get(name, 0) for name in added)
-        if number > first and size and total + size > budget:  # so every stretch has something to look at
-            yield first, number
-            first, held, total = number, set(), 0
-            added = set(need)
-            size = sum(nbytes.get(name, 0) for name in added)
-        held |= added
-        total += size
+        more = set(need) - held
+        if number > first and any(map(nbytes.get, more)) and sum(map(nbytes.__getitem__, held | more)) > budget:
+            yield first, number  # so every section has something to observe
+            first, held = number, set()
+        held |= set(need)
     yield first, len(needs)

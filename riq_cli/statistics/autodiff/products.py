@@ -1,4 +1,4 @@
-"""Rules of matrix products: gradients of MatMul, Gemm, FusedMatMul and Einsum with respect to every operand."""
+"""Rules of matrix products: MatMul, Gemm, FusedMatMul and Einsum."""
 
 from __future__ import annotations
 
@@ -8,98 +8,48 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from riq_cli.model import Operation
-from riq_cli.statistics.autodiff.arrays import floats, unbroadcast
-from riq_cli.statistics.autodiff.rule import Array, Floats, Gradients, NoRuleError, Rule
+from riq_cli.statistics.autodiff.rule import Array, Call, Floats, Gradients, NoRuleError, Rule, unbroadcast
 
 
-def _matmul(
-    operation: Operation,
-    inputs: Sequence[Array | None],
-    outputs: Sequence[Floats | None],
-    wanted: Sequence[bool],
-) -> Gradients:
-    return _product(inputs, outputs[0], wanted, (False, False), 1.0)
-
-
-def _fused_matmul(
-    operation: Operation,
-    inputs: Sequence[Array | None],
-    outputs: Sequence[Floats | None],
-    wanted: Sequence[bool],
-) -> Gradients:
-    attributes = operation.attributes
-    if outputs[0] is not None and (attributes.get("transBatchA") or attributes.get("transBatchB")):
+def _matmul(call: Call) -> Gradients:
+    """Of alpha · A @ B + beta · C, where A and B may enter transposed; MatMul has neither C nor any attribute."""
+    attributes, gradient = call.attributes, call.gradient
+    if attributes.get("transBatchA") or attributes.get("transBatchB"):
         raise NoRuleError("FusedMatMul with transposed batch axes")
-    turned = (bool(attributes.get("transA")), bool(attributes.get("transB")))
-    return _product(inputs, outputs[0], wanted, turned, attributes.get("alpha", 1.0))
-
-
-def _gemm(
-    operation: Operation,
-    inputs: Sequence[Array | None],
-    outputs: Sequence[Floats | None],
-    wanted: Sequence[bool],
-) -> Gradients:
-    attributes, gradient = operation.attributes, outputs[0]
-    turned = (bool(attributes.get("transA")), bool(attributes.get("transB")))
-    result = _product(inputs[:2], gradient, wanted[:2], turned, attributes.get("alpha", 1.0))
-    if len(inputs) < 3:
-        return result
-    if gradient is None or not wanted[2] or inputs[2] is None:
-        return [*result, None]
-    return [*result, _scaled(unbroadcast(gradient, inputs[2].shape), attributes.get("beta", 1.0))]
-
-
-def _product(
-    inputs: Sequence[Array | None],
-    gradient: Floats | None,
-    wanted: Sequence[bool],
-    turned: tuple[bool, bool],
-    scale: float,
-) -> Gradients:
-    """Gradients of the operands of `scale` · left @ right, where those that are `turned` enter transposed."""
-    result: Gradients = [None, None]
-    left, right = inputs
-    if gradient is None or left is None or right is None:
-        return result
-    if left.ndim == 1:
-        gradient = np.expand_dims(gradient, -1 if right.ndim == 1 else -2)
+    left, right = call.floats(0), call.floats(1)
+    turns = [bool(attributes.get(f"trans{name}")) and x.ndim > 1 for name, x in (("A", left), ("B", right))]
     if right.ndim == 1:
-        gradient = np.expand_dims(gradient, -1)
-    turns = [turn and operand.ndim > 1 for turn, operand in zip(turned, (left, right), strict=True)]
-    first = _turned(left[None] if left.ndim == 1 else left, turns[0])
-    second = _turned(right[:, None] if right.ndim == 1 else right, turns[1])
-    probes = len(gradient)
-    if wanted[0]:
-        found = _scaled(_of_left(gradient, first.shape, second), scale)
-        result[0] = _turned(found, turns[0]).reshape(probes, *left.shape)
-    if wanted[1]:
-        found = _scaled(_of_right(gradient, first, second.shape), scale)
-        result[1] = _turned(found, turns[1]).reshape(probes, *right.shape)
-    return result
+        right, gradient = right[:, None], gradient[..., None]
+    if left.ndim == 1:
+        left, gradient = left[None], np.expand_dims(gradient, -2)
+    left, right = _turned(left, turns[0]), _turned(right, turns[1])
+    found: Gradients = [None, None, None]
+    for place, of_operand in enumerate((_of_left, _of_right)):
+        if call.wanted[place]:
+            product = _scaled(of_operand(gradient, left, right), attributes.get("alpha", 1.0))
+            found[place] = _turned(product, turns[place]).reshape(len(gradient), *call.value(place).shape)
+    if call.wants(2):
+        found[2] = _scaled(unbroadcast(call.gradient, call.value(2).shape), attributes.get("beta", 1.0))
+    return found
 
 
-def _of_left(gradient: Floats, shape: tuple[int, ...], right: Array) -> Floats:
-    factor = floats(right).swapaxes(-1, -2)
+def _of_left(gradient: Floats, left: Floats, right: Floats) -> Floats:
     if math.prod(right.shape[:-2]) == 1:  # one product of all rows, instead of one for each matrix of a batch
-        factor = factor.reshape(factor.shape[-2:])
-        rows = gradient.reshape(-1, gradient.shape[-1]) @ factor
-        return unbroadcast(rows.reshape(*gradient.shape[:-1], -1), shape)
-    return unbroadcast(gradient @ factor, shape)
+        rows = gradient.reshape(-1, gradient.shape[-1]) @ right.reshape(right.shape[-2:]).T
+        return unbroadcast(rows.reshape(*gradient.shape[:-1], -1), left.shape)
+    return unbroadcast(gradient @ right.swapaxes(-1, -2), left.shape)
 
 
-def _of_right(gradient: Floats, left: Array, shape: tuple[int, ...]) -> Floats:
-    factor = floats(left)
-    batch = gradient.shape[1:-2]
-    if math.prod(shape[:-2]) == 1 and left.shape[:-2] == batch:  # the sum over the batch is part of the product
+def _of_right(gradient: Floats, left: Floats, right: Floats) -> Floats:
+    if math.prod(right.shape[:-2]) == 1 and left.shape[:-2] == gradient.shape[1:-2]:
+        # The sum over the batch is a part of the product.
         rows = gradient.reshape(len(gradient), -1, gradient.shape[-1])
-        found = factor.reshape(-1, factor.shape[-1]).T @ rows
-        return found.reshape(len(gradient), *shape)
-    return unbroadcast(factor.swapaxes(-1, -2) @ gradient, shape)
+        found = left.reshape(-1, left.shape[-1]).T @ rows
+        return found.reshape(len(gradient), *right.shape)
+    return unbroadcast(left.swapaxes(-1, -2) @ gradient, right.shape)
 
 
-def _turned(array: Array, turn: bool) -> Array:
+def _turned(array: Floats, turn: bool) -> Floats:
     return array.swapaxes(-1, -2) if turn else array
 
 
@@ -107,43 +57,33 @@ def _scaled(array: Floats, scale: float) -> Floats:
     return array if scale == 1 else array * np.float32(scale)
 
 
-def _einsum(
-    operation: Operation,
-    inputs: Sequence[Array | None],
-    outputs: Sequence[Floats | None],
-    wanted: Sequence[bool],
-) -> Gradients:
-    gradient, result = outputs[0], list[Floats | None]([None] * len(inputs))
-    if gradient is None:
-        return result
-    operands = [operand for operand in inputs if operand is not None]
+# ---- Einsum ---------------------------------------------------------------------------------------------------------
+
+
+def _einsum(call: Call) -> Gradients:
+    operands = [call.floats(place) for place in range(len(call.inputs))]
     if len(operands) > 2:
         raise NoRuleError("Einsum of more than two operands")
-    labels, out = _labels(operation.attributes["equation"], operands)
-    for number, operand in enumerate(operands):
-        if not wanted[number]:
-            continue
-        if len(operands) == 2:
-            factor, name = floats(operands[1 - number]), labels[1 - number]
-        else:
-            factor, name = np.ones((), np.float32), ""
-        result[number] = _contracted(gradient, out, factor, name, labels[number], operand.shape)
-    return result
+    labels, out = _labels(call.attributes["equation"], operands)
+    operands, labels = [*operands, np.ones((), np.float32)], [*labels, ""]  # the other of one is a single number
+    return [
+        _contracted(call.gradient, out, operands[1 - place], labels[1 - place], labels[place], operands[place].shape)
+        if want
+        else None
+        for place, want in enumerate(call.wanted)
+    ]
 
 
 def _labels(equation: str, operands: Sequence[Array]) -> tuple[list[str], str]:
     """A letter for every axis of each operand, and of the output."""
-    equation = equation.replace(" ", "")
-    if "->" not in equation:
+    before, arrow, out = equation.replace(" ", "").partition("->")
+    if not arrow:
         raise NoRuleError("Einsum without an explicit output")
-    before, out = equation.split("->")
     terms = before.split(",")
     free = [letter for letter in string.ascii_letters if letter not in equation]
     hidden = [operand.ndim - len(term.replace("...", "")) for term, operand in zip(terms, operands, strict=True)]
-    most = max(hidden)
-    rest = "".join(free[:most])
-    terms = [term.replace("...", rest[most - count :]) for term, count in zip(terms, hidden, strict=True)]
-    out = out.replace("...", rest)
+    rest = "".join(free[: max(hidden)])
+    terms = [term.replace("...", rest[len(rest) - count :]) for term, count in zip(terms, hidden, strict=True)]
     sizes: dict[str, int] = {}
     for term, operand in zip(terms, operands, strict=True):
         if len(set(term)) < len(term):
@@ -151,43 +91,35 @@ def _labels(equation: str, operands: Sequence[Array]) -> tuple[list[str], str]:
         for letter, size in zip(term, operand.shape, strict=True):
             if sizes.setdefault(letter, size) != size:
                 raise NoRuleError("Einsum that broadcasts an axis")
-    if not set(out) <= set(sizes):
-        raise NoRuleError("Einsum with an axis of its output alone")
-    return terms, out
+    return terms, out.replace("...", rest)
 
 
 def _contracted(gradient: Floats, out: str, factor: Floats, name: str, target: str, shape: tuple[int, ...]) -> Floats:
-    """Gradient of an operand with axes `target`: one matrix product over the axes of the others that it lacks."""
+    """The gradient of an operand with axes `target`, the other being `factor` with axes `name`: one matrix product."""
     factor = factor.sum(axis=tuple(axis for axis, letter in enumerate(name) if letter not in out + target))
     name = "".join(letter for letter in name if letter in out + target)
     batch = [letter for letter in out if letter in name and letter in target]
     inner = [letter for letter in out if letter in name and letter not in target]
-    rows = [letter for letter in out if letter not in name]
+    rows = ["*", *(letter for letter in out if letter not in name)]  # * are the probes
     columns = [letter for letter in name if letter not in out]
     alone = [letter for letter in target if letter not in out + name]
-    sizes = {**dict(zip(out, gradient.shape[1:], strict=True)), **dict(zip(name, factor.shape, strict=True))}
-    left = _grouped(gradient, "*" + out, [*batch], ["*", *rows], [*inner], {**sizes, "*": len(gradient)})
-    right = _grouped(factor, name, batch, inner, columns, sizes)
-    found = (left @ right).reshape(
-        *(sizes[letter] for letter in batch), len(gradient), *(sizes[letter] for letter in [*rows, *columns])
-    )
-    found = found.reshape(*found.shape, *(1 for _ in alone))
-    order = [*batch, "*", *rows, *columns, *alone]
-    found = found.transpose([order.index(letter) for letter in "*" + target])
-    return np.broadcast_to(found, (len(gradient), *shape))
+    sizes = {"*": len(gradient), **dict(zip(out + name, gradient.shape[1:] + factor.shape, strict=True))}
+    product = _grouped(gradient, "*" + out, batch, rows, inner) @ _grouped(factor, name, batch, inner, columns)
+    order = [*batch, *rows, *columns, *alone]
+    product = product.reshape([sizes.get(letter, 1) for letter in order])
+    return np.broadcast_to(product.transpose([order.index(letter) for letter in "*" + target]), (len(gradient), *shape))
 
 
-def _grouped(
-    array: Floats, name: str, batch: list[str], rows: list[str], columns: list[str], sizes: dict[str, int]
-) -> Floats:
-    """An array as [batch, rows, columns], each of some of its axes."""
-    turned = array.transpose([name.index(letter) for letter in [*batch, *rows, *columns]])
-    return turned.reshape([math.prod(sizes[letter] for letter in group) for group in (batch, rows, columns)])
+def _grouped(array: Floats, name: str, *groups: list[str]) -> Floats:
+    """An array with axes `name`, transposed and reshaped to one axis for each group of them."""
+    sizes = dict(zip(name, array.shape, strict=True))
+    turned = array.transpose([name.index(letter) for group in groups for letter in group])
+    return turned.reshape([math.prod(sizes[letter] for letter in group) for group in groups])
 
 
 RULES: dict[str, Rule] = {
     "MatMul": _matmul,
-    "Gemm": _gemm,
-    "com.microsoft:FusedMatMul": _fused_matmul,
+    "Gemm": _matmul,
+    "com.microsoft:FusedMatMul": _matmul,
     "Einsum": _einsum,
 }

@@ -1,20 +1,21 @@
-"""How kernels slide over a tensor, and maps that act on each axis alone: what the rules of windows are made of."""
+"""How kernels slide over a tensor, and the rules made of it: Conv, ConvTranspose and MaxPool."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import EllipsisType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.statistics.autodiff.rule import Floats
+from riq_cli.statistics.autodiff.rule import Array, Call, Floats, Gradients, Rule
 
 Places = tuple[slice | EllipsisType, ...]
-_BLOCK = 128  # windows of an axis that one dense matrix maps; long axes would make a single one huge
+_BUFFER = 1 << 18  # elements worked on at a time: what a processor's cache holds
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,14 @@ class Windows:
 
         Taps that lie on padding in all windows are left out.
         """
-        axes = [self.along(axis) for axis in range(len(self.kernel))]
+        axes = [[self._tap(axis, tap) for tap in range(count)] for axis, count in enumerate(self.kernel)]
         for number, places in enumerate(itertools.product(*axes)):
             found = [place for place in places if place is not None]
             if len(found) == len(places):
                 yield number, (..., *(place[0] for place in found)), (..., *(place[1] for place in found))
 
-    def along(self, axis: int) -> list[tuple[slice, slice] | None]:
-        """For every tap on one axis: which windows have it on an element, and these elements; None for no windows."""
-        return [self._tap(axis, tap) for tap in range(self.kernel[axis])]
-
     def _tap(self, axis: int, tap: int) -> tuple[slice, slice] | None:
+        """Which windows of one axis have a tap on an element, and these elements."""
         stride, place = self.strides[axis], tap * self.dilations[axis] - self.before[axis]
         first = max(0, -(place // stride))
         last = min(self.counts[axis] - 1, (self.sizes[axis] - 1 - place) // stride)
@@ -59,95 +57,162 @@ class Windows:
         return self.sizes == self.counts and {*self.kernel, *self.strides} <= {1} and not any(self.before)
 
 
-def sliding(
-    attributes: Mapping[str, Any], kernel: Sequence[int], sizes: Sequence[int], counts: Sequence[int]
-) -> Windows:
-    """Windows of a convolution or pooling, from a tensor with `sizes` to one with `counts`."""
-    strides, dilations = _steps(attributes, len(kernel))
-    word = attributes.get("auto_pad", "NOTSET")
-    before = _pads(attributes, len(kernel))
-    if word.startswith("SAME"):
-        totals = [
-            max(0, (count - 1) * stride + (taps - 1) * dilation + 1 - size)
-            for count, stride, taps, dilation, size in zip(counts, strides, kernel, dilations, sizes, strict=True)
-        ]
-        before = _halves(totals, word)
-    return Windows(tuple(kernel), strides, dilations, before, tuple(sizes), tuple(counts))
+def windows_of(call: Call, kernel: Sequence[int], sizes: Sequence[int], counts: Sequence[int]) -> Windows:
+    """Windows of a convolution or pooling, on its input; of a transposed convolution, on its output.
 
-
-def spreading(
-    attributes: Mapping[str, Any], kernel: Sequence[int], sizes: Sequence[int], counts: Sequence[int]
-) -> Windows:
-    """Windows of a transposed convolution, on its output with `sizes`: one for each element of its input, `counts`."""
-    strides, dilations = _steps(attributes, len(kernel))
-    word = attributes.get("auto_pad", "NOTSET")
-    before = _pads(attributes, len(kernel))
-    if attributes.get("output_shape") or word.startswith("SAME"):
-        more = attributes.get("output_padding") or [0] * len(kernel)
-        totals = [
-            max(0, (count - 1) * stride + (taps - 1) * dilation + 1 + extra - size)
-            for count, stride, taps, dilation, extra, size in zip(
-                counts, strides, kernel, dilations, more, sizes, strict=True
-            )
-        ]
-        before = _halves(totals, word)
-    return Windows(tuple(kernel), strides, dilations, before, tuple(sizes), tuple(counts))
-
-
-def _steps(attributes: Mapping[str, Any], axes: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    ones = [1] * axes
-    return tuple(attributes.get("strides") or ones), tuple(attributes.get("dilations") or ones)
-
-
-def _pads(attributes: Mapping[str, Any], axes: int) -> tuple[int, ...]:
-    if attributes.get("auto_pad", "NOTSET") == "VALID":
-        return (0,) * axes
-    return tuple((attributes.get("pads") or [0] * axes)[:axes])
-
-
-def _halves(totals: Sequence[int], word: str) -> tuple[int, ...]:
-    """Padding in front, of an axis' padding in all."""
-    return tuple(total // 2 if word == "SAME_UPPER" else total - total // 2 for total in totals)
-
-
-@dataclass(frozen=True)
-class AxisMap:
-    """A linear map of one axis: output element i is the sum over taps t of `weights[t, i]` · input `places[t, i]`.
-
-    Places do not fall along i, and are within `size`, the input's length.
+    Args:
+        call: of the operation.
+        kernel: sizes of the kernel.
+        sizes: of the tensor that the windows lie on.
+        counts: of windows on each axis.
     """
+    attributes, axes = call.attributes, range(len(kernel))
+    strides, dilations = (tuple(attributes.get(name) or [1] * len(kernel)) for name in ("strides", "dilations"))
+    word = attributes.get("auto_pad", "NOTSET")
+    before = (
+        tuple(attributes.get("pads") or [0] * len(kernel))[: len(kernel)] if word != "VALID" else (0,) * len(kernel)
+    )
+    if word.startswith("SAME") or attributes.get("output_shape"):
+        more = attributes.get("output_padding") or [0] * len(kernel)
+        ends = [(counts[i] - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1 + more[i] for i in axes]
+        totals = [max(0, end - size) for end, size in zip(ends, sizes, strict=True)]
+        before = tuple(total // 2 if word == "SAME_UPPER" else total - total // 2 for total in totals)
+    return Windows(tuple(kernel), strides, dilations, before, tuple(sizes), tuple(counts))
 
-    places: NDArray[np.int64]
-    weights: Floats
-    size: int
 
-    def transposed(self, gradient: Floats, axis: int) -> Floats:
-        """The map's transpose along an axis of a tensor."""
-        length = gradient.shape[axis]
-        if length == self.size and self._same():
-            return gradient
-        outer, inner = gradient.shape[:axis], gradient.shape[axis + 1 :]
-        last = axis == gradient.ndim - 1
-        source = gradient.reshape(-1, length) if last else gradient.reshape(-1, length, int(np.prod(inner)))
-        if length <= _BLOCK:
-            matrix = self._matrix(slice(0, length), 0, self.size)
-            return np.asarray(source @ matrix if last else matrix.T @ source).reshape(*outer, self.size, *inner)
-        result = np.zeros((*source.shape[:1], self.size, *source.shape[2:]), np.float32)
-        for begin in range(0, length, _BLOCK):
-            block = slice(begin, min(begin + _BLOCK, length))
-            low, high = int(self.places[:, block].min()), int(self.places[:, block].max()) + 1
-            matrix = self._matrix(block, low, high)
-            result[:, low:high] += source[:, block] @ matrix if last else matrix.T @ source[:, block]
-        return result.reshape(*outer, self.size, *inner)
+# ---- Convolutions ---------------------------------------------------------------------------------------------------
 
-    def _same(self) -> bool:
-        here = self.places == np.arange(self.size)
-        kept = np.where(here, self.weights, 0).sum(axis=0)
-        return bool((kept == 1).all() and not self.weights[~here].any())
 
-    def _matrix(self, block: slice, low: int, high: int) -> Floats:
-        places, weights = self.places[:, block], self.weights[:, block]
-        matrix = np.zeros((places.shape[1], high - low), np.float32)
-        for place, weight in zip(places, weights, strict=True):  # several taps may lie on one element
-            matrix[np.arange(len(place)), place - low] += weight
-        return matrix
+def _convolution(call: Call, transposed: bool) -> Gradients:
+    x, kernel, gradient = call.value(0), call.value(1), call.gradient
+    sizes, counts = (gradient.shape[3:], x.shape[2:]) if transposed else (x.shape[2:], gradient.shape[3:])
+    windows, groups = windows_of(call, kernel.shape[2:], sizes, counts), call.attributes.get("group", 1)
+    found: Gradients = [None, None, None]
+    if call.wanted[0]:
+        back = _gathered if transposed else _spread
+        samples = back(windows, gradient.reshape(-1, *gradient.shape[2:]), call.floats(1), groups)
+        found[0] = samples.reshape(len(gradient), *x.shape)
+    if call.wanted[1]:
+        one = call.floats(0)[None]
+        found[1] = _correlated(windows, *((one, gradient) if transposed else (gradient, one)), groups)
+    if call.wants(2):
+        found[2] = gradient.sum(axis=(1, *range(3, gradient.ndim)))
+    return found
+
+
+def _spread(windows: Windows, values: Floats, kernel: Floats, groups: int) -> Floats:
+    """Adds the kernel times the value of each window to what lies under its taps.
+
+    Args:
+        windows: where the kernel lies.
+        values: [samples, channels, *counts].
+        kernel: [channels, channels of a group of the result, …].
+        groups: of channels.
+
+    Returns:
+        [samples, channels, *sizes].
+    """
+    samples, channels = values.shape[:2]
+    made = groups * kernel.shape[1]
+    matrices = kernel.reshape(groups, channels // groups, kernel.shape[1], -1).transpose(3, 0, 2, 1)
+    columns = values.reshape(samples, groups, channels // groups, -1)
+    if windows.trivial():
+        return np.asarray(matrices[0] @ columns).reshape(samples, made, *windows.sizes)
+    matrices = np.ascontiguousarray(matrices)
+    result = np.zeros((samples, made, *windows.sizes), np.float32)
+    if groups == channels == made:
+        _spread_each(windows, values, matrices.reshape(-1, channels), result)
+        return result
+    step = max(1, _BUFFER // max(1, made * columns.shape[-1]))
+    for begin in range(0, samples, step):
+        part, target = columns[begin : begin + step], result[begin : begin + step]
+        buffer = np.empty((len(part), groups, kernel.shape[1], part.shape[-1]), np.float32)
+        shaped = buffer.reshape(len(part), made, *windows.counts)
+        for tap, having, places in windows.taps():
+            np.matmul(matrices[tap], part, out=buffer)
+            target[places] += shaped[having]
+    return result
+
+
+def _spread_each(windows: Windows, values: Floats, factors: Floats, result: Floats) -> None:
+    """`_spread` of channels that do not mix; `factors` are [taps, channels].
+
+    Channels go last, and factors are repeated along a row: what is done to rows then goes through long stretches.
+    """
+    weights = np.repeat(factors[:, None], windows.counts[-1], axis=1)
+    for sample, target in zip(values, result, strict=True):
+        last = np.ascontiguousarray(np.moveaxis(sample, 0, -1))
+        total = np.zeros((*windows.sizes, len(sample)), np.float32)
+        for tap, (_, *having), (_, *places) in windows.taps():
+            total[tuple(places)] += last[tuple(having)] * weights[tap, having[-1]]
+        target[...] = np.moveaxis(total, -1, 0)
+
+
+def _gathered(windows: Windows, values: Floats, kernel: Floats, groups: int) -> Floats:
+    """For every window the product of the kernel with what lies under its taps: [samples, channels, *counts].
+
+    `values` are [samples, others, *sizes], the kernel [channels, others of a group, …].
+    """
+    matrices = kernel.reshape(groups, len(kernel) // groups, -1)
+    result = np.empty((len(values), groups, len(kernel) // groups, math.prod(windows.counts)), np.float32)
+    under = np.zeros((values.shape[1], math.prod(windows.kernel), *windows.counts), np.float32)
+    for sample, product in zip(values, result, strict=True):
+        for tap, having, places in windows.taps():
+            under[:, tap][having] = sample[places]
+        np.matmul(matrices, under.reshape(groups, matrices.shape[2], -1), out=product)
+    return result.reshape(len(values), len(kernel), *windows.counts)
+
+
+def _correlated(windows: Windows, values: Floats, under: Floats, groups: int) -> Floats:
+    """The gradient of a kernel: for every tap, windows' values times what lies under it, summed over windows.
+
+    `values` are [probes, samples, channels, *counts], `under` [probes, samples, others, *sizes]; one of them may have
+    a single probe for all. Gives [probes, channels, others of a group, *kernel].
+    """
+    probes, samples = max(len(values), len(under)), values.shape[1]
+    channels, others = values.shape[2] // groups, under.shape[2] // groups
+    result = np.zeros((probes, groups, channels, others, math.prod(windows.kernel)), np.float32)
+    for tap, having, places in windows.taps():
+        left, right = values[having], under[places]
+        left = left.reshape(len(left), samples, groups, channels, -1)
+        right = right.reshape(len(right), samples, groups, others, -1)
+        result[..., tap] = (left @ right.swapaxes(-1, -2)).sum(axis=1)
+    return result.reshape(probes, groups * channels, others, *windows.kernel)
+
+
+# ---- Pooling --------------------------------------------------------------------------------------------------------
+
+
+def _max_pool(call: Call) -> Gradients:
+    x, gradient = call.value(0), call.gradient
+    windows = windows_of(call, call.attributes["kernel_shape"], x.shape[2:], gradient.shape[3:])
+    maps = x.reshape(-1, *windows.sizes)
+    changes = gradient.reshape(len(gradient), len(maps), *windows.counts)
+    result = np.zeros((len(gradient), *maps.shape), np.float32)
+    step = max(1, _BUFFER // 2 // max(1, math.prod(windows.sizes)))
+    for begin in range(0, len(maps), step):
+        block = slice(begin, begin + step)
+        winners = _winners(windows, maps[block])
+        for tap, having, places in windows.taps():
+            result[:, block][places] += changes[:, block][having] * (winners[having] == tap).astype(np.float32)
+    return [result.reshape(len(gradient), *x.shape)]
+
+
+def _winners(windows: Windows, maps: Array) -> NDArray[np.unsignedinteger]:
+    """Number of the tap that has each window's largest element; of equal ones, the first."""
+    kind = np.min_scalar_type(math.prod(windows.kernel))
+    best = np.full((len(maps), *windows.counts), -np.inf, np.float32)
+    winners = np.zeros(best.shape, kind)
+    for tap, having, places in windows.taps():
+        elements = maps[places].astype(np.float32)
+        # Taps come in order: the last that is larger than all before it has the largest number.
+        np.maximum(winners[having], (elements > best[having]) * kind.type(tap), out=winners[having])
+        np.maximum(best[having], elements, out=best[having])
+    return winners
+
+
+RULES: dict[str, Rule] = {
+    "Conv": partial(_convolution, transposed=False),
+    "ConvTranspose": partial(_convolution, transposed=True),
+    "MaxPool": _max_pool,
+}
