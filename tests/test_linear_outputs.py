@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from builders import Random, info, model, node, tensor, unknown
-from test_linear import BATCHED, GATES, Found, recurrent
+from test_linear import BATCH, BATCHED, GATES, STEPS, Found, recurrent
 
 from riq_cli.model import GateOutput, operations
 from riq_cli.runtime import Observer, Runtime
@@ -179,3 +179,54 @@ def test_gates_of_one_step_are_told_by_the_cell(tmp_path: Path) -> None:
             rtol=1e-4,
             atol=1e-5,
         )
+
+
+# PyTorch's gates are i, f, g, o, and r, z, n; ONNX's are i, o, f, g, and z, r, n.
+SLICES = {"LSTM": [(0, 4), (12, 16), (4, 12)], "GRU": [(4, 8), (0, 4), (8, 12)]}
+
+
+def exported(op: str, slices: Sequence[tuple[int, int]]) -> onnx.ModelProto:
+    """A recurrent model whose layers hold the gates in the order of PyTorch, put into ONNX's by the graph."""
+    proto = recurrent(op, "forward", True, "states")
+    nodes = list(proto.graph.node)
+    r, weights = Random(1), {item.name: item for item in proto.graph.initializer}
+    for name in ("w", "r"):
+        shape = list(weights[name].dims)
+        weights[name].CopyFrom(tensor(f"{name}0", r(*shape[1:])))
+        parts = [f"{name}{number}" for number in range(1, 1 + len(slices))]
+        nodes = [
+            *(
+                node("Slice", f"{name}0 {begin} {end} 0", part)
+                for part, (begin, end) in zip(parts, slices, strict=True)
+            ),
+            node("Concat", " ".join(parts), f"{name}/joined", axis=0),
+            node("Unsqueeze", f"{name}/joined 0", name),
+            *nodes,
+        ]
+    numbers = sorted({0}.union(*slices))
+    proto.graph.initializer.extend(tensor(str(number), np.array([number])) for number in numbers)
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    return proto
+
+
+@pytest.mark.parametrize("op", SLICES)
+def test_gates_that_the_graph_brings_into_order_belong_to_the_rows_of_the_layer(op: str, tmp_path: Path) -> None:
+    """What the operator's weights make of an input, cut into rows, is what the layer's make of it."""
+    found = Found(exported(op, SLICES[op]), tmp_path)
+    for name in ("w", "r"):
+        layer, weights = found.values(f"{name}0"), found.observed(name)[0]
+        assert not np.array_equal(weights[0], layer)
+        ((_, leaving),) = found.linear[f"{name}0"].products
+        x = np.random.default_rng(0).standard_normal((STEPS, BATCH, layer.shape[1])).astype(np.float32)
+        rows = leaving.rows((x @ weights[0].T)[None], 1)
+        np.testing.assert_allclose(rows, (x @ layer.T).reshape(1, STEPS * BATCH, -1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "slices", [[(0, 4), (8, 16), (4, 12)], [(0, 4), (12, 16), (4, 8)], [(0, 8), (0, 8)]]
+)  # with rows twice, or left out
+def test_slices_that_are_no_new_order_of_all_rows_are_no_layer_of_gates(
+    slices: Sequence[tuple[int, int]], tmp_path: Path
+) -> None:
+    assert not Found(exported("LSTM", slices), tmp_path).linear

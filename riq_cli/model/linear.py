@@ -2,7 +2,7 @@
 
 Found in the hoisted form, in its main graph. A table that indices are looked up in, as an embedding is, counts as a
 matrix whose columns these number. A layer is left out where any use of it is something else: an elementwise factor, a
-weight inside of a subgraph.
+weight inside of a subgraph. Rows may be brought into another order only where they are gates.
 """
 
 from __future__ import annotations
@@ -115,21 +115,52 @@ class _Graph:
     def products(self, names: Sequence[str], layer: Layer) -> list[tuple[_Product, Use]] | None:
         """The products of a layer with an activation; None if it has any other use."""
         result = []
-        pending = [(name, Arrangement.of(layer.shape)) for name in names]
+        pending: list[tuple[str, Arrangement, tuple[int, ...]]] = [
+            (name, Arrangement.of(layer.shape), ()) for name in names
+        ]
         while pending:
-            name, arrangement = pending.pop(0)
+            name, arrangement, order = pending.pop(0)
             if name in self._elsewhere:
                 return None
+            if not order and (reordered := self._reordered(name, arrangement.shape)):
+                pending.append((reordered[0], arrangement, reordered[1]))
+                continue
             for node, number in self._consumers.get(name, ()):
                 turned = self._turned(node, arrangement) if number == 0 else None
-                if turned is not None:
-                    pending.append((node.output[0], turned))
+                if turned is not None and (not order or node.op_type == "Unsqueeze"):
+                    pending.append((node.output[0], turned, order))
                     continue
                 product = self._product(node, number, arrangement)
                 if product is None or product[1].tensor in self._constants:
                     return None
+                if order:
+                    matrix, entering, leaving = product
+                    if not isinstance(leaving, GateOutput):
+                        return None
+                    product = matrix, entering, replace(leaving, order=order)
                 result.append((product, (node, number)))
         return result
+
+    def _reordered(self, name: str, shape: Sequence[int]) -> tuple[str, tuple[int, ...]] | None:
+        """The value that holds all rows of another in a different order, and that order; None if there is none.
+
+        By Slices along the first axis, and a Concat of these, exporters bring gates into the order of ONNX.
+        """
+        slices = {}
+        for node, number in self._consumers.get(name, ()):
+            if node.op_type != "Slice" or number or len(node.input) < 4:
+                return None
+            begin, end, *rest = (self._integers.get(value, []) for value in node.input[1:])
+            if len(begin) != 1 or len(end) != 1 or rest not in ([[0]], [[0], [1]]):  # axes, steps
+                return None
+            slices[node.output[0]] = range(shape[0])[begin[0] : end[0]]
+        joined = [node for value in slices for node, _ in self._consumers.get(value, ())]
+        if not joined or any(node is not joined[0] for node in joined) or self._elsewhere & slices.keys():
+            return None
+        order = tuple(index for value in joined[0].input for index in slices.get(value, ()))
+        if joined[0].op_type != "Concat" or attributes_of(joined[0])["axis"] or sorted(order) != [*range(shape[0])]:
+            return None
+        return joined[0].output[0], order
 
     def bias(self, matrix: Matrix, use: Use) -> int | None:
         """The number of the layer that is added to a product, one element for each group and row."""

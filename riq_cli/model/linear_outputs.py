@@ -6,6 +6,8 @@ import abc
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from riq_cli.model.linear_inputs import Array, turned_operand
 
 
@@ -67,11 +69,14 @@ class LookupOutput(LinearOutput):
 class GateOutput(LinearOutput):
     """Of a recurrent operation, at its gates before they are applied, [directions, steps, batch, rows].
 
-    `of_state` tells whether it is the product of the state of the step before.
+    `of_state` tells whether it is the product of the state of the step before. `order` holds the layer's row of each
+    row of the gates; empty if they are the same.
     """
 
     of_state: bool
+    order: tuple[int, ...] = ()
 
     def rows(self, value: Array, groups: int) -> Array:
         """The product at all positions, in the order of the input's rows, [groups, positions, rows]."""
-        return value.reshape(groups, -1, value.shape[-1])
+        rows = value.reshape(groups, -1, value.shape[-1])
+        return rows[..., np.argsort(self.order)] if self.order else rows
