@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from riq_cli.decode import dequantize
 from riq_cli.decode.dequantize import Quantized
-from riq_cli.entropy.rates import bits_of
+from riq_cli.entropy.rate import estimated_bits
 from riq_cli.model import Layer, Linear, Matrix
 from riq_cli.model.linear_inputs import ProductInput
 from riq_cli.model.linear_outputs import ProductOutput
@@ -645,7 +645,8 @@ def test_some_rows_stand_for_all() -> None:
         quantized, whole = plan.rounded(layer, 0.25)
         assert error == pytest.approx(whole, rel=tolerance)
         symbols = plan.matrix.view(quantized.symbols.reshape(layer.shape))
-        assert bits == pytest.approx(bits_of(symbols), rel=tolerance)
+        codes = sum(item.values.size for item in plan.scales)
+        assert bits == pytest.approx(estimated_bits(symbols, scales=codes), rel=tolerance)
 
 
 # ---- all layers of a model ------------------------------------------------------------------------------------------

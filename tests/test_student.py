@@ -23,14 +23,11 @@ from riq_cli.decode.layers import decode_layer
 from riq_cli.entropy import magnitudes, spreading
 from riq_cli.entropy.codes import Codes
 from riq_cli.entropy.magnitudes import Magnitudes, Spread
-from riq_cli.entropy.rates import bits_of
 from riq_cli.entropy.spreading import best_spread
 from riq_cli.entropy.student import Student, share_below
 from riq_cli.errors import CorruptArchive, UnsupportedArchive
 from riq_cli.pipeline import encode as encode_module
 from riq_cli.pipeline.encode import encode_layer
-from riq_cli.pipeline.weights import Weights
-from riq_cli.quantize.scalar import nearest
 from tests.archives import (
     BOUND,
     VALUES,
@@ -271,25 +268,6 @@ def test_bits_are_those_of_the_archive() -> None:
         entry, _ = encode_layer(layer_of(symbols * 0.5), Quantized(symbols.reshape(-1), 0.5), None)
         assert entry.coding == "student"
         assert 8 * entry.stored == pytest.approx(found(symbols).bits, abs=200)
-
-
-def test_rates_of_searches_are_about_those_of_archives() -> None:
-    own = np.exp2(np.random.default_rng(16).normal(size=(200, 1)) + np.random.default_rng(17).normal(size=300))
-    for scale in (0.3, 2.0, 20.0):
-        for factor in (own, np.ones((200, 300))):
-            symbols = normal(18, 200, 300, scale=scale * factor)
-            assert bits_of(symbols) == pytest.approx(found(symbols).bits, rel=0.06)
-    assert bits_of(np.zeros((5, 7), np.int32)) == 0.0
-
-
-def test_bits_are_counted_whichever_rows_are_quiet() -> None:
-    """Every fourth row is nearly silent, and those alone would be looked at; of a long vector every weight is."""
-    values = np.random.default_rng(19).normal(size=(1024, 64)) * np.where(np.arange(1024) % 4, 1, 0.001)[:, None]
-    layer = layer_of(values)
-    entry, _ = encode_layer(layer, nearest(layer.values, "float32", 0.1), None)
-    assert Weights([layer]).coded_bits(0, 0.1) == pytest.approx(8 * entry.stored, rel=0.2)
-    vector = layer_of(np.random.default_rng(20).normal(size=1 << 23))
-    assert Weights([vector]).coded_bits(0, 0.1) == pytest.approx((1 << 23) * (math.log2(10) + 2.05), rel=0.01)
 
 
 # ---- archives -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli.decode import dequantize
-from riq_cli.entropy.histogram import Histogram
+from riq_cli.entropy.rate import estimated_bits
 from riq_cli.quantize import scalar
 
 Floats = NDArray[np.float64]
@@ -126,15 +126,9 @@ def curve(weights: dequantize.Array, dtype: str, middle: float) -> Curve:
     bits, errors = [], []
     for width in widths / largest:
         symbols = np.rint(exact / width)
-        histogram = Histogram.of(symbols.astype(np.int32))
-        bits.append(scale * part.size * histogram.entropy + table_bits(histogram))
+        bits.append(scale * estimated_bits(symbols.astype(np.int32), columns=flat.size, student=False))
         errors.append(scale * float(np.sum(np.square(symbols * width - exact))) + 1e-300)
     return Curve(widths, np.array(bits), np.array(errors))
-
-
-def table_bits(histogram: Histogram) -> float:
-    """About the bits of the table that FORMAT.md makes of a histogram."""
-    return 16.0 + 4.0 * histogram.symbols.size
 
 
 def water_filling(curves: Sequence[Curve], sensitivities: Sequence[float], budget: float) -> list[float]:

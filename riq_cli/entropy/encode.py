@@ -11,7 +11,7 @@ import numpy as np
 from riq_cli.entropy import coder
 from riq_cli.entropy.codes import Codes, Symbols
 from riq_cli.entropy.histogram import Histogram, Table
-from riq_cli.entropy.rates import STREAM_BITS
+from riq_cli.entropy.rate import STREAM_BITS
 from riq_cli.entropy.spreading import best_spread
 from riq_cli.limits import TABLE_SYMBOLS
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from riq_cli.entropy import coder
 from riq_cli.entropy.codes import Codes, Symbols
 from riq_cli.entropy.magnitudes import Magnitudes, Spread
-from riq_cli.entropy.rates import CODES_BITS, STREAM_BITS
+from riq_cli.entropy.rate import CODES_BITS, STREAM_BITS
 from riq_cli.entropy.student import FREEDOM_MAX, LOW_BITS_MAX, Student, share_below
 from riq_cli.limits import CELLS, CODE_MAX, CODES
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from riq_cli import quantize
-from riq_cli.entropy.rates import entropy_of
+from riq_cli.entropy.histogram import Histogram
 from riq_cli.model import Layer, Linear
 from riq_cli.pipeline.descent import FIXED, least_damping, less
 from riq_cli.pipeline.plans import Plan, Positions, some_rows
@@ -162,7 +162,9 @@ class _Trials:
                 widths = plan.column_widths(self._width)
                 symbols, _ = quantize.compensated(self._weights, plan.factors, widths)
                 # By one table, not as archives take them: at low rates the latter lets errors grow that do not pay.
-                bits = symbols.size * entropy_of(symbols) + _CODE_BITS * plan.columns.size * bool(plan.scales)
+                bits = symbols.size * Histogram.of(symbols.reshape(-1)).entropy + _CODE_BITS * plan.columns.size * bool(
+                    plan.scales
+                )
                 for each in costs:
                     other = self._halves[_Kind(each)][1 - half]
                     costs[each] += bits + self._error_bits(symbols * widths - self._weights, fit, other)
@@ -174,7 +176,7 @@ class _Trials:
         rounded = np.rint(self._weights / self._width)
         symbols, difference = rounded.astype(np.int32), rounded * self._width - self._weights
         pairs = zip(self._halves[_ALIKE], reversed(self._halves[_Kind(judge)]), strict=True)
-        bits = 2 * symbols.size * entropy_of(symbols)
+        bits = 2 * symbols.size * Histogram.of(symbols.reshape(-1)).entropy
         return bits + sum(self._error_bits(difference, fit, half) for fit, half in pairs)
 
     def _second(self, moments: Moments) -> _Second:

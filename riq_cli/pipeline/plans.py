@@ -14,7 +14,7 @@ from riq_cli import quantize
 from riq_cli.decode import dequantize, trellis
 from riq_cli.decode.dequantize import Quantized
 from riq_cli.entropy.codes import Codes
-from riq_cli.entropy.rates import bits_of
+from riq_cli.entropy.rate import estimated_bits
 from riq_cli.model import Layer, Linear, Matrix
 from riq_cli.quantize import scalar
 from riq_cli.statistics.moments import Float64
@@ -239,7 +239,9 @@ class Plan:
         symbols, error = self._symbols(weights, self.column_widths(width)[..., columns])
         scale = layer.size / symbols.size
         share = float(np.max(np.abs(weights))) / scalar.peak(layer.values, layer.dtype)  # errors are in such units
-        return scale * bits_of(symbols, *self.matrix.shape[1:], self.trellis), scale * share**2 * error
+        codes = sum(item.values.size for item in self.scales)
+        bits = estimated_bits(symbols, *self.matrix.shape[1:], trellis=self.trellis, scales=codes)
+        return scale * bits, scale * share**2 * error
 
     def some_columns(self, layer: Layer, weights: int) -> Columns:
         """Evenly spaced columns of the matrices, about as many as hold so many weights."""

@@ -12,13 +12,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.allocate.allocation import Allocation, Curve, curve, expected_k, table_bits
+from riq_cli.allocate.allocation import Allocation, Curve, curve, expected_k
 from riq_cli.decode import dequantize
 from riq_cli.decode.dequantize import Quantized
 from riq_cli.entropy.codes import Symbols
-from riq_cli.entropy.histogram import Histogram
-from riq_cli.entropy.rates import entropy_of, spread_bits
-from riq_cli.limits import TABLE_SYMBOLS
+from riq_cli.entropy.rate import ENTRY_BITS, estimated_bits
 from riq_cli.model import Layer
 from riq_cli.pipeline.plans import Plan, nearest_widths
 from riq_cli.pipeline.settings import DEFAULT_MIN_SIZE
@@ -26,10 +24,6 @@ from riq_cli.quantize import scalar
 
 PLAN_STEPS = np.exp2(np.arange(-4, 6) * 0.75)  # bin widths at which a compensated layer is rounded for its curve
 _PIECE = 1 << 20  # weights that one thread quantizes at a time
-_ENTRY_BITS = 8 * 45  # about what a layer adds to the stored manifest
-_STUDENT_BITS = 8 * 5  # about what the numbers of a distribution take
-_ROWS, _COUNTED = 256, 1 << 22  # of a matrix, and weights of it, that stand for all where bits are counted
-_CODE_BITS = 3.0  # about what a code of a scale takes
 _DEFLATED = 0.92  # about what deflate leaves of float data in the skeleton
 
 Result = TypeVar("Result")
@@ -86,7 +80,7 @@ class Weights:
     @property
     def codable(self) -> list[int]:
         """Numbers of the matrices, and of those vectors that may take less room coded than exact."""
-        return self.matrices + [number for number in self.vectors if self.exact_bits(number) > _ENTRY_BITS]
+        return self.matrices + [number for number in self.vectors if self.exact_bits(number) > ENTRY_BITS]
 
     @property
     def largest(self) -> int:
@@ -152,29 +146,18 @@ class Weights:
         """About the bits of one layer in the archive at a bin width."""
         layer, steps = self.layers[number], nearest_widths(plan, self.layers[number], width)
         if steps is not None:
-            parts = (scalar.quantize(layer.values[part], layer.dtype, _along(steps, part)) for part in _parts(layer))
-            histogram = Histogram.joined(map(Histogram.of, parts))
-            count = layer.shape[0] if len(layer.shape) > 1 else 1
-            rows = slice(None, None, _step(count, layer.size) if count > 1 else 1)
-            some = scalar.quantize(layer.values[rows], layer.dtype, _along(steps, rows))
-            return self._bits_of(number, plan, histogram, some.reshape(-1, layer.size // count), count)
+            symbols = scalar.quantize(layer.values, layer.dtype, steps)
+            rows = layer.shape[0] if len(layer.shape) > 1 else 1
+            return self._estimated_bits(symbols.reshape(rows, -1), plan)
         assert plan is not None
         if width not in self._counted.get(plan, {}):
             self.quantized(number, width, plan)
         return self._counted[plan][width]
 
-    def _bits_of(self, number: int, plan: Plan | None, histogram: Histogram, some: Symbols, rows: int) -> float:
-        """Bits of a layer's symbols, of which some rows [..., columns] are given, out of as many as `rows`."""
-        codes = sum(_CODE_BITS * scale.values.size for scale in (plan.scales if plan is not None else ()))
-        size, lanes = self.sizes[number], plan is not None and plan.trellis
-        fits = histogram.symbols.size <= TABLE_SYMBOLS
-        bits = size * histogram.entropy
-        if fits and "student" in self.without:
-            return bits + table_bits(histogram) + codes + _ENTRY_BITS
-        # Rows may be unlike the others: they tell what it saves to tell slices apart, not what these take.
-        those = entropy_of(some)
-        spread = bits * (spread_bits(some, rows, some.shape[-1], lanes) / those if those else 1.0)
-        return min(bits + table_bits(histogram) if fits else math.inf, spread + _STUDENT_BITS) + codes + _ENTRY_BITS
+    def _estimated_bits(self, symbols: Symbols, plan: Plan | None) -> float:
+        scales = sum(scale.values.size for scale in plan.scales) if plan is not None else 0
+        trellis = plan is not None and plan.trellis
+        return estimated_bits(symbols, trellis=trellis, scales=scales, student="student" not in self.without)
 
     def exact_bits(self, number: int) -> float:
         """About the bits of one layer that stays exact in the skeleton."""
@@ -198,10 +181,8 @@ class Weights:
             quantized, _ = plan.rounded(layer, width)
             counted = self._counted.setdefault(plan, {})
             if width not in counted:
-                symbols = quantized.symbols
-                view = plan.matrix.view(symbols.reshape(layer.shape))
-                some = view[:, :: _step(view.shape[1], layer.size)]
-                counted[width] = self._bits_of(number, plan, Histogram.of(symbols), some, view.shape[1])
+                symbols = plan.matrix.view(quantized.symbols.reshape(layer.shape))
+                counted[width] = self._estimated_bits(symbols, plan)
             return quantized
         scales = () if plan is None else plan.scales
         return scalar.nearest(self.shifted(number, shift), layer.dtype, width, scales)
@@ -322,11 +303,6 @@ class Weights:
         turns = max(sum(total <= share for total in sums), 1)
         runs = [ordered[:turns], *([number] for number in ordered[turns:])]
         return itertools.chain.from_iterable(pool.map(lambda run: [job(number) for number in run], runs))
-
-
-def _step(rows: int, size: int) -> int:
-    """Of so many rows, of a layer of `size` weights, one stands for all."""
-    return max(1, rows // _ROWS, size // _COUNTED)
 
 
 def is_matrix(layer: Layer, min_size: int | None) -> bool:
