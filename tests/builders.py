@@ -6,7 +6,9 @@ skeleton. `FORMS` and `SATURATED` list them by name; `feeds` makes inputs for an
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ FREE_SIZE = 3  # what `feeds` gives to a free dimension
 
 Builder = Callable[..., onnx.ModelProto]
 FORMS: dict[str, Builder] = {}
-SATURATED: dict[str, tuple[Builder, list[str]]] = {}  # builder, tensors that are measured
 
 
 # ---- the pen --------------------------------------------------------------------------------------------------------
@@ -29,14 +30,6 @@ SATURATED: dict[str, tuple[Builder, list[str]]] = {}  # builder, tensors that ar
 def form(builder: Builder) -> Builder:
     FORMS[builder.__name__] = builder
     return builder
-
-
-def saturated(*measured: str) -> Callable[[Builder], Builder]:
-    def register(builder: Builder) -> Builder:
-        SATURATED[builder.__name__] = builder, list(measured)
-        return builder
-
-    return register
 
 
 class Random:
@@ -921,310 +914,127 @@ def arguments(seed: int = 0) -> onnx.ModelProto:
 
 # ---- ends that saturate ---------------------------------------------------------------------------------------------
 
+ONE = np.array(1, np.float32)
+CONSTANTS = {
+    "axis": np.array([1]), "one": ONE, "outer": ONE, "two": np.array([2]), "shape": np.array([-1, 1, 5]),
+    "back": np.array([-1, 5]), "ones": np.array([1], np.float32),
+}  # fmt: skip
+BRANCHES: dict[str, str] = {  # graphs by their names, each of one output, the last of its nodes
+    "negative": "Neg z > o",
+    "same": "Identity z > o",
+    "softmax": "Softmax z > o",
+    "log_softmax": "LogSoftmax z > o",
+    "sigmoid": "Sigmoid z > o",
+    "softmax_of_negative": "Neg z > n; Softmax n > o",
+    "logistic": "Constant > own value_tensor=one; Neg z > n; Exp n > e; Add e outer > d; Div own d > o",
+    "softmax_h": "Softmax h > o",
+    "sigmoid_h": "Sigmoid h > o",
+    "nested": "Neg z > h; If flag > p then_branch=softmax_h else_branch=sigmoid_h",
+}
+SHIFTED = "ReduceMax z > top axes=[1]; Sub z top > d; Exp d > e; ReduceSum e axis > s"
+# z is x times a weight. What comes behind it, the outputs, and the tensors that are measured.
+ENDS: dict[str, tuple[str, str, str]] = {
+    "plain": ("Relu z > y", "y", "y"),
+    "softmax": ("Softmax z > y", "y", "y z"),
+    "log_softmax": ("LogSoftmax z > y", "y", "y z"),
+    "sigmoid": ("Sigmoid z > y", "y", "y z"),
+    "argmax": ("ArgMax z > y axis=1", "y:int", "z"),
+    "topk": ("TopK z two > y i", "y i:int", "y z"),
+    "topk_of_softmax": ("Softmax z > p; TopK p two > y i", "y i:int", "y z"),
+    "argmax_of_softmax_in_pieces": (
+        "Exp z > e; ReduceSum e axis > s; Div e s > p; ArgMax p > y axis=1", "y:int", "z",
+    ),
+    "softmax_in_pieces": ("Exp z > e; ReduceSum e axis > s; Div e s > y", "y", "y z"),
+    "softmax_in_pieces_shifted": (f"{SHIFTED}; Div e s > y", "y", "y z"),
+    "logistic_by_div": ("Neg z > n; Exp n > e; Add e one > d; Div one d > y", "y", "y z"),
+    "logistic_by_reciprocal": ("Neg z > n; Exp n > e; Add one e > d; Reciprocal d > y", "y", "y z"),
+    "log_of_softmax": ("Softmax z > p; Log p > y", "y", "y z"),
+    "log_of_softmax_in_pieces": ("Exp z > e; ReduceSum e axis > s; Div e s > p; Log p > y", "y", "y z"),
+    "log_softmax_in_pieces": ("Exp z > e; ReduceSum e axis > s; Log s > l; Sub z l > y", "y", "y z"),
+    "log_softmax_in_pieces_shifted": (f"{SHIFTED}; Log s > l; Sub d l > y", "y", "y z"),
+    "log_softmax_by_logsumexp": ("ReduceLogSumExp z > l axes=[1]; Sub z l > y", "y", "y z"),
+    "softmax_through_shapes": (
+        "Reshape z shape > r; Transpose r > t perm=[0,2,1]; Softmax t > p; Transpose p > q perm=[0,2,1]; "
+        "Reshape q back > v; Identity v > y", "y", "y t",
+    ),
+    # Two saturated outputs of one tensor: it is measured once.
+    "sigmoid_of_argmax_and_softmax": (
+        "Softmax z > y; Sigmoid z > s; ArgMax z > i axis=1", "y s i:int", "y s z",
+    ),
+    "logits_are_an_output_too": ("Softmax z > y", "y z", "y z"),
+    # A gate z · sigmoid(z) saturates nothing at the end.
+    "sigmoid_in_the_middle": ("Sigmoid z > g; Mul z g > y", "y", "y"),
+    # exp(z) divided by the sum of something else.
+    "division_that_is_no_softmax": (
+        "Exp z > e; Abs z > a; Add a one > b; ReduceSum b axis > s; Div e s > y", "y", "y",
+    ),
+    # z / (1 + exp(−z)) is about z where it is large: nothing saturates.
+    "silu_by_div": ("Neg z > n; Exp n > e; Add e one > d; Div z d > y", "y", "y"),
+    # 1 / (z² + exp(−z)): what is added to the exponential is not a number.
+    "division_that_is_no_logistic": (
+        "Neg z > n; Exp n > e; Mul z z > zz; Add zz e > d; Div one d > y", "y", "y",
+    ),
+    "logistic_by_plain_constants": (
+        "Constant > first value_float=1.0; Constant > second value_tensor=ones; Neg z > n; Exp n > e; Add second e > d; "
+        "Div first d > y", "y", "y z",
+    ),
+    "if_softmax_in_both_branches": (
+        "If flag > y then_branch=softmax else_branch=softmax_of_negative", "y", "y y/pre_activation",
+    ),
+    # The numbers are a Constant of the branch, and one of the graph around it.
+    "if_logistic_by_div": ("If flag > y then_branch=logistic else_branch=negative", "y", "y y/pre_activation"),
+    # The other branch's output stands for itself; the If's output goes through an Identity.
+    "if_sigmoid_in_one_branch": (
+        "If flag > y then_branch=sigmoid else_branch=negative; Identity y > out", "out", "out y/pre_activation",
+    ),
+    "if_nested_softmax": ("If which > y then_branch=nested else_branch=log_softmax", "y", "y y/pre_activation"),
+    # The Softmax is in the main graph: what enters it is the If's own output.
+    "softmax_of_if": ("If flag > u then_branch=negative else_branch=same; Softmax u > y", "y", "y u"),
+    "if_without_saturation": ("If flag > y then_branch=negative else_branch=same", "y", "y"),
+}  # fmt: skip
 
-def _end(
-    seed: int,
-    nodes: Sequence[onnx.NodeProto],
-    *outputs: onnx.ValueInfoProto,
-    initializers: Sequence[onnx.TensorProto] = (),
-    inputs: Sequence[onnx.ValueInfoProto] = (),
-    opset: int = OPSET,
-) -> onnx.ModelProto:
+
+def _nodes(text: str) -> list[onnx.NodeProto]:
+    """Nodes written as `Op inputs > outputs attribute=value`, one behind the other."""
+    found = []
+    for line in text.split(";"):
+        left, right = line.split(">")
+        op, *inputs = left.split()
+        attributes: dict[str, Any] = {}
+        for name, _, value in (word.partition("=") for word in right.split() if "=" in word):
+            if name.endswith("_branch"):
+                inner = _nodes(BRANCHES[value])
+                attributes[name] = graph(inner, [], [unknown(inner[-1].output[0])], name="branch")
+            elif name == "value_tensor":
+                attributes["value"] = tensor("", CONSTANTS[value])
+            else:
+                attributes[name] = ast.literal_eval(value)
+        outputs = [word for word in right.split() if "=" not in word]
+        found.append(helper.make_node(op, inputs, outputs, **attributes))
+    return found
+
+
+def _words(text: str) -> set[str]:
+    """What a text and the branches that it names are made of."""
+    words = text.replace(";", " ").split()
+    return set(words).union(*(_words(BRANCHES[word.partition("=")[2]]) for word in words if "_branch=" in word))
+
+
+def _end(name: str, seed: int = 0) -> onnx.ModelProto:
     """`x` [batch, 6] → `z` [batch, 5], and what comes behind it."""
-    r = Random(seed)
+    text, outputs, _ = ENDS[name]
+    used = _words(text)
     return model(
-        [node("MatMul", "x w", "z"), *nodes],
-        [info("x", "batch", 6), *inputs],
-        outputs or [matrix("y")],
-        [tensor("w", r(6, 5)), *initializers],
-        opset=opset,
+        [node("MatMul", "x w", "z"), *_nodes(text)],
+        [info("x", "batch", 6), *(info(flag, dtype=BOOL) for flag in ("flag", "which") if flag in used)],
+        [matrix(output.removesuffix(":int"), INT64 if ":" in output else FLOAT) for output in outputs.split()],
+        [tensor("w", Random(seed)(6, 5)), *(tensor(name, CONSTANTS[name]) for name in CONSTANTS if name in used)],
     )
 
 
-@saturated("y")
-def plain(seed: int = 0) -> onnx.ModelProto:
-    return _end(seed, [node("Relu", "z", "y")])
-
-
-@saturated("y", "z")
-def softmax(seed: int = 0) -> onnx.ModelProto:
-    return _end(seed, [node("Softmax", "z", "y")])
-
-
-@saturated("y", "z")
-def log_softmax(seed: int = 0) -> onnx.ModelProto:
-    return _end(seed, [node("LogSoftmax", "z", "y")])
-
-
-@saturated("y", "z")
-def sigmoid(seed: int = 0) -> onnx.ModelProto:
-    return _end(seed, [node("Sigmoid", "z", "y")])
-
-
-@saturated("z")
-def argmax(seed: int = 0) -> onnx.ModelProto:
-    return _end(seed, [node("ArgMax", "z", "y", axis=1)], matrix("y", INT64))
-
-
-@saturated("y", "z")
-def topk(seed: int = 0) -> onnx.ModelProto:
-    return _end(
-        seed,
-        [node("TopK", "z two", "y i")],
-        matrix("y"),
-        matrix("i", INT64),
-        initializers=[tensor("two", np.array([2]))],
-    )
-
-
-@saturated("y", "z")
-def topk_of_softmax(seed: int = 0) -> onnx.ModelProto:
-    return _end(
-        seed,
-        [node("Softmax", "z", "p"), node("TopK", "p two", "y i")],
-        matrix("y"),
-        matrix("i", INT64),
-        initializers=[tensor("two", np.array([2]))],
-    )
-
-
-@saturated("z")
-def argmax_of_softmax_in_pieces(seed: int = 0) -> onnx.ModelProto:
-    pieces = [node("Exp", "z", "e"), node("ReduceSum", "e axis", "s"), node("Div", "e s", "p")]
-    return _end(
-        seed,
-        [*pieces, node("ArgMax", "p", "y", axis=1)],
-        matrix("y", INT64),
-        initializers=[tensor("axis", np.array([1]))],
-    )
-
-
-@saturated("y", "z")
-def softmax_in_pieces(seed: int = 0) -> onnx.ModelProto:
-    pieces = [node("Exp", "z", "e"), node("ReduceSum", "e axis", "s"), node("Div", "e s", "y")]
-    return _end(seed, pieces, initializers=[tensor("axis", np.array([1]))])
-
-
-@saturated("y", "z")
-def softmax_in_pieces_shifted(seed: int = 0) -> onnx.ModelProto:
-    pieces = [
-        node("ReduceMax", "z", "top", axes=[1]),
-        node("Sub", "z top", "d"),
-        node("Exp", "d", "e"),
-        node("ReduceSum", "e axis", "s"),
-        node("Div", "e s", "y"),
-    ]
-    return _end(seed, pieces, initializers=[tensor("axis", np.array([1]))])
-
-
-@saturated("y", "z")
-def logistic_by_div(seed: int = 0) -> onnx.ModelProto:
-    pieces = [node("Neg", "z", "n"), node("Exp", "n", "e"), node("Add", "e one", "d"), node("Div", "one d", "y")]
-    return _end(seed, pieces, initializers=[tensor("one", np.array(1, np.float32))])
-
-
-@saturated("y", "z")
-def logistic_by_reciprocal(seed: int = 0) -> onnx.ModelProto:
-    pieces = [node("Neg", "z", "n"), node("Exp", "n", "e"), node("Add", "one e", "d"), node("Reciprocal", "d", "y")]
-    return _end(seed, pieces, initializers=[tensor("one", np.array(1, np.float32))])
-
-
-@saturated("y", "z")
-def log_of_softmax(seed: int = 0) -> onnx.ModelProto:
-    return _end(seed, [node("Softmax", "z", "p"), node("Log", "p", "y")])
-
-
-@saturated("y", "z")
-def log_of_softmax_in_pieces(seed: int = 0) -> onnx.ModelProto:
-    pieces = [node("Exp", "z", "e"), node("ReduceSum", "e axis", "s"), node("Div", "e s", "p"), node("Log", "p", "y")]
-    return _end(seed, pieces, initializers=[tensor("axis", np.array([1]))])
-
-
-@saturated("y", "z")
-def log_softmax_in_pieces(seed: int = 0) -> onnx.ModelProto:
-    pieces = [node("Exp", "z", "e"), node("ReduceSum", "e axis", "s"), node("Log", "s", "l"), node("Sub", "z l", "y")]
-    return _end(seed, pieces, initializers=[tensor("axis", np.array([1]))])
-
-
-@saturated("y", "z")
-def log_softmax_in_pieces_shifted(seed: int = 0) -> onnx.ModelProto:
-    pieces = [
-        node("ReduceMax", "z", "top", axes=[1]),
-        node("Sub", "z top", "d"),
-        node("Exp", "d", "e"),
-        node("ReduceSum", "e axis", "s"),
-        node("Log", "s", "l"),
-        node("Sub", "d l", "y"),
-    ]
-    return _end(seed, pieces, initializers=[tensor("axis", np.array([1]))])
-
-
-@saturated("y", "z")
-def log_softmax_by_logsumexp(seed: int = 0) -> onnx.ModelProto:
-    return _end(seed, [node("ReduceLogSumExp", "z", "l", axes=[1]), node("Sub", "z l", "y")])
-
-
-@saturated("y", "t")
-def softmax_through_shapes(seed: int = 0) -> onnx.ModelProto:
-    """Reshape, Transpose and Identity behind the Softmax, and in front of it."""
-    return _end(
-        seed,
-        [
-            node("Reshape", "z shape", "r"),
-            node("Transpose", "r", "t", perm=[0, 2, 1]),
-            node("Softmax", "t", "p"),
-            node("Transpose", "p", "q", perm=[0, 2, 1]),
-            node("Reshape", "q back", "v"),
-            node("Identity", "v", "y"),
-        ],
-        initializers=[tensor("shape", np.array([-1, 1, 5])), tensor("back", np.array([-1, 5]))],
-    )
-
-
-@saturated("y", "s", "z")
-def sigmoid_of_argmax_and_softmax(seed: int = 0) -> onnx.ModelProto:
-    """Two saturated outputs of one tensor: it is measured once."""
-    return _end(
-        seed,
-        [node("Softmax", "z", "y"), node("Sigmoid", "z", "s"), node("ArgMax", "z", "i", axis=1)],
-        matrix("y"),
-        matrix("s"),
-        matrix("i", INT64),
-    )
-
-
-@saturated("y", "z")
-def logits_are_an_output_too(seed: int = 0) -> onnx.ModelProto:
-    return _end(seed, [node("Softmax", "z", "y")], matrix("y"), matrix("z"))
-
-
-@saturated("y")
-def sigmoid_in_the_middle(seed: int = 0) -> onnx.ModelProto:
-    """A gate z · sigmoid(z) saturates nothing at the end."""
-    return _end(seed, [node("Sigmoid", "z", "g"), node("Mul", "z g", "y")])
-
-
-@saturated("y")
-def division_that_is_no_softmax(seed: int = 0) -> onnx.ModelProto:
-    """exp(z) divided by the sum of something else."""
-    pieces = [
-        node("Exp", "z", "e"),
-        node("Abs", "z", "a"),
-        node("Add", "a one", "b"),
-        node("ReduceSum", "b axis", "s"),
-        node("Div", "e s", "y"),
-    ]
-    return _end(seed, pieces, initializers=[tensor("axis", np.array([1])), tensor("one", np.array(1, np.float32))])
-
-
-@saturated("y", "y/pre_activation")
-def if_softmax_in_both_branches(seed: int = 0) -> onnx.ModelProto:
-    then = graph([node("Softmax", "z", "o")], [], [unknown("o")], name="branch")
-    other = graph([node("Neg", "z", "n"), node("Softmax", "n", "o")], [], [unknown("o")], name="branch")
-    return _end(seed, [node("If", "flag", "y", then_branch=then, else_branch=other)], inputs=[info("flag", dtype=BOOL)])
-
-
-@saturated("y")
-def silu_by_div(seed: int = 0) -> onnx.ModelProto:
-    """z / (1 + exp(−z)) is about z where it is large: nothing saturates."""
-    pieces = [node("Neg", "z", "n"), node("Exp", "n", "e"), node("Add", "e one", "d"), node("Div", "z d", "y")]
-    return _end(seed, pieces, initializers=[tensor("one", np.array(1, np.float32))])
-
-
-@saturated("y")
-def division_that_is_no_logistic(seed: int = 0) -> onnx.ModelProto:
-    """1 / (z² + exp(−z)): what is added to the exponential is not a number."""
-    pieces = [
-        node("Neg", "z", "n"),
-        node("Exp", "n", "e"),
-        node("Mul", "z z", "zz"),
-        node("Add", "zz e", "d"),
-        node("Div", "one d", "y"),
-    ]
-    return _end(seed, pieces, initializers=[tensor("one", np.array(1, np.float32))])
-
-
-@saturated("y", "z")
-def logistic_by_plain_constants(seed: int = 0) -> onnx.ModelProto:
-    pieces = [
-        node("Constant", "", "one", value_float=1.0),
-        constant("two", np.array([1.0], np.float32)),
-        node("Neg", "z", "n"),
-        node("Exp", "n", "e"),
-        node("Add", "two e", "d"),
-        node("Div", "one d", "y"),
-    ]
-    return _end(seed, pieces)
-
-
-@saturated("y", "y/pre_activation")
-def if_logistic_by_div(seed: int = 0) -> onnx.ModelProto:
-    """The numbers are a Constant of the branch, and one of the graph around it."""
-    pieces = [
-        constant("one", np.array(1, np.float32)),
-        node("Neg", "z", "n"),
-        node("Exp", "n", "e"),
-        node("Add", "e outer", "d"),
-        node("Div", "one d", "o"),
-    ]
-    then = graph(pieces, [], [unknown("o")], name="then")
-    other = graph([node("Neg", "z", "o")], [], [unknown("o")], name="else")
-    return _end(
-        seed,
-        [node("If", "flag", "y", then_branch=then, else_branch=other)],
-        initializers=[tensor("outer", np.array(1, np.float32))],
-        inputs=[info("flag", dtype=BOOL)],
-    )
-
-
-@saturated("out", "y/pre_activation")
-def if_sigmoid_in_one_branch(seed: int = 0) -> onnx.ModelProto:
-    """The other branch's output stands for itself; the If's output goes through an Identity."""
-    then = graph([node("Sigmoid", "z", "o")], [], [unknown("o")], name="then")
-    other = graph([node("Neg", "z", "o")], [], [unknown("o")], name="else")
-    return _end(
-        seed,
-        [node("If", "flag", "y", then_branch=then, else_branch=other), node("Identity", "y", "out")],
-        matrix("out"),
-        inputs=[info("flag", dtype=BOOL)],
-    )
-
-
-@saturated("y", "y/pre_activation")
-def if_nested_softmax(seed: int = 0) -> onnx.ModelProto:
-    inner_then = graph([node("Softmax", "h", "o")], [], [unknown("o")], name="inner")
-    inner_else = graph([node("Sigmoid", "h", "o")], [], [unknown("o")], name="inner")
-    then = graph(
-        [node("Neg", "z", "h"), node("If", "flag", "p", then_branch=inner_then, else_branch=inner_else)],
-        [],
-        [unknown("p")],
-        name="outer",
-    )
-    other = graph([node("LogSoftmax", "z", "p")], [], [unknown("p")], name="outer")
-    return _end(
-        seed,
-        [node("If", "which", "y", then_branch=then, else_branch=other)],
-        inputs=[info("flag", dtype=BOOL), info("which", dtype=BOOL)],
-    )
-
-
-@saturated("y", "u")
-def softmax_of_if(seed: int = 0) -> onnx.ModelProto:
-    """The Softmax is in the main graph: what enters it is the If's own output."""
-    then = graph([node("Neg", "z", "o")], [], [unknown("o")], name="then")
-    other = graph([node("Identity", "z", "o")], [], [unknown("o")], name="else")
-    return _end(
-        seed,
-        [node("If", "flag", "u", then_branch=then, else_branch=other), node("Softmax", "u", "y")],
-        inputs=[info("flag", dtype=BOOL)],
-    )
-
-
-@saturated("y")
-def if_without_saturation(seed: int = 0) -> onnx.ModelProto:
-    then = graph([node("Neg", "z", "o")], [], [unknown("o")], name="then")
-    other = graph([node("Identity", "z", "o")], [], [unknown("o")], name="else")
-    return _end(seed, [node("If", "flag", "y", then_branch=then, else_branch=other)], inputs=[info("flag", dtype=BOOL)])
+SATURATED: dict[str, tuple[Builder, list[str]]] = {  # builder, tensors that are measured
+    name: (partial(_end, name), measured.split()) for name, (_, _, measured) in ENDS.items()
+}
 
 
 def perceptron(seed: int) -> onnx.ModelProto:

@@ -402,7 +402,8 @@ def test_a_value_that_is_no_number_does_not_hold(dense: riq.Model) -> None:
 
 
 def test_a_metric_is_called_with_a_session_of_the_models_own_outputs_or_with_predict(tmp_path: Path) -> None:
-    model = riq.Model.load(builders.save(builders.softmax(), tmp_path))  # the deviation is measured before the Softmax
+    """The deviation is measured before the Softmax."""
+    model = riq.Model.load(builders.save(builders.SATURATED["softmax"][0](), tmp_path))
     feed = {"x": np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)}
     seen: set[tuple[str, ...]] = set()
 
@@ -431,7 +432,7 @@ def test_a_metric_is_called_with_a_session_of_the_models_own_outputs_or_with_pre
 
 
 def test_a_loss_is_taken_of_the_models_own_output_or_of_the_one_that_is_named(tmp_path: Path) -> None:
-    model = riq.Model.load(builders.save(builders.softmax(), tmp_path))
+    model = riq.Model.load(builders.save(builders.SATURATED["softmax"][0](), tmp_path))
     random = np.random.default_rng(0)
     data = riq.Calibration.from_arrays({"x": random.standard_normal((12, 6)).astype(np.float32)})
     constraint = LossConstraint(random.integers(0, 5, 12), 0.02)

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from builders import (
     FORMS,
-    argmax,
+    SATURATED,
     conv,
     dense,
     feeds,
@@ -23,7 +23,6 @@ from builders import (
     model,
     node,
     save,
-    sigmoid_of_argmax_and_softmax,
     unknown,
 )
 from hypothesis import given
@@ -232,7 +231,7 @@ def test_mean_and_worst_are_those_of_the_rows_by_hand(tmp_path: Path) -> None:
 
 
 def test_every_measured_tensor_has_its_own_mean(tmp_path: Path) -> None:
-    proto = sigmoid_of_argmax_and_softmax()
+    proto = SATURATED["sigmoid_of_argmax_and_softmax"][0]()
     loaded = load(proto, tmp_path)
     form = loaded.session_form()
     evaluator = evaluator_of(loaded, proto, form=form)
@@ -316,9 +315,10 @@ def test_outputs_that_are_not_float_are_left_out(tmp_path: Path) -> None:
 
 
 def test_without_a_float_output_the_error_names_the_flag(tmp_path: Path) -> None:
-    loaded = load(argmax(), tmp_path)
+    argmax = SATURATED["argmax"][0]()
+    loaded = load(argmax, tmp_path)
     form = loaded.session_form(["y"])
-    samples = [(feed, 3) for feed in feeds(argmax())]
+    samples = [(feed, 3) for feed in feeds(argmax)]
     with pytest.raises(SettingsError) as error:
         Evaluator(form, weights(loaded), samples)
     assert str(error.value) == (

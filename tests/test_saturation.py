@@ -16,15 +16,11 @@ from builders import (
     feeds,
     graph,
     if_branches,
-    if_logistic_by_div,
-    if_nested_softmax,
-    if_sigmoid_in_one_branch,
     info,
     matmul,
     model,
     node,
     save,
-    softmax,
     tensor,
     unknown,
 )
@@ -69,14 +65,14 @@ def test_the_pre_activation_is_what_the_weights_computed(name: str, tmp_path: Pa
 
 
 def test_a_branch_without_saturation_gives_its_own_output(tmp_path: Path) -> None:
-    proto = if_sigmoid_in_one_branch()
+    proto = SATURATED["if_sigmoid_in_one_branch"][0]()
     saturated, plain = measure(load(proto, tmp_path), proto)
     np.testing.assert_allclose(saturated["out"], 1 / (1 + np.exp(-saturated["y/pre_activation"])), rtol=1e-5)
     np.testing.assert_array_equal(plain["out"], plain["y/pre_activation"])
 
 
 def test_nested_branches_hand_their_pre_activation_up(tmp_path: Path) -> None:
-    proto = if_nested_softmax()
+    proto = SATURATED["if_nested_softmax"][0]()
     weight = onnx.numpy_helper.to_array(proto.graph.initializer[0])
     for run, feed in zip(measure(load(proto, tmp_path), proto), feeds(proto), strict=True):
         sign = -1 if feed["which"] else 1
@@ -93,7 +89,7 @@ def test_models_without_saturated_ends_are_measured_at_their_float_outputs(name:
 
 
 def test_the_restored_model_has_no_further_outputs(tmp_path: Path) -> None:
-    loaded = load(softmax(), tmp_path)
+    loaded = load(SATURATED["softmax"][0](), tmp_path)
     loaded.session_form()
     assert [output.name for output in onnx.ModelProto.FromString(loaded.to_bytes()).graph.output] == ["y"]
 
@@ -114,7 +110,7 @@ def test_softmax_of_an_input_is_measured_there_only_if_it_runs(tmp_path: Path) -
 
 
 def test_both_forms_measure_the_same_where_a_number_is_hoisted_from_a_branch(tmp_path: Path) -> None:
-    loaded = load(if_logistic_by_div(), tmp_path)
+    loaded = load(SATURATED["if_logistic_by_div"][0](), tmp_path)
     assert [len(layer.places) for layer in loaded.layers] == [1, 2]
     for hoist in (True, False):
         assert loaded.session_form(hoist=hoist).measured == ("y", "y/pre_activation")
@@ -151,7 +147,7 @@ def test_bfloat16_is_given_out_as_float_though_no_type_is_declared(
 
 
 def test_named_tensors_replace_the_default(tmp_path: Path) -> None:
-    loaded = load(softmax(), tmp_path)
+    loaded = load(SATURATED["softmax"][0](), tmp_path)
     assert loaded.session_form(["z"]).measured == ("z",)
     assert loaded.session_form(["y"]).measured == ("y",)
     assert loaded.session_form(["z", "y", "z"]).measured == ("z", "y")
