@@ -17,6 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+TYPES = {"FLOAT": FLOAT, "INT64": INT64}
 OPSET, IR_VERSION = 17, 8
 FREE_SIZE = 3  # what `feeds` gives to a free dimension
 
@@ -68,6 +69,25 @@ def node(op: str, inputs: str, outputs: str, **attributes: Any) -> onnx.NodeProt
     """A node; names are separated by blanks, `_` leaves an optional input out."""
     names = ["" if name == "_" else name for name in inputs.split()]
     return helper.make_node(op, names, outputs.split(), **attributes)
+
+
+def nodes(text: str) -> list[onnx.NodeProto]:
+    """Nodes written as `Op inputs > outputs attribute=value`, with `;` between them; `_` leaves an input out."""
+    found = []
+    for line in text.split(";"):
+        left, right = line.split(">")
+        op, inputs = left.split(maxsplit=1) if " " in left.strip() else (left.strip(), "")
+        attributes: dict[str, Any] = {}
+        for name, _, value in (word.partition("=") for word in right.split() if "=" in word):
+            if name.endswith("_branch"):
+                inner = nodes(BRANCHES[value])
+                attributes[name] = graph(inner, [], [unknown(inner[-1].output[0])], name="branch")
+            elif name == "value_tensor":
+                attributes["value"] = tensor("", CONSTANTS[value])
+            else:
+                attributes[name] = TYPES.get(value) or ast.literal_eval(value)
+        found.append(node(op, inputs, " ".join(word for word in right.split() if "=" not in word), **attributes))
+    return found
 
 
 def graph(
@@ -151,13 +171,10 @@ def save_external(proto: onnx.ModelProto, folder: Path, name: str = "model.onnx"
 def conv(seed: int = 0) -> onnx.ModelProto:
     r = Random(seed)
     return model(
-        [
-            node("Conv", "x conv.weight conv.bias", "c", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
-            node("Relu", "c", "a"),
-            node("GlobalAveragePool", "a", "p"),
-            node("Flatten", "p", "f"),
-            node("Gemm", "f head.weight head.bias", "y", transB=1),
-        ],
+        nodes(
+            "Conv x conv.weight conv.bias > c kernel_shape=[3,3] pads=[1,1,1,1]; Relu c > a; "
+            "GlobalAveragePool a > p; Flatten p > f; Gemm f head.weight head.bias > y transB=1"
+        ),
         [info("x", "batch", 3, 6, 6)],
         [info("y", "batch", 5)],
         [
@@ -174,11 +191,7 @@ def dense(seed: int = 0) -> onnx.ModelProto:
     """Two layers of 512 and 320 weights: enough for compress to code them."""
     r = Random(seed)
     return model(
-        [
-            node("Gemm", "x first.weight first.bias", "h", transB=1),
-            node("Tanh", "h", "a"),
-            node("Gemm", "a second.weight second.bias", "y", transB=1),
-        ],
+        nodes("Gemm x first.weight first.bias > h transB=1; Tanh h > a; Gemm a second.weight second.bias > y transB=1"),
         [info("x", "batch", 16)],
         [info("y", "batch", 10)],
         [
@@ -217,15 +230,10 @@ def embedding(seed: int = 0) -> onnx.ModelProto:
     """Token ids, a mask and a scalar rate, as text models take them."""
     r = Random(seed)
     return model(
-        [
-            node("Gather", "table ids", "e"),
-            node("Cast", "mask", "m", to=FLOAT),
-            node("Unsqueeze", "m last", "u"),
-            node("Mul", "e u", "em"),
-            node("Cast", "rate", "f", to=FLOAT),
-            node("Mul", "em f", "s"),
-            node("MatMul", "s w", "y"),
-        ],
+        nodes(
+            "Gather table ids > e; Cast mask > m to=FLOAT; Unsqueeze m last > u; Mul e u > em; "
+            "Cast rate > f to=FLOAT; Mul em f > s; MatMul s w > y"
+        ),
         [
             info("ids", "batch", "length", dtype=INT64),
             info("mask", "batch", "length", dtype=INT64),
@@ -241,12 +249,7 @@ def folded_transpose(seed: int = 0) -> onnx.ModelProto:
     """A weight that onnxruntime transposes once, when the session starts."""
     r = Random(seed)
     return model(
-        [
-            node("Transpose", "w", "wt", perm=[1, 0]),
-            node("MatMul", "x wt", "m"),
-            node("Reshape", "b shape", "br"),
-            node("Add", "m br", "y"),
-        ],
+        nodes("Transpose w > wt perm=[1,0]; MatMul x wt > m; Reshape b shape > br; Add m br > y"),
         [info("x", "batch", 6)],
         [info("y", "batch", 5)],
         [tensor("w", r(5, 6)), tensor("b", r(5, 1)), tensor("shape", np.array([1, 5]))],
@@ -311,13 +314,10 @@ def float_data(seed: int = 0) -> onnx.ModelProto:
     r = Random(seed)
     half = r(5, 5).astype(np.float16)
     return model(
-        [
-            node("MatMul", "x w", "a"),
-            node("Cast", "half", "halff", to=FLOAT),
-            node("MatMul", "a halff", "h"),
-            node("Cast", "double", "doublef", to=FLOAT),
-            node("Mul", "h doublef", "y"),
-        ],
+        nodes(
+            "MatMul x w > a; Cast half > halff to=FLOAT; MatMul a halff > h; Cast double > doublef to=FLOAT; "
+            "Mul h doublef > y"
+        ),
         [info("x", "batch", 6)],
         [info("y", "batch", 5)],
         [
@@ -664,14 +664,10 @@ def zeros_and_single_weights(seed: int = 0) -> onnx.ModelProto:
     """A layer of zeros, a scalar, a layer of shape [1, 1], and a float tensor without elements."""
     r = Random(seed)
     return model(
-        [
-            node("MatMul", "x zeros", "z"),
-            node("MatMul", "x w", "m"),
-            node("Add", "z m", "a"),
-            node("Mul", "a scalar", "s"),
-            node("Add", "s one", "t"),
-            node("Concat", "t empty", "y", axis=0),
-        ],
+        nodes(
+            "MatMul x zeros > z; MatMul x w > m; Add z m > a; Mul a scalar > s; Add s one > t; "
+            "Concat t empty > y axis=0"
+        ),
         [info("x", "batch", 6)],
         [info("y", None, 5)],
         [
@@ -702,12 +698,10 @@ def int8_qdq(seed: int = 0) -> onnx.ModelProto:
     """Quantized already: the weight is int8, floats are scales; no matter what the seed is."""
     fixed = np.random.default_rng(11)
     return model(
-        [
-            node("QuantizeLinear", "x x_scale x_zero", "xq"),
-            node("DequantizeLinear", "xq x_scale x_zero", "xd"),
-            node("DequantizeLinear", "wq w_scale w_zero", "wd", axis=1),
-            node("MatMul", "xd wd", "y"),
-        ],
+        nodes(
+            "QuantizeLinear x x_scale x_zero > xq; DequantizeLinear xq x_scale x_zero > xd; "
+            "DequantizeLinear wq w_scale w_zero > wd axis=1; MatMul xd wd > y"
+        ),
         [info("x", "batch", 24)],
         [info("y", "batch", 16)],
         [
@@ -725,17 +719,12 @@ def trained_for_int8(seed: int = 0) -> onnx.ModelProto:
     """Float weights that are rounded to a grid of int8 at each run, as quantization-aware training exports them."""
     r = Random(seed)
     return model(
-        [
-            node("QuantizeLinear", "x step zero", "xq"),
-            node("DequantizeLinear", "xq step zero", "xd"),
-            node("QuantizeLinear", "w w_steps w_zeros", "wq", axis=0),
-            node("DequantizeLinear", "wq w_steps w_zeros", "wd", axis=0),
-            node("Gemm", "xd wd b", "h", transB=1),
-            node("QuantizeLinear", "v step zero", "vq"),
-            node("DequantizeLinear", "vq step zero", "vd"),
-            node("Transpose", "vd", "vt", perm=[1, 0]),
-            node("MatMul", "h vt", "y"),
-        ],
+        nodes(
+            "QuantizeLinear x step zero > xq; DequantizeLinear xq step zero > xd; "
+            "QuantizeLinear w w_steps w_zeros > wq axis=0; DequantizeLinear wq w_steps w_zeros > wd axis=0; "
+            "Gemm xd wd b > h transB=1; QuantizeLinear v step zero > vq; DequantizeLinear vq step zero > vd; "
+            "Transpose vd > vt perm=[1,0]; MatMul h vt > y"
+        ),
         [info("x", "batch", 24)],
         [info("y", "batch", 8)],
         [
@@ -869,10 +858,10 @@ def resize(seed: int = 0) -> onnx.ModelProto:
 def batch_norm(seed: int = 0) -> onnx.ModelProto:
     r = Random(seed)
     return model(
-        [
-            node("Conv", "x conv.weight", "c", kernel_shape=[1, 1]),
-            node("BatchNormalization", "c norm.scale norm.shift norm.mean norm.variance", "y"),
-        ],
+        nodes(
+            "Conv x conv.weight > c kernel_shape=[1,1]; "
+            "BatchNormalization c norm.scale norm.shift norm.mean norm.variance > y"
+        ),
         [info("x", "batch", 3, 4, 4)],
         [info("y", "batch", 4, 4, 4)],
         [
@@ -975,8 +964,8 @@ ENDS: dict[str, tuple[str, str, str]] = {
         "Neg z > n; Exp n > e; Mul z z > zz; Add zz e > d; Div one d > y", "y", "y",
     ),
     "logistic_by_plain_constants": (
-        "Constant > first value_float=1.0; Constant > second value_tensor=ones; Neg z > n; Exp n > e; Add second e > d; "
-        "Div first d > y", "y", "y z",
+        "Constant > first value_float=1.0; Constant > second value_tensor=ones; Neg z > n; Exp n > e; "
+        "Add second e > d; Div first d > y", "y", "y z",
     ),
     "if_softmax_in_both_branches": (
         "If flag > y then_branch=softmax else_branch=softmax_of_negative", "y", "y y/pre_activation",
@@ -994,26 +983,6 @@ ENDS: dict[str, tuple[str, str, str]] = {
 }  # fmt: skip
 
 
-def _nodes(text: str) -> list[onnx.NodeProto]:
-    """Nodes written as `Op inputs > outputs attribute=value`, one behind the other."""
-    found = []
-    for line in text.split(";"):
-        left, right = line.split(">")
-        op, *inputs = left.split()
-        attributes: dict[str, Any] = {}
-        for name, _, value in (word.partition("=") for word in right.split() if "=" in word):
-            if name.endswith("_branch"):
-                inner = _nodes(BRANCHES[value])
-                attributes[name] = graph(inner, [], [unknown(inner[-1].output[0])], name="branch")
-            elif name == "value_tensor":
-                attributes["value"] = tensor("", CONSTANTS[value])
-            else:
-                attributes[name] = ast.literal_eval(value)
-        outputs = [word for word in right.split() if "=" not in word]
-        found.append(helper.make_node(op, inputs, outputs, **attributes))
-    return found
-
-
 def _words(text: str) -> set[str]:
     """What a text and the branches that it names are made of."""
     words = text.replace(";", " ").split()
@@ -1025,7 +994,7 @@ def _end(name: str, seed: int = 0) -> onnx.ModelProto:
     text, outputs, _ = ENDS[name]
     used = _words(text)
     return model(
-        [node("MatMul", "x w", "z"), *_nodes(text)],
+        [node("MatMul", "x w", "z"), *nodes(text)],
         [info("x", "batch", 6), *(info(flag, dtype=BOOL) for flag in ("flag", "which") if flag in used)],
         [matrix(output.removesuffix(":int"), INT64 if ":" in output else FLOAT) for output in outputs.split()],
         [tensor("w", Random(seed)(6, 5)), *(tensor(name, CONSTANTS[name]) for name in CONSTANTS if name in used)],
