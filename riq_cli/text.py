@@ -44,7 +44,7 @@ def shortened(text: str, width: int = 60) -> str:
 
 
 def fingerprint(sha256: str) -> str:
-    """The beginning of a SHA-256 that is enough to tell files, or sets of samples, from each other: 16 hex digits."""
+    """The beginning of a SHA-256 that is enough to distinguish files, or sets of samples: 16 hex digits."""
     return sha256[:16]
 
 
@@ -64,7 +64,7 @@ def human_size(size: float) -> str:
         if size < 1000 or unit == "GB":
             break
         size /= 1000
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}" if size < 1000 else f"{size:.0f} {unit}"
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 1000 else f"{size:.3g} {unit}"
 
 
 def finite(value: float) -> float | None:

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
-from riq_cli.decode.layers import symbol_counts
 from riq_cli.entropy.coder import Histogram, Table
 from riq_cli.entropy.table import read_table
 from riq_cli.errors import CorruptArchive
@@ -199,7 +198,7 @@ def test_outliers_do_not_squeeze_a_histogram() -> None:
 
 
 def test_layers_of_symbols_have_histograms_from_the_largest_on() -> None:
-    found = histograms(Archive.open(GOLDENS / "v1-scales.riqz"), None, 5)
+    found = histograms(Archive.open(GOLDENS / "v1-scales.riqz"), 5)
     assert [one.layer.name for one in found] == [
         "conv",
         "matrix",
@@ -211,13 +210,10 @@ def test_layers_of_symbols_have_histograms_from_the_largest_on() -> None:
 
 def test_symbols_without_a_table_are_counted() -> None:
     golden = Archive.open(GOLDENS / "v1-student.riqz")
-    assert histograms(golden, None, 6) == []
-    largest, *_ = sorted(golden.manifest.layers, key=lambda layer: -layer.stored)
-    assert largest.name == "rows and columns"
-    found = histograms(golden, symbol_counts, 1)
-    assert [one.layer for one in found] == [largest]
-    assert sum(found[0].shares) + found[0].beyond == pytest.approx(1)
-    text = page(golden, "model.riqz", symbol_counts)
+    [found] = histograms(golden, 1)
+    assert (found.layer.name, found.layer.coding) == ("rows and columns", "student")
+    assert sum(found.shares) + found.beyond == pytest.approx(1)
+    text = page(golden, "model.riqz")
     assert text.count("<figure>") == 6
     assert "2,000 weights, 95 symbols in use" in text
 

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from riq_cli.archive import Archive, Manifest, SkeletonEntry, deflate
 from riq_cli.decode import dequantize, trellis
 from riq_cli.decode.dequantize import Quantized
-from riq_cli.decode.layers import symbol_counts
 from riq_cli.entropy.codes import Codes
 from riq_cli.entropy.histogram import Histogram
 from riq_cli.errors import CorruptArchive
@@ -326,7 +325,7 @@ def test_reports_tell_of_a_trellis() -> None:
     layer = layer_of(generator.normal(size=(40, 100)))
     symbols = np.rint(generator.normal(size=layer.size)).astype(np.int32)
     archive = archive_of(layer, Quantized(levels_of(symbols, layer.shape, (0,)), 1.0, trellis=(0,)))
-    [row], [histogram] = rows(archive), histograms(archive, symbol_counts, 1)
+    [row], [histogram] = rows(archive), histograms(archive, 1)
     assert row["trellis"] == {"axes": [0]}
     assert cells(row)["codes"] == "trellis"
     assert histogram.zero == 0.0  # symbol 0 is a quarter of a bin

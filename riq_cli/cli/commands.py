@@ -11,10 +11,10 @@ from dataclasses import fields
 
 import click
 
-from riq_cli.cli import exit_codes, interruption
-from riq_cli.cli.help import WIDTH
+from riq_cli.cli import interruption
+from riq_cli.cli.help import FAILED, TARGET, USAGE, WIDTH
 from riq_cli.cli.terminal import error_line, say
-from riq_cli.errors import RiqError, SettingsError
+from riq_cli.errors import RiqError, SettingsError, TargetError
 from riq_cli.version import VERSION
 
 _COMMANDS = ("compress", "decompress", "report", "verify", "sweep", "plot", "completion")
@@ -35,7 +35,7 @@ class _Lazy(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args and not ctx.resilient_parsing:  # completion parses too
             click.echo(ctx.get_help(), err=True)
-            ctx.exit(exit_codes.USAGE)
+            ctx.exit(USAGE)
         if args[:1] == ["help"]:  # `riq help compress`, as other tools have it
             args = [*args[1:2], "--help"]
         return super().parse_args(ctx, args)
@@ -91,15 +91,15 @@ def _failed(error: Exception) -> int:
             click.echo(f"Try '{error.ctx.command_path} --help'.", err=True)
         return error.exit_code
     if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as `head` does
-        return exit_codes.FAILED
+        return FAILED
     if sum(word.count("v") for word in sys.argv[1:] if re.fullmatch("-[fqv]+", word)) > 1:
         say(*"".join(traceback.format_exception(error)).splitlines(), err=True)
     if isinstance(error, (RiqError, OSError, MemoryError)):
         error_line(_message(error))
-        return exit_codes.of(error)
+        return TARGET if isinstance(error, TargetError) else USAGE if isinstance(error, SettingsError) else FAILED
     # A bug of ours, or an archive made to mislead in fields that nothing checks.
     error_line(f"unexpected {type(error).__name__}: {error}; please report it, with what -vv prints")
-    return exit_codes.FAILED
+    return FAILED
 
 
 def _flush() -> None:

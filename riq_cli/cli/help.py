@@ -11,7 +11,12 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 WIDTH = 80
 _TERMS = 30  # columns that the names of options take at most
-_CODES = ((0, "done"), (1, "failed: a file, the model or the data is not what it should be"), (2, "wrong usage"))
+FAILED, USAGE, TARGET = 1, 2, 3  # exit codes; the last: a target, a bound of verify or a gate is missed
+_CODES = (
+    (0, "done"),
+    (FAILED, "failed: a file, the model or the data is not what it should be"),
+    (USAGE, "wrong usage"),
+)
 
 
 def grouped(heading: str, *options: Callable[[Any], Any]) -> Callable[[Decorated], Decorated]:
@@ -55,6 +60,6 @@ class Command(click.Command):
         with formatter.section("Examples"):
             for line in self._examples.strip().splitlines():
                 formatter.write(f"{'':{formatter.current_indent}}{line}\n")
-        codes = [*_CODES, *([(3, self._target)] if self._target else [])]
+        codes = [*_CODES, *([(TARGET, self._target)] if self._target else [])]
         with formatter.section("Exit codes"):
             formatter.write_dl([(str(code), text) for code, text in codes])

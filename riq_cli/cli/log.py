@@ -47,11 +47,9 @@ def search_log(path: str | None, overwrite: bool) -> Iterator[Write]:
 
         try:
             yield write
-        except Exception as error:
-            write({"phase": "failed", "error": str(error) or type(error).__name__})
-            raise
-        except BaseException:
-            write({"phase": "failed", "error": "interrupted"})
+        except BaseException as error:
+            said = str(error) or type(error).__name__
+            write({"phase": "failed", "error": said if isinstance(error, Exception) else "interrupted"})
             raise
 
 
@@ -102,7 +100,16 @@ def logged_trace(path: str, archive: Archive) -> list[list[float]]:
     Raises:
         LogError: the file is no such log, or that of another archive.
     """
-    records = _records(path)
+    no_log = LogError(f"{path}: is no log of a search; give the file that riq compress --log wrote")
+    try:
+        with open(path, "rb") as file:
+            records = [json.loads(line) for line in iter(lambda: file.readline(_LONGEST), b"")]
+    except OSError as error:
+        raise LogError(f"{path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise no_log from error
+    if not all(isinstance(record, dict) and "phase" in record for record in records):
+        raise no_log
     last = max((number for number, record in enumerate(records) if record["phase"] == "result"), default=None)
     if last is None:
         raise LogError(f"{path}: holds no result; give the log of the riq compress that wrote this archive")
@@ -113,27 +120,5 @@ def logged_trace(path: str, archive: Archive) -> list[list[float]]:
             )
     points = trace(records[:last], archive.manifest.result)
     if not schema.PAIRS.accepts(points):
-        raise _no_log(path)
+        raise no_log
     return points
-
-
-def _records(path: str) -> list[dict[str, Any]]:
-    """The lines of a log.
-
-    Raises:
-        LogError: the file is none.
-    """
-    try:
-        with open(path, "rb") as file:
-            records = [json.loads(line) for line in iter(lambda: file.readline(_LONGEST), b"")]
-    except OSError as error:
-        raise LogError(f"{path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise _no_log(path) from error
-    if not all(isinstance(record, dict) and "phase" in record for record in records):
-        raise _no_log(path)
-    return records
-
-
-def _no_log(path: str) -> LogError:
-    return LogError(f"{path}: is no log of a search; give the file that riq compress --log wrote")

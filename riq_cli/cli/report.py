@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from riq_cli.archive import Archive, LayerEntry
+from riq_cli.archive import Archive
 from riq_cli.cli import difference as compared
 from riq_cli.cli import markdown, options
 from riq_cli.cli.help import Command, grouped
@@ -106,7 +106,7 @@ def report(
         if page_path is not None:
             trace = None if log_path is None else logged_trace(log_path, opened[0])
             with options.naming(archives[0], ArchiveError):
-                write(page_path, page(opened[0], name, _symbol_counts, trace).encode(), force)
+                write(page_path, page(opened[0], name, trace).encode(), force)
         if picture is not None:
             _draw(opened[0], name, sort or "model", picture, force)
         document = as_document(opened[0], name, sort or "model")
@@ -166,13 +166,6 @@ def _compared(
     lines = compared.as_markdown(found, old, new) if as_markdown else compared.text(found, old, new)
     paths = {side: {"archive": path} | found[side] for side, path in zip(("old", "new"), archives, strict=True)}
     return found | paths, lines
-
-
-def _symbol_counts(layer: LayerEntry, sections: Sequence[bytes]) -> Mapping[int, int]:
-    """How often each symbol of a layer occurs, decoded; what decodes is imported where there is such a layer."""
-    from riq_cli.decode.layers import symbol_counts
-
-    return symbol_counts(layer, sections)
 
 
 def _draw(archive: Archive, name: str, sort: SortKey, path: str, force: bool) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from riq_cli.cli import constraints, exit_codes, options
-from riq_cli.cli.help import Command, grouped
+from riq_cli.cli import constraints, options
+from riq_cli.cli.help import TARGET, Command, grouped
 from riq_cli.cli.quantities import parse_fraction
 from riq_cli.cli.terminal import print_json, say, warn_line
 from riq_cli.errors import SettingsError
@@ -88,17 +88,9 @@ def verify(
     within = bound is None or found.mean + margin * (found.standard_error or 0.0) <= bound
     holds = within and (judged is None or judged.holds)
     if as_json:
-        document: dict[str, Any] = {
-            "archive": archive,
-            "against": against,
-            **found.recorded(),
-            "bound": bound,
-            "margin": margin,
-            "holds": holds,
-        }
-        if judged is not None:
-            document["constraint"] = judged.recorded()
-        print_json(document)
+        document = {"archive": archive, "against": against, **found.recorded(), "bound": bound, "margin": margin,
+                    "holds": holds}  # fmt: skip
+        print_json(document | ({} if judged is None else {"constraint": judged.recorded()}))
     elif not quiet:
         verdict = "" if bound is None else f", {'within' if within else 'ABOVE'} the bound of {bound:g}"
         verdict += f" with {margin:g} standard errors added" if verdict and margin else ""
@@ -119,7 +111,7 @@ def verify(
         if judged is not None:
             say(f"  constraint: {judgement(judged.recorded())}")
     if not holds:
-        raise click.exceptions.Exit(exit_codes.TARGET)
+        raise click.exceptions.Exit(TARGET)
 
 
 def _excess(errors: float, samples: int) -> str:

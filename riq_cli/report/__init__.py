@@ -1,4 +1,4 @@
-"""What archives hold and how two of them differ, without decoding a layer. Standard library only."""
+"""What archives hold and how two of them differ. Standard library only, unless a page shows symbols without a table."""
 
 from riq_cli.report.difference import NUMBERS, difference
 from riq_cli.report.facts import command, facts, flag, judgement, layers_at, reservation, searched

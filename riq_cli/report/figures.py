@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from riq_cli.report.histogram import Histogram
 from riq_cli.text import html_text, tick
 
-_MANTISSAS = ((1,), (1, 2, 5), tuple(range(1, 10)))  # of logarithmic ticks, from coarse to fine
+_MANTISSAS = (range(1, 10), (1, 2, 5), (1,))  # of logarithmic ticks, from fine to coarse
+Kind = Literal["holds", "misses", "chosen"]
+_RADIUS: dict[Kind, float] = {"holds": 4.5, "misses": 4.5, "chosen": 7}
 _FEW = 3  # with fewer ticks an axis cannot be read
 
 
@@ -30,18 +33,16 @@ class Axis:
 
     def ticks(self, most: int) -> list[float]:
         """At most `most` round numbers on the axis, or a few more where the coarsest choice gives more."""
-        return _log_ticks(self.low, self.high, most) if self.log else _linear_ticks(self.low, self.high, most)
-
-
-def _log_ticks(low: float, high: float, most: int) -> list[float]:
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    best: list[float] = []
-    for mantissas in _MANTISSAS:
-        found = [m * 10.0**d for d in decades for m in mantissas if low <= m * 10.0**d <= high]
-        if len(found) > most:
-            return best or found[:: -(-len(found) // most)]
-        best = found
-    return best if len(best) >= _FEW else _linear_ticks(low, high, most)  # a small part of a decade
+        if not self.log:
+            return _linear_ticks(self.low, self.high, most)
+        decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        found: list[float] = []
+        for mantissas in _MANTISSAS:
+            every = [m * 10.0**decade for decade in decades for m in mantissas]
+            found = [value for value in every if self.low <= value <= self.high]
+            if len(found) <= most:
+                return found if len(found) >= _FEW else _linear_ticks(self.low, self.high, most)
+        return found[:: -(-len(found) // most)]
 
 
 def _linear_ticks(low: float, high: float, most: int) -> list[float]:
@@ -61,26 +62,23 @@ def trace(points: Sequence[tuple[float, float]], target: float | None, chosen: t
     """
     width, height, left, right, top, bottom = 520, 320, 74, 12, 12, 46
     drawn = [*points, *([chosen] if chosen else [])]
-    ks = [k for k, _ in drawn]
+    x = Axis(*_widened([k for k, _ in drawn]), left, width - right, log=True)
     values = [value for _, value in drawn] + ([target] if target else [])
-    x = Axis(*_widened(min(ks), max(ks)), left, width - right, log=True)
-    y = Axis(*_widened(min(values), max(values)), height - bottom, top, log=True)
+    y = Axis(*_widened(values), height - bottom, top, log=True)
     parts = [_frame(x, y, x.ticks(6), y.ticks(7), "k (larger is finer)", "deviation")]
     if chosen:
-        line = [(k, chosen[1] * (chosen[0] / k) ** 2) for k in _clipped(x, y, chosen)]
-        (x1, y1), (x2, y2) = ((x(k), y(value)) for k, value in line)
-        parts.append(f'<line class="theory" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
+        k, value = chosen
+        ends = max(x.low, k * math.sqrt(value / y.high)), min(x.high, k * math.sqrt(value / y.low))  # in the frame
+        (x1, y1), (x2, y2) = ((x(end), y(value * (k / end) ** 2)) for end in ends)
+        parts.append(line("theory", x1, y1, x2, y2))
     if target:
-        parts.append(f'<line class="target" x1="{x.start}" x2="{x.end}" y1="{y(target):.1f}" y2="{y(target):.1f}"/>')
+        parts.append(line("target", x.start, y(target), x.end, y(target)))
     for number, (k, value) in enumerate(points, 1):
-        title = f"<title>{number}: k = {k:.5g}, deviation {value:.4g}</title>"
-        if target is not None and value > target:
-            parts.append(f'<path class="misses" d="{_cross(x(k), y(value))}">{title}</path>')
-        else:
-            parts.append(f'<circle class="holds" cx="{x(k):.1f}" cy="{y(value):.1f}" r="4.5">{title}</circle>')
+        kind: Kind = "misses" if target is not None and value > target else "holds"
+        parts.append(mark(kind, x(k), y(value), f"{number}: k = {k:.5g}, deviation {value:.4g}"))
     if chosen:
-        title = f"<title>solution: k = {chosen[0]:.5g}, deviation {chosen[1]:.4g}</title>"
-        parts.append(f'<circle class="chosen" cx="{x(chosen[0]):.1f}" cy="{y(chosen[1]):.1f}" r="9">{title}</circle>')
+        k, value = chosen
+        parts.append(mark("chosen", x(k), y(value), f"solution: k = {k:.5g}, deviation {value:.4g}"))
     return _svg(width, height, f"Deviation over k in {len(points)} evaluations of the search", parts)
 
 
@@ -94,12 +92,10 @@ def histogram(one: Histogram) -> str:
     label = "symbol" if one.step == 1 else f"symbol, {one.step} in each bar"
     parts = [_frame(x, y, whole, y.ticks(5), label, "", percent=True)]
     for number, share in enumerate(one.shares):
-        begin = x(one.first + number * one.step - 0.5)
-        end = x(one.first + (number + 1) * one.step - 0.5)
+        symbol = one.first + number * one.step
+        begin, end = x(symbol - 0.5), x(symbol + one.step - 0.5)
         gap = min(1.0, (end - begin) / 5)
-        symbols = f"{one.first + number * one.step}" + (
-            f" to {one.first + (number + 1) * one.step - 1}" if one.step > 1 else ""
-        )
+        symbols = f"{symbol} to {symbol + one.step - 1}" if one.step > 1 else f"{symbol}"
         parts.append(
             f'<rect class="bar" x="{begin:.2f}" y="{y(share):.2f}" width="{end - begin - gap:.2f}" '
             f'height="{y.start - y(share):.2f}"><title>symbol {symbols}: {share:.2%} of the weights</title></rect>'
@@ -107,21 +103,25 @@ def histogram(one: Histogram) -> str:
     return _svg(width, height, f"Symbols of {one.layer.name}", parts)
 
 
-def _widened(low: float, high: float) -> tuple[float, float]:
-    """The ends of a logarithmic axis with room beside the outermost points, and wide enough to hold ticks."""
+def mark(kind: Kind, x: float, y: float, title: str = "") -> str:
+    """A point of the search: a disc, a cross, or a ring."""
+    about, r = f"<title>{title}</title>" if title else "", _RADIUS[kind]
+    if kind == "misses":
+        down = f"M{x - r:.1f} {y - r:.1f}L{x + r:.1f} {y + r:.1f}"
+        return f'<path class="misses" d="{down}M{x - r:.1f} {y + r:.1f}L{x + r:.1f} {y - r:.1f}">{about}</path>'
+    return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{r}">{about}</circle>'
+
+
+def line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
+    """A line of a kind that the style sheet knows."""
+    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _widened(values: Sequence[float]) -> tuple[float, float]:
+    """The ends of a logarithmic axis with room beside the outermost values, and wide enough to hold ticks."""
+    low, high = min(values), max(values)
     room = max((high / low) ** 0.08, 1.06)
     return low / room, high * room
-
-
-def _clipped(x: Axis, y: Axis, chosen: tuple[float, float]) -> tuple[float, float]:
-    """The k at which a line of 1/k² through a point enters and leaves the frame."""
-    k, value = chosen
-    enters = max(x.low, k * math.sqrt(value / y.high))
-    return enters, min(x.high, k * math.sqrt(value / y.low))
-
-
-def _cross(x: float, y: float, r: float = 4.5) -> str:
-    return f"M{x - r:.1f} {y - r:.1f}L{x + r:.1f} {y + r:.1f}M{x - r:.1f} {y + r:.1f}L{x + r:.1f} {y - r:.1f}"
 
 
 def _frame(
@@ -131,14 +131,13 @@ def _frame(
     parts = []
     for at in ys:
         text = f"{100 * at:.4g} %" if percent else tick(at)
-        parts.append(f'<line class="grid" x1="{x.start}" x2="{x.end}" y1="{y(at):.1f}" y2="{y(at):.1f}"/>')
+        parts.append(line("grid", x.start, y(at), x.end, y(at)))
         parts.append(f'<text class="y" x="{x.start - 6}" y="{y(at) + 4:.1f}">{text}</text>')
     for at in xs:
-        parts.append(f'<line class="axis" x1="{x(at):.1f}" x2="{x(at):.1f}" y1="{y.start}" y2="{y.start + 4}"/>')
+        parts.append(line("axis", x(at), y.start, x(at), y.start + 4))
         parts.append(f'<text class="x" x="{x(at):.1f}" y="{y.start + 17}">{tick(at)}</text>')
-    middle = (x.start + x.end) / 2
-    parts.append(f'<line class="axis" x1="{x.start}" x2="{x.end}" y1="{y.start}" y2="{y.start}"/>')
-    parts.append(f'<text class="x" x="{middle:.1f}" y="{y.start + 34}">{x_label}</text>')
+    parts.append(line("axis", x.start, y.start, x.end, y.start))
+    parts.append(f'<text class="x" x="{(x.start + x.end) / 2:.1f}" y="{y.start + 34}">{x_label}</text>')
     if y_label:
         at = (y.start + y.end) / 2
         parts.append(f'<text class="x" transform="translate(14 {at:.1f}) rotate(-90)">{y_label}</text>')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from riq_cli.archive import Archive, LayerEntry
@@ -14,9 +14,6 @@ _BARS = 75  # at most: more would be thinner than a pixel or two
 _READ = 1 << 20  # symbols of all tables of a layer that are read
 _LOOKED_INTO = 1 << 28  # weights of a layer whose streams are decoded, a few of them
 _BEYOND = 0.0005  # share of the weights at either end that may be left out, so that outliers do not squeeze the rest
-
-
-Count = Callable[[LayerEntry, Sequence[bytes]], Mapping[int, int]]  # how often each symbol of a layer occurs
 
 
 @dataclass(frozen=True)
@@ -36,29 +33,26 @@ class Histogram:
     beyond: float
 
 
-def histograms(archive: Archive, count: Count | None, most: int) -> list[Histogram]:
-    """The histograms of the largest layers, largest first.
+def histograms(archive: Archive, most: int) -> list[Histogram]:
+    """The histograms of so many of the largest layers, largest first.
 
-    Args:
-        archive: its tables are read, or the streams of a layer that is coded by a distribution and has none.
-        count: what decodes such a layer and counts its symbols; None: it has no histogram.
-        most: how many.
+    Tables are read; the streams of a layer that is coded by a distribution, and has none, are decoded.
 
     Raises:
         CorruptArchive: a table, or what was decoded, is damaged.
     """
-    codings = ("ans",) if count is None else ("ans", "student")
-    layers = [layer for layer in archive.manifest.layers if layer.coding in codings and _is_small(layer)]
+    layers = [layer for layer in archive.manifest.layers if layer.coding in ("ans", "student") and _is_small(layer)]
     largest = sorted(layers, key=lambda layer: -layer.stored)[:most]
-    found = []
-    for layer, sections in archive.layer_sections():
-        if layer in largest:
-            if count is None or layer.coding == "ans":
-                counts: Mapping[int, int] = table_counts(sections[len(layer.codes)])  # behind the codes
-            else:
-                counts = count(layer, sections)
-            found.append(histogram(layer, counts))
+    found = [histogram(layer, _counts(layer, parts)) for layer, parts in archive.layer_sections() if layer in largest]
     return sorted(found, key=lambda one: -one.layer.stored)
+
+
+def _counts(layer: LayerEntry, sections: Sequence[bytes]) -> Mapping[int, int]:
+    if layer.coding == "ans":
+        return table_counts(sections[len(layer.codes)])  # behind the codes
+    from riq_cli.decode.layers import symbol_counts  # which takes its time to import
+
+    return symbol_counts(layer, sections)
 
 
 def _is_small(layer: LayerEntry) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 from riq_cli.archive import Archive
 from riq_cli.report import figures
 from riq_cli.report.facts import command, facts, judgement
-from riq_cli.report.histogram import Count, Histogram, histograms
+from riq_cli.report.histogram import Histogram, histograms
 from riq_cli.report.totals import Totals, cells, rows, totals
 from riq_cli.text import estimate, html_text, human_size, shortened, shown
 
@@ -45,15 +45,12 @@ _COLUMNS: dict[str, tuple[str, Callable[[Mapping[str, Any]], float] | None]] = {
 }
 
 
-def page(
-    archive: Archive, name: str, count: Count | None = None, trace: Sequence[Sequence[float]] | None = None
-) -> str:
+def page(archive: Archive, name: str, trace: Sequence[Sequence[float]] | None = None) -> str:
     """The page about an archive that is called `name`.
 
     Args:
         archive: its manifest and tables are read, and all of some of its layers.
         name: for the title.
-        count: what counts the symbols of a layer without tables; None: those have no picture.
         trace: k and deviation of each evaluation of the search; None: what an old archive holds of them, if anything.
 
     Raises:
@@ -69,7 +66,7 @@ def page(
         _totals(archive, sums),
         _parts(sums),
         _layers(archive),
-        _histograms(histograms(archive, count, _HISTOGRAMS)),
+        _histograms(histograms(archive, _HISTOGRAMS)),
         _search(archive, trace),
         _made(archive, name),
     )
@@ -233,23 +230,23 @@ def _search(archive: Archive, trace: Sequence[Sequence[float]] | None) -> str:
         f'<tr><td class="number">{n}</td><td class="number">{k:.5g}</td><td class="number">{value:.4g}</td></tr>'
         for n, (k, value) in enumerate(points, 1)
     )
-    circle = '<svg viewBox="0 0 22 16" aria-hidden="true">{}</svg>'
     key = [
-        circle.format('<circle class="holds" cx="11" cy="8" r="4.5"/>')
-        + ("meets the target" if target else "an evaluation"),
-        circle.format('<circle class="chosen" cx="11" cy="8" r="7"/>') + "the solution, as restored",
-        circle.format('<line class="theory" x1="0" x2="22" y1="8" y2="8"/>') + "1/k², what theory expects",
+        (figures.mark("holds", 11, 8), "meets the target" if target else "an evaluation"),
+        *([(figures.mark("misses", 11, 8), "misses it")] if target else []),
+        (figures.mark("chosen", 11, 8), "the solution, as restored"),
+        (figures.line("theory", 0, 8, 22, 8), "1/k², what theory expects"),
+        *([(figures.line("target", 0, 8, 22, 8), f"target {target:g}")] if target else []),
     ]
-    if target:
-        key.append(circle.format('<line class="target" x1="0" x2="22" y1="8" y2="8"/>') + f"target {target:g}")
-        key.insert(1, circle.format('<path class="misses" d="M7 4L15 12M7 12L15 4"/>') + "misses it")
+    explained = "".join(
+        f'<li><svg viewBox="0 0 22 16" aria-hidden="true">{symbol}</svg>{text}</li>' for symbol, text in key
+    )
     return (
         "<h2>The search</h2>\n"
         f'<p class="soft">Deviation of the {html_text(result.get("allocation", "–"))} allocation with '
         f"{html_text(result.get('rounding', 'nearest'))} rounding at each k that was evaluated: "
         "on the samples of the search, on those held out, and of the restored model.</p>\n"
         f'<figure class="trace">{figures.trace(points, target, chosen)}'
-        f'<ul class="key">{"".join(f"<li>{item}</li>" for item in key)}</ul></figure>\n'
+        f'<ul class="key">{explained}</ul></figure>\n'
         "<details><summary>The numbers</summary><table><thead>"
         '<tr><th scope="col" class="number">#</th><th scope="col" class="number">k</th>'
         f'<th scope="col" class="number">deviation</th></tr></thead><tbody>{numbers}</tbody></table></details>\n'

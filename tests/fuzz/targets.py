@@ -19,7 +19,6 @@ from riq_cli.archive import HEADER, Archive
 from riq_cli.cli import difference as compared
 from riq_cli.cli import markdown
 from riq_cli.cli.report import as_document, text
-from riq_cli.decode.layers import symbol_counts
 from riq_cli.errors import ArchiveError, ModelError, RiqError
 from riq_cli.model import Model
 from riq_cli.pipeline import decompress
@@ -137,7 +136,7 @@ def read_archive(data: bytes) -> None:
     compared.text(other, "a", "b")
     compared.as_markdown(other, "a", "b")
     json.dumps(other, allow_nan=False)
-    page(archive, "x.riqz", symbol_counts)
+    page(archive, "x.riqz")
 
 
 def decode_archive(data: bytes) -> None:
@@ -146,7 +145,7 @@ def decode_archive(data: bytes) -> None:
     try:
         decompress(archive).to_bytes()
     finally:
-        histograms(archive, symbol_counts, 6)
+        histograms(archive, 6)
 
 
 @cache
