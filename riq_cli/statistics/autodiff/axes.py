@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli.statistics.autodiff.rule import Array, Call, Floats, Gradients, NoRuleError, Rule
-from riq_cli.statistics.autodiff.windows import Windows, windows_of
+from riq_cli.statistics.autodiff.windows import Windows
 
 _BLOCK = 128  # elements of an axis that one dense matrix maps; long axes would make a single one huge
 _HALF = 1e-5  # coordinates are no more exact than this, those about as near to a half are taken as one
@@ -55,7 +55,7 @@ class AxisMap:
 
 def _average_pool(call: Call) -> Gradients:
     gradient = call.gradient
-    windows = windows_of(call, call.attributes["kernel_shape"], call.value(0).shape[2:], gradient.shape[3:])
+    windows = Windows.of(call, call.attributes["kernel_shape"], call.value(0).shape[2:], gradient.shape[3:])
     for axis in range(len(windows.kernel)):
         gradient = _averaging(call.attributes, windows, axis).transposed(gradient, axis + 3)
     return [gradient]

@@ -102,27 +102,33 @@ class Backward:
             seed: decides the random vectors, together with the number of the run.
             probes: random vectors for each run, at most; None: as many as second moments need.
         """
-        needs = [[*self._read(operation), *self._beside(operation, beside)] for operation in self._path]
+        needs = [[*self._read(operation), *beside.get(operation.outputs, ())] for operation in self._path]
         # Those near the inputs first: they tend to be the larger ones.
         nbytes = sizes(list(dict.fromkeys(itertools.chain(*reversed(needs), self._measured))))
         if not self._path or not nbytes.keys() >= set(self._measured):
             return set()
-        needs = [[name for name in need if name in nbytes] for need in needs]
         largest = max(nbytes.values()) or 1
         probes = max(1, min(probes or _PROBES, _PROBES * _SMALL // largest))
         together = max(1, min(probes, budget // _SHARE // largest))
-        sections = []
-        for first, last in _sections(needs, nbytes, max(budget, sum(nbytes.values()) // _SECTIONS)):
-            names = itertools.chain(() if first else self._measured, *needs[first:last])
-            sections.append((self._path[first:last], observe(list(dict.fromkeys(names)))))
+        budget = max(budget, sum(nbytes.values()) // _SECTIONS)
+        sections: list[tuple[list[Operation], dict[str, None]]] = [([], dict.fromkeys(self._measured))]
+        for operation, need in zip(self._path, needs, strict=True):
+            operations, held = sections[-1]
+            names = dict.fromkeys(name for name in need if name in nbytes)
+            if operations and names.keys() - held and sum(nbytes[name] for name in held | names) > budget:
+                sections.append(([operation], names))
+            else:
+                operations.append(operation)
+                held |= names
+        observed = [observe(list(names)) for _, names in sections]
         unknown: set[str] = set()
         steps, done = len(rows) * len(sections) * -(-probes // together), 0
         for run, count in enumerate(rows):
             random = np.random.default_rng((seed, run))
             for begin in range(0, probes, together):
                 pending: dict[str, Floats] = {}
-                for number, (operations, observed) in enumerate(sections):
-                    values = {**self._constants, **observed(run)}
+                for number, (operations, _) in enumerate(sections):
+                    values = {**self._constants, **observed[number](run)}
                     if number == 0:
                         for name in self._measured:
                             if name in self._dependent:
@@ -134,13 +140,10 @@ class Backward:
         return self._products & {item.outputs for item in self._path if unknown.isdisjoint(item.outputs)}
 
     def _read(self, operation: Operation) -> Iterator[str]:
-        """Names of the values that the rule of an operation reads."""
+        """Names of the values that the rule of an operation reads, or who takes the gradients at its gates."""
         depends = not self._dependent.isdisjoint(operation.inputs)
         reads = operation.kind in (RULES if depends else recurrent.RULES)
         return (name for name in operation.inputs if reads and name and name not in self._constants)
-
-    def _beside(self, operation: Operation, beside: Mapping[tuple[str, ...], Sequence[str]]) -> Sequence[str]:
-        return beside.get(operation.outputs, ()) if operation.outputs in self._products else ()
 
     def _back(
         self,
@@ -193,15 +196,3 @@ def start(output: Array, rows: int, probes: int, random: np.random.Generator) ->
     vectors -= np.einsum("prn,rn->pr", vectors, directions)[..., None] * directions
     vectors *= inverse.astype(np.float32)
     return vectors.reshape(probes, *output.shape)
-
-
-def _sections(needs: Sequence[Sequence[str]], nbytes: Mapping[str, int], budget: int) -> Iterator[tuple[int, int]]:
-    """First and last of consecutive operations whose values fit into the budget together; at least one operation."""
-    first, held = 0, set[str]()
-    for number, need in enumerate(needs):
-        more = set(need) - held
-        if number > first and any(map(nbytes.get, more)) and sum(map(nbytes.__getitem__, held | more)) > budget:
-            yield first, number  # so every section has something to observe
-            first, held = number, set()
-        held |= set(need)
-    yield first, len(needs)

@@ -13,17 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from riq_cli.statistics.autodiff.rule import (
-    Array,
-    Call,
-    Floats,
-    Gradients,
-    NoRuleError,
-    Rule,
-    sigmoid,
-    unbroadcast,
-    unbroadcast_product,
-)
+from riq_cli.statistics.autodiff.rule import Array, Call, Floats, Gradients, NoRuleError, Rule, sigmoid, unbroadcast
 
 _ONE = np.float32(1)
 _FLOAT_TYPES = (1, 10, 11, 16)  # of onnx.TensorProto: float32, float16, float64, bfloat16
@@ -146,7 +136,7 @@ def _of_several(*derivatives: Callable[..., Array]) -> Rule:
     def rule(call: Call) -> Gradients:
         values = _operands(call)
         return [
-            unbroadcast_product(call.gradient, _finite(derivative(*values)), x.shape) if want else None
+            unbroadcast(call.gradient, x.shape, _finite(derivative(*values))) if want else None
             for derivative, x, want in zip(derivatives, values, call.wanted, strict=True)
         ]
 
@@ -161,10 +151,7 @@ def _power_by_base(base: Floats, exponent: Floats) -> Array:
 
 def _of_sum(call: Call, gradient: Floats) -> Gradients:
     """Gradients of inputs that are added, from that of their sum."""
-    return [
-        unbroadcast(gradient, x.shape) if want and x is not None else None
-        for x, want in zip(call.inputs, call.wanted, strict=True)
-    ]
+    return [unbroadcast(gradient, call.value(i).shape) if want else None for i, want in enumerate(call.wanted)]
 
 
 def _add(call: Call) -> Gradients:
@@ -177,10 +164,6 @@ def _subtract(call: Call) -> Gradients:
     return [left, None if right is None else -right]
 
 
-def _mean(call: Call) -> Gradients:
-    return _of_sum(call, call.gradient * (1 / len(call.inputs)))
-
-
 def _extreme(larger: Callable[[Any, Any], Any]) -> Rule:
     """Inputs that are equally extreme get equal parts of the gradient."""
 
@@ -190,7 +173,7 @@ def _extreme(larger: Callable[[Any, Any], Any]) -> Rule:
         reached = [(x == extreme).astype(np.float32) for x in values]
         part: Floats = np.reciprocal(np.maximum(sum(reached[1:], reached[0]), 1))
         return [
-            unbroadcast_product(call.gradient, hit * part, x.shape) if want else None
+            unbroadcast(call.gradient, x.shape, hit * part) if want else None
             for x, hit, want in zip(values, reached, call.wanted, strict=True)
         ]
 
@@ -201,20 +184,14 @@ def _clip(call: Call) -> Gradients:
     x = call.floats(0)
     low = call.number("min", -np.inf) if call.optional(1) is None else call.floats(1)
     high = call.number("max", np.inf) if call.optional(2) is None else call.floats(2)
-    places = (x >= low) & (x <= high), x < low, x > high
+    passes = (x >= low) & (x <= high), x < low, x > high
     return [
-        unbroadcast_product(call.gradient, place.astype(np.float32), value.shape)
-        if want and value is not None
-        else None
-        for place, value, want in zip(places, call.inputs, call.wanted, strict=False)
+        unbroadcast(call.gradient, call.value(place).shape, passed.astype(np.float32)) if call.wants(place) else None
+        for place, passed in enumerate(passes)
     ]
 
 
 # ---- Others ---------------------------------------------------------------------------------------------------------
-
-
-def _identity(call: Call) -> Gradients:
-    return [call.gradient]
 
 
 def _dropout(call: Call) -> Gradients:
@@ -273,7 +250,7 @@ RULES: dict[str, Rule] = {
     "Add": _add,
     "Sum": _add,
     "Sub": _subtract,
-    "Mean": _mean,
+    "Mean": lambda call: _of_sum(call, call.gradient * (1 / len(call.inputs))),
     "Mul": _of_several(lambda x, y: y, lambda x, y: x),
     "Div": _of_several(lambda x, y: 1 / y, lambda x, y: -x / (y * y)),
     "Pow": _of_several(_power_by_base, lambda x, y: np.power(x, y) * np.log(x)),
@@ -283,7 +260,7 @@ RULES: dict[str, Rule] = {
     "Min": _extreme(np.minimum),
     "Clip": _clip,
     "Neg": lambda call: [-call.gradient],
-    "Identity": _identity,
+    "Identity": lambda call: [call.gradient],
     "Dropout": _dropout,
     "Cast": _cast,
     "CastLike": _cast,

@@ -56,27 +56,19 @@ RULES: dict[str, Rule] = dict.fromkeys(_ACTIVATIONS, _rule)
 
 def _through_time(call: Call) -> tuple[Floats, Floats, State]:
     """Gradients at the products with W and with R, and of the initial states [probes, directions, batch, hidden]."""
-    strides, activations = _checked(call)
-    kind = call.operation.kind
-    linear_before_reset = kind == "GRU" and bool(call.attributes.get("linear_before_reset", 0))
+    strides, kind = _strides(call), call.operation.kind
     x, weights, recurrents = call.floats(_X), call.floats(_W), call.floats(_R)
     (steps, batch, _), (_, rows, hidden) = x.shape, recurrents.shape
     probes = next((len(gradient) for gradient in call.gradients if gradient is not None), 0)
     at_input = np.empty((probes, len(strides), steps, batch, rows), np.float32)
-    at_recurrent = np.empty_like(at_input) if linear_before_reset else at_input
+    at_recurrent = np.empty_like(at_input) if _linear_before_reset(call) else at_input
     initial = [np.zeros((probes, len(strides), batch, hidden), np.float32) for _ in range(1 + (kind == "LSTM"))]
     of_steps, *of_last = call.gradients
-    for i, (stride, activation) in enumerate(zip(strides, activations, strict=True)):
+    for i, stride in enumerate(strides):
         biases = _part(call, _B, i, (2, rows))
         products = _times(x[::stride], weights[i].T) + biases[0]
         start = _part(call, _INITIAL_H, i, (batch, hidden))
-        if kind == "LSTM":
-            cell, peepholes = _part(call, _INITIAL_C, i, (batch, hidden)), _part(call, _PEEPHOLES, i, (3, hidden))
-            back = _lstm(products, recurrents[i], biases[1], start, cell, peepholes)
-        elif kind == "GRU":
-            back = _gru(products, recurrents[i], biases[1], start, linear_before_reset)
-        else:
-            back = _rnn(products, recurrents[i], biases[1], start, activation)
+        back = _FORWARD[kind](call, i, products, recurrents[i], biases[1], start)
         for state, last in zip(initial, of_last, strict=False):
             if last is not None:
                 state[:, i] = last[:, i]
@@ -91,9 +83,12 @@ def _through_time(call: Call) -> tuple[Floats, Floats, State]:
     return at_input, at_recurrent, initial
 
 
-def _lstm(products: Floats, recurrent: Floats, bias: Floats, hidden: Floats, cell: Floats, peepholes: Floats) -> Back:
-    """The forward pass of one direction, from products with W [steps, batch, 4·hidden] and the initial states."""
-    peephole_i, peephole_o, peephole_f = peepholes
+# Forward passes of one direction, from the products with W [steps, batch, gates·hidden] and the initial hidden state.
+
+
+def _lstm(call: Call, direction: int, products: Floats, recurrent: Floats, bias: Floats, hidden: Floats) -> Back:
+    cell = _part(call, _INITIAL_C, direction, hidden.shape)
+    peephole_i, peephole_o, peephole_f = _part(call, _PEEPHOLES, direction, (3, hidden.shape[1]))
     steps = []
     for product in products:
         before = cell
@@ -115,22 +110,20 @@ def _lstm(products: Floats, recurrent: Floats, bias: Floats, hidden: Floats, cel
         at_f = cell * (before * f * (1 - f))
         at_c = cell * (i * (1 - c * c))
         gates = np.concatenate([at_i, at_o, at_f, at_c], axis=-1)
-        cell = cell * f + at_i * peephole_i + at_f * peephole_f
-        return gates, gates, [_times(gates, recurrent), cell]
+        return gates, gates, [_times(gates, recurrent), cell * f + at_i * peephole_i + at_f * peephole_f]
 
     return back
 
 
-def _gru(products: Floats, recurrent: Floats, bias: Floats, hidden: Floats, linear_before_reset: bool) -> Back:
-    """The forward pass of one direction, from products with W [steps, batch, 3·hidden] and the initial state."""
-    split = 2 * hidden.shape[-1]
+def _gru(call: Call, direction: int, products: Floats, recurrent: Floats, bias: Floats, hidden: Floats) -> Back:
+    linear, split = _linear_before_reset(call), 2 * hidden.shape[1]
     of_gates, of_new = recurrent[:split], recurrent[split:]
     steps = []
     for product in products:
         z, r = np.split(sigmoid(product[:, :split] + _times(hidden, of_gates.T) + bias[:split]), 2, axis=-1)
         # What the gate r multiplies: the product with R, or the hidden state that goes into this product.
-        reset = _times(hidden, of_new.T) + bias[split:] if linear_before_reset else hidden
-        inner = r * reset if linear_before_reset else _times(r * reset, of_new.T) + bias[split:]
+        reset = _times(hidden, of_new.T) + bias[split:] if linear else hidden
+        inner = r * reset if linear else _times(r * reset, of_new.T) + bias[split:]
         new = np.tanh(product[:, split:] + inner)
         steps.append((z, r, new, hidden, reset))
         hidden = (1 - z) * new + z * hidden
@@ -140,28 +133,23 @@ def _gru(products: Floats, recurrent: Floats, bias: Floats, hidden: Floats, line
         z, r, new, before, reset = steps[step]
         at_new = hidden * ((1 - z) * (1 - new * new))
         at_z = hidden * ((before - new) * z * (1 - z))
-        if linear_before_reset:
-            at_reset, at_product = at_new, at_new * r
-            through = _times(at_product, of_new)
-        else:
-            at_reset, at_product = _times(at_new, of_new), at_new
-            through = at_reset * r
+        at_reset = at_new if linear else _times(at_new, of_new)
+        through = _times(at_new * r, of_new) if linear else at_reset * r
         gates = np.concatenate([at_z, at_reset * (reset * r * (1 - r))], axis=-1)
-        hidden = hidden * z + through + _times(gates, of_gates)
         at_input = np.concatenate([gates, at_new], axis=-1)
-        at_recurrent = np.concatenate([gates, at_product], axis=-1) if linear_before_reset else at_input
-        return at_input, at_recurrent, [hidden]
+        at_recurrent = np.concatenate([gates, at_new * r], axis=-1) if linear else at_input
+        return at_input, at_recurrent, [hidden * z + through + _times(gates, of_gates)]
 
     return back
 
 
-def _rnn(products: Floats, recurrent: Floats, bias: Floats, hidden: Floats, activation: str) -> Back:
-    """The forward pass of one direction, from products with W [steps, batch, hidden] and the initial state."""
+def _rnn(call: Call, direction: int, products: Floats, recurrent: Floats, bias: Floats, hidden: Floats) -> Back:
+    tanh = call.attributes.get("activations", ["tanh"] * 2)[direction].lower() == "tanh"
     slopes = []
     for product in products:
         inner = product + _times(hidden, recurrent.T) + bias
-        hidden = np.tanh(inner) if activation == "tanh" else np.maximum(inner, 0)
-        slopes.append(1 - hidden * hidden if activation == "tanh" else (hidden > 0).astype(np.float32))
+        hidden = np.tanh(inner) if tanh else np.maximum(inner, 0)
+        slopes.append(1 - hidden * hidden if tanh else (hidden > 0).astype(np.float32))
 
     def back(step: int, state: State) -> tuple[Floats, Floats, State]:
         gate = state[0] * slopes[step]
@@ -170,22 +158,27 @@ def _rnn(products: Floats, recurrent: Floats, bias: Floats, hidden: Floats, acti
     return back
 
 
-def _checked(call: Call) -> tuple[list[int], list[str]]:
-    """Strides of the directions, and the last activation of each; refuses what the formulas here do not cover."""
+_FORWARD = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}
+
+
+def _strides(call: Call) -> list[int]:
+    """Each direction's stride through the steps; refuses what the formulas here do not cover."""
     kind, attributes = call.operation.kind, call.attributes
-    strides = _DIRECTIONS.get(attributes.get("direction", "forward"))
-    if strides is None or "clip" in attributes or attributes.get("layout") or attributes.get("input_forget"):
+    strides = _DIRECTIONS.get(attributes.get("direction", "forward"), [])
+    if not strides or "clip" in attributes or attributes.get("layout") or attributes.get("input_forget"):
         raise NoRuleError(f"{kind} with an unknown direction, clip, layout or input_forget")
     usual = _ACTIVATIONS[kind] * len(strides)
     activations = [name.lower() for name in attributes.get("activations", usual)]
-    relu = kind == "RNN" and [name.replace("relu", "tanh") for name in activations] == usual
-    if activations != usual and not relu:
+    if activations != usual and (kind != "RNN" or [name.replace("relu", "tanh") for name in activations] != usual):
         raise NoRuleError(f"{kind} with the activations {', '.join(activations)}")
     lengths = call.optional(_LENGTHS)
     if lengths is not None and np.any(lengths != len(call.value(_X))):
         raise NoRuleError(f"{kind} with sequences of different lengths")
-    each = len(_ACTIVATIONS[kind])
-    return strides, activations[each - 1 :: each]
+    return strides
+
+
+def _linear_before_reset(call: Call) -> bool:
+    return call.operation.kind == "GRU" and bool(call.attributes.get("linear_before_reset", 0))
 
 
 def _part(call: Call, place: int, direction: int, shape: tuple[int, ...]) -> Floats:

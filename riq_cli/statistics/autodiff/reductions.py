@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
-from riq_cli.statistics.autodiff.rule import (
-    Array,
-    Call,
-    Floats,
-    Gradients,
-    NoRuleError,
-    Rule,
-    unbroadcast,
-    unbroadcast_product,
-)
+from riq_cli.statistics.autodiff.rule import Array, Call, Floats, Gradients, NoRuleError, Rule, unbroadcast
 
 Axes = tuple[int, ...]
 
@@ -86,24 +78,21 @@ def _cumulative_sum(call: Call) -> Gradients:
     return [np.flip(sums, axis) if backwards else sums]
 
 
-def _of_softmax(log: bool) -> Rule:
-    def rule(call: Call) -> Gradients:
-        x, gradient = call.floats(0), call.gradient
-        flat = call.operation.version < 13  # over all axes from this one on
-        axis = call.axis(x.ndim, 1 if flat else -1)
-        end = x.ndim if flat else axis + 1
-        shape = math.prod(x.shape[:axis]), math.prod(x.shape[axis:end]), math.prod(x.shape[end:])
-        softmax = _softmax(x.reshape(shape), (1,))
-        found = np.empty((len(gradient), *shape), np.float32)
-        for one, result in zip(gradient.reshape(found.shape), found, strict=True):  # each fits a processor's cache
-            if log:
-                np.subtract(one, softmax * one.sum(axis=1, keepdims=True), out=result)
-            else:
-                np.multiply(one, softmax, out=result)
-                result -= softmax * result.sum(axis=1, keepdims=True)
-        return [found.reshape(gradient.shape)]
-
-    return rule
+def _of_softmax(call: Call, log: bool) -> Gradients:
+    x, gradient = call.floats(0), call.gradient
+    flat = call.operation.version < 13  # over all axes from this one on
+    axis = call.axis(x.ndim, 1 if flat else -1)
+    end = x.ndim if flat else axis + 1
+    shape = math.prod(x.shape[:axis]), math.prod(x.shape[axis:end]), math.prod(x.shape[end:])
+    softmax = _softmax(x.reshape(shape), (1,))
+    found = np.empty((len(gradient), *shape), np.float32)
+    for one, result in zip(gradient.reshape(found.shape), found, strict=True):  # each fits a processor's cache
+        if log:
+            np.subtract(one, softmax * one.sum(axis=1, keepdims=True), out=result)
+        else:
+            np.multiply(one, softmax, out=result)
+            result -= softmax * result.sum(axis=1, keepdims=True)
+    return [found.reshape(gradient.shape)]
 
 
 # ---- Normalizations -------------------------------------------------------------------------------------------------
@@ -112,30 +101,20 @@ def _of_softmax(log: bool) -> Rule:
 def _normalized(
     gradient: Floats, x: Floats, scale: Floats, axes: Axes, epsilon: float, centered: bool, wanted: Sequence[bool]
 ) -> Gradients:
-    """Gradients of x and of the scale, from that of (x − mean) / √(variance + ε) · scale.
+    """Gradients of x and of the scale, from that of (x − mean) / √(variance + epsilon) · scale.
 
-    Args:
-        gradient: [probes, *x.shape].
-        x: any shape.
-        scale: of a shape that is broadcast to x's.
-        axes: of x, over which mean and variance are.
-        epsilon: ε.
-        centered: without, the mean counts as zero.
-        wanted: whether each of the two is.
+    Mean and variance are over `axes` of x. Without `centered`, the mean counts as zero.
     """
     found: Gradients = [None, None]
-    if not any(wanted[:2]):
-        return found
-    normal = x - x.mean(axis=axes, keepdims=True) if centered else x
-    inverse: Floats = np.reciprocal(np.sqrt(np.square(normal).mean(axis=axes, keepdims=True) + epsilon))
-    normal = normal * inverse
+    if any(wanted[:2]):
+        normal = x - x.mean(axis=axes, keepdims=True) if centered else x
+        inverse: Floats = np.reciprocal(np.sqrt(np.square(normal).mean(axis=axes, keepdims=True) + epsilon))
+        normal = normal * inverse
     if wanted[1]:
-        found[1] = unbroadcast_product(gradient, normal, scale.shape)
+        found[1] = unbroadcast(gradient, scale.shape, normal)
     if wanted[0]:
-        found[0] = result = np.empty(gradient.shape, np.float32)
-        factor = scale * inverse
-        for one, probe in zip(result, gradient, strict=True):  # each fits a processor's cache
-            np.multiply(probe, factor, out=one)
+        found[0] = result = gradient * (scale * inverse)
+        for one in result:  # each fits a processor's cache
             along = (one * normal).mean(axis=axes, keepdims=True)
             if centered:
                 one -= one.mean(axis=axes, keepdims=True)
@@ -143,85 +122,67 @@ def _normalized(
     return found
 
 
-def _check_statistics(call: Call, end: int | None = None) -> None:
-    if any(gradient is not None for gradient in call.gradients[1:end]):
+def _layer_normalization(call: Call, centered: bool, epsilon: float = 1e-5) -> Gradients:
+    """Of X, scale and possibly bias; without `centered` it leaves out the mean."""
+    if any(gradient is not None for gradient in call.gradients[1:]):
         raise NoRuleError(f"{call.operation.kind} whose mean or deviation is used")
+    x = call.floats(0)
+    axes = tuple(range(call.axis(x.ndim, -1), x.ndim))
+    epsilon = call.number("epsilon", epsilon)
+    found = _normalized(call.gradient, x, call.floats(1), axes, epsilon, centered, call.wanted)
+    return [*found, unbroadcast(call.gradient, call.value(2).shape) if call.wants(2) else None]
 
 
-def _of_bias(call: Call, place: int) -> Floats | None:
-    return unbroadcast(call.gradient, call.value(place).shape) if call.wants(place) else None
-
-
-def _of_layers(centered: bool) -> Rule:
-    """LayerNormalization, or what leaves out the mean: X, scale and possibly bias."""
-
-    def rule(call: Call) -> Gradients:
-        _check_statistics(call)
-        x = call.floats(0)
-        axes = tuple(range(call.axis(x.ndim, -1), x.ndim))
-        epsilon = call.number("epsilon", 1e-5)
-        found = _normalized(call.gradient, x, call.floats(1), axes, epsilon, centered, call.wanted)
-        return [*found, _of_bias(call, 2)]
-
-    return rule
-
-
-def _of_sums(centered: bool) -> Rule:
+def _skip_normalization(call: Call, centered: bool) -> Gradients:
     """Microsoft's: input, skip, gamma, beta if centered, bias; the sum of input, skip and bias may be an output too."""
-
-    def rule(call: Call) -> Gradients:
-        _check_statistics(call, 3)
-        found: Gradients = [None] * len(call.inputs)
-        of_sum = call.gradients[3] if len(call.gradients) > 3 else None
-        added = [place for place in (0, 1, 4 if centered else 3) if call.optional(place) is not None]
-        if call.gradients[0] is not None:
-            x = sum(call.floats(place) for place in added[1:]) + call.floats(0)
-            wanted = any(call.wanted[place] for place in added), call.wanted[2]
-            epsilon = call.number("epsilon", 1e-12)
-            of_x, found[2] = _normalized(call.gradient, x, call.floats(2), (x.ndim - 1,), epsilon, centered, wanted)
-            if centered and call.wants(3):
-                found[3] = _of_bias(call, 3)
-            of_sum = of_x if of_sum is None or of_x is None else of_x + of_sum
-        for place in added:
-            if call.wanted[place] and of_sum is not None:
-                found[place] = unbroadcast(of_sum, call.value(place).shape)
-        return found
-
-    return rule
+    added = [place for place in (0, 1, 4 if centered else 3) if call.optional(place) is not None]
+    found: Gradients = [None] * len(call.inputs)
+    of_sum = call.gradients[3] if len(call.gradients) > 3 else None
+    if any(gradient is not None for gradient in call.gradients[:3]):
+        x = sum((call.floats(place) for place in added[1:]), call.floats(0))
+        wanted = [any(map(call.wants, added)), call.wants(2), centered and call.wants(3)]
+        inner = Call(call.operation, [x, *call.inputs[2:4]], call.gradients[:3], wanted)
+        of_x, found[2], of_beta = _layer_normalization(inner, centered, 1e-12)
+        if wanted[2]:
+            found[3] = of_beta
+        of_sum = of_x if of_sum is None or of_x is None else of_x + of_sum
+    for place in added:
+        if call.wants(place) and of_sum is not None:
+            found[place] = unbroadcast(of_sum, call.value(place).shape)
+    return found
 
 
-def _of_channels(call: Call) -> Gradients:
+def _channel_normalization(call: Call) -> Gradients:
     """InstanceNormalization; GroupNormalization, whose scale is one for each group before opset 21, or each channel."""
     x, scale, probes = call.floats(0), call.floats(1), len(call.gradient)
     samples, channels, *spatial = x.shape
     groups = int(call.attributes.get("num_groups", channels))
-    grouped = samples, groups, channels // groups, *spatial
-    of_scale = groups, scale.size // groups, *[1] * len(spatial)
-    gradient = call.gradient.reshape(probes, *grouped)
-    axes, epsilon = tuple(range(2, len(grouped))), call.number("epsilon", 1e-5)
-    found = _normalized(gradient, x.reshape(grouped), scale.reshape(of_scale), axes, epsilon, True, call.wanted)
-    found.append(unbroadcast(gradient, of_scale) if call.wants(2) else None)
-    return [
-        None if part is None else part.reshape(probes, *call.value(place).shape) for place, part in enumerate(found)
-    ]
+    x = x.reshape(samples, groups, channels // groups, *spatial)
+    scale = scale.reshape(groups, scale.size // groups, *[1] * len(spatial))
+    gradient = call.gradient.reshape(probes, *x.shape)
+    axes, epsilon = tuple(range(2, x.ndim)), call.number("epsilon", 1e-5)
+    found = _normalized(gradient, x, scale, axes, epsilon, True, call.wanted)
+    found.append(unbroadcast(gradient, scale.shape) if call.wants(2) else None)
+    return [None if part is None else part.reshape(probes, *call.value(i).shape) for i, part in enumerate(found)]
 
 
 def _batch_normalization(call: Call) -> Gradients:
-    attributes, version, gradient = call.attributes, call.operation.version, call.gradient
+    attributes, version, x = call.attributes, call.operation.version, call.floats(0)
     if attributes.get("training_mode") or (version < 14 and any(call.operation.outputs[1:])):
         raise NoRuleError("BatchNormalization in training")
-    x, scale, mean, variance = (call.floats(place) for place in (0, 1, 3, 4))
     if x.ndim < 2 or attributes.get("spatial", 1) == 0 or (version < 7 and not attributes.get("is_test")):
         raise NoRuleError("BatchNormalization of other statistics than the channels'")
-    deviation = np.sqrt(variance + np.float32(attributes.get("epsilon", 1e-5)))
-    slope, channels = scale / deviation, (-1, *[1] * (x.ndim - 2))
-    of_x = gradient * slope.reshape(channels) if call.wanted[0] else None
-    if not any(call.wanted[1:]):
-        return [of_x]
-    sums = unbroadcast(gradient, slope.reshape(channels).shape).reshape(-1, scale.size)
-    normal = (x - mean.reshape(channels)) / deviation.reshape(channels)
-    products = unbroadcast_product(gradient, normal, slope.reshape(channels).shape).reshape(sums.shape)
-    return [of_x, products, sums, -sums * slope, -0.5 * products * slope / deviation]
+    channels = (-1, *[1] * (x.ndim - 2))
+    scale, mean, variance = (call.floats(place).reshape(channels) for place in (1, 3, 4))
+    deviation: Floats = np.sqrt(variance + np.float32(attributes.get("epsilon", 1e-5)))
+    slope = scale / deviation
+    found: Gradients = [call.gradient * slope if call.wanted[0] else None]
+    if any(call.wanted[1:]):
+        normal = (x - mean) / deviation
+        factors = normal, np.float32(1), -slope, -0.5 * normal * slope / deviation  # of scale, bias, mean, variance
+        of_channels = [unbroadcast(call.gradient, slope.shape, np.asarray(factor)) for factor in factors]
+        found += [part.reshape(len(part), -1) for part in of_channels]
+    return found
 
 
 RULES: dict[str, Rule] = {
@@ -238,14 +199,14 @@ RULES: dict[str, Rule] = {
     "GlobalAveragePool": _reduction(_mean, spatial=True),
     "GlobalMaxPool": _reduction(_maximum, spatial=True),
     "CumSum": _cumulative_sum,
-    "Softmax": _of_softmax(log=False),
-    "LogSoftmax": _of_softmax(log=True),
-    "LayerNormalization": _of_layers(centered=True),
-    "SimplifiedLayerNormalization": _of_layers(centered=False),
-    "RMSNormalization": _of_layers(centered=False),
-    "com.microsoft:SkipLayerNormalization": _of_sums(centered=True),
-    "com.microsoft:SkipSimplifiedLayerNormalization": _of_sums(centered=False),
-    "InstanceNormalization": _of_channels,
-    "GroupNormalization": _of_channels,
+    "Softmax": partial(_of_softmax, log=False),
+    "LogSoftmax": partial(_of_softmax, log=True),
+    "LayerNormalization": partial(_layer_normalization, centered=True),
+    "SimplifiedLayerNormalization": partial(_layer_normalization, centered=False),
+    "RMSNormalization": partial(_layer_normalization, centered=False),
+    "com.microsoft:SkipLayerNormalization": partial(_skip_normalization, centered=True),
+    "com.microsoft:SkipSimplifiedLayerNormalization": partial(_skip_normalization, centered=False),
+    "InstanceNormalization": _channel_normalization,
+    "GroupNormalization": _channel_normalization,
     "BatchNormalization": _batch_normalization,
 }

@@ -94,29 +94,20 @@ Rules do not write into what they get, and what they return may be a view of it.
 """
 
 
-def unbroadcast(gradient: Floats, shape: Sequence[int]) -> Floats:
-    """The gradient of a tensor of `shape` that was broadcast, from that of what it was broadcast to."""
-    repeated = _repeated_axes(gradient, shape)
-    return gradient.sum(axis=repeated).reshape(len(gradient), *shape) if repeated else gradient
-
-
-def unbroadcast_product(gradient: Floats, factor: Array, shape: Sequence[int]) -> Floats:
-    """`unbroadcast(gradient * factor, shape)`, without the product in memory where it is summed."""
-    repeated = _repeated_axes(gradient, shape)
-    if not repeated:
-        return gradient * factor
-    axes = string.ascii_letters[: gradient.ndim]
-    kept = "".join(letter for axis, letter in enumerate(axes) if axis not in repeated)
-    factor = np.broadcast_to(factor, gradient.shape[1:])
-    sums: Floats = np.einsum(f"{axes},{axes[1:]}->{kept}", gradient, factor)
-    return sums.reshape(len(gradient), *shape)
-
-
-def _repeated_axes(gradient: Floats, shape: Sequence[int]) -> tuple[int, ...]:
-    """Axes of a gradient, that of the probes counted, along which a tensor of `shape` was repeated."""
+def unbroadcast(gradient: Floats, shape: Sequence[int], factor: Array | None = None) -> Floats:
+    """The gradient of a tensor of `shape`, from that of what it was broadcast to and multiplied by a factor."""
     added = gradient.ndim - len(shape)
     stretched = [added + i for i, length in enumerate(shape) if length == 1 != gradient.shape[added + i]]
-    return (*range(1, added), *stretched)
+    repeated = (*range(1, added), *stretched)
+    if factor is None:
+        return gradient.sum(axis=repeated).reshape(len(gradient), *shape) if repeated else gradient
+    if not repeated:
+        return gradient * factor
+    letters = string.ascii_letters[: gradient.ndim]
+    kept = "".join(letter for axis, letter in enumerate(letters) if axis not in repeated)
+    factor = np.broadcast_to(factor, gradient.shape[1:])
+    sums: Floats = np.einsum(f"{letters},{letters[1:]}->{kept}", gradient, factor)  # no product in memory
+    return sums.reshape(len(gradient), *shape)
 
 
 def sigmoid(x: Floats) -> Floats:

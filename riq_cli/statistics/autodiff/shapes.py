@@ -30,10 +30,6 @@ def _transpose(call: Call) -> Gradients:
     return [call.gradient.transpose(0, *(np.argsort(order) + 1))]
 
 
-def _expand(call: Call) -> Gradients:
-    return [unbroadcast(call.gradient, call.value(0).shape)]
-
-
 def _tile(call: Call) -> Gradients:
     shape, repeats = call.value(0).shape, call.integers(1, "repeats")
     if repeats is None or len(repeats) != len(shape):
@@ -43,20 +39,17 @@ def _tile(call: Call) -> Gradients:
     return [gradient.sum(axis=tuple(range(1, gradient.ndim, 2)))]
 
 
-def _depth_to_space(call: Call) -> Gradients:
-    block, probes = int(call.attributes["blocksize"]), len(call.gradient)
-    samples, channels, height, width = call.value(0).shape
-    blocks = call.gradient.reshape(probes, samples, channels // block**2, height, block, width, block)
-    by_columns = call.attributes.get("mode", "DCR") == "CRD"
-    order = (0, 1, 2, 4, 6, 3, 5) if by_columns else (0, 1, 4, 6, 2, 3, 5)
-    return [blocks.transpose(order).reshape(probes, samples, channels, height, width)]
-
-
-def _space_to_depth(call: Call) -> Gradients:
-    block, probes = int(call.attributes["blocksize"]), len(call.gradient)
-    samples, channels, height, width = call.value(0).shape
-    blocks = call.gradient.reshape(probes, samples, block, block, channels, height // block, width // block)
-    return [blocks.transpose(0, 1, 4, 5, 2, 6, 3).reshape(probes, samples, channels, height, width)]
+def _blocks(call: Call) -> Gradients:
+    """DepthToSpace and SpaceToDepth."""
+    block, probes, shape = int(call.attributes["blocksize"]), len(call.gradient), call.value(0).shape
+    samples, channels, height, width = shape
+    if call.operation.kind == "SpaceToDepth":
+        split, order = (block, block, channels, height // block, width // block), (0, 1, 4, 5, 2, 6, 3)
+    else:
+        split, order = (channels // block**2, height, block, width, block), (0, 1, 4, 6, 2, 3, 5)
+        if call.attributes.get("mode", "DCR") == "CRD":
+            order = (0, 1, 2, 4, 6, 3, 5)
+    return [call.gradient.reshape(probes, samples, *split).transpose(order).reshape(probes, *shape)]
 
 
 # ---- Put together, and taken apart ----------------------------------------------------------------------------------
@@ -149,8 +142,8 @@ def _back_to(places: Places, length: int, call: Call) -> Gradients:
     """The gradient of the first input, of `length` elements or slices, from the places of what was taken from it."""
     probes = len(call.gradient)
     taken = call.gradient.reshape(probes, places.size, -1)
-    if taken.shape[2] == 1:  # probes lie side by side: what is added is then a row
-        found = _scattered(taken.transpose(2, 1, 0), places.ravel(), length).transpose(2, 1, 0)
+    if taken.shape[2] == 1:  # with probes side by side, what is added is a row
+        found = _scattered(taken.T, places.ravel(), length).T
     else:
         found = _scattered(taken, places.ravel(), length)
     return [found.reshape(probes, *call.value(0).shape)]
@@ -175,38 +168,30 @@ def _scattered(gradient: Floats, places: Places, length: int) -> Floats:
 
 def _pad(call: Call) -> Gradients:
     gradient, shape = call.gradient, call.value(0).shape
-    pads = _pads(call, len(shape))
-    mode = call.attributes.get("mode", "constant")
+    mode, given = call.attributes.get("mode", "constant"), call.integers(1, "pads") or call.integers(1, "paddings")
+    if given is None:
+        raise NoRuleError("Pad without pads")
+    pads = [(0, 0)] * len(shape)
+    half = len(given) // 2
+    for axis, *pair in zip(call.integers(3, "axes") or range(len(shape)), given[:half], given[half:], strict=True):
+        pads[axis] = pair[0], pair[1]
     if mode != "constant":  # what is padded with elements from inside goes back to them, one axis after the other
-        if any(min(pad) < 0 for pad in pads):
+        if min(given) < 0:
             raise NoRuleError(f"Pad of mode {mode} with a negative pad")
-        for axis, (pad, length) in enumerate(zip(pads, shape, strict=True), 1):
+        for axis, (pad, length) in enumerate(zip(pads, shape, strict=True)):
             if pad != (0, 0):
                 places = np.pad(np.arange(length), pad, mode)[None]
-                gradient = AxisMap(places, np.ones(places.shape, np.float32), length).transposed(gradient, axis)
+                gradient = AxisMap(places, np.ones(places.shape, np.float32), length).transposed(gradient, axis + 1)
         return [gradient]
     found = inner = gradient[_inside(pads, gradient.shape[1:])]
     if inner.shape[1:] != shape:  # negative pads take away
         found = np.zeros((len(gradient), *shape), np.float32)
         found[_inside([(-before, -after) for before, after in pads], shape)] = inner
-    of_value = None
-    if call.wants(2):
-        axes = tuple(range(1, gradient.ndim))
-        outside: Floats = gradient.sum(axis=axes) - inner.sum(axis=axes)
-        of_value = outside.reshape(len(gradient), *call.value(2).shape)
-    return [found, None, of_value]
-
-
-def _pads(call: Call, rank: int) -> list[tuple[int, int]]:
-    """(before, after) for each axis."""
-    given = call.integers(1, "pads") or call.integers(1, "paddings")
-    if given is None:
-        raise NoRuleError("Pad without pads")
-    half = len(given) // 2
-    pads = [(0, 0)] * rank
-    for axis, before, after in zip(call.integers(3, "axes") or range(rank), given[:half], given[half:], strict=True):
-        pads[axis] = before, after
-    return pads
+    if not call.wants(2):
+        return [found]
+    axes = tuple(range(1, gradient.ndim))
+    outside: Floats = gradient.sum(axis=axes) - inner.sum(axis=axes)
+    return [found, None, outside.reshape(len(gradient), *call.value(2).shape)]
 
 
 def _inside(pads: list[tuple[int, int]], shape: tuple[int, ...]) -> tuple[slice, ...]:
@@ -217,10 +202,10 @@ def _inside(pads: list[tuple[int, int]], shape: tuple[int, ...]) -> tuple[slice,
 RULES: dict[str, Rule] = {
     **dict.fromkeys(["Reshape", "Flatten", "Squeeze", "Unsqueeze"], _reshape),
     "Transpose": _transpose,
-    "Expand": _expand,
+    "Expand": lambda call: [unbroadcast(call.gradient, call.value(0).shape)],
     "Tile": _tile,
-    "DepthToSpace": _depth_to_space,
-    "SpaceToDepth": _space_to_depth,
+    "DepthToSpace": _blocks,
+    "SpaceToDepth": _blocks,
     "Concat": _concatenation,
     "Split": _split,
     "Slice": _slice,

@@ -32,52 +32,42 @@ class Windows:
     sizes: tuple[int, ...]
     counts: tuple[int, ...]
 
+    @classmethod
+    def of(cls, call: Call, kernel: Sequence[int], sizes: Sequence[int], counts: Sequence[int]) -> Windows:
+        """Those of a convolution or pooling on its input, or of a transposed convolution on its output."""
+        attributes, zeros, ones = call.attributes, [0] * len(kernel), [1] * len(kernel)
+        strides, dilations = attributes.get("strides") or ones, attributes.get("dilations") or ones
+        word = attributes.get("auto_pad", "NOTSET")
+        before = (zeros if word == "VALID" else attributes.get("pads") or zeros)[: len(kernel)]
+        if word.startswith("SAME") or attributes.get("output_shape"):
+            more = attributes.get("output_padding") or zeros
+            ends = [
+                (counts[i] - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1 + more[i] for i in range(len(kernel))
+            ]
+            totals = [max(0, end - size) for end, size in zip(ends, sizes, strict=True)]
+            before = [total // 2 if word == "SAME_UPPER" else total - total // 2 for total in totals]
+        return cls(*map(tuple, (kernel, strides, dilations, before, sizes, counts)))
+
     def taps(self) -> Iterator[tuple[int, Places, Places]]:
-        """For every tap of the kernel: its number, which windows have it on an element, and these elements.
+        """For every tap of the kernel: its number, which windows have it on an element, and these elements."""
+        axes = range(len(self.kernel))
+        for number, taps in enumerate(itertools.product(*map(range, self.kernel))):
+            having, places = zip(*(self._along(axis, tap) for axis, tap in zip(axes, taps, strict=True)), strict=True)
+            if all(one.stop for one in having):  # not on padding alone
+                yield number, (..., *having), (..., *places)
 
-        Taps that lie on padding in all windows are left out.
-        """
-        axes = [[self._tap(axis, tap) for tap in range(count)] for axis, count in enumerate(self.kernel)]
-        for number, places in enumerate(itertools.product(*axes)):
-            found = [place for place in places if place is not None]
-            if len(found) == len(places):
-                yield number, (..., *(place[0] for place in found)), (..., *(place[1] for place in found))
-
-    def _tap(self, axis: int, tap: int) -> tuple[slice, slice] | None:
+    def _along(self, axis: int, tap: int) -> tuple[slice, slice]:
         """Which windows of one axis have a tap on an element, and these elements."""
         stride, place = self.strides[axis], tap * self.dilations[axis] - self.before[axis]
         first = max(0, -(place // stride))
         last = min(self.counts[axis] - 1, (self.sizes[axis] - 1 - place) // stride)
         if last < first:
-            return None
+            return slice(0), slice(0)
         return slice(first, last + 1), slice(first * stride + place, last * stride + place + 1, stride)
 
     def trivial(self) -> bool:
         """Whether every window is one element, and every element one window."""
         return self.sizes == self.counts and {*self.kernel, *self.strides} <= {1} and not any(self.before)
-
-
-def windows_of(call: Call, kernel: Sequence[int], sizes: Sequence[int], counts: Sequence[int]) -> Windows:
-    """Windows of a convolution or pooling, on its input; of a transposed convolution, on its output.
-
-    Args:
-        call: of the operation.
-        kernel: sizes of the kernel.
-        sizes: of the tensor that the windows lie on.
-        counts: of windows on each axis.
-    """
-    attributes, axes = call.attributes, range(len(kernel))
-    strides, dilations = (tuple(attributes.get(name) or [1] * len(kernel)) for name in ("strides", "dilations"))
-    word = attributes.get("auto_pad", "NOTSET")
-    before = (
-        tuple(attributes.get("pads") or [0] * len(kernel))[: len(kernel)] if word != "VALID" else (0,) * len(kernel)
-    )
-    if word.startswith("SAME") or attributes.get("output_shape"):
-        more = attributes.get("output_padding") or [0] * len(kernel)
-        ends = [(counts[i] - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1 + more[i] for i in axes]
-        totals = [max(0, end - size) for end, size in zip(ends, sizes, strict=True)]
-        before = tuple(total // 2 if word == "SAME_UPPER" else total - total // 2 for total in totals)
-    return Windows(tuple(kernel), strides, dilations, before, tuple(sizes), tuple(counts))
 
 
 # ---- Convolutions ---------------------------------------------------------------------------------------------------
@@ -86,7 +76,7 @@ def windows_of(call: Call, kernel: Sequence[int], sizes: Sequence[int], counts: 
 def _convolution(call: Call, transposed: bool) -> Gradients:
     x, kernel, gradient = call.value(0), call.value(1), call.gradient
     sizes, counts = (gradient.shape[3:], x.shape[2:]) if transposed else (x.shape[2:], gradient.shape[3:])
-    windows, groups = windows_of(call, kernel.shape[2:], sizes, counts), call.attributes.get("group", 1)
+    windows, groups = Windows.of(call, kernel.shape[2:], sizes, counts), call.attributes.get("group", 1)
     found: Gradients = [None, None, None]
     if call.wanted[0]:
         back = _gathered if transposed else _spread
@@ -94,43 +84,35 @@ def _convolution(call: Call, transposed: bool) -> Gradients:
         found[0] = samples.reshape(len(gradient), *x.shape)
     if call.wanted[1]:
         one = call.floats(0)[None]
-        found[1] = _correlated(windows, *((one, gradient) if transposed else (gradient, one)), groups)
+        found[1] = _correlated(windows, *((one, gradient) if transposed else (gradient, one)), kernel)
     if call.wants(2):
         found[2] = gradient.sum(axis=(1, *range(3, gradient.ndim)))
     return found
 
 
 def _spread(windows: Windows, values: Floats, kernel: Floats, groups: int) -> Floats:
-    """Adds the kernel times the value of each window to what lies under its taps.
+    """Adds the kernel times the value of each window to what lies under its taps: [samples, others, *sizes].
 
-    Args:
-        windows: where the kernel lies.
-        values: [samples, channels, *counts].
-        kernel: [channels, channels of a group of the result, …].
-        groups: of channels.
-
-    Returns:
-        [samples, channels, *sizes].
+    `values` are [samples, channels, *counts], the kernel [channels, others of a group, …].
     """
     samples, channels = values.shape[:2]
-    made = groups * kernel.shape[1]
+    others = groups * kernel.shape[1]
     matrices = kernel.reshape(groups, channels // groups, kernel.shape[1], -1).transpose(3, 0, 2, 1)
     columns = values.reshape(samples, groups, channels // groups, -1)
     if windows.trivial():
-        return np.asarray(matrices[0] @ columns).reshape(samples, made, *windows.sizes)
+        return np.asarray(matrices[0] @ columns).reshape(samples, others, *windows.sizes)
     matrices = np.ascontiguousarray(matrices)
-    result = np.zeros((samples, made, *windows.sizes), np.float32)
-    if groups == channels == made:
+    result = np.zeros((samples, others, *windows.sizes), np.float32)
+    if groups == channels == others:
         _spread_each(windows, values, matrices.reshape(-1, channels), result)
         return result
-    step = max(1, _BUFFER // max(1, made * columns.shape[-1]))
+    step = max(1, _BUFFER // max(1, others * columns.shape[-1]))
     for begin in range(0, samples, step):
         part, target = columns[begin : begin + step], result[begin : begin + step]
         buffer = np.empty((len(part), groups, kernel.shape[1], part.shape[-1]), np.float32)
-        shaped = buffer.reshape(len(part), made, *windows.counts)
         for tap, having, places in windows.taps():
             np.matmul(matrices[tap], part, out=buffer)
-            target[places] += shaped[having]
+            target[places] += buffer.reshape(len(part), others, *windows.counts)[having]
     return result
 
 
@@ -163,21 +145,22 @@ def _gathered(windows: Windows, values: Floats, kernel: Floats, groups: int) -> 
     return result.reshape(len(values), len(kernel), *windows.counts)
 
 
-def _correlated(windows: Windows, values: Floats, under: Floats, groups: int) -> Floats:
+def _correlated(windows: Windows, values: Floats, under: Floats, kernel: Array) -> Floats:
     """The gradient of a kernel: for every tap, windows' values times what lies under it, summed over windows.
 
     `values` are [probes, samples, channels, *counts], `under` [probes, samples, others, *sizes]; one of them may have
-    a single probe for all. Gives [probes, channels, others of a group, *kernel].
+    a single probe for all. The kernel is [channels, others of a group, …].
     """
-    probes, samples = max(len(values), len(under)), values.shape[1]
-    channels, others = values.shape[2] // groups, under.shape[2] // groups
-    result = np.zeros((probes, groups, channels, others, math.prod(windows.kernel)), np.float32)
+    groups = under.shape[2] // kernel.shape[1]
+    result = np.zeros((max(len(values), len(under)), *kernel.shape), np.float32)
+    of_taps = result.reshape(len(result), groups, -1, kernel.shape[1], math.prod(windows.kernel))
     for tap, having, places in windows.taps():
-        left, right = values[having], under[places]
-        left = left.reshape(len(left), samples, groups, channels, -1)
-        right = right.reshape(len(right), samples, groups, others, -1)
-        result[..., tap] = (left @ right.swapaxes(-1, -2)).sum(axis=1)
-    return result.reshape(probes, groups * channels, others, *windows.kernel)
+        left, right = (
+            part.reshape(*part.shape[:2], groups, part.shape[2] // groups, -1)
+            for part in (values[having], under[places])
+        )
+        of_taps[..., tap] = (left @ right.swapaxes(-1, -2)).sum(axis=1)
+    return result
 
 
 # ---- Pooling --------------------------------------------------------------------------------------------------------
@@ -185,7 +168,7 @@ def _correlated(windows: Windows, values: Floats, under: Floats, groups: int) ->
 
 def _max_pool(call: Call) -> Gradients:
     x, gradient = call.value(0), call.gradient
-    windows = windows_of(call, call.attributes["kernel_shape"], x.shape[2:], gradient.shape[3:])
+    windows = Windows.of(call, call.attributes["kernel_shape"], x.shape[2:], gradient.shape[3:])
     maps = x.reshape(-1, *windows.sizes)
     changes = gradient.reshape(len(gradient), len(maps), *windows.counts)
     result = np.zeros((len(gradient), *maps.shape), np.float32)
