@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from riq_cli.errors import CorruptArchive
 from riq_cli.limits import TABLE_SYMBOLS
@@ -12,18 +12,6 @@ TOO_LONG = "a table is longer than its symbols; the archive is damaged"
 _ROOT_MAX = 1 << 24
 _ZEROS = 40  # in front of a code at most
 _PIECE = 1 << 10  # bytes of a table that are turned into bits at a time
-
-
-def read_tables(stored: bytes) -> Iterator[tuple[list[int], list[int]]]:
-    """The symbols in use and the roots of their counts, of one table in a section after another.
-
-    Raises:
-        CorruptArchive: cut off, or with values that no encoder writes.
-    """
-    end = 0
-    while end < len(stored) or not end:
-        symbols, roots, end = read_table(stored, end)
-        yield symbols, roots
 
 
 def read_table(stored: bytes, begin: int = 0) -> tuple[list[int], list[int], int]:

@@ -1,4 +1,4 @@
-"""What archives hold and how two of them differ. Standard library only, unless a page shows symbols without a table."""
+"""What archives hold and how two of them differ. Standard library only, but for the pictures of a page."""
 
 from riq_cli.report.difference import NUMBERS, difference
 from riq_cli.report.facts import command, facts, flag, judgement, layers_at, reservation, searched

@@ -1,17 +1,14 @@
-"""How often each symbol of a layer occurs: as its tables say, or counted where it has none."""
+"""How often each symbol of a layer occurs."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from riq_cli.archive import Archive, LayerEntry
-from riq_cli.entropy.table import read_tables
 from riq_cli.limits import BESIDE, TABLE_SYMBOLS
 
 _BARS = 75  # at most: more would be thinner than a pixel or two
-_READ = 1 << 20  # symbols of all tables of a layer that are read
 _LOOKED_INTO = 1 << 28  # weights of a layer whose streams are decoded, a few of them
 _BEYOND = 0.0005  # share of the weights at either end that may be left out, so that outliers do not squeeze the rest
 
@@ -21,8 +18,7 @@ class Histogram:
     """Shares of a layer's weights by symbol.
 
     `shares[i]` is that of the `step` symbols from `first + i * step` on, in [0, 1]; `zero` that of weights that are
-    restored as 0; `beyond` that of all symbols outside of them. From tables they are squares of rounded roots, good to
-    a few per cent of themselves.
+    restored as 0; `beyond` that of all symbols outside of them.
     """
 
     layer: LayerEntry
@@ -34,40 +30,25 @@ class Histogram:
 
 
 def histograms(archive: Archive, most: int) -> list[Histogram]:
-    """The histograms of so many of the largest layers, largest first.
-
-    Tables are read; the streams of a layer that is coded by a distribution, and has none, are decoded.
+    """The histograms of so many of the largest layers, largest first; these are decoded, large ones in part.
 
     Raises:
-        CorruptArchive: a table, or what was decoded, is damaged.
+        CorruptArchive: what was decoded is damaged.
     """
     layers = [layer for layer in archive.manifest.layers if layer.coding in ("ans", "student") and _is_small(layer)]
     largest = sorted(layers, key=lambda layer: -layer.stored)[:most]
-    found = [histogram(layer, _counts(layer, parts)) for layer, parts in archive.layer_sections() if layer in largest]
+    if not largest:
+        return []
+    from riq_cli.decode.layers import symbol_counts  # which takes its time to import
+
+    found = [histogram(layer, symbol_counts(layer, parts)) for layer, parts in archive.layer_sections()
+             if layer in largest]  # fmt: skip
     return sorted(found, key=lambda one: -one.layer.stored)
 
 
-def _counts(layer: LayerEntry, sections: Sequence[bytes]) -> Mapping[int, int]:
-    if layer.coding == "ans":
-        return table_counts(sections[len(layer.codes)])  # behind the codes
-    from riq_cli.decode.layers import symbol_counts  # which takes its time to import
-
-    return symbol_counts(layer, sections)
-
-
 def _is_small(layer: LayerEntry) -> bool:
-    """Whether a layer can be drawn, and looked into in little memory: its tables, or its streams."""
-    if layer.coding == "ans":
-        return layer.symbols <= _READ
+    """Whether a layer can be drawn, and looked into in little memory."""
     return layer.symbols <= TABLE_SYMBOLS and layer.size <= _LOOKED_INTO and layer.code_memory <= BESIDE
-
-
-def table_counts(section: bytes) -> Counter[int]:
-    """How often each symbol occurs as these tables have it, one behind the other."""
-    counts: Counter[int] = Counter()
-    for used, roots in read_tables(section):
-        counts.update(dict(zip(used, (root * root for root in roots), strict=True)))
-    return counts
 
 
 def histogram(layer: LayerEntry, counts: Mapping[int, int]) -> Histogram:

@@ -49,12 +49,12 @@ def page(archive: Archive, name: str, trace: Sequence[Sequence[float]] | None = 
     """The page about an archive that is called `name`.
 
     Args:
-        archive: its manifest and tables are read, and all of some of its layers.
+        archive: its manifest is read, and its largest layers are.
         name: for the title.
         trace: k and deviation of each evaluation of the search; None: what an old archive holds of them, if anything.
 
     Raises:
-        CorruptArchive: a table is damaged.
+        CorruptArchive: a layer is damaged.
     """
     folder = files("riq_cli.report")
     style = folder.joinpath("page.css").read_text(encoding="utf-8")
@@ -208,9 +208,8 @@ def _histograms(found: Sequence[Histogram]) -> str:
     )
     return (
         "<h2>Symbols of the largest layers</h2>\n"
-        '<p class="soft">Share of the weights at each symbol; tables in the archive keep it to a few '
-        "per cent. A symbol times its bin width is the weight (with a trellis a quarter more or less); with codes, "
-        "slices of a layer have bin widths of their own.</p>\n"
+        '<p class="soft">Share of the weights at each symbol. A symbol times its bin width is the weight (with a '
+        "trellis a quarter more or less); with codes, slices of a layer have bin widths of their own.</p>\n"
         f'<div class="histograms">{pictures}</div>\n'
     )
 
