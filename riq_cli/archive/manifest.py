@@ -197,18 +197,10 @@ def _layer(entry: Mapping[str, Any], where: str) -> LayerEntry:
     require = partial(_require, where)
     coding = entry["coding"]
     require(coding == "raw" or "bin_width" in entry, "'bin_width' is missing")
-    layer = LayerEntry(
-        **{key: entry[key] for key in ("name", "op", "dtype", "coding", "symbols", "table", "crc32")},
-        tensors=tuple(entry["tensors"]),
-        shape=tuple(entry["shape"]),
-        entropy=float(entry["entropy"]),
-        streams=tuple(entry["streams"]),
-        bin_width=None if coding == "raw" else float(entry["bin_width"]),
-        scales=tuple(map(_codes, entry.get("scales", ()))),
-        classes=_codes(entry["classes"]) if "classes" in entry else None,
-        trellis=tuple(entry["trellis"]) if "trellis" in entry else None,
-        magnitudes=tuple(map(_codes, entry.get("magnitudes", ()))),
-    )
+    values = {item.name: _frozen(entry[item.name]) for item in fields(LayerEntry) if item.name in entry}
+    values["entropy"] = float(entry["entropy"])
+    values["bin_width"] = None if coding == "raw" else float(entry["bin_width"])
+    layer = LayerEntry(**values)
     dimensions = len(layer.shape)
     require(layer.dtype in DTYPE_BYTES, f"unknown dtype {layer.dtype!r}")
     require(coding in CODINGS, f"unknown coding {coding!r}")
@@ -228,8 +220,11 @@ def _require(where: str, condition: bool, message: str) -> None:
         raise CorruptArchive(f"{where}: {message}; the archive is damaged")
 
 
-def _codes(entry: Mapping[str, Any]) -> CodesEntry:
-    return CodesEntry(tuple(entry["axes"]), entry["bytes"])
+def _frozen(value: Any) -> Any:
+    """A value of a layer's object as its entry holds it."""
+    if isinstance(value, list):
+        return tuple(map(_frozen, value))
+    return CodesEntry(tuple(value["axes"]), value["bytes"]) if isinstance(value, dict) else value
 
 
 def _check_codes(require: Callable[[bool, str], None], layer: LayerEntry) -> None:

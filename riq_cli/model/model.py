@@ -7,7 +7,7 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -274,7 +274,7 @@ class Model:
         """
         file.writelines(self._pieces())
 
-    def _pieces(self) -> Iterator[bytes | memoryview]:
+    def _pieces(self) -> list[bytes | memoryview]:
         if self.nbytes >= _PROTOBUF_MAX:
             raise ModelError("a model above 2 GiB does not fit one file; save it under a name")
         data = {

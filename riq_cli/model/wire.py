@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import onnx
@@ -122,8 +122,8 @@ def parsed_size(data: bytes, most: int) -> int:
     return total
 
 
-def with_raw_data(model: bytes, tensors: Mapping[str, memoryview]) -> Iterator[bytes | memoryview]:
-    """A serialized model, piece by piece, in which some of its tensors have raw data.
+def with_raw_data(model: bytes, tensors: Mapping[str, memoryview]) -> list[bytes | memoryview]:
+    """A serialized model, in pieces, in which some of its tensors have raw data.
 
     Args:
         model: serialized by protobuf; these tensors have no data in it.
@@ -139,50 +139,46 @@ def with_raw_data(model: bytes, tensors: Mapping[str, memoryview]) -> Iterator[b
         for step in inner:
             branch = branch.setdefault(step, {})
         branch[last] = view
-    edits, _ = _edits(model, 0, len(model), MODEL, tree)
-    if sum(isinstance(piece, memoryview) for _, _, piece in edits) != len(tensors):
+    data, placed = memoryview(model), 0
+
+    def rewritten(begin: int, end: int, message: Any, branch: Mapping[str, Any]) -> list[bytes | memoryview]:
+        nonlocal placed
+        pieces: list[bytes | memoryview] = []
+        position = begin
+        for step, field in steps(model, begin, end, message):
+            if step not in branch:
+                continue
+            if isinstance(branch[step], memoryview):
+                inner = _with_raw_data(data, field, branch[step])
+                placed += 1
+            else:
+                inner = rewritten(field.begin, field.end, field.descriptor.message_type, branch[step])
+            pieces += [data[position : field.start], _head(field.number, sum(map(len, inner))), *inner]
+            position = field.end
+        return [*pieces, data[position:end]]
+
+    pieces = rewritten(0, len(model), MODEL, tree)
+    if placed != len(tensors):
         raise ValueError("a place that the model does not have, or has twice")
-    return _edited(memoryview(model), edits)
+    return pieces
 
 
-def _edited(data: memoryview, edits: Sequence[Edit]) -> Iterator[bytes | memoryview]:
-    position = 0
-    for begin, end, piece in edits:
-        yield data[position:begin]
-        yield piece
-        position = end
-    yield data[position:]
-
-
-Edit = tuple[int, int, "bytes | memoryview"]  # from where to where bytes are replaced, and by what
-
-
-def _edits(model: bytes, begin: int, end: int, message: Any, tree: Mapping[str, Any]) -> tuple[list[Edit], int]:
-    """What changes in a message whose fields are to have data, in order; and by how many bytes it grows."""
-    edits: list[Edit] = []
-    growth = 0
-    for step, field in steps(model, begin, end, message):
-        if step not in tree:
-            continue
-        inside, kind = tree[step], field.descriptor.message_type
-        if isinstance(inside, memoryview):
-            more, added = _raw_data(model, field, inside)
-        else:
-            more, added = _edits(model, field.begin, field.end, kind, inside)
-        size = field.end - field.begin
-        length = _as_varint(size + added)
-        tag = len(_as_varint(field.number << 3))
-        edits += [(field.start + tag, field.begin, length), *more]
-        growth += added + len(length) - len(_as_varint(size))
-    return edits, growth
-
-
-def _raw_data(model: bytes, tensor: Field, data: memoryview) -> tuple[list[Edit], int]:
-    """The raw data of a tensor, put in where protobuf has it: in the order of the fields' numbers."""
-    inside = fields(model, tensor.begin, tensor.end, tensor.descriptor.message_type)
+def _with_raw_data(data: memoryview, tensor: Field, raw: memoryview) -> list[bytes | memoryview]:
+    """A tensor's message with raw data where protobuf has it: in the order of the fields' numbers."""
+    inside = fields(data, tensor.begin, tensor.end, tensor.descriptor.message_type)
     place = next((field.start for field in inside if field.number > RAW_DATA), tensor.end)
-    head = _as_varint(RAW_DATA << 3 | _LENGTH) + _as_varint(len(data))
-    return [(place, place, head), (place, place, data)], len(head) + len(data)
+    return [data[tensor.begin : place], _head(RAW_DATA, len(raw)), raw, data[place : tensor.end]]
+
+
+def _head(number: int, size: int) -> bytes:
+    """What stands before the value of a field that has a length."""
+    digits = bytearray()
+    for value in (number << 3 | _LENGTH, size):
+        while value > 127:
+            digits.append(value & 127 | 128)
+            value >>= 7
+        digits.append(value)
+    return bytes(digits)
 
 
 def _varint(data: Any, begin: int, end: int) -> tuple[int, int]:
@@ -196,12 +192,3 @@ def _varint(data: Any, begin: int, end: int) -> tuple[int, int]:
         if byte < 128:
             return value, begin
     raise ValueError("a number without an end")
-
-
-def _as_varint(value: int) -> bytes:
-    digits = bytearray()
-    while value > 127:
-        digits.append(value & 127 | 128)
-        value >>= 7
-    digits.append(value)
-    return bytes(digits)
