@@ -18,12 +18,7 @@ def deflate(data: bytes | memoryview[Any]) -> bytes:
 
 
 def inflate(stored: bytes | Iterable[bytes], limit: int, what: str) -> bytes:
-    """The inflated bytes of one zlib stream.
-
-    Args:
-        stored: the stream, whole or in pieces of a few kilobytes.
-        limit: bytes that are inflated at most.
-        what: name of the data for the message.
+    """The inflated bytes of one zlib stream, which is whole or in pieces of a few kilobytes; `what` names it in errors.
 
     Raises:
         CorruptArchive: not a zlib stream, bytes after its end, or more than `limit` inflated bytes.

@@ -20,11 +20,7 @@ _OBJECTS = "holds Python objects, which are not read; store numbers, or text as 
 
 
 def read_numpy(path: Path, without: str | None = None) -> Mapping[str, NDArray[Any]] | NDArray[Any]:
-    """The array of an .npy file, or the arrays of an .npz file by name, each of which is read when it is asked for.
-
-    Args:
-        path: of the file.
-        without: an array of an .npz file that is left out.
+    """The array of an .npy file, or those of an .npz file by name, each read when it is asked for; one may be left out.
 
     Raises:
         CalibrationError: no such file, or it is damaged or holds something else; or, later, an array does.

@@ -24,10 +24,6 @@ def augmented(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
     So many that they are enough together with the samples; none of a sample that has nothing to vary. What an input
     means is not known: along its longest axis, or, from four axes on, its two longest, values change their places,
     those of all inputs alike. Where this makes no sense, what is learned from it is of no use for other samples.
-
-    Args:
-        samples: as the model takes them.
-        seed: decides how they vary.
     """
     random = np.random.default_rng(seed)
     times = min(_enough(samples) // max(len(samples), 1) - 1, _TIMES)

@@ -50,11 +50,6 @@ def as_taken(array: NDArray[Any], item: ModelInput, warn: Warn) -> NDArray[Any]:
     Floats are rounded to it, integers of another width are converted if all of them fit. What stands for a picture or
     for a number is not told by the type: integers are no floats.
 
-    Args:
-        array: of any type.
-        item: the input.
-        warn: told of a conversion.
-
     Raises:
         CalibrationError: another kind of type, or values that do not fit.
     """
@@ -96,13 +91,7 @@ def fits(shape: Sequence[int], item: ModelInput) -> bool:
 
 
 def shape_error(shape: Sequence[int], item: ModelInput, would_fit: Callable[[Sequence[int]], bool]) -> CalibrationError:
-    """The error of an array that does not fit an input; both sides in it.
-
-    Args:
-        shape: of the array.
-        item: the input.
-        would_fit: whether an array of a shape would fit; asked for other orders of the axes.
-    """
+    """The error of an array of a shape that does not fit an input, and the order of axes, if any, that `would_fit`."""
     what = f"input {item.name!r}: the calibration data has shape {list(shape)}, the model takes {describe(item)}"
     if len(shape) <= _MOST_AXES:
         for order in permutations(range(len(shape))):

@@ -161,14 +161,7 @@ def _place(tensor: onnx.TensorProto, key: str, text: str) -> int:
 
 
 def _raw_data(data: Any, begin: int, end: int, message: Any, path: str) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Path of every tensor with raw data in a serialized message at `path`, and where that begins and how long it is.
-
-    Args:
-        data: bytes that protobuf has read without an error.
-        begin, end: of the message.
-        message: its descriptor.
-        path: of the message itself.
-    """
+    """Path of every tensor with raw data in the message at `path`, and where that begins and how long it is."""
     if message is TENSOR:
         for field in fields(data, begin, end, message):
             if field.number == RAW_DATA and field.has_length:

@@ -59,8 +59,6 @@ class Model:
 
         Args:
             skeleton: the model without its layers' data; serialized, it is parsed when it is asked for.
-            layers: the float tensors, with their places in the skeleton.
-            source: what it was loaded from.
             typed: by place, the messages of tensors whose data was in typed fields (`float_data`) instead of bytes:
                 `select` puts them back as they were.
             files: that layers are mapped from.
@@ -118,12 +116,7 @@ class Model:
 
     @classmethod
     def from_skeleton(cls, skeleton: bytes, layers: Sequence[Layer], room: int | None = None) -> Model:
-        """The model whose skeleton is serialized in `skeleton`.
-
-        Args:
-            skeleton: of an archive.
-            layers: restored.
-            room: bytes that the skeleton may take when it is parsed, at least a few; None: any.
+        """The model of an archive: its layers, and its skeleton, which may take `room` bytes when it is parsed.
 
         Raises:
             LimitExceeded: it would take more.

@@ -27,13 +27,10 @@ Attributes = Mapping[str, Any]
 
 
 def feed_noise(model: onnx.ModelProto) -> None:
-    """Replace operators that draw random numbers by ones that look them up; nothing happens where there are none.
+    """Replace operators of `model` that draw random numbers by ones that look them up.
 
     What replaces them keeps no state: the numbers depend on the operator and on the shape of its output alone. It lies
     in the same graph or function. Models of an opset below 9 stay as they are.
-
-    Args:
-        model: a form that a session runs, changed in place.
     """
     drawing = [scope for _, scope in scopes(model) if any(_draws(node) for node in scope.node)]
     if not drawing:
@@ -166,10 +163,8 @@ def _gumbel() -> Array:
 
 
 _REPLACED: dict[str, Callable[[_Replacement, onnx.NodeProto, Attributes], None]] = {
-    "RandomNormal": partial(_random, _normal),
-    "RandomNormalLike": partial(_random, _normal),
-    "RandomUniform": partial(_random, _uniform),
-    "RandomUniformLike": partial(_random, _uniform),
+    **dict.fromkeys(("RandomNormal", "RandomNormalLike"), partial(_random, _normal)),
+    **dict.fromkeys(("RandomUniform", "RandomUniformLike"), partial(_random, _uniform)),
     "Bernoulli": _bernoulli,
     "Multinomial": _multinomial,
     "Dropout": _dropout,

@@ -63,12 +63,8 @@ def give_out(model: onnx.ModelProto, names: Sequence[str]) -> None:
 def pre_activation(graph: onnx.GraphProto, name: str, numbers: Collection[str]) -> str | None:
     """The tensor that enters the saturating operators at the end of `name`'s computation; None without such.
 
-    An If whose branches end in such operators gets one more output for the tensor (`graph` is changed).
-
-    Args:
-        graph: the main graph or a branch.
-        name: one of its outputs.
-        numbers: names of the constants that are a single number, in whatever graph.
+    An If whose branches end in such operators gets one more output for the tensor (`graph` is changed). `numbers` are
+    the names of the constants that are a single number, in whatever graph.
     """
     producers = _producers(graph)
     found: str | None = None

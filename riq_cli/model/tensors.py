@@ -65,11 +65,7 @@ def size_of(tensor: onnx.TensorProto) -> int:
 
 
 def float_array(tensor: onnx.TensorProto, data: NDArray[np.uint8] | None = None) -> Array:
-    """The values of a float tensor in its own shape, in storage type.
-
-    Args:
-        tensor: the message.
-        data: its bytes, where these are not in the message.
+    """The values of a float tensor in its own shape, in storage type; from `data` where they are not in the message.
 
     Raises:
         ModelError: the data does not fill the shape.

@@ -11,12 +11,9 @@ from riq_cli.model.uses import Scope, captured
 
 
 def sort_nodes(model: onnx.ModelProto) -> None:
-    """Put the nodes of every graph, subgraph and function in an order in which they can run.
+    """Put the nodes of every graph, subgraph and function of `model` in an order in which they can run.
 
     Nodes that are in order already stay where they are. So do those of a graph with a cycle, which nothing can run.
-
-    Args:
-        model: changed in place.
     """
     for _, scope in reversed(list(scopes(model))):  # inner scopes first: their messages move with an outer's edit
         order = _order(scope)

@@ -29,10 +29,7 @@ def save_in_two_files(model: onnx.ModelProto, layers: Sequence[Layer], path: Pat
     """The path of the data's file, after both files are written: whole, or none of them.
 
     Args:
-        model: complete but for the data of `layers`; it is changed.
-        layers: whose data is to lie apart.
-        path: of the model.
-        overwrite: whether the files may exist.
+        model: complete but for the data of `layers`, which is to lie apart; it is changed.
 
     Raises:
         OutputError: a file exists and `overwrite` is false, or cannot be written.

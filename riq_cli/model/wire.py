@@ -123,11 +123,7 @@ def parsed_size(data: bytes, most: int) -> int:
 
 
 def with_raw_data(model: bytes, tensors: Mapping[str, memoryview]) -> list[bytes | memoryview]:
-    """A serialized model, in pieces, in which some of its tensors have raw data.
-
-    Args:
-        model: serialized by protobuf; these tensors have no data in it.
-        tensors: by the tensors' places, their data as views of bytes.
+    """A serialized model, in pieces, in which those of its tensors that are at certain places have raw data.
 
     Raises:
         ValueError: not a serialized model, or one that does not have each place once.

@@ -141,24 +141,14 @@ class Evaluator:
         return self._lean is not None
 
     def deviation(self, form: SessionForm, weights: Sequence[Array], among: Sequence[int] | None = None) -> Deviation:
-        """How far the outputs move when the layers hold other weights.
-
-        Args:
-            form: the model, hoisted or not.
-            weights: data of each layer, in storage type.
-            among: numbers of the samples to run; None for all.
-        """
+        """How far the outputs of all samples, or of those `among` them, move when the layers hold other weights."""
         numbers = range(len(self._samples)) if among is None else among
         references = [self._reference[number] for number in numbers]
         rows = [self._samples[number][1] for number in numbers]
         return compared(self.measured, references, self._run(form, weights, self.measured, numbers), rows)
 
     def failure(self, among: Sequence[int] | None = None) -> Deviation:
-        """The deviation of weights with which the model cannot be run: infinite at every tensor and sample.
-
-        Args:
-            among: numbers of the samples; None for all.
-        """
+        """The deviation of weights with which the model cannot be run: infinite at every tensor and sample."""
         numbers = range(len(self._samples)) if among is None else among
         runs = [((math.inf,) * self._samples[number][1],) * len(self.measured) for number in numbers]
         return Deviation(tuple(self.measured), tuple(runs))

@@ -27,7 +27,6 @@ class Prober:
             weights: the original data of each layer, in storage type.
             measured: tensors to compare, all float.
             samples: feeds and the number of rows in each.
-            runtime: how onnxruntime runs it.
 
         Raises:
             ModelError: onnxruntime cannot run the model in this form.
