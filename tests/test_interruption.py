@@ -33,8 +33,20 @@ sys.exit(guarded(command))
 """
 
 
+PRELUDE = """
+import atexit, multiprocessing, os, signal, sys, time
+from concurrent.futures import ThreadPoolExecutor
+
+from riq_cli.cli.interruption import guarded, leave
+from riq_cli.errors import Interrupted, RiqError
+from riq_cli.executors import interruptible, process_pool
+from riq_cli.files import atomic_write
+
+"""
+
+
 def run(program: str, folder: Path | None = None) -> tuple[int, str, str]:
-    command = [sys.executable, "-c", textwrap.dedent(program)]
+    command = [sys.executable, "-c", PRELUDE + textwrap.dedent(program)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
     return done.returncode, done.stdout, done.stderr
@@ -44,12 +56,6 @@ def test_a_lock_that_stays_taken_does_not_keep_the_process() -> None:
     """As after a signal between a lock's acquisition and the block that would release it: the worker waits for it."""
     program = """
         import threading
-        from concurrent.futures import ThreadPoolExecutor
-
-        from riq_cli.cli.interruption import leave
-        from riq_cli.errors import Interrupted
-        from riq_cli.executors import interruptible
-
         print("begun")
         try:
             with interruptible(ThreadPoolExecutor(1)) as pool:
@@ -66,13 +72,6 @@ def test_a_lock_that_stays_taken_does_not_keep_the_process() -> None:
 
 def test_processes_end_with_the_interruption_and_leave_nothing() -> None:
     program = """
-        import multiprocessing
-        import time
-
-        from riq_cli.cli.interruption import leave
-        from riq_cli.errors import Interrupted
-        from riq_cli.executors import interruptible, process_pool
-
         try:
             with interruptible(process_pool(1)) as pool:
                 pool.submit(int).result()
@@ -88,12 +87,6 @@ def test_processes_end_with_the_interruption_and_leave_nothing() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
 def test_a_worker_ends_when_its_parent_is_killed_and_not_by_a_signal_of_the_terminal() -> None:
     program = """
-        import os
-        import signal
-        import time
-
-        from riq_cli.executors import process_pool
-
         pool = process_pool(1)
         worker = pool.submit(os.getpid).result()
         for number in (signal.SIGINT, signal.SIGHUP):
@@ -108,11 +101,6 @@ def test_a_worker_ends_when_its_parent_is_killed_and_not_by_a_signal_of_the_term
 
 def test_a_worker_that_is_killed_is_an_error_that_says_so() -> None:
     program = """
-        import os
-
-        from riq_cli.errors import RiqError
-        from riq_cli.executors import interruptible, process_pool
-
         try:
             with interruptible(process_pool(1)) as pool:
                 pool.submit(os._exit, 1).result()
@@ -125,11 +113,6 @@ def test_a_worker_that_is_killed_is_an_error_that_says_so() -> None:
 
 def test_other_errors_wait_for_the_workers() -> None:
     program = """
-        import time
-        from concurrent.futures import ThreadPoolExecutor
-
-        from riq_cli.executors import interruptible
-
         with interruptible(ThreadPoolExecutor(1)) as pool:
             pool.submit(lambda: (time.sleep(0.2), print("done", flush=True)))
             raise ValueError("because")
@@ -141,12 +124,6 @@ def test_other_errors_wait_for_the_workers() -> None:
 
 def test_an_interruption_that_a_finalizer_swallows_comes_again() -> None:
     program = """
-        import signal
-        import sys
-        import time
-
-        from riq_cli.cli.interruption import guarded
-
         class Finalized:
             def __del__(self):
                 signal.raise_signal(signal.SIGTERM)
@@ -165,11 +142,6 @@ def test_an_import_is_not_interrupted_unless_it_is_that_of_the_users_own_module(
         "import signal, time\nsignal.raise_signal(15)\ntime.sleep(0.03)\nprint('imported')\n"
     )
     program = """
-        import sys
-        import time
-
-        from riq_cli.cli.interruption import guarded
-
         def command():
             {}
             time.sleep(10)
@@ -184,9 +156,6 @@ def test_an_import_is_not_interrupted_unless_it_is_that_of_the_users_own_module(
 @pytest.mark.parametrize("base", ["Exception", "BaseException"])  # the latter as code in Rust has it
 def test_an_error_that_a_library_makes_of_an_interruption_ends_as_one(base: str) -> None:
     program = f"""
-        import signal
-        import sys
-
         from riq_cli.cli import commands, main
 
         def become(**options):
@@ -203,12 +172,6 @@ def test_an_error_that_a_library_makes_of_an_interruption_ends_as_one(base: str)
 
 def test_a_second_signal_does_not_cut_off_what_cleans_up(tmp_path: Path) -> None:
     program = f"""
-        import signal
-        import sys
-
-        from riq_cli.cli.interruption import guarded
-        from riq_cli.files import atomic_write
-
         def command():
             try:
                 with atomic_write({str(tmp_path / "out")!r}) as file:
@@ -226,13 +189,6 @@ def test_a_second_signal_does_not_cut_off_what_cleans_up(tmp_path: Path) -> None
 
 def test_an_interruption_after_the_output_says_so_and_after_the_command_changes_nothing(tmp_path: Path) -> None:
     program = """
-        import atexit
-        import signal
-        import sys
-
-        from riq_cli.cli.interruption import guarded
-        from riq_cli.files import atomic_write
-
         def command():
             with atomic_write("out", overwrite=True) as file:
                 file.write(b"whole")
@@ -252,11 +208,7 @@ def test_an_interruption_after_the_output_says_so_and_after_the_command_changes_
 
 def test_what_is_ignored_stays_ignored() -> None:
     program = """
-        import signal
-        import sys
-
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as under nohup
-        from riq_cli.cli.interruption import guarded
 
         sys.exit(guarded(lambda: signal.raise_signal(signal.SIGTERM) or 0))
     """
