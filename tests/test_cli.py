@@ -8,10 +8,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from riq_cli import Archive
+from riq_cli.version import VERSION
 from tests import builders
 from tests.command import ROOT, fails, riq
 
@@ -100,30 +103,23 @@ def test_the_summary_of_one_evaluation_and_of_nothing_to_code(folder: Path) -> N
     assert text.splitlines()[-1] == "  layers     none is coded: all of the model is stored as it is"
 
 
-def test_the_log_holds_every_evaluation_as_a_line_of_json(folder: Path) -> None:
+def test_the_log_holds_every_evaluation_and_probe_as_a_line_of_json(folder: Path) -> None:
     arguments = ("compress", "model.onnx", "--calibration", "calibration.npz", "-f", "--log", "search.jsonl")
-    done = riq(*arguments, "--json", folder=folder)
+    facts = json.loads(riq(*arguments, "--json", folder=folder).stdout)
     lines = [json.loads(line) for line in (folder / "search.jsonl").read_text().splitlines()]
-    facts = json.loads(done.stdout)
     searched = [line for line in lines if line["phase"] == "search"]
     assert [line["evaluation"] for line in searched] == list(range(1, facts["evaluations"] + 1))
     assert set(searched[0]) == {
         "seconds", "phase", "evaluation", "allocation", "rounding", "epsilon", "k", "deviation", "failed_below",
         "held_from",
     }  # fmt: skip
-    tried = {(line["allocation"], line["rounding"]) for line in searched}
-    chosen = facts["allocation"], facts["rounding"]
-    assert tried >= {("norm", "nearest"), ("measured", "nearest"), ("blend", "nearest"), chosen}
-    mine = [line for line in searched if (line["allocation"], line["rounding"]) == chosen]
-    assert facts["trace"] == [[line["k"], line["deviation"]] for line in mine if line["epsilon"] == facts["epsilon"]]
     probed = [line for line in lines if line["phase"] == "probe"]
-    assert [line["layer"] for line in probed[:2]] == ["first.weight", "second.weight"]
     assert set(probed[0]) == {"seconds", "phase", "done", "total", "layer", "deviation"}
     assert all(0 < line["deviation"] < 1 and line["done"] <= line["total"] for line in probed)
+    assert {line["layer"] for line in probed} >= {"first.weight", "second.weight"}
     assert len(probed) == facts["probes"]
     assert lines[-1] == {"phase": "result"} | {key: value for key, value in facts.items() if key != "trace"}
     assert [line["seconds"] for line in lines[:-1]] == sorted(line["seconds"] for line in lines[:-1])
-    assert {line["phase"] for line in lines} == {"search", "probe", "result"}
 
 
 def test_the_log_of_a_search_that_fails_ends_with_why(folder: Path) -> None:
@@ -408,72 +404,48 @@ def test_a_reader_that_leaves_is_no_error_to_show(ready: Path) -> None:
     assert done.stdout.startswith(b"layer")
 
 
-def test_every_command_has_help_with_examples(ready: Path) -> None:
-    top = riq("--help", folder=ready).stdout.decode()
-    assert "Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 target not reached" in top
-    for command in COMMANDS:
-        assert command in top
-        text = riq(command, "--help", folder=ready).stdout.decode()
-        assert f"Examples:\n  riq {command} " in text
-
-
 COMMANDS = ("compress", "decompress", "report", "verify", "sweep", "plot", "completion")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_is_a_page_of_a_manual(command: str, ready: Path) -> None:
+def test_help_is_a_page_of_a_manual_whose_examples_have_options_that_there_are(command: str, ready: Path) -> None:
+    import click
+
+    from riq_cli.cli.commands import riq as group
+
     text = riq(command, "--help", folder=ready, COLUMNS="200").stdout.decode()
     assert [line for line in text.splitlines() if len(line) > 80] == []
     assert re.match(rf"Usage: riq {command} (?!\[OPTIONS\])", text)  # a synopsis
+    assert f"Examples:\n  riq {command} " in text
     headings = re.findall(r"^([A-Z][\w ]*):$", text, re.MULTILINE)
     assert headings[-2:] == ["Examples", "Exit codes"]
     assert len(headings) == len(set(headings)) and ("Options" in headings) is (command == "completion")
     codes = re.findall(r"^  (\d)  ", text.split("Exit codes:\n")[1], re.MULTILINE)
     assert codes == ["0", "1", "2", "3"][: 4 if command in ("compress", "report", "verify") else 3]
-
-
-def test_every_example_is_a_command_with_options_that_there_are(ready: Path) -> None:
-    import click
-
-    from riq_cli.cli.commands import riq as group
-
-    for name in COMMANDS:
-        command = group.get_command(click.Context(group), name)
-        assert command is not None
-        text = riq(name, "--help", folder=ready).stdout.decode().replace("\\\n", " ")
-        known = {option for param in command.params for option in param.opts}
-        for line in re.findall(rf"^  riq {name} .*", text.split("Examples:")[1], re.MULTILINE):
-            words = shlex.split(line.split(" | ")[0], comments=True)
-            assert {word for word in words if re.match("--?[a-z]", word)} <= known, line
+    found = group.get_command(click.Context(group), command)
+    assert found is not None
+    known = {option for param in found.params for option in param.opts}
+    examples = text.replace("\\\n", " ").split("Examples:")[1]
+    for line in re.findall(rf"^  riq {command} .*", examples, re.MULTILINE):
+        words = shlex.split(line.split(" | ")[0], comments=True)
+        assert {word for word in words if re.match("--?[a-z]", word)} <= known, line
 
 
 def test_without_a_command_the_help_is_shown_as_it_is(ready: Path) -> None:
+    top = riq("--help", folder=ready).stdout.decode()
+    assert "Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 target not reached" in top
+    assert all(f"\n  {command} " in top for command in COMMANDS)
     done = riq(folder=ready)
-    assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr == riq("--help", folder=ready).stdout
-
-
-def test_the_version_is_the_package_s(ready: Path) -> None:
-    from riq_cli.version import VERSION
-
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", top)
     assert riq("--version", folder=ready).stdout.decode() == f"riq, version {VERSION}\n"
 
 
-def test_an_archive_made_to_mislead_gives_no_traceback(folder: Path) -> None:
-    from riq_cli import Archive
-
+@pytest.mark.parametrize(
+    "fields",
+    [{"result": {"measured": 5}}, {"result": {"k": "x"}}, {"source": {"bytes": "x"}}, {"settings": {"outputs": 5}}],
+)
+def test_an_archive_made_to_mislead_gives_no_traceback(fields: dict[str, Any], folder: Path) -> None:
     with Archive.open(folder / "model.riqz") as archive:
-        for number, fields in enumerate(
-            (
-                {"result": {"measured": 5}},
-                {"result": {"k": "x"}},
-                {"source": {"bytes": "x"}},
-                {"settings": {"outputs": 5}},
-            )
-        ):
-            archive.described(**fields).save(folder / f"hostile{number}.riqz")
-    for number in range(4):
-        for command in (("report",), ("verify", "--against", "model.onnx", "--calibration", "heldout.npz")):
-            done = riq(command[0], f"hostile{number}.riqz", *command[1:], folder=folder)
-            assert done.returncode == 1
-            assert b"Traceback" not in done.stderr
+        archive.described(**fields).save(folder / "hostile.riqz")
+    for command in (("report",), ("verify", "--against", "model.onnx", "--calibration", "heldout.npz")):
+        fails(1, "hostile.riqz: ", command[0], "hostile.riqz", *command[1:], folder=folder)

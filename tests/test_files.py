@@ -13,54 +13,55 @@ from typing import Any
 import pytest
 
 from riq_cli.errors import OutputError
-from riq_cli.files import TEMPORARY, atomic_write, check_output, growing_file
+from riq_cli.files import atomic_write, check_output, growing_file
 
 
 def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def test_a_file_gets_its_name_when_the_block_ends(tmp_path: Path) -> None:
-    path = tmp_path / "out.riqz"
-    with atomic_write(path) as file:
-        file.write(b"abc")
-        file.flush()
-        assert not path.exists()
-    assert path.read_bytes() == b"abc"
-    assert names(tmp_path) == ["out.riqz"]
+def refused(path: str | Path, message: str, overwrite: bool = False) -> None:
+    """Neither a check nor a write lets the file through, and nothing is left behind."""
+    before = names(Path(path).parent) if Path(path).parent.is_dir() else []
+    for attempt in (check_output, lambda *given: atomic_write(*given).__enter__()):
+        with pytest.raises(OutputError) as caught:
+            attempt(path, overwrite)
+        assert str(caught.value) == f"{path}: {message}"
+    assert not before or names(Path(path).parent) == before
 
 
-def test_a_path_may_be_a_string_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_gets_its_name_when_the_block_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with atomic_write("out.riqz") as file:
-        file.write(b"abc")
-    assert names(tmp_path) == ["out.riqz"]
+    for path in (tmp_path / "out.riqz", "a string without a folder"):
+        with atomic_write(path) as file:
+            file.write(b"abc")
+            file.flush()
+            assert not Path(path).exists()
+            assert [name for name in names(tmp_path) if name.startswith(".riq-")]
+        assert Path(path).read_bytes() == b"abc"
+    assert names(tmp_path) == ["a string without a folder", "out.riqz"]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_nothing_is_left_behind_when_the_block_fails(tmp_path: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error), atomic_write(tmp_path / "out.riqz") as file:
-        file.write(b"abc")
-        raise error
-    assert names(tmp_path) == []
+def test_nothing_is_left_behind_and_the_old_file_stays_when_the_block_fails(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    (tmp_path / "old.riqz").write_bytes(b"old")
+    for name in ("new.riqz", "old.riqz"):
+        with pytest.raises(error), atomic_write(tmp_path / name, overwrite=True) as file:
+            file.write(b"abc")
+            raise error
+    assert (tmp_path / "old.riqz").read_bytes() == b"old"
+    assert names(tmp_path) == ["old.riqz"]
 
 
-def test_the_old_file_stays_when_its_replacement_fails(tmp_path: Path) -> None:
-    path = tmp_path / "out.riqz"
-    path.write_bytes(b"old")
-    with pytest.raises(ZeroDivisionError), atomic_write(path, overwrite=True) as file:
-        file.write(b"new")
-        raise ZeroDivisionError
-    assert path.read_bytes() == b"old"
-    assert names(tmp_path) == ["out.riqz"]
+EXISTS = "exists already; use --force to replace it, or name another file with -o"
 
 
 def test_an_existing_file_is_refused_unless_overwriting_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "out.riqz"
     path.write_bytes(b"old")
-    with pytest.raises(OutputError) as caught, atomic_write(path):
-        pytest.fail("the block must not begin")
-    assert str(caught.value) == f"{path}: exists already; use --force to replace it, or name another file with -o"
+    refused(path, EXISTS)
     assert path.read_bytes() == b"old"
     with atomic_write(path, overwrite=True) as file:
         file.write(b"new")
@@ -69,24 +70,13 @@ def test_an_existing_file_is_refused_unless_overwriting_is_asked_for(tmp_path: P
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_is_refused(tmp_path: Path, overwrite: bool) -> None:
-    with pytest.raises(OutputError) as caught, atomic_write(tmp_path, overwrite):
-        pytest.fail("the block must not begin")
-    assert str(caught.value) == f"{tmp_path}: is a folder; name a file"
-    assert names(tmp_path) == []
-
-
-def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "missing" / "out.riqz"
-    with pytest.raises(OutputError) as caught, atomic_write(path):
-        pytest.fail("the block must not begin")
-    assert str(caught.value) == f"{path}: cannot be written: No such file or directory"
-
-
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
+def test_what_is_no_place_for_a_file_is_refused(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OutputError, match="cannot be written: Not a directory"):
-        check_output(tmp_path / "file" / "out.riqz")
+    refused(tmp_path, "is a folder; name a file", overwrite)
+    refused(tmp_path / "missing" / "out", "cannot be written: No such file or directory", overwrite)
+    refused(tmp_path / "file" / "out", "cannot be written: Not a directory", overwrite)
+    if os.name != "nt":
+        refused(tmp_path / ("n" * 256), "cannot be written: File name too long", overwrite)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
@@ -94,10 +84,7 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "locked"
     folder.mkdir(mode=0o500)
     path = folder / "out.riqz"
-    for attempt in (lambda: check_output(path), lambda: atomic_write(path).__enter__()):
-        with pytest.raises(OutputError) as caught:
-            attempt()
-        assert str(caught.value) == f"{path}: cannot be written: Permission denied"
+    refused(path, "cannot be written: Permission denied")
 
 
 def test_check_output_leaves_no_trace(tmp_path: Path) -> None:
@@ -188,13 +175,6 @@ def test_a_growing_file_that_appeared_meanwhile_stays(tmp_path: Path, monkeypatc
     assert path.read_bytes() == b"of another"
 
 
-def test_unfinished_files_have_a_prefix(tmp_path: Path) -> None:
-    with atomic_write(tmp_path / "out.riqz") as file:
-        file.write(b"abc")
-        (name,) = names(tmp_path)
-        assert name.startswith(TEMPORARY) and TEMPORARY == ".riq-"
-
-
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o755])
 def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path: Path, mode: int) -> None:
@@ -207,15 +187,16 @@ def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path: Path, mode: int
 
 
 @pytest.mark.skipif(os.name == "nt", reason="symbolic links of POSIX")
-def test_a_link_to_nothing_is_there_already(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["file", "nothing"])
+def test_a_link_is_there_already_and_may_be_replaced(tmp_path: Path, target: str) -> None:
+    (tmp_path / "file").write_bytes(b"old")
     path = tmp_path / "link"
-    path.symlink_to("nothing")
-    with pytest.raises(OutputError, match="exists already"), atomic_write(path):
-        pytest.fail("the block must not begin")
+    path.symlink_to(target)
+    refused(path, EXISTS)
     with atomic_write(path, overwrite=True) as file:
         file.write(b"new")
-    assert path.read_bytes() == b"new"
-    assert names(tmp_path) == ["link"] and not path.is_symlink()
+    assert (path.read_bytes(), (tmp_path / "file").read_bytes()) == (b"new", b"old")
+    assert names(tmp_path) == ["file", "link"] and not path.is_symlink()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
@@ -256,22 +237,7 @@ def test_what_is_neither_a_file_nor_a_stream_is_not_replaced(tmp_path: Path, mon
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("socket")
         for overwrite in (False, True):
-            with pytest.raises(OutputError) as caught:
-                check_output("socket", overwrite)
-            message = "socket: is not a regular file and would be replaced by one; name another file"
-            assert str(caught.value) == message
-
-
-@pytest.mark.skipif(os.name == "nt", reason="symbolic links of POSIX")
-def test_a_link_to_a_regular_file_may_be_replaced(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"old")
-    path = tmp_path / "link"
-    path.symlink_to(tmp_path / "file")
-    with pytest.raises(OutputError, match="exists already"):
-        check_output(path)
-    with atomic_write(path, overwrite=True) as file:
-        file.write(b"new")
-    assert (path.read_bytes(), (tmp_path / "file").read_bytes()) == (b"new", b"old")
+            refused("socket", "is not a regular file and would be replaced by one; name another file", overwrite)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX names")
@@ -280,5 +246,3 @@ def test_the_longest_name_can_be_written(tmp_path: Path) -> None:
     with atomic_write(path) as file:
         file.write(b"abc")
     assert path.read_bytes() == b"abc"
-    with pytest.raises(OutputError, match="cannot be written: File name too long"):
-        check_output(tmp_path / ("n" * 256))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,46 +122,41 @@ def test_a_log_of_several_runs_counts_from_the_last_that_ended(folder: Path) -> 
     assert done.stdout == riq("report", "model.riqz", "--html", "-", "--log", "model.jsonl", folder=folder).stdout
 
 
-def test_the_log_of_another_archive_is_refused(folder: Path) -> None:
-    report = ("report", "model.riqz", "--html", "page.html", "--log", "other.jsonl")
-    fails(1, r"other\.jsonl: is the log of another archive \(archive_bytes differs\); give the one written with this ",
-          *report, folder=folder)  # fmt: skip
-    *searched, result = lines(folder / "model.jsonl")
-    (folder / "other.jsonl").write_text("\n".join(map(json.dumps, [*searched, result | {"worst": 0.5}])))
-    fails(1, r"another archive \(worst differs\)", *report, folder=folder)
-    assert not (folder / "page.html").exists()
+NO_LOG = "is no log of a search; give the file that riq compress --log wrote$"
+NO_LOGS = (b"k,deviation\n1,2\n", b"\x89RIQZ\r\n", b"[1]\n", b"5\n", b'"phase"\n', b'{"k": 1}\n', b"\xff\xfe",
+           b"[" * 100_000, b'{"phase": "search"}\n\n')  # fmt: skip
+ANOTHER = r"is the log of another archive \({} differs\); give the one written with this archive$"
+NO_RESULT = "holds no result; give the log of the riq compress that wrote this archive$"
+
+
+def damaged(lines: list[dict[str, Any]], **wrong: Any) -> bytes:
+    """A log whose last evaluation of the chosen scheme says something else."""
+    *searched, result = lines
+    last = max(number for number, line in enumerate(searched) if line.get("epsilon") == result["epsilon"])
+    searched[last] |= wrong
+    return "\n".join(map(json.dumps, [*searched, result])).encode()
 
 
 @pytest.mark.parametrize(
-    "text",
-    [b"k,deviation\n1,2\n", b"\x89RIQZ\r\n", b"[1]\n", b"5\n", b'"phase"\n', b'{"k": 1}\n', b"\xff\xfe", b"[" * 100_000,
-     b'{"phase": "search"}\n\n'],
+    ("text", "message"),
+    [
+        *((text, NO_LOG) for text in NO_LOGS),
+        *((partial(damaged, **wrong), NO_LOG) for wrong in ({"k": 0}, {"k": None}, {"k": "1"}, {"deviation": [1]},
+                                                        {"deviation": float("nan")})),
+        (b"", NO_RESULT),  # of a search that failed or goes on still, or of a sweep
+        (lambda lines: json.dumps(lines[0]).encode(), NO_RESULT),
+        (lambda lines: json.dumps(lines[-1] | {"archive_bytes": 1}).encode(), ANOTHER.format("archive_bytes")),
+        (lambda lines: json.dumps(lines[-1] | {"worst": 0.5}).encode(), ANOTHER.format("worst")),
+    ],
 )  # fmt: skip
-def test_a_file_that_is_no_log_is_refused(text: bytes, folder: Path) -> None:
-    (folder / "no.jsonl").write_bytes(text)
-    fails(1, r"no\.jsonl: is no log of a search; give the file that riq compress --log wrote$", "report", "model.riqz",
-          "--html", "page.html", "--log", "no.jsonl", folder=folder)  # fmt: skip
+def test_what_is_not_the_log_of_the_archive_is_refused(
+    text: bytes | Callable[[list[dict[str, Any]]], bytes], message: str, folder: Path
+) -> None:
+    (folder / "no.jsonl").write_bytes(text if isinstance(text, bytes) else text(lines(folder / "model.jsonl")))
+    fails(
+        1, rf"no\.jsonl: {message}", "report", "model.riqz", "--html", "page.html", "--log", "no.jsonl", folder=folder
+    )
     assert not (folder / "page.html").exists()
-
-
-@pytest.mark.parametrize("wrong", [{"k": 0}, {"k": None}, {"k": "1"}, {"deviation": [1]}, {"deviation": float("nan")}])
-def test_a_log_whose_numbers_are_none_is_refused(wrong: dict[str, Any], folder: Path) -> None:
-    records = lines(folder / "model.jsonl")
-    last = max(number for number, record in enumerate(records) if record.get("epsilon") == records[-1]["epsilon"]
-               and record["phase"] == "search")  # fmt: skip
-    records[last] |= wrong
-    (folder / "no.jsonl").write_text("\n".join(map(json.dumps, records)))
-    fails(1, r"no\.jsonl: is no log of a search", "report", "model.riqz", "--html", "-", "--log", "no.jsonl",
-          folder=folder)  # fmt: skip
-
-
-@pytest.mark.parametrize("kept", [0, -1])
-def test_a_log_without_a_result_is_refused(kept: int, folder: Path) -> None:
-    """Of a search that failed or goes on still, or of a sweep."""
-    text = (folder / "model.jsonl").read_text()
-    (folder / "part.jsonl").write_text("".join(text.splitlines(keepends=True)[:kept]))
-    fails(1, r"part\.jsonl: holds no result; give the log of the riq compress that wrote this archive$", "report",
-          "model.riqz", "--html", "-", "--log", "part.jsonl", folder=folder)  # fmt: skip
 
 
 def test_a_log_is_read_for_a_page_alone_and_never_overwritten(folder: Path) -> None:

@@ -182,50 +182,32 @@ def test_without_a_file_the_csv_goes_to_stdout(folder: Path) -> None:
 # ---- going on ----
 
 
-def evaluations(log: Path) -> int:
-    return sum(json.loads(line)["phase"] == "search" for line in log.read_text().splitlines())
-
-
-def test_what_is_there_is_not_computed_again(folder: Path) -> None:
-    before = (folder / "curve.csv").read_bytes()
-    done = riq(*SWEEP, "--validation", "validation.npz", "-o", "curve.csv", "--log", "log.jsonl", folder=folder)
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-    assert (folder / "curve.csv").read_bytes() == before
-    assert evaluations(folder / "log.jsonl") == 0
-
-
-@pytest.mark.parametrize("end", [b"", b"small,0.0", "small,0.02,yes,0.01,0.02,\xb2".encode()[:-1]])
-def test_a_sweep_goes_on_behind_the_last_whole_line(end: bytes, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("whole", "end"),  # lines that are there, and what stands behind them
+    [(5, b""), (3, "small,0.02,yes,0.01,0.02,\xb2".encode()[:-1]), (0, b""), (0, b"preset,tar")],
+)
+def test_a_sweep_goes_on_behind_the_last_whole_line(whole: int, end: bytes, folder: Path) -> None:
     lines = (folder / "curve.csv").read_bytes().splitlines(keepends=True)
-    (folder / "curve.csv").write_bytes(b"".join(lines[:3]) + end)
+    (folder / "curve.csv").write_bytes(b"".join(lines[:whole]) + end)
     done = riq(*SWEEP, "--validation", "validation.npz", "-o", "curve.csv", "--log", "log.jsonl", folder=folder)
     assert done.returncode == 0, done.stderr
     after = (folder / "curve.csv").read_bytes().splitlines(keepends=True)
-    assert after[:3] == lines[:3]
-    assert len(after) == 5
-    assert evaluations(folder / "log.jsonl") == sum(int(row["evaluations"]) for row in table(folder / "curve.csv")[2:])
+    assert (after[: whole or 1], len(after)) == (lines[: whole or 1], 5)
+    new = table(folder / "curve.csv")[max(whole - 1, 0) :]
+    searched = [line for line in map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+                if line["phase"] == "search"]  # fmt: skip
+    assert len(searched) == sum(int(row["evaluations"]) for row in new)  # what is there is not computed again
     assert [row["preset"] for row in table(folder / "curve.csv")] == ["fast", "fast", "small", "small"]
 
 
-@pytest.mark.parametrize("beginning", ["", "preset,tar"])
-def test_a_file_cut_off_in_its_first_line_begins_anew(beginning: str, folder: Path) -> None:
-    (folder / "new.csv").write_text(beginning)
-    assert riq(*SWEEP, "-o", "new.csv", "--presets", "fast", folder=folder).returncode == 0
-    assert (folder / "new.csv").read_text().startswith(HEADER)
-    assert len(table(folder / "new.csv")) == 2
-
-
-def test_other_settings_and_samples_add_to_the_csv(folder: Path) -> None:
+def test_other_settings_and_samples_add_to_the_csv_and_force_begins_anew(folder: Path) -> None:
     arguments = (*SWEEP[:4], "--presets", "fast", "--deviations", "0.05", "-o", "curve.csv", "-q")
     assert riq(*arguments, folder=folder).returncode == 0  # without validation samples
     assert riq(*arguments, "--min-size", "300", folder=folder).returncode == 0
     rows = table(folder / "curve.csv")[4:]
     assert [(bool(row["validated"]), row["settings"]) for row in rows] == [(False, ""), (False, "min_size=300")]
-
-
-def test_force_begins_anew(folder: Path) -> None:
-    assert riq(*SWEEP, "-o", "curve.csv", "-f", "--presets", "fast", folder=folder).returncode == 0
-    assert len(table(folder / "curve.csv")) == 2
+    assert riq(*arguments, "-f", folder=folder).returncode == 0
+    assert len(table(folder / "curve.csv")) == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
@@ -263,19 +245,14 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_does(sent: signal.Signals, f
 # ---- errors ----
 
 
-def test_the_csv_of_another_model_is_refused(folder: Path) -> None:
-    before = (folder / "curve.csv").read_bytes()
-    fails(1, r"curve\.csv: holds points of another model \(SHA-256 [0-9a-f]{16}…, not [0-9a-f]{16}…\); use --force",
-          "sweep", "other.onnx", "--calibration", "calibration.npz", "-o", "curve.csv", folder=folder)  # fmt: skip
-    assert (folder / "curve.csv").read_bytes() == before
-
-
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", HEADER + "fast,x\n", HEADER.replace("\n", ",more\n")])
-def test_a_file_that_is_no_sweep_is_refused(text: str, folder: Path) -> None:
+def test_a_file_that_is_no_sweep_of_the_model_is_refused(text: str, folder: Path) -> None:
     (folder / "notes.csv").write_text(text)
     fails(1, r"notes\.csv: exists already and is no sweep to go on with: .*; use --force", *SWEEP, "-o", "notes.csv",
           folder=folder)  # fmt: skip
     assert (folder / "notes.csv").read_text() == text
+    fails(1, r"curve\.csv: holds points of another model \(SHA-256 [0-9a-f]{16}…, not [0-9a-f]{16}…\); use --force",
+          "sweep", "other.onnx", "--calibration", "calibration.npz", "-o", "curve.csv", folder=folder)  # fmt: skip
 
 
 def test_a_target_named_twice_is_one_point(folder: Path) -> None:
@@ -373,6 +350,9 @@ def test_every_kind_of_picture_is_drawn(kind: tuple[str, ...], suffix: str, fold
         done = riq("plot", *kind, *sweeps, "-o", f"figure.{suffix}", "-f", folder=folder)
         assert (done.returncode, done.stdout) == (0, b""), done.stderr
         drawn(folder / f"figure.{suffix}")
+    before = (folder / f"figure.{suffix}").read_bytes()
+    assert riq("plot", *kind, "curve.csv", "second.csv", "-o", f"figure.{suffix}", "-f", folder=folder).returncode == 0
+    assert (folder / f"figure.{suffix}").read_bytes() == before  # the same points give the same picture
 
 
 def test_a_report_draws_the_rate_of_each_layer(folder: Path) -> None:
@@ -382,15 +362,6 @@ def test_a_report_draws_the_rate_of_each_layer(folder: Path) -> None:
     assert (done.returncode, done.stdout) == (0, b""), done.stderr
     drawn(folder / "rates.svg")
     fails(2, "--plot shows one archive", "report", "model.riqz", "model.riqz", "--plot", "x.svg", folder=folder)
-
-
-def test_the_same_points_give_the_same_picture(swept: Path) -> None:
-    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
-    from riq_cli import plots
-
-    points, _ = read_points(str(swept / "curve.csv"))
-    for suffix in (".png", ".svg"):
-        assert plots.picture("curve", {"model": points}, suffix) == plots.picture("curve", {"model": points}, suffix)
 
 
 def point(**fields: object) -> Point:
