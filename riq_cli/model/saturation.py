@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import onnx
 
@@ -20,6 +21,16 @@ from riq_cli.model.uses import operand
 
 _SATURATING = frozenset("Softmax LogSoftmax Sigmoid HardSigmoid Hardmax ArgMax ArgMin TopK".split())
 _RESHAPING = frozenset(["Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Expand"])
+# Activations in pieces: an operator and its operands, where x is what enters the activation.
+_NUMBER, _EXP = "a number", ("Exp", "x")
+_SHIFTED = ("Sub", "unshifted", ("ReduceMax", "what it is shifted by"))
+_SOFTMAX = (
+    ("Div", _EXP, ("ReduceSum", _EXP)),
+    ("Sub", "x", ("Log", ("ReduceSum", _EXP))),
+    ("Sub", "x", ("ReduceLogSumExp", "x")),
+)
+_DENOMINATOR = ("Add", _NUMBER, ("Exp", ("Neg", "x")))
+_LOGISTIC = (("Div", _NUMBER, _DENOMINATOR), ("Reciprocal", _DENOMINATOR))  # x / (1 + exp(−x)) is SiLU
 _FORWARDING = frozenset("Identity Cast Transpose Reshape Squeeze Unsqueeze Flatten Dropout".split())
 
 
@@ -89,11 +100,11 @@ def _before_activation(
 ) -> str | None:
     """The input of an activation, whole or in the pieces that exporters write; None if `node` ends none."""
 
-    def made_by(name: str, *op_types: str) -> onnx.NodeProto | None:
-        """The node that made a value, if of such a type; looks behind shapes that are changed in between."""
+    def made_by(name: str, op_type: str) -> onnx.NodeProto | None:
+        """The node that made a value, if of that type; looks behind shapes that are changed in between."""
         for _ in producers:
             producer = producers.get(name)
-            if producer is None or producer.op_type in op_types:
+            if producer is None or producer.op_type == op_type:
                 return producer
             others = [entering for entering in producer.input if entering not in numbers]
             bounded = producer.op_type == "Max" and len(others) == 1  # max(x, −∞), as some exporters write it
@@ -102,47 +113,31 @@ def _before_activation(
             name = others[0]
         return None
 
-    def unshifted(name: str) -> str:  # x of x − max(x)
-        sub = made_by(name, "Sub")
-        return operand(sub, 0) if sub is not None and made_by(operand(sub, 1), "ReduceMax") else name
+    def fits(node: onnx.NodeProto, operands: Sequence[Any], found: dict[str, str]) -> bool:
+        """Whether the inputs of a node are as a pattern has them; `found` holds the tensors that it names."""
+        orders = (operands, operands[::-1]) if node.op_type == "Add" else (operands,)
+        return any(all(is_made(operand(node, n), part, found) for n, part in enumerate(order)) for order in orders)
 
-    def sum_of_exp(name: str) -> str | None:  # x of Σ exp(x)
-        total = made_by(name, "ReduceSum")
-        exp = made_by(operand(total, 0), "Exp") if total is not None else None
-        return operand(exp, 0) if exp is not None else None
+    def is_made(name: str, pattern: Any, found: dict[str, str]) -> bool:
+        if pattern == _NUMBER:
+            return name in numbers
+        if isinstance(pattern, str):
+            return found.setdefault(pattern, name) == name
+        producer = made_by(name, pattern[0])
+        return producer is not None and fits(producer, pattern[1:], found)
 
-    def logistic_denominator(name: str) -> str | None:  # x of 1 + exp(−x), or another number in place of 1
-        add = made_by(name, "Add")
-        terms = (operand(add, 0), operand(add, 1)) if add is not None else ()
-        for term, other in (terms, reversed(terms)) if terms else ():
-            exp = made_by(term, "Exp")
-            negative = made_by(operand(exp, 0), "Neg") if exp is not None else None
-            if negative is not None and other in numbers:
-                return operand(negative, 0)
-        return None
-
-    first, second = operand(node, 0), operand(node, 1)
     if node.op_type in _SATURATING:
-        return first
-    if node.op_type == "Div":
-        exp = made_by(first, "Exp")
-        if exp is not None and sum_of_exp(second) == operand(exp, 0):
-            return unshifted(operand(exp, 0))
-        return logistic_denominator(second) if first in numbers else None  # x / (1 + exp(−x)) is SiLU
-    if node.op_type == "Reciprocal":
-        return logistic_denominator(first)
+        return operand(node, 0)
     if node.op_type == "Log":
-        producer = producers.get(first)
+        producer = producers.get(operand(node, 0))
         if producer is None or producer.op_type == "Log":
             return None
         return _before_activation(producer, producers, numbers)
-    if node.op_type == "Sub":  # x − log Σ exp(x)
-        log = made_by(second, "Log")
-        if log is not None and sum_of_exp(operand(log, 0)) == first:
-            return unshifted(first)
-        lse = made_by(second, "ReduceLogSumExp")
-        if lse is not None and operand(lse, 0) == first:
-            return unshifted(first)
+    for op_type, *operands in (*_SOFTMAX, *_LOGISTIC):
+        found: dict[str, str] = {}
+        if node.op_type == op_type and fits(node, operands, found):
+            is_shifted = (op_type, *operands) in _SOFTMAX and is_made(found["x"], _SHIFTED, found)
+            return found["unshifted" if is_shifted else "x"]
     return None
 
 
