@@ -161,19 +161,15 @@ def sample_deviations(reference: Array, candidate: Array, rows: int = 1) -> list
         candidate: output of the model with other weights.
         rows: samples in the run; where the first axis has that length, each row is a sample of its own.
     """
-    same_shape = reference.shape == candidate.shape
-    parts = sample_values(reference, rows)
-    others = sample_values(candidate, rows) if same_shape else parts
-    found = [
-        math.nan if not has_direction(y) else cosine_distance(y, z) if same_shape else 1.0
-        for y, z in zip(parts, others, strict=True)
-    ]
-    return found if len(found) == rows else found * rows
+    if rows == 1 or not reference.ndim or len(reference) != rows:
+        return [_deviation(reference, candidate)] * rows
+    if reference.shape != candidate.shape:
+        return [1.0 if has_direction(y) else math.nan for y in reference]
+    return [_deviation(y, z) for y, z in zip(reference, candidate, strict=True)]
 
 
-def sample_values(output: Array, rows: int) -> Sequence[Array]:
-    """What an output holds of each sample of a run: its rows, or all of it if it has not one row for each sample."""
-    return output if rows > 1 and output.ndim and output.shape[0] == rows else [output]  # type: ignore[return-value]
+def _deviation(y: Array, z: Array) -> float:
+    return cosine_distance(y, z) if has_direction(y) else math.nan
 
 
 def has_direction(value: Array) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from riq_cli.errors import CalibrationError, ModelError, RiqError, SettingsError
 from riq_cli.model import SessionForm, measurable, own_form, probe_form
-from riq_cli.runtime.deviation import NOTHING_TO_MEASURE, Array, Deviation, compared, has_direction, sample_values
+from riq_cli.runtime.deviation import NOTHING_TO_MEASURE, Array, Deviation, compared, has_direction, sample_deviations
 from riq_cli.runtime.sessions import DEFAULT_RUNTIME, LARGE, Runtime, explained, nbytes, runner, start
 from riq_cli.text import counted
 
@@ -110,7 +110,10 @@ class Evaluator:
         if not self.measured:
             return [[True] * rows for _, rows in self._samples]
         return [
-            [any(row) for row in zip(*(_rows_with_direction(value, rows) for value in values), strict=True)]
+            [
+                not all(map(math.isnan, row))
+                for row in zip(*(sample_deviations(value, value, rows) for value in values), strict=True)
+            ]
             for values, (_, rows) in zip(self._reference, self._samples, strict=True)
         ]
 
@@ -239,9 +242,3 @@ def _last_axis_mean(value: NDArray[np.float64]) -> NDArray[np.float64]:
     """The mean over all axes but the last; zeros of no elements."""
     width = value.shape[-1] if value.ndim else 1
     return value.reshape(-1, width).mean(axis=0) if value.size else np.zeros(width)
-
-
-def _rows_with_direction(value: Array, rows: int) -> list[bool]:
-    """Whether a value has a direction, for each row of its run."""
-    found = [has_direction(part) for part in sample_values(value, rows)]
-    return found if len(found) == rows else found * rows
