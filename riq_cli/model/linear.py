@@ -8,7 +8,7 @@ weight inside of a subgraph. Rows may be brought into another order only where t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from riq_cli.model.linear_inputs import (
 )
 from riq_cli.model.linear_outputs import GateOutput, LinearOutput, LookupOutput, ProductOutput, WindowOutput
 from riq_cli.model.matrix import Arrangement, Matrix
-from riq_cli.model.places import OWN_DOMAINS, attributes_of, opset_of, subgraphs
+from riq_cli.model.places import OWN_DOMAINS, attributes_of, constant_places, opset_of, subgraphs
 from riq_cli.model.session_form import SessionForm
 from riq_cli.model.tensors import FLOAT_TYPES
 from riq_cli.model.uses import Use, captured
@@ -105,12 +105,15 @@ class _Graph:
             for _, inner in subgraphs(node):
                 self._elsewhere |= captured(inner)
         self._added = 0
-        self._constants: set[str] = set()
+        constants = [node for node in model.graph.node if node.op_type == "Constant"]
+        self._constants = {tensor.name for tensor in model.graph.initializer}.union(
+            *(node.output for node in constants)
+        )
         self._integers: dict[str, list[int]] = {}
-        for name, tensor in _constants(model.graph):
-            self._constants.add(name)
-            if tensor.data_type == onnx.TensorProto.INT64 and math.prod(tensor.dims) <= _AXES_MAX:
-                self._integers[name] = onnx.numpy_helper.to_array(tensor).ravel().tolist()
+        for place in constant_places(model):
+            is_integer = place.tensor.data_type == onnx.TensorProto.INT64
+            if place.scope == "graph" and is_integer and math.prod(place.tensor.dims) <= _AXES_MAX:
+                self._integers[place.value_name] = onnx.numpy_helper.to_array(place.tensor).ravel().tolist()
 
     def products(self, names: Sequence[str], layer: Layer) -> list[tuple[_Product, Use]] | None:
         """The products of a layer with an activation; None if it has any other use."""
@@ -331,13 +334,3 @@ def _lookup(node: onnx.NodeProto, value: Arrangement) -> _Product:
     inner = range(1, len(value.shape))
     entering = LookupInput(node.input[1], value.shape[0])
     return value.matrix((), inner, (0,)), entering, LookupOutput(tuple(node.output), len(inner))
-
-
-def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
-    """Initializers and the values of Constant nodes, by name."""
-    for tensor in graph.initializer:
-        yield tensor.name, tensor
-    for node in graph.node:
-        if node.op_type == "Constant":
-            values = [attribute.t for attribute in node.attribute if attribute.name == "value"]
-            yield node.output[0], values[0] if values else onnx.TensorProto()
