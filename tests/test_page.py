@@ -150,16 +150,16 @@ def test_a_histogram_holds_the_shares_of_the_counts() -> None:
     entry, _ = layer("w", np.arange(2))
     found = histogram(entry, {-1: 100, 0: 400, 1: 225, 3: 25})
     assert (found.first, found.step, found.beyond) == (-1, 1, 0)
-    assert found.shares == (100 / 750, 400 / 750, 225 / 750, 0.0, 25 / 750)
+    assert found.fractions == (100 / 750, 400 / 750, 225 / 750, 0.0, 25 / 750)
     assert found.zero == 400 / 750
 
 
 def test_outliers_do_not_squeeze_a_histogram() -> None:
     entry, _ = layer("w", np.arange(2))
     found = histogram(entry, dict.fromkeys(range(-200, 201), 100) | {-1_000_000: 1, 2_000_000: 1})
-    assert (found.first, found.step, len(found.shares)) == (-204, 6, 68)
+    assert (found.first, found.step, len(found.fractions)) == (-204, 6, 68)
     assert found.beyond == pytest.approx(2 / 40_102)
-    assert sum(found.shares) + found.beyond == pytest.approx(1)
+    assert sum(found.fractions) + found.beyond == pytest.approx(1)
 
 
 def test_the_largest_layers_of_symbols_have_pictures() -> None:
@@ -179,7 +179,7 @@ def test_symbols_without_a_table_are_counted_too() -> None:
     golden = Archive.open(GOLDENS / "v1-student.riqz")
     [found] = histograms(golden, 1)
     assert (found.layer.name, found.layer.coding) == ("rows and columns", "student")
-    assert sum(found.shares) + found.beyond == pytest.approx(1)
+    assert sum(found.fractions) + found.beyond == pytest.approx(1)
     text = page(golden, "model.riqz")
     assert text.count("<figure>") == 6
     assert "2,000 weights, 95 symbols in use" in text

@@ -1,7 +1,7 @@
 """Signals that end a command: Ctrl-C, and those of a scheduler or of a terminal that closes.
 
-It is imported before all else, and imports what only a signal needs when one came: until signals are caught, they end
-Python in its own ways.
+It is imported before all else, and imports what only a signal needs when one came: until signals are caught, Python
+ends as it likes.
 """
 
 from __future__ import annotations

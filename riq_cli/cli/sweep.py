@@ -122,7 +122,7 @@ def sweep(
         plots.require()
     kept, size = ([], 0) if path is None or force else _present(path)
     give_back_large_arrays()
-    from riq_cli.calibration import Calibration, digest
+    from riq_cli.calibration import Calibration
     from riq_cli.pipeline import sweep as sweep_model
     from riq_cli.pipeline.settings import once
 
@@ -133,18 +133,11 @@ def sweep(
     data = Calibration.random() if calibration is None else options.load_calibration(calibration, images)
     judge = None if validation is None else options.load_calibration(validation, images)
 
-    def named(samples: Calibration | None, path: str | None) -> str:
-        if samples is None:
-            return ""
-        with options.naming(path or "random samples", CalibrationError):
-            fitted = samples.samples(source.inputs, settings["dims"], settings["batch_size"])
-        return f"{samples.kind} {digest(fitted)}"
-
     assert source.source is not None, "it was loaded from a file"
     identity = {
         "model": fingerprint(source.source.sha256),
-        "calibration": named(data, calibration),
-        "validated": named(judge, validation),
+        "calibration": _named(data, calibration or "random samples", source, settings),
+        "validated": "" if judge is None else _named(judge, str(validation), source, settings),
     }
     for other in (point.model for point in kept if point.model != identity["model"]):
         raise PointsError(
@@ -190,6 +183,15 @@ def sweep(
     if picture is not None:
         drawn = plots.picture("curve", {Path(model).name: points}, Path(picture).suffix.lower())
         write(picture, drawn, force, quiet)
+
+
+def _named(samples: Calibration, path: str, source: Model, settings: Mapping[str, Any]) -> str:
+    """Kind and digest of the samples that a model is run on; errors name where they are from."""
+    from riq_cli.calibration import digest
+
+    with options.naming(path, CalibrationError):
+        fitted = samples.samples(source.inputs, settings["dims"], settings["batch_size"])
+    return f"{samples.kind} {digest(fitted)}"
 
 
 def _present(path: str) -> tuple[list[Point], int]:

@@ -83,22 +83,22 @@ def trace(points: Sequence[tuple[float, float]], target: float | None, chosen: t
 
 
 def histogram(one: Histogram) -> str:
-    """The share of a layer's weights at each symbol."""
+    """The fraction of a layer's weights at each symbol."""
     width, height, left, right, top, bottom = 340, 170, 46, 10, 10, 38
-    last = one.first + len(one.shares) * one.step
+    last = one.first + len(one.fractions) * one.step
     x = Axis(one.first - 0.5, last - 0.5, left, width - right)
-    y = Axis(0.0, max(one.shares) * 1.05, height - bottom, top)
+    y = Axis(0.0, max(one.fractions) * 1.05, height - bottom, top)
     whole = [at for at in x.ticks(6) if at == round(at)]
     label = "symbol" if one.step == 1 else f"symbol, {one.step} in each bar"
     parts = [_frame(x, y, whole, y.ticks(5), label, "", percent=True)]
-    for number, share in enumerate(one.shares):
+    for number, fraction in enumerate(one.fractions):
         symbol = one.first + number * one.step
         begin, end = x(symbol - 0.5), x(symbol + one.step - 0.5)
         gap = min(1.0, (end - begin) / 5)
         symbols = f"{symbol} to {symbol + one.step - 1}" if one.step > 1 else f"{symbol}"
         parts.append(
-            f'<rect class="bar" x="{begin:.2f}" y="{y(share):.2f}" width="{end - begin - gap:.2f}" '
-            f'height="{y.start - y(share):.2f}"><title>symbol {symbols}: {share:.2%} of the weights</title></rect>'
+            f'<rect class="bar" x="{begin:.2f}" y="{y(fraction):.2f}" width="{end - begin - gap:.2f}" '
+            f'height="{y.start - y(fraction):.2f}"><title>symbol {symbols}: {fraction:.2%} of the weights</title></rect>'
         )
     return _svg(width, height, f"Symbols of {one.layer.name}", parts)
 
