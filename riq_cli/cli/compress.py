@@ -67,7 +67,7 @@ riq compress model.onnx --calibration samples.npz \
                  help="paper: norm, algorithm1, epsilon 0.01. fast: norm. uniform: the paper's baseline. "
                  "small: measured, trellis."),
     click.option("--allocation", type=click.Choice(["norm", "measured", "uniform"]),
-                 help="Bin widths of the layers: by norm, as in the paper; by the deviation that each causes; by range."),
+                 help="Bin widths: by norm, as in the paper; by the deviation that each layer causes; by range."),
     click.option("--rounding", type=click.Choice(["nearest", "compensated", "trellis", "directed"]),
                  help="compensated: later columns of a layer make up for errors of earlier ones. trellis: so do they, "
                  "and a weight's symbol moves the bins of those after it. directed: in a fixed layout, all weights of "

@@ -25,6 +25,7 @@ from riq_cli.text import counted, fingerprint, human_size
 
 if TYPE_CHECKING:
     from riq_cli.calibration import Calibration
+    from riq_cli.model import Model
     from riq_cli.pipeline import Outcome, Progress, Settings
 
 _DEVIATIONS = "0.02,0.01,0.005,0.002,0.001"

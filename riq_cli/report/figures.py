@@ -92,13 +92,13 @@ def histogram(one: Histogram) -> str:
     label = "symbol" if one.step == 1 else f"symbol, {one.step} in each bar"
     parts = [_frame(x, y, whole, y.ticks(5), label, "", percent=True)]
     for number, fraction in enumerate(one.fractions):
-        symbol = one.first + number * one.step
+        symbol, top_of_bar = one.first + number * one.step, y(fraction)
         begin, end = x(symbol - 0.5), x(symbol + one.step - 0.5)
         gap = min(1.0, (end - begin) / 5)
         symbols = f"{symbol} to {symbol + one.step - 1}" if one.step > 1 else f"{symbol}"
         parts.append(
-            f'<rect class="bar" x="{begin:.2f}" y="{y(fraction):.2f}" width="{end - begin - gap:.2f}" '
-            f'height="{y.start - y(fraction):.2f}"><title>symbol {symbols}: {fraction:.2%} of the weights</title></rect>'
+            f'<rect class="bar" x="{begin:.2f}" y="{top_of_bar:.2f}" width="{end - begin - gap:.2f}" '
+            f'height="{y.start - top_of_bar:.2f}"><title>symbol {symbols}: {fraction:.2%} of the weights</title></rect>'
         )
     return _svg(width, height, f"Symbols of {one.layer.name}", parts)
 
