@@ -22,11 +22,10 @@ from riq_cli.archive import Archive, CodesEntry, LayerEntry
 from riq_cli.decode import trellis
 from riq_cli.decode.dequantize import Quantized
 from riq_cli.decode.layers import decode_layer
-from riq_cli.entropy import coder
-from riq_cli.entropy.classes import placed
 from riq_cli.entropy.codes import Codes
-from riq_cli.entropy.histogram import Histogram, Table
-from riq_cli.entropy.magnitudes import Spread
+from riq_cli.entropy.contexts import placed
+from riq_cli.entropy.histogram import Histogram, Table, encode_symbols
+from riq_cli.entropy.student import StudentCoding
 from riq_cli.errors import ArchiveError
 from riq_cli.model import Layer
 
@@ -111,10 +110,10 @@ def levels_of(symbols: NDArray[np.int32], shape: Sequence[int], axes: Sequence[i
     return values.astype(np.int32)
 
 
-def decoded(spread: Spread, streams: Sequence[bytes], executor: Executor | None = None) -> NDArray[np.int32]:
+def decoded(coding: StudentCoding, streams: Sequence[bytes], executor: Executor | None = None) -> NDArray[np.int32]:
     """The symbols i32[n] of a layer in its own order."""
-    coded = np.concatenate(list(spread.decode(streams, executor)))
-    blocks = placed(coded, 0, spread.magnitudes.run, spread.magnitudes.sizes)
+    coded = np.concatenate(list(coding.decode(streams, executor)))
+    blocks = placed(coded, 0, coding.contexts.groups, coding.contexts.sizes)
     return np.concatenate([symbols for _, symbols, _ in blocks])
 
 
@@ -123,8 +122,8 @@ def encoded_in_classes(layer: Layer, quantized: Quantized, classes: Codes) -> tu
     class_of = classes.run(layer.shape, 0, layer.size)
     groups = [quantized.symbols[class_of == number] for number in range(int(classes.values.max()) + 1)]
     tables = [Table.of(Histogram.of(group)) for group in groups]
-    streams = coder.encode_groups(groups, tables)
-    codes = [(item.axes, coder.encode_codes(item.values.reshape(-1))) for item in (*quantized.scales, classes)]
+    streams = [stream for pair in zip(groups, tables, strict=True) for stream in encode_symbols(*pair)]
+    codes = [(item.axes, item.to_bytes()) for item in (*quantized.scales, classes)]
     *scales, own = (CodesEntry(axes, len(section)) for axes, section in codes)
     table = b"".join(item.to_bytes() for item in tables)
     entry = LayerEntry(

@@ -14,8 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from riq_cli.entropy import coder
-from riq_cli.entropy.histogram import Histogram, Table
+from riq_cli.entropy.ans import decode_runs, encode_runs
+from riq_cli.entropy.codes import Codes
+from riq_cli.entropy.histogram import Histogram, Table, decode_symbols, encode_symbols
 from riq_cli.errors import CorruptArchive
 from riq_cli.limits import STREAM_SYMBOLS, TABLE_SYMBOLS
 from riq_cli.quantize.scalar import SYMBOL_MAX
@@ -59,11 +60,11 @@ def read(stored: bytes) -> Table:
 
 
 def encode(symbols: NDArray[np.int32], table: Table, executor: Executor | None = None) -> list[bytes]:
-    return coder.encode_groups([symbols], [table], executor)
+    return encode_symbols(symbols, table, executor)
 
 
 def decode(streams: Sequence[bytes], table: Table, size: int, executor: Executor | None = None) -> NDArray[np.int32]:
-    return np.concatenate([*coder.decode_groups(streams, [table], [size], executor), np.empty(0, np.int32)])
+    return np.concatenate([*decode_symbols(streams, [table], [size], executor), np.empty(0, np.int32)])
 
 
 def laplace(size: int, scale: float, seed: int = 0) -> NDArray[np.int32]:
@@ -242,7 +243,7 @@ def test_any_bytes_are_a_table_or_a_corrupt_archive(stored: bytes) -> None:
 
 def test_the_words_of_a_small_stream() -> None:
     frequencies = np.array([TOTAL // 2, TOTAL // 4, TOTAL // 4], np.int64)
-    stream = coder.encode_stream(np.array([0, 1, 2, 0, 0, 2, 1], np.int32), frequencies)
+    stream = encode_runs([(np.array([0, 1, 2, 0, 0, 2, 1], np.int32), frequencies)])
     # From the last symbol to the first, state ← ⌊state / f⌋ · 2²⁴ + F + state mod f, beginning with 0.
     state = 0
     cumulative = [0, TOTAL // 2, 3 * TOTAL // 4]
@@ -262,8 +263,8 @@ def test_the_words_of_a_small_stream() -> None:
 
 def test_a_stream_of_the_first_symbol_alone_is_empty() -> None:
     frequencies = np.array([TOTAL - 1, 1], np.int64)
-    assert coder.encode_stream(np.zeros(100, np.int32), frequencies) == b""
-    assert coder.decode_stream(b"", frequencies, 100).tolist() == [0] * 100
+    assert encode_runs([(np.zeros(100, np.int32), frequencies)]) == b""
+    assert decode_runs(b"", [(frequencies, 100)])[0].tolist() == [0] * 100
 
 
 @given(symbol_arrays())
@@ -299,8 +300,8 @@ def test_a_rare_symbol_of_the_smallest_frequency_is_decoded_by_both_decoders() -
     frequencies = np.array([1, TOTAL - 2, 1], np.int64)
     indices = np.ones(5000, np.int32)
     indices[[0, 7, 4999]] = [0, 2, 0]
-    stream = coder.encode_stream(indices, frequencies)
-    assert coder.decode_stream(stream, frequencies, 5000).tolist() == indices.tolist()
+    stream = encode_runs([(indices, frequencies)])
+    assert decode_runs(stream, [(frequencies, 5000)])[0].tolist() == indices.tolist()
     assert reference_decoder.read_stream(stream, frequencies.tolist(), 5000) == indices.tolist()
 
 
@@ -312,7 +313,7 @@ def test_every_run_of_2_20_symbols_has_its_own_stream(size: int, gaps: int) -> N
     assert len(streams) == -(-size // STREAM_SYMBOLS)
     assert np.array_equal(decode(streams, table, size), symbols)
     last = symbols[(len(streams) - 1) * STREAM_SYMBOLS :]
-    alone = coder.decode_stream(streams[-1], table.frequencies(), last.size)
+    alone = decode_runs(streams[-1], [(table.frequencies(), last.size)])[0]
     assert np.array_equal(table.symbols[alone], last)
 
 
@@ -329,20 +330,19 @@ def test_an_executor_changes_no_byte(gaps: int) -> None:
 def test_groups_have_streams_of_their_own() -> None:
     groups = [laplace(STREAM_SYMBOLS + 5, 2), np.full(9, 7, np.int32), laplace(400, 30), laplace(50, 0.5)]
     tables = [Table.of(Histogram.of(group)) for group in groups]
-    streams = coder.encode_groups(groups, tables)
+    streams = [stream for group, table in zip(groups, tables, strict=True) for stream in encode(group, table)]
     assert len(streams) == 2 + 0 + 1 + 1
     assert streams[2:3] == encode(groups[2], tables[2])
     sizes = [group.size for group in groups]
     with ThreadPoolExecutor(2) as executor:
-        assert coder.encode_groups(iter(groups), tables, executor) == streams
         for again in (
-            coder.decode_groups(streams, tables, sizes),
-            coder.decode_groups(streams, tables, sizes, executor),
+            decode_symbols(streams, tables, sizes),
+            decode_symbols(streams, tables, sizes, executor),
         ):
             np.testing.assert_array_equal(np.concatenate(list(again)), np.concatenate(groups))
     for wrong in (streams[:-1], [*streams, b""]):
         with pytest.raises(CorruptArchive, match=f"^{len(wrong)} streams instead of 4; the archive is damaged$"):
-            coder.decode_groups(wrong, tables, sizes)
+            decode_symbols(wrong, tables, sizes)
 
 
 def test_tables_lie_back_to_back() -> None:
@@ -357,10 +357,10 @@ def test_tables_lie_back_to_back() -> None:
 @given(st.lists(st.integers(-300, 300), min_size=1, max_size=60))
 @example([-(2**31) + 1, 2**31 - 1])
 def test_codes_come_back(codes: list[int]) -> None:
-    section = coder.encode_codes(np.array(codes, np.int32))
-    assert coder.decode_codes(section, len(codes)).tolist() == codes
+    section = Codes((0,), np.array(codes, np.int32)).to_bytes()
+    assert Codes.from_bytes((0,), (len(codes),), section).values.tolist() == codes
     with pytest.raises(CorruptArchive):
-        coder.decode_codes(section + bytes(4), len(codes))
+        Codes.from_bytes((0,), (len(codes),), section + bytes(4))
 
 
 @pytest.mark.parametrize("size", [10_001, 200_000])
@@ -435,7 +435,7 @@ def test_every_changed_bit_of_a_table_is_noticed_or_gives_another_table() -> Non
 def test_any_bytes_are_a_stream_or_a_corrupt_archive(stream: bytes, size: int) -> None:
     frequencies = Table(np.arange(4), np.array([5, 1, 1000, 30])).frequencies()
     try:
-        indices = coder.decode_stream(stream, frequencies, size).tolist()
+        indices = decode_runs(stream, [(frequencies, size)])[0].tolist()
     except CorruptArchive:
         with pytest.raises(reference_decoder.FormatError):
             reference_decoder.read_stream(stream, frequencies.tolist(), size)

@@ -27,7 +27,6 @@ from riq_cli.archive import Archive, CodesEntry, LayerEntry, Manifest, SkeletonE
 from riq_cli.decode import dequantize
 from riq_cli.decode.dequantize import Quantized
 from riq_cli.decode.layers import decode_layer
-from riq_cli.entropy import coder
 from riq_cli.entropy.codes import Codes
 from riq_cli.errors import CorruptArchive, UnsupportedArchive
 from riq_cli.model import Layer
@@ -60,6 +59,10 @@ DEFLATED = zlib.compress(SKELETON, 9)
 
 def int32(*values: int) -> NDArray[np.int32]:
     return np.array(values, np.int32)
+
+
+def section_of(*codes: int) -> bytes:
+    return Codes((0,), int32(*codes)).to_bytes()
 
 
 def bits(*fields: str) -> bytes:
@@ -158,7 +161,7 @@ def test_classes_by_hand_are_read() -> None:
 def test_codes_that_are_all_the_same_have_no_stream() -> None:
     data = with_scale(SAME, crc32=zlib.crc32(struct.pack("<6f", *[3.0] * 6)))
     assert by_both_decoders(data) == struct.pack("<6f", *[3.0] * 6)
-    assert coder.encode_codes(int32(4)) == SAME
+    assert section_of(4) == SAME
 
 
 def test_an_empty_list_of_scales_is_none() -> None:
@@ -324,9 +327,9 @@ NOT_HELD = "a stream does not hold the symbols it should"
         (SCALE + struct.pack("<I", 1), NOT_HELD),
         (SAME + b"\0", "codes that are all the same have a stream"),
         (SAME + struct.pack("<I", 1), "codes that are all the same have a stream"),
-        (coder.encode_codes(int32(0, 257)), "a code of bin widths beyond ±256"),
-        (coder.encode_codes(int32(-257, 0)), "a code of bin widths beyond ±256"),
-        (coder.encode_codes(int32(-(2**31) + 1, 2**31 - 1)), "a code of bin widths beyond ±256"),
+        (section_of(0, 257), "a code of bin widths beyond ±256"),
+        (section_of(-257, 0), "a code of bin widths beyond ±256"),
+        (section_of(-(2**31) + 1, 2**31 - 1), "a code of bin widths beyond ±256"),
     ],
 )  # fmt: skip
 def test_codes_of_scales_that_are_damaged(section: bytes, message: str) -> None:
@@ -338,7 +341,7 @@ def test_codes_of_scales_that_are_damaged(section: bytes, message: str) -> None:
     [(1.2e308, (0, 3)), (1.7e308, (0, 1)), (1e300, (0, 200)), (1e-300, (0, -200)), (5e-324, (0, 4)), (4e-308, (-4, 0))],
 )
 def test_bin_widths_beyond_normal_doubles(width: float, codes: tuple[int, int]) -> None:
-    section = coder.encode_codes(int32(*codes))
+    section = section_of(*codes)
     data = with_scale(section, bin_width=width)
     refused(data, CorruptArchive, "layer 'w': a bin width that is not a normal double; the archive is damaged")
     with pytest.raises(reference_decoder.FormatError, match="normal"):
@@ -346,14 +349,14 @@ def test_bin_widths_beyond_normal_doubles(width: float, codes: tuple[int, int]) 
 
 
 def test_the_sum_of_scales_is_bounded_not_each() -> None:
-    wide, back = coder.encode_codes(int32(300, 301)), coder.encode_codes(int32(-300, -300, -300))
+    wide, back = section_of(300, 301), section_of(-300, -300, -300)
     keys = {"scales": [{"axes": [0], "bytes": len(wide)}, {"axes": [1], "bytes": len(back)}]}
     values = struct.pack("<6f", *[1.5] * 3, *[1.5 * 2**0.25] * 3)
     data = packed(scaled(crc32=zlib.crc32(values), **keys), DEFLATED + wide + back + TABLE)
     assert by_both_decoders(data) == values
-    far = coder.encode_codes(int32(-2_000_000_000, -2_000_000_000, -2_000_000_000))
+    far = section_of(-2_000_000_000, -2_000_000_000, -2_000_000_000)
     keys = {"scales": [{"axes": [1], "bytes": len(far)}, {"axes": [0, 1], "bytes": 0}]}
-    every = coder.encode_codes(np.full(6, -2_000_000_000, np.int32))
+    every = section_of(*[-2_000_000_000] * 6)
     keys["scales"][1]["bytes"] = len(every)
     data = packed(scaled(**keys), DEFLATED + far + every + TABLE)
     refused(data, CorruptArchive, "layer 'w': a code of bin widths beyond ±256; the archive is damaged")
@@ -370,7 +373,7 @@ def test_the_sum_of_scales_is_bounded_not_each() -> None:
     ],
 )
 def test_classes_that_are_damaged(codes: tuple[int, int], message: str) -> None:
-    data = with_classes(coder.encode_codes(int32(*codes)))
+    data = with_classes(section_of(*codes))
     refused(data, CorruptArchive, f"layer 'w': {message}; the archive is damaged")
     with pytest.raises(reference_decoder.FormatError):
         reference_decoder.decode(data)
@@ -378,9 +381,9 @@ def test_classes_that_are_damaged(codes: tuple[int, int], message: str) -> None:
 
 def test_codes_that_swap_rows_are_noticed() -> None:
     message = "layer 'w': checksum differs; the archive is damaged"
-    refused(with_scale(coder.encode_codes(int32(4, 0))), CorruptArchive, message)
+    refused(with_scale(section_of(4, 0)), CorruptArchive, message)
     refused(with_scale(SCALE[:4]), CorruptArchive, message)  # an empty stream: the first code twice
-    refused(with_classes(coder.encode_codes(int32(1, 0))), CorruptArchive, message)
+    refused(with_classes(section_of(1, 0)), CorruptArchive, message)
 
 
 # Round trips

@@ -14,7 +14,7 @@ from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflat
 from riq_cli.decode import layers as decoding
 from riq_cli.decode import trellis
 from riq_cli.decode.layers import decode_layer, symbol_counts
-from riq_cli.entropy import classes
+from riq_cli.entropy import contexts
 from riq_cli.entropy.student import Student
 from riq_cli.errors import LimitExceeded
 from riq_cli.model import Model
@@ -31,7 +31,7 @@ GOLDENS = Path(__file__).parent / "goldens"
 @pytest.mark.parametrize("name", NAMES)
 def test_small_pieces_give_the_same_weights(name: str) -> None:
     with Archive.open(GOLDENS / name) as archive, patch.multiple(decoding, _WINDOW_LEAST=64, _WINDOW_SHARE=0.0), \
-            patch.object(classes, "_BLOCK", 104), patch.object(trellis, "_PART", 50):  # fmt: skip
+            patch.object(contexts, "_BLOCK", 104), patch.object(trellis, "_PART", 50):  # fmt: skip
         for entry, sections in archive.layer_sections():
             if entry.size < 200_000:
                 decode_layer(entry, sections, None)  # which checks the weights' CRC-32

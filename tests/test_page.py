@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
-from riq_cli.entropy.coder import encode_groups
-from riq_cli.entropy.histogram import Histogram, Table
+from riq_cli.entropy.histogram import Histogram, Table, encode_symbols
 from riq_cli.report import page
 from riq_cli.report.figures import Axis
 from riq_cli.report.histogram import histogram, histograms
@@ -35,7 +34,7 @@ RESULT = {
 def layer(name: str, symbols: np.ndarray, op: str = "Conv", place: int = 0) -> tuple[LayerEntry, list[bytes]]:
     counted = Histogram.of(symbols.astype(np.int32))
     table = Table.of(counted)
-    sections = [table.to_bytes(), *encode_groups([symbols.astype(np.int32)], [table])]
+    sections = [table.to_bytes(), *encode_symbols(symbols.astype(np.int32), table)]
     entry = LayerEntry(name, op, (f"graph.initializer[{place}]",), "float32", (symbols.size,), "ans",
                        counted.symbols.size, 2.0, len(sections[0]), (len(sections[1]),), 0, 0.1)  # fmt: skip
     return entry, sections

@@ -7,7 +7,7 @@ import json
 import math
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -20,11 +20,12 @@ from riq_cli import limits
 from riq_cli.archive import manifest
 from riq_cli.decode.dequantize import Quantized
 from riq_cli.decode.layers import decode_layer
-from riq_cli.entropy import magnitudes, spreading
+from riq_cli.entropy import contexts, fit
+from riq_cli.entropy import student as student_module
 from riq_cli.entropy.codes import Codes
-from riq_cli.entropy.magnitudes import Magnitudes, Spread
-from riq_cli.entropy.spreading import best_spread
-from riq_cli.entropy.student import Student, share_below
+from riq_cli.entropy.contexts import Contexts
+from riq_cli.entropy.fit import fitted
+from riq_cli.entropy.student import Student, StudentCoding, share_below
 from riq_cli.errors import CorruptArchive, UnsupportedArchive
 from riq_cli.pipeline import encode as encode_module
 from riq_cli.pipeline.encode import encode_layer
@@ -34,7 +35,6 @@ from tests.archives import (
     Edit,
     decoded,
     edited,
-    encoded_in_classes,
     levels_of,
     mutations,
     packed,
@@ -56,10 +56,17 @@ def normal(seed: int, *shape: int, scale: Any = 1.0) -> Ints:
     return np.rint(np.random.default_rng(seed).normal(size=shape) * scale).astype(np.int32)
 
 
-def found(symbols: Ints, scales: tuple[Codes, ...] = ()) -> spreading.Spreading:
-    spread = best_spread(symbols.reshape(-1), symbols.shape, scales, False)
-    assert spread is not None
-    return spread
+class Found(NamedTuple):
+    """What `fitted` finds."""
+
+    bits: float
+    coding: StudentCoding
+
+
+def found(symbols: Ints, scales: tuple[Codes, ...] = ()) -> Found:
+    result = fitted(symbols.reshape(-1), symbols.shape, scales, False)
+    assert result is not None
+    return Found(*result)
 
 
 # ---- frequencies ----------------------------------------------------------------------------------------------------
@@ -159,76 +166,78 @@ def test_a_magnitude_beyond_its_bound() -> None:
     with pytest.raises(ValueError, match="a magnitude beyond ±256"):
         UNIT.frequencies(257, False)
     with pytest.raises(ValueError, match="a magnitude beyond ±256"):
-        Magnitudes((Codes((0,), np.array([200, 0], np.int32)), Codes((1,), np.array([57, 0], np.int32))), (2, 2))
+        Contexts((Codes((0,), np.array([200, 0], np.int32)), Codes((1,), np.array([57, 0], np.int32))), (2, 2))
 
 
 # ---- what is there is found -----------------------------------------------------------------------------------------
 
 
-def test_symbols_without_a_difference_have_no_magnitudes() -> None:
+def test_symbols_without_a_difference_have_no_contexts() -> None:
     for shape in ((400, 300), (64, 32, 3, 3), (2, 96, 48), (1, 70, 1, 80), (5000,)):
         for scale in (0.4, 3.0, 30.0):
-            spreading_ = found(normal(1, *shape, scale=scale))
-            assert spreading_.codes == ()
-            assert spreading_.spread.student.freedom >= 3 or scale < 1
-    assert best_spread(np.full(90, 7, np.int32), (9, 10), (), False) is None
+            coding = found(normal(1, *shape, scale=scale)).coding
+            assert coding.contexts.codes == ()
+            assert coding.student.freedom >= 3 or scale < 1
+    assert fitted(np.full(90, 7, np.int32), (9, 10), (), False) is None
 
 
 @pytest.mark.parametrize("scale", [0.5, 4.0, 300.0])
-def test_rows_and_columns_are_told_apart_at_the_same_time(scale: float) -> None:
+def test_rows_and_columns_have_contexts_at_the_same_time(scale: float) -> None:
     """Bits are those of Gaussians whose scales are known, and of the codes; no table of rows or columns gets there."""
     rows, columns = (np.random.default_rng(seed).integers(-6, 7, count) for seed, count in ((2, 200), (3, 300)))
     own = scale * np.exp2(rows[:, None] / 4) * np.exp2(columns / 4)
     symbols = normal(4, 200, 300, scale=own)
     best = found(symbols)
-    assert [codes.axes for codes in best.codes] == [(0,), (1,)]
-    shares = [codes.values - true for codes, true in zip(best.codes, (rows, columns), strict=True)]
-    for share in shares:  # but for what all rows have more and all columns less
-        assert np.abs(share - np.median(share)).mean() < 0.7
+    codes = {item.axes: item.values for item in best.coding.contexts.codes}
+    assert {*codes} == {(0,), (1,)}
+    for difference in (codes[0,] - rows, codes[1,] - columns):  # but for what all rows have more and columns less
+        assert np.abs(difference - np.median(difference)).mean() < 0.7
     upper, lower = ((symbols + side) / own / math.sqrt(2) for side in (0.5, -0.5))
     masses = (np.vectorize(math.erf)(upper) - np.vectorize(math.erf)(lower)) / 2
     ideal = -np.log2(masses).sum()
-    codes = 500 * math.log2(13)
-    assert ideal < best.bits < ideal + codes + 0.012 * symbols.size + 300
-    layer = layer_of(symbols * 0.5)
-    tables = []
-    for axis, size in ((0, 200), (1, 300)):
-        classes = Codes((axis,), np.arange(size, dtype=np.int32) // 5)
-        tables.append(encoded_in_classes(layer, Quantized(symbols.reshape(-1), 0.5), classes)[0].stored)
-    assert best.bits / 8 < 0.97 * min(tables)
+    assert ideal < best.bits < ideal + 500 * math.log2(13) + 0.012 * symbols.size + 300
 
 
-def test_axes_that_share_one_are_told_apart_in_pairs() -> None:
-    """Directions of a recurrent layer have rows and columns of their own."""
-    generator = np.random.default_rng(5)
-    rows, columns = generator.integers(-6, 7, (2, 96, 1)), generator.integers(-6, 7, (2, 1, 80))
-    best = found(normal(6, 2, 96, 80, scale=3 * np.exp2((rows + columns) / 4)))
-    assert [codes.axes for codes in best.codes] == [(0, 1), (0, 2)]
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((40, 900), (0,)),
+        ((200, 1, 5, 5), (2, 3)),  # taps of a depthwise convolution
+        ((24, 32, 5, 4), (0, 1)),
+        ((24, 32, 5, 4), (1, 2, 3)),
+        ((2, 96, 80), (0, 1)),  # rows of both directions of a recurrent layer
+    ],
+)
+def test_contexts_are_found_along_any_axes(shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+    random = np.random.default_rng(5)
+    codes = random.integers(-8, 9, [size if axis in axes else 1 for axis, size in enumerate(shape)])
+    best = found(normal(6, *shape, scale=3 * np.exp2(codes / 4)))
+    assert [item.axes for item in best.coding.contexts.codes] == [axes]
 
 
-def test_magnitudes_are_those_of_weights_where_bins_differ() -> None:
-    """Columns of weights that are alike, in bins that are not: their codes say all, once."""
+def test_contexts_are_those_of_weights_where_bins_differ() -> None:
+    """Columns of equal weights in bins that are not equal: the codes of these say all, once."""
     codes = Codes((1,), np.random.default_rng(7).integers(-9, 10, 300).astype(np.int32))
     symbols = normal(8, 200, 300, scale=12 * np.exp2(-codes.values / 4))
     best = found(symbols, (codes,))
-    assert (best.spread.student.relative, best.codes) == (True, ())
+    assert (best.coding.student.relative, best.coding.contexts.codes) == (True, ())
     alone = found(symbols)
-    assert [codes.axes for codes in alone.codes] == [(1,)]
+    assert [item.axes for item in alone.coding.contexts.codes] == [(1,)]
     assert alone.bits - best.bits > 200 * math.log2(19)
-    loud = found(normal(9, 200, 300, scale=12), (codes,))
-    assert (loud.spread.student.relative, loud.codes) == (False, ())
+    equal = found(normal(9, 200, 300, scale=12), (codes,)).coding
+    assert (equal.student.relative, equal.contexts.codes) == (False, ())
 
 
 def test_a_vector_far_from_zero_has_its_own_center() -> None:
     symbols = 500 + normal(10, 90, scale=3)
-    assert abs(found(symbols).spread.student.center - 500) <= 2
+    assert abs(found(symbols).coding.student.center - 500) <= 2
     assert found(symbols).bits < 90 * (math.log2(3) + 2.05 + 0.2) + 80
-    assert found(normal(11, 90, scale=3)).spread.student.center == 0
+    assert found(normal(11, 90, scale=3)).coding.student.center == 0
 
 
 def test_symbols_that_are_far_apart_are_coded_in_cells() -> None:
     symbols = normal(12, 200, scale=3e5)
-    student = found(symbols).spread.student
+    student = found(symbols).coding.student
     assert student.low_bits > 6
     assert student.cells <= limits.CELLS
     assert found(symbols).bits < 200 * (math.log2(3e5) + 2.05 + 0.1) + 100
@@ -302,10 +311,10 @@ def test_layers_come_back_by_both_decoders(drawn: tuple[Ints, tuple[Codes, ...],
         archive = archive_of(layer, quantized)
     expected = quantized.restored("float64", symbols.shape)
     assert by_both_decoders(written(archive)) == expected.tobytes()
-    spread = best_spread(flat, symbols.shape, scales, lanes is not None)
-    if spread is not None:  # whether or not a table is smaller
-        streams = spread.spread.encode(flat, None)
-        np.testing.assert_array_equal(decoded(spread.spread, streams), flat)
+    result = fitted(flat, symbols.shape, scales, lanes is not None)
+    if result is not None:  # whether or not a table is smaller
+        coding = result[1]
+        np.testing.assert_array_equal(decoded(coding, coding.encode(flat, None)), flat)
 
 
 def mixed() -> tuple[Ints, Quantized]:
@@ -414,26 +423,26 @@ def test_encoding_is_the_same_wherever_it_runs() -> None:
     with ThreadPoolExecutor(2) as executor:
         assert encode_layer(layer, quantized, executor) == (entry, sections)
         assert decode_layer(entry, sections, executor).values.tobytes() == layer.values.tobytes()
-    with patch.object(spreading, "_BLOCK", 1000), patch.object(magnitudes, "_BLOCK", 1000):
+    with patch.object(fit, "_BLOCK", 1000), patch.object(contexts, "_BLOCK", 1000):
         assert encode_layer(layer, quantized, None) == (entry, sections)
 
 
-def test_a_layer_has_several_streams_each_with_parts_of_magnitudes() -> None:
+def test_a_layer_has_several_streams_each_with_parts_of_contexts() -> None:
     symbols = normal(23, 24, 50, scale=900 * np.exp2(np.arange(24)[:, None] % 5))
-    spread = found(symbols).spread
-    with patch.object(magnitudes, "STREAM_SYMBOLS", 256):
-        streams = spread.encode(symbols.reshape(-1), None)
+    coding = found(symbols).coding
+    with patch.object(student_module, "STREAM_SYMBOLS", 256):
+        streams = coding.encode(symbols.reshape(-1), None)
         assert len(streams) == 5
         with ThreadPoolExecutor(2) as executor:
-            assert spread.encode(symbols.reshape(-1), executor) == streams
-            np.testing.assert_array_equal(decoded(spread, streams, executor), symbols.reshape(-1))
+            assert coding.encode(symbols.reshape(-1), executor) == streams
+            np.testing.assert_array_equal(decoded(coding, streams, executor), symbols.reshape(-1))
         with pytest.raises(CorruptArchive, match="4 streams instead of 5"):
-            decoded(spread, streams[:4])
+            decoded(coding, streams[:4])
 
 
 def test_streams_that_meet_at_a_million_symbols_come_back() -> None:
     symbols = normal(24, (1 << 20) + 9)
-    spread = Spread(Student(4, False, 0, 0, 0, -9, 19), Magnitudes((), symbols.shape), False)
-    streams = spread.encode(symbols, None)
+    coding = StudentCoding(Student(4, False, 0, 0, 0, -9, 19), Contexts((), symbols.shape), False)
+    streams = coding.encode(symbols, None)
     assert len(streams) == 2
-    np.testing.assert_array_equal(decoded(spread, streams), symbols)
+    np.testing.assert_array_equal(decoded(coding, streams), symbols)

@@ -7,11 +7,12 @@ of a trellis depend on symbols that come earlier along its lanes, so they are se
 from __future__ import annotations
 
 import contextlib
-import math
+import functools
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +20,13 @@ from numpy.typing import NDArray
 from riq_cli.archive import LayerEntry, inflate_into
 from riq_cli.decode import trellis
 from riq_cli.decode.dequantize import STORAGE, Array, block_widths, dequantize
-from riq_cli.entropy import coder
-from riq_cli.entropy.classes import Numbers, Window, numbers_of, placed
 from riq_cli.entropy.codes import Codes, Symbols
-from riq_cli.entropy.histogram import Histogram, Table
-from riq_cli.entropy.magnitudes import Magnitudes, Spread
-from riq_cli.entropy.student import Student
+from riq_cli.entropy.contexts import Contexts, Groups, placed
+from riq_cli.entropy.histogram import Histogram, Table, decode_symbols
+from riq_cli.entropy.student import Student, StudentCoding
 from riq_cli.entropy.table import TOO_LONG
 from riq_cli.errors import CorruptArchive
+from riq_cli.limits import CLASSES
 from riq_cli.model import Layer
 
 _WINDOW_SHARE = 0.2  # of the layer's bytes, for symbols that wait for their place
@@ -78,43 +78,56 @@ def _naming(entry: LayerEntry) -> Iterator[None]:
 class _Coded:
     """The symbols of a layer in the order in which they are coded, and what restores them.
 
-    `pieces` are the symbols of one stream after another; all of them lie between `low` and `high`. `numbers` are those
-    of the groups that are coded behind each other, with so many weights as `sizes` says; None: the order is row-major.
+    `pieces` are the symbols of one stream after another; all of them lie between `low` and `high`. `groups` are those
+    of the weights that are coded behind each other, with so many weights as `sizes` says; None: the order is row-major.
     """
 
     pieces: Iterator[Symbols]
     low: int
     high: int
     scales: tuple[Codes, ...]
-    numbers: Numbers | None
+    groups: Groups | None
     sizes: NDArray[np.int64]
 
     @classmethod
     def of(cls, entry: LayerEntry, sections: Sequence[bytes], executor: Executor | None, step: int = 1) -> _Coded:
         """Those of a layer that is not raw; if its coding is `student`, of one of `step` streams alone."""
-        count, scaled = len(entry.codes), len(entry.scales)
         codes = [
-            Codes(codes.axes, coder.decode_codes(section, math.prod(shape)).reshape(shape))
+            Codes.from_bytes(codes.axes, codes.shape(entry.shape), section)
             for codes, section in zip(entry.codes, sections, strict=False)
-            for shape in (codes.shape(entry.shape),)
         ]
-        scales, grouping, streams = tuple(codes[:scaled]), tuple(codes[scaled:]), sections[count + 1 :]
+        scales, others = tuple(codes[: len(entry.scales)]), tuple(codes[len(entry.scales) :])
+        table, streams = sections[len(codes)], sections[len(codes) + 1 :]
         if entry.coding == "student":
-            student = Student.from_bytes(sections[count])
-            magnitudes = Magnitudes(grouping, entry.shape, scales if student.relative else ())
-            pieces = Spread(student, magnitudes, entry.trellis is not None).decode(streams, executor, step)
+            student = Student.from_bytes(table)
+            contexts = Contexts(others, entry.shape, scales if student.relative else ())
+            pieces = StudentCoding(student, contexts, entry.trellis is not None).decode(streams, executor, step)
             low = student.first << student.low_bits
             high = ((student.first + student.cells) << student.low_bits) - 1
-            numbers = magnitudes.run if magnitudes.span > 1 else None
-            return cls(pieces, low, high, scales, numbers, magnitudes.sizes)
-        classes = grouping[0] if grouping else None
-        sizes = np.array([entry.size]) if classes is None else classes.class_sizes(entry.size)
-        tables = _tables(sections[count], sizes.size)
-        if sum(table.symbols.size for table in tables) != entry.symbols:
+            return cls(pieces, low, high, scales, contexts.groups if contexts.span > 1 else None, contexts.sizes)
+        groups, sizes = None, np.array([entry.size])
+        if others:  # an archive of version 0.1 may have classes, each with a table
+            sizes = _class_sizes(others[0], entry.size)
+            groups = functools.partial(others[0].run, entry.shape)
+        tables = _tables(table, sizes.size)
+        if sum(item.symbols.size for item in tables) != entry.symbols:
             raise CorruptArchive("the table does not have the symbols that were announced; the archive is damaged")
-        pieces = coder.decode_groups(streams, tables, sizes.tolist(), executor)
-        low, high = min(int(table.symbols[0]) for table in tables), max(int(table.symbols[-1]) for table in tables)
-        return cls(pieces, low, high, scales, None if classes is None else numbers_of(classes, entry.shape), sizes)
+        low, high = min(int(item.symbols[0]) for item in tables), max(int(item.symbols[-1]) for item in tables)
+        return cls(decode_symbols(streams, tables, sizes.tolist(), executor), low, high, scales, groups, sizes)
+
+
+def _class_sizes(classes: Codes, size: int) -> NDArray[np.int64]:
+    """How many of a layer's weights each class has, i64[C].
+
+    Raises:
+        ValueError: they are not 0 … C − 1, each of them in use, with at most `limits.CLASSES` classes.
+    """
+    if classes.values.min() < 0 or classes.values.max() >= CLASSES:
+        raise ValueError(f"a class that is not below {CLASSES}")
+    slices = np.bincount(classes.values.reshape(-1))
+    if not slices.all():
+        raise ValueError("a class without weights")
+    return slices * (size // classes.values.size)
 
 
 def _tables(stored: bytes, count: int) -> list[Table]:
@@ -160,21 +173,21 @@ def _in_order(coded: _Coded, size: int) -> Iterator[tuple[int, Symbols, NDArray[
         size: bytes of the layer.
     """
     begin = 0
-    if coded.numbers is None:
+    if coded.groups is None:
         for piece in coded.pieces:
             yield begin, piece, None
             begin += piece.size
         return
     for window in _windows(coded, int(max(_WINDOW_LEAST, _WINDOW_SHARE * size))):
-        yield from placed(window, begin, coded.numbers, coded.sizes)
+        yield from placed(window, begin, coded.groups, coded.sizes)
         begin += window.size
 
 
-def _windows(coded: _Coded, room: int) -> Iterator[Window]:
+def _windows(coded: _Coded, room: int) -> Iterator[NDArray[Any]]:
     """The symbols in arrays of at most `room` bytes, each of which is valid until the next one is asked for."""
     kind = np.promote_types(np.min_scalar_type(min(coded.low, -1)), np.min_scalar_type(min(~coded.high, -1)))
     left = int(coded.sizes.sum())
-    window: Window = np.empty(min(left, room // kind.itemsize), kind)
+    window: NDArray[Any] = np.empty(min(left, room // kind.itemsize), kind)
     filled = 0
     for piece in coded.pieces:
         while piece.size:

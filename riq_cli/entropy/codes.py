@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.limits import CLASSES
+from riq_cli.entropy.ans import decode_runs, encode_runs
+from riq_cli.entropy.histogram import Histogram, Table
+from riq_cli.errors import CorruptArchive
 
 Symbols = NDArray[np.int32]
 
@@ -34,18 +36,30 @@ class Codes:
         """The code of each weight from number `begin` up to `end`, row-major, i32[end − begin]."""
         return elements(np.broadcast_to(self.aligned(len(shape)), tuple(shape)), begin, end)
 
-    def class_sizes(self, size: int) -> NDArray[np.int64]:
-        """How many of a layer's `size` weights each class has, i64[C], if the values are numbers of classes.
+    def to_bytes(self) -> bytes:
+        """Their section: a table and, if they differ, one stream."""
+        flat = self.values.reshape(-1)
+        table = Table.of(Histogram.of(flat))
+        stream = encode_runs([(table.indices(flat), table.frequencies())]) if table.symbols.size > 1 else b""
+        return table.to_bytes() + stream
+
+    @classmethod
+    def from_bytes(cls, axes: tuple[int, ...], shape: Sequence[int], section: bytes) -> Codes:
+        """The codes along some axes, of which a layer has this shape, from their section.
 
         Raises:
-            ValueError: they are not 0 … C − 1, each of them in use, with at most `limits.CLASSES` classes.
+            CorruptArchive: the section does not hold them, or more than them.
         """
-        if self.values.min() < 0 or self.values.max() >= CLASSES:
-            raise ValueError(f"a class that is not below {CLASSES}")
-        slices = np.bincount(self.values.reshape(-1))
-        if not slices.all():
-            raise ValueError("a class without weights")
-        return slices * (size // self.values.size)
+        size = math.prod(shape)
+        table, end = Table.read(section)
+        if table.symbols.size > 1:
+            indices, *_ = decode_runs(section[end:], [(table.frequencies(), size)])
+            values = np.take(table.symbols.astype(np.int32), indices)
+        elif end < len(section):
+            raise CorruptArchive("codes that are all the same have a stream; the archive is damaged")
+        else:
+            values = np.full(size, table.symbols[0], np.int32)
+        return cls(axes, values.reshape(shape))
 
 
 def sum_of(codes: Iterable[Symbols]) -> NDArray[np.int64]:

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from riq_cli.entropy import coder
 from riq_cli.entropy.codes import Codes, Symbols
-from riq_cli.entropy.histogram import Histogram, Table
+from riq_cli.entropy.fit import fitted
+from riq_cli.entropy.histogram import Histogram, Table, encode_symbols
 from riq_cli.entropy.rate import STREAM_BITS
-from riq_cli.entropy.spreading import best_spread
 from riq_cli.limits import TABLE_SYMBOLS
 
 
@@ -48,21 +47,21 @@ def encode(
     """
     histogram = Histogram.of(symbols)
     table = Table.of(histogram) if histogram.symbols.size <= TABLE_SYMBOLS else None
-    spreading = best_spread(symbols, shape, scales, trellis) if student else None
-    if spreading is not None and (table is None or spreading.bits < _bits(histogram, table)):
-        spread = spreading.spread
-        streams = spread.encode(symbols, executor)
-        codes = [(item.axes, coder.encode_codes(item.values.reshape(-1))) for item in spread.magnitudes.codes]
+    found = fitted(symbols, shape, scales, trellis) if student else None
+    if found is not None and (table is None or found[0] < _table_bits(histogram, table)):
+        coding = found[1]
+        streams = coding.encode(symbols, executor)
+        codes = [(item.axes, item.to_bytes()) for item in coding.contexts.codes]
         entropy = 8 * sum(map(len, streams)) / symbols.size
-        return Coded("student", histogram.symbols.size, entropy, codes, spread.student.to_bytes(), streams)
+        return Coded("student", histogram.symbols.size, entropy, codes, coding.student.to_bytes(), streams)
     if table is None:
         return None
-    coding = "constant" if histogram.symbols.size == 1 else "ans"
-    streams = coder.encode_groups([symbols], [table], executor)
-    return Coded(coding, histogram.symbols.size, histogram.entropy, [], table.to_bytes(), streams)
+    name = "constant" if histogram.symbols.size == 1 else "ans"
+    streams = encode_symbols(symbols, table, executor)
+    return Coded(name, histogram.symbols.size, histogram.entropy, [], table.to_bytes(), streams)
 
 
-def _bits(histogram: Histogram, table: Table) -> float:
+def _table_bits(histogram: Histogram, table: Table) -> float:
     """About the bits of symbols coded by a table, and of this itself."""
     coded = float(np.dot(histogram.counts, 24 - np.log2(table.frequencies())))
     return coded + 8 * len(table.to_bytes()) + STREAM_BITS

@@ -1,18 +1,21 @@
-"""How often symbols occur, and the table that tells a decoder (FORMAT.md, "Table")."""
+"""How often symbols occur, and their coding by a table that tells (FORMAT.md, "Table")."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.entropy.codes import Symbols
-from riq_cli.entropy.frequencies import in_proportion
+from riq_cli.entropy.ans import decode_runs, encode_runs, in_proportion
 from riq_cli.entropy.table import COUNT_ORDER, FIRST_ORDER, GAP_ORDER, ROOT_ORDER, golomb, packed, read_table, zigzag
+from riq_cli.errors import CorruptArchive
+from riq_cli.executors import ordered
 from riq_cli.limits import STREAM_SYMBOLS
 
+Symbols = NDArray[np.int32]
 Integers = NDArray[np.int64]
 
 _ORDERS = np.arange(16)  # of the Exp-Golomb code of differences
@@ -83,6 +86,12 @@ class Table:
         """Frequencies f_i ≥ 1 in units of 2⁻²⁴, i64[s], of sum 2²⁴ exactly."""
         return in_proportion(self.roots**2)
 
+    def indices(self, symbols: Symbols) -> Symbols:
+        """Where each of symbols i32[m], all of them in use, is among those in use, i32[m]."""
+        if self.symbols[-1] - self.symbols[0] + 1 == self.symbols.size:  # none is left out
+            return symbols - np.int32(self.symbols[0])
+        return np.searchsorted(self.symbols.astype(np.int32), symbols).astype(np.int32)
+
     def to_bytes(self) -> bytes:
         """The table as FORMAT.md packs it."""
         gaps = np.diff(self.symbols) - 1
@@ -96,6 +105,57 @@ class Table:
         ]
         rest = (golomb(gap, GAP_ORDER) + golomb(step, order) for gap, step in zip(gaps.tolist(), steps, strict=True))
         return packed([*head, *rest])
+
+
+def encode_symbols(symbols: Symbols, table: Table, executor: Executor | None = None) -> list[bytes]:
+    """The streams of symbols i32[n], all of them in the table: one for each run of 2²⁰; none for one symbol.
+
+    Args:
+        symbols: of a layer, or of one of its classes.
+        table: of them.
+        executor: where the streams are encoded, at the same time if it has several workers; None: here.
+    """
+    if table.symbols.size == 1:
+        return []
+    frequencies = table.frequencies()
+
+    def runs() -> Iterator[list[tuple[Symbols, Integers]]]:
+        for begin in range(0, symbols.size, STREAM_SYMBOLS):
+            yield [(table.indices(symbols[begin : begin + STREAM_SYMBOLS]), frequencies)]
+
+    return list(ordered(executor, encode_runs, runs()))
+
+
+def decode_symbols(
+    streams: Sequence[bytes], tables: Sequence[Table], sizes: Sequence[int], executor: Executor | None = None
+) -> Iterator[Symbols]:
+    """Groups of symbols, each of which `encode_symbols` was given, one behind the other, in pieces of at most 2²⁰.
+
+    Where a table has one symbol, a piece is a view of just that one.
+
+    Args:
+        streams: of all groups.
+        tables: one for each group.
+        sizes: of the groups.
+        executor: where the streams are decoded; None: here.
+
+    Raises:
+        CorruptArchive: there are more or fewer streams than that, or (later) they do not hold the symbols.
+    """
+    known = [(table.symbols.astype(np.int32), table.frequencies()) for table in tables]
+    pieces = [
+        (symbols, frequencies, min(STREAM_SYMBOLS, size - begin))
+        for (symbols, frequencies), size in zip(known, sizes, strict=True)
+        for begin in range(0, size, STREAM_SYMBOLS)
+    ]
+    coded = [[(frequencies, size)] for symbols, frequencies, size in pieces if symbols.size > 1]
+    if len(streams) != len(coded):
+        raise CorruptArchive(f"{len(streams)} streams instead of {len(coded)}; the archive is damaged")
+    runs = ordered(executor, decode_runs, streams, coded)
+    return (
+        np.take(symbols, next(runs)[0]) if symbols.size > 1 else np.broadcast_to(symbols, size)
+        for symbols, _, size in pieces
+    )
 
 
 def _golomb_bits(values: Integers, order: Integers) -> Integers:

@@ -1,4 +1,4 @@
-"""Frequencies of symbols that are spread as Student's t: from a few numbers instead of a table.
+"""Coding by Student's t: frequencies of symbols follow from a few numbers and from contexts, without a table.
 
 The distribution function of an even number of degrees of freedom is made of products, quotients and a square root,
 which IEEE 754 rounds alike everywhere: FORMAT.md, "Student", gives frequencies to the last bit. Two degrees of freedom
@@ -7,16 +7,22 @@ have heavy tails, 32 are a Gaussian to all purposes.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.entropy.frequencies import in_proportion
+from riq_cli.entropy.ans import PRECISION, decode_runs, encode_runs, in_proportion
+from riq_cli.entropy.codes import Symbols
+from riq_cli.entropy.contexts import Contexts, grouped
 from riq_cli.entropy.table import COUNT_ORDER, FIRST_ORDER, Bits, golomb, packed, unzigzag, zigzag
 from riq_cli.errors import CorruptArchive
-from riq_cli.limits import CELLS, CODE_MAX, QUARTERS
+from riq_cli.executors import ordered
+from riq_cli.limits import CELLS, CODE_MAX, QUARTERS, STREAM_SYMBOLS
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.int64]
@@ -30,9 +36,9 @@ _SYMBOL_BOUND = 1 << 31
 
 @dataclass(frozen=True)
 class Student:
-    """How the symbols of a layer are spread, and in which cells they are coded.
+    """The distribution of a layer's symbols, and the cells in which they are coded.
 
-    `freedom` i: 2^(i + 1) degrees of freedom; `relative`: whether magnitudes are those of weights, so that symbols of
+    `freedom` i: 2^(i + 1) degrees of freedom; `relative`: whether contexts are those of weights, so that symbols of
     wider bins are smaller; `scale`: in quarters of an octave, 0 for one bin width; `center`: the symbol in the middle.
     A cell is a run of 2^`low_bits` symbols, cell 0 begins with symbol 0; there are `cells` of them from `first` on.
     """
@@ -88,22 +94,89 @@ class Student:
         except ValueError as error:
             raise CorruptArchive(f"{error}; the archive is damaged") from error
 
-    def frequencies(self, magnitude: int, trellis: bool) -> Integers:
-        """The frequency of each cell, i64[cells], of sum 2²⁴, for weights of a magnitude, in quarters of an octave.
+    def frequencies(self, context: int, trellis: bool) -> Integers:
+        """The frequency of each cell, i64[cells], of sum 2²⁴, for weights of a context.
 
         Args:
-            magnitude: of the weights, beside that of the layer.
+            context: of the weights: quarters of an octave by which their scale is larger than that of the layer.
             trellis: whether symbols are those of a trellis, whose middle is a quarter of a bin below `center`.
 
         Raises:
-            ValueError: a magnitude beyond its bound.
+            ValueError: a context beyond its bound.
         """
-        code = self.scale + magnitude
+        code = self.scale + context
         if abs(code) > CODE_MAX:
             raise ValueError(f"a magnitude beyond ±{CODE_MAX}")
         edges = np.arange(self.first, self.first + self.cells + 1, dtype=np.int64) << self.low_bits
         below = share_below(4.0 * (edges - self.center) - (1.0 if trellis else 2.0), code, self.freedom)
         return in_proportion(1 + (_UNIT * np.maximum(np.diff(below), 0.0)).astype(np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class StudentCoding:
+    """What encoder and decoder share of a layer; `trellis`: whether symbols are those of a trellis."""
+
+    student: Student
+    contexts: Contexts
+    trellis: bool
+
+    def encode(self, symbols: Symbols, executor: Executor | None) -> list[bytes]:
+        """The streams of symbols i32[n], all of them in cells of the distribution.
+
+        Raises:
+            ValueError: a context beyond its bound.
+        """
+        contexts = self.contexts
+        groups = [symbols] if contexts.span == 1 else grouped(symbols, contexts.groups, contexts.sizes)
+        jobs = (
+            [(contexts.lowest + run.group, groups[run.group][run.begin : run.end]) for run in runs]
+            for runs in self._streams()
+        )
+        return list(ordered(executor, _encoded, itertools.repeat(self.student), itertools.repeat(self.trellis), jobs))
+
+    def decode(self, streams: Sequence[bytes], executor: Executor | None, step: int = 1) -> Iterator[Symbols]:
+        """The symbols that `encode` was given in the order of their contexts, those of one stream after another.
+
+        Args:
+            streams: of the layer, all of them.
+            executor: where they are decoded; None: here.
+            step: of so many streams one is decoded.
+
+        Raises:
+            CorruptArchive: there are more or fewer streams than that, or (later) they do not hold the symbols.
+            ValueError: (later) a context beyond its bound.
+        """
+        lowest, jobs = self.contexts.lowest, list(self._streams())
+        if len(streams) != len(jobs):
+            raise CorruptArchive(f"{len(streams)} streams instead of {len(jobs)}; the archive is damaged")
+        sizes = ([(lowest + run.group, run.end - run.begin) for run in runs] for runs in jobs[::step])
+        return ordered(
+            executor, _decoded, itertools.repeat(self.student), itertools.repeat(self.trellis), sizes, streams[::step]
+        )
+
+    def _streams(self) -> Iterator[list[_Run]]:
+        """The runs of each stream."""
+        runs: list[_Run] = []
+        room = STREAM_SYMBOLS
+        for group, size in enumerate(self.contexts.sizes.tolist()):
+            begin = 0
+            while begin < size:
+                runs.append(_Run(group, begin, min(begin + room, size)))
+                room -= runs[-1].end - begin
+                begin = runs[-1].end
+                if not room:
+                    yield runs
+                    runs, room = [], STREAM_SYMBOLS
+        if runs:
+            yield runs
+
+
+class _Run(NamedTuple):
+    """From which to which weight of those of a context, which is so much more than the lowest."""
+
+    group: int
+    begin: int
+    end: int
 
 
 def share_below(quarters: Floats, codes: int | Floats, freedom: int) -> Floats:
@@ -124,3 +197,39 @@ def share_below(quarters: Floats, codes: int | Floats, freedom: int) -> Floats:
         total = 1 + total * share * ((2 * number - 1) / (2 * number))
     result: Floats = 0.5 + value / root * total / 2
     return result
+
+
+# Jobs of a pool of processes: what they take and return has to pickle.
+
+
+def _encoded(student: Student, trellis: bool, parts: Sequence[tuple[int, Symbols]]) -> bytes:
+    """One stream of symbols: those of one context after another, each context with its symbols."""
+    bits = student.low_bits
+    runs = [((symbols >> bits) - student.first, student.frequencies(context, trellis)) for context, symbols in parts]
+    if bits:
+        runs.append((np.concatenate([symbols for _, symbols in parts]) & ((1 << bits) - 1), _even(bits)))
+    return encode_runs(runs)
+
+
+def _decoded(student: Student, trellis: bool, sizes: Sequence[tuple[int, int]], stream: bytes) -> Symbols:
+    """All symbols of a stream in its order, i32[n], of contexts each with the number of its symbols.
+
+    Raises:
+        CorruptArchive: the stream does not hold them.
+        ValueError: a context beyond its bound.
+    """
+    bits = student.low_bits
+    runs = ((student.frequencies(context, trellis), size) for context, size in sizes)
+    low = [(_even(bits), sum(size for _, size in sizes))] if bits else []
+    parts = decode_runs(stream, itertools.chain(runs, low))
+    symbols = np.concatenate(parts[: len(sizes)])
+    symbols += student.first
+    symbols <<= bits
+    if bits:
+        symbols += parts[-1]
+    return symbols
+
+
+def _even(bits: int) -> Integers:
+    """Frequencies of numbers of so many bits that are all as likely."""
+    return np.full(1 << bits, 1 << (PRECISION - bits), np.int64)

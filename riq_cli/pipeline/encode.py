@@ -10,7 +10,6 @@ import numpy as np
 
 from riq_cli.archive import CodesEntry, LayerEntry, deflate
 from riq_cli.decode.dequantize import Quantized
-from riq_cli.entropy import coder
 from riq_cli.entropy.encode import encode
 from riq_cli.limits import CODES, SCALES, STREAM_SYMBOLS
 from riq_cli.model import Layer
@@ -44,7 +43,7 @@ def encode_layer(
     coded = encode(quantized.symbols, layer.shape, scales, lanes, executor, "student" not in without)
     if coded is None:
         return _encode_raw(layer)
-    scale_sections = [coder.encode_codes(scale.values.reshape(-1)) for scale in scales]
+    scale_sections = [scale.to_bytes() for scale in scales]
     sections = [*scale_sections, *(section for _, section in coded.codes), coded.table, *coded.streams]
     stored = sum(map(len, sections))
     if stored > _POOR * layer.values.nbytes:

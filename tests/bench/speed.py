@@ -13,8 +13,7 @@ import onnx
 
 import riq_cli as riq
 from riq_cli.decode import dequantize
-from riq_cli.entropy import coder
-from riq_cli.entropy.histogram import Histogram, Table
+from riq_cli.entropy.histogram import Histogram, Table, decode_symbols, encode_symbols
 from riq_cli.quantize import scalar
 
 
@@ -27,9 +26,9 @@ def speed() -> None:
     show("quantize", weights.size / seconds / 1e6, "million weights/s")
     table = Table.of(Histogram.of(symbols))
     seconds, _ = timed(lambda: Table.of(Histogram.of(symbols)))
-    encode, streams = timed(lambda: coder.encode_groups([symbols], [table]))
+    encode, streams = timed(lambda: encode_symbols(symbols, table))
     show("encode (with the table)", weights.size / (encode + seconds) / 1e6, "million weights/s")
-    decode, _ = timed(lambda: list(coder.decode_groups(streams, [table], [symbols.size])))
+    decode, _ = timed(lambda: list(decode_symbols(streams, [table], [symbols.size])))
     restore, _ = timed(lambda: dequantize.Quantized(symbols, width).restored("float32", weights.shape))
     show("decode (with dequantize)", weights.size / (decode + restore) / 1e6, "million weights/s")
     show("size over entropy", sum(map(len, streams)) * 8 / symbols.size / entropy(symbols), "")
