@@ -10,11 +10,10 @@ from functools import partial
 from types import EllipsisType
 
 import numpy as np
-from numpy.typing import NDArray
 
 from riq_cli.statistics.autodiff.rule import Array, Call, Floats, Gradients, Rule
 
-Places = tuple[slice | EllipsisType, ...]
+Places = tuple[slice, ...]
 _BUFFER = 1 << 18  # elements worked on at a time: what a processor's cache holds
 
 
@@ -54,7 +53,7 @@ class Windows:
         for number, taps in enumerate(itertools.product(*map(range, self.kernel))):
             having, places = zip(*(self._along(axis, tap) for axis, tap in zip(axes, taps, strict=True)), strict=True)
             if all(one.stop for one in having):  # not on padding alone
-                yield number, (..., *having), (..., *places)
+                yield number, having, places
 
     def _along(self, axis: int, tap: int) -> tuple[slice, slice]:
         """Which windows of one axis have a tap on an element, and these elements."""
@@ -63,7 +62,7 @@ class Windows:
         last = min(self.counts[axis] - 1, (self.sizes[axis] - 1 - place) // stride)
         if last < first:
             return slice(0), slice(0)
-        return slice(first, last + 1), slice(first * stride + place, last * stride + place + 1, stride)
+        return slice(first, last + 1, 1), slice(first * stride + place, last * stride + place + 1, stride)
 
     def trivial(self) -> bool:
         """Whether every window is one element, and every element one window."""
@@ -73,15 +72,30 @@ class Windows:
 # ---- Convolutions ---------------------------------------------------------------------------------------------------
 
 
+def _index(*parts: slice | int | EllipsisType) -> tuple[slice | int | EllipsisType, ...]:
+    return parts
+
+
 def _convolution(call: Call, transposed: bool) -> Gradients:
-    x, kernel, gradient = call.value(0), call.value(1), call.gradient
+    x, kernel, gradient = call.value(0), call.floats(1), call.gradient
     sizes, counts = (gradient.shape[3:], x.shape[2:]) if transposed else (x.shape[2:], gradient.shape[3:])
     windows, groups = Windows.of(call, kernel.shape[2:], sizes, counts), call.attributes.get("group", 1)
     found: Gradients = [None, None, None]
     if call.wanted[0]:
-        back = _gathered if transposed else _spread
-        samples = back(windows, gradient.reshape(-1, *gradient.shape[2:]), call.floats(1), groups)
-        found[0] = samples.reshape(len(gradient), *x.shape)
+        samples = gradient.reshape(-1, *gradient.shape[2:])
+        matrices = kernel.reshape(groups, len(kernel) // groups, kernel.shape[1], -1)
+        if not transposed:
+            matrices = matrices.swapaxes(1, 2)
+        if windows.trivial():
+            back = matrices[..., 0] @ samples.reshape(len(samples), groups, matrices.shape[2], -1)
+        elif not transposed and matrices.shape[1:3] == (1, 1):
+            back = _scaled(windows, samples, matrices.reshape(groups, -1))
+        else:
+            taps = [
+                (tap, having, places) if transposed else (tap, places, having) for tap, having, places in windows.taps()
+            ]
+            back = _products(taps, samples, matrices, x.shape[2:])
+        found[0] = back.reshape(len(gradient), *x.shape)
     if call.wanted[1]:
         one = call.floats(0)[None]
         found[1] = _correlated(windows, *((one, gradient) if transposed else (gradient, one)), kernel)
@@ -90,59 +104,56 @@ def _convolution(call: Call, transposed: bool) -> Gradients:
     return found
 
 
-def _spread(windows: Windows, values: Floats, kernel: Floats, groups: int) -> Floats:
-    """Adds the kernel times the value of each window to what lies under its taps: [samples, others, *sizes].
+def _products(
+    taps: Sequence[tuple[int, Places, Places]], values: Floats, kernel: Floats, shape: tuple[int, ...]
+) -> Floats:
+    """For every tap its matrix times the values at its sources, summed at its targets: [samples, made, *shape].
 
-    `values` are [samples, channels, *counts], the kernel [channels, others of a group, …].
+    Args:
+        taps: the number of each, its targets, and its sources.
+        values: [samples, channels, …], the last axes those that sources are on.
+        kernel: [groups, made, channels, taps], made and channels of a group.
+        shape: of the axes that targets are on.
     """
-    samples, channels = values.shape[:2]
-    others = groups * kernel.shape[1]
-    matrices = kernel.reshape(groups, channels // groups, kernel.shape[1], -1).transpose(3, 0, 2, 1)
-    columns = values.reshape(samples, groups, channels // groups, -1)
-    if windows.trivial():
-        return np.asarray(matrices[0] @ columns).reshape(samples, others, *windows.sizes)
-    matrices = np.ascontiguousarray(matrices)
-    result = np.zeros((samples, others, *windows.sizes), np.float32)
-    if groups == channels == others:
-        _spread_each(windows, values, matrices.reshape(-1, channels), result)
-        return result
-    step = max(1, _BUFFER // max(1, others * columns.shape[-1]))
-    for begin in range(0, samples, step):
-        part, target = columns[begin : begin + step], result[begin : begin + step]
-        buffer = np.empty((len(part), groups, kernel.shape[1], part.shape[-1]), np.float32)
-        for tap, having, places in windows.taps():
-            np.matmul(matrices[tap], part, out=buffer)
-            target[places] += buffer.reshape(len(part), others, *windows.counts)[having]
+    groups, made, channels, _ = kernel.shape
+    result = np.zeros((len(values), groups * made, *shape), np.float32)
+    together: dict[tuple[int, ...], list[tuple[int, Places, Places]]] = {}
+    for tap, targets, sources in taps:  # those with the same rows, whose other targets lie on the same grid
+        key = targets[0].start, sources[0].start, *(part.start % part.step for part in targets[1:])
+        together.setdefault(key, []).append((tap, targets, sources))
+    for members in together.values():
+        matrices = np.take(kernel, [tap for tap, _, _ in members], axis=3).reshape(groups, made, -1)
+        _, (rows, *others), (source_rows, *_) = members[0]
+        target = result[_index(..., rows, *(slice(part.start % part.step, None, part.step) for part in others))]
+        source = values[:, :, source_rows]
+        step = max(1, _BUFFER // (values.shape[1] * len(members) * math.prod(target.shape[3:])))
+        count = max(1, step // target.shape[2])
+        for first, row in itertools.product(range(0, len(values), count), range(0, target.shape[2], step)):
+            part = target[first : first + count, :, row : row + step]
+            samples = source[first : first + count, :, row : row + step].swapaxes(0, 1)
+            under = np.zeros((values.shape[1], len(members), len(part), *part.shape[2:]), np.float32)
+            for i, (_, targets, sources) in enumerate(members):
+                places = (slice(part.start // part.step, (part.stop - 1) // part.step + 1) for part in targets[1:])
+                under[:, i][_index(..., *places)] = samples[_index(..., *sources[1:])]
+            product = matrices @ under.reshape(groups, channels * len(members), -1)
+            part += product.reshape(groups * made, len(part), *part.shape[2:]).swapaxes(0, 1)
     return result
 
 
-def _spread_each(windows: Windows, values: Floats, factors: Floats, result: Floats) -> None:
-    """`_spread` of channels that do not mix; `factors` are [taps, channels].
+def _scaled(windows: Windows, values: Floats, factors: Floats) -> Floats:
+    """For every tap its factors [channels, taps] times the values of windows, summed under it: [samples, channels, …].
 
     Channels go last, and factors are repeated along a row: what is done to rows then goes through long stretches.
     """
-    weights = np.repeat(factors[:, None], windows.counts[-1], axis=1)
+    weights = np.repeat(np.ascontiguousarray(factors.T)[:, None], windows.counts[-1], axis=1)
+    result = np.zeros((*values.shape[:2], *windows.sizes), np.float32)
     for sample, target in zip(values, result, strict=True):
         last = np.ascontiguousarray(np.moveaxis(sample, 0, -1))
         total = np.zeros((*windows.sizes, len(sample)), np.float32)
-        for tap, (_, *having), (_, *places) in windows.taps():
-            total[tuple(places)] += last[tuple(having)] * weights[tap, having[-1]]
-        target[...] = np.moveaxis(total, -1, 0)
-
-
-def _gathered(windows: Windows, values: Floats, kernel: Floats, groups: int) -> Floats:
-    """For every window the product of the kernel with what lies under its taps: [samples, channels, *counts].
-
-    `values` are [samples, others, *sizes], the kernel [channels, others of a group, …].
-    """
-    matrices = kernel.reshape(groups, len(kernel) // groups, -1)
-    result = np.empty((len(values), groups, len(kernel) // groups, math.prod(windows.counts)), np.float32)
-    under = np.zeros((values.shape[1], math.prod(windows.kernel), *windows.counts), np.float32)
-    for sample, product in zip(values, result, strict=True):
         for tap, having, places in windows.taps():
-            under[:, tap][having] = sample[places]
-        np.matmul(matrices, under.reshape(groups, matrices.shape[2], -1), out=product)
-    return result.reshape(len(values), len(kernel), *windows.counts)
+            total[places] += last[having] * weights[tap, having[-1]]
+        target[...] = np.moveaxis(total, -1, 0)
+    return result
 
 
 def _correlated(windows: Windows, values: Floats, under: Floats, kernel: Array) -> Floats:
@@ -157,7 +168,7 @@ def _correlated(windows: Windows, values: Floats, under: Floats, kernel: Array) 
     for tap, having, places in windows.taps():
         left, right = (
             part.reshape(*part.shape[:2], groups, part.shape[2] // groups, -1)
-            for part in (values[having], under[places])
+            for part in (values[_index(..., *having)], under[_index(..., *places)])
         )
         of_taps[..., tap] = (left @ right.swapaxes(-1, -2)).sum(axis=1)
     return result
@@ -167,31 +178,25 @@ def _correlated(windows: Windows, values: Floats, under: Floats, kernel: Array) 
 
 
 def _max_pool(call: Call) -> Gradients:
+    """Of equal elements of a window, the first takes the gradient."""
     x, gradient = call.value(0), call.gradient
     windows = Windows.of(call, call.attributes["kernel_shape"], x.shape[2:], gradient.shape[3:])
     maps = x.reshape(-1, *windows.sizes)
     changes = gradient.reshape(len(gradient), len(maps), *windows.counts)
     result = np.zeros((len(gradient), *maps.shape), np.float32)
+    taps = [(_index(..., *having), _index(..., *places)) for _, having, places in windows.taps()]
     step = max(1, _BUFFER // 2 // max(1, math.prod(windows.sizes)))
     for begin in range(0, len(maps), step):
         block = slice(begin, begin + step)
-        winners = _winners(windows, maps[block])
-        for tap, having, places in windows.taps():
-            result[:, block][places] += changes[:, block][having] * (winners[having] == tap).astype(np.float32)
+        part = maps[block].astype(np.float32, copy=False)
+        largest = np.full((len(part), *windows.counts), -np.inf, np.float32)
+        for having, places in taps:
+            np.maximum(largest[having], part[places], out=largest[having])
+        for having, places in taps:
+            won = part[places] == largest[having]
+            result[:, block][places] += changes[:, block][having] * won.astype(np.float32)
+            np.copyto(largest[having], np.nan, where=won)  # equal to nothing
     return [result.reshape(len(gradient), *x.shape)]
-
-
-def _winners(windows: Windows, maps: Array) -> NDArray[np.unsignedinteger]:
-    """Number of the tap that has each window's largest element; of equal ones, the first."""
-    kind = np.min_scalar_type(math.prod(windows.kernel))
-    best = np.full((len(maps), *windows.counts), -np.inf, np.float32)
-    winners = np.zeros(best.shape, kind)
-    for tap, having, places in windows.taps():
-        elements = maps[places].astype(np.float32)
-        # Taps come in order: the last that is larger than all before it has the largest number.
-        np.maximum(winners[having], (elements > best[having]) * kind.type(tap), out=winners[having])
-        np.maximum(best[having], elements, out=best[having])
-    return winners
 
 
 RULES: dict[str, Rule] = {
