@@ -17,13 +17,12 @@ import onnx
 
 from riq_cli.model.layer import Layer
 from riq_cli.model.linear_inputs import (
-    ConvolutionInput,
     LinearInput,
     LookupInput,
     ProductInput,
     SequenceInput,
     StateInput,
-    TransposedConvolutionInput,
+    WindowInput,
 )
 from riq_cli.model.linear_outputs import GateOutput, LinearOutput, LookupOutput, ProductOutput, WindowOutput
 from riq_cli.model.matrix import Arrangement, Matrix
@@ -305,28 +304,22 @@ def _convolution(node: onnx.NodeProto, attributes: Mapping[str, Any], value: Arr
     grouped = value.reshaped((groups, outer // groups, inner, *kernel))
     if grouped is None or not kernel:
         return None
-    taps, ones = range(3, 3 + len(kernel)), (1,) * len(kernel)
-    auto_pad = attributes.get("auto_pad", b"NOTSET").decode()
-    windows: dict[str, Any] = {
-        "tensor": node.input[0],
-        "kernel": tuple(kernel),
-        "strides": tuple(attributes.get("strides", ones)),
-        "dilations": tuple(attributes.get("dilations", ones)),
-        "pads": (0,) * 2 * len(kernel)
-        if auto_pad == "VALID"
-        else tuple(attributes.get("pads", (0,) * 2 * len(kernel))),
-        "auto_pad": auto_pad,
-        "groups": groups,
-    }
-    leaving = WindowOutput(tuple(node.output))
-    if node.op_type != "ConvTranspose":
-        return grouped.matrix((0,), (1,), (2, *taps)), ConvolutionInput(**windows), leaving
-    entering = TransposedConvolutionInput(
-        **windows,
-        output_padding=tuple(attributes.get("output_padding", (0,) * len(kernel))),
+    taps, ones, zeros = range(3, 3 + len(kernel)), (1,) * len(kernel), (0,) * len(kernel)
+    auto_pad, is_transposed = attributes.get("auto_pad", b"NOTSET").decode(), node.op_type == "ConvTranspose"
+    entering = WindowInput(
+        tensor=node.input[0],
+        kernel=tuple(kernel),
+        strides=tuple(attributes.get("strides", ones)),
+        dilations=tuple(attributes.get("dilations", ones)),
+        pads=2 * zeros if auto_pad == "VALID" else tuple(attributes.get("pads", 2 * zeros)),
+        auto_pad=auto_pad,
+        groups=groups,
+        transposed=is_transposed,
+        output_padding=tuple(attributes.get("output_padding", zeros)),
         output_shape=tuple(attributes.get("output_shape", ()))[-len(kernel) :],
     )
-    return grouped.matrix((0,), (2,), (1, *taps)), entering, leaving
+    rows, columns = (2, 1) if is_transposed else (1, 2)
+    return grouped.matrix((0,), (rows,), (columns, *taps)), entering, WindowOutput(tuple(node.output))
 
 
 def _lookup(node: onnx.NodeProto, value: Arrangement) -> _Product:

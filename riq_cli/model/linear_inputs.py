@@ -90,10 +90,12 @@ class ProductInput(LinearInput):
 
 
 @dataclass(frozen=True)
-class WindowInput(LinearInput, abc.ABC):
-    """What windows are cut from, [batch, channels, …]; a row holds (channel, tap) of one group of channels.
+class WindowInput(LinearInput):
+    """What the windows of a Conv are cut from, [batch, channels, …]; a row holds (channel, tap) of a group of channels.
 
-    `pads` are those before every axis, then those behind; `auto_pad` is ONNX's word.
+    `pads` are those before every axis, then those behind; `auto_pad` is ONNX's word. Of a ConvTranspose, `transposed`,
+    windows lie around the places of the output, and most taps fall between inputs; `output_shape` is empty where it
+    follows from the pads.
     """
 
     kernel: tuple[int, ...]
@@ -102,20 +104,20 @@ class WindowInput(LinearInput, abc.ABC):
     pads: tuple[int, ...]
     auto_pad: str
     groups: int
+    transposed: bool
+    output_padding: tuple[int, ...]
+    output_shape: tuple[int, ...]
 
     def _grid(self, shape: Sequence[int]) -> tuple[int, ...]:
-        return (shape[0], *(out for out, _ in self._layout(shape[2:])))
+        return (shape[0], *(self._layout(axis, size)[0] for axis, size in enumerate(shape[2:])))
 
     def _take(self, activation: Array, places: tuple[Positions, ...]) -> Array:
         batch, channels, *sizes = activation.shape
         sample, *windows = places
-        layout = self._layout(sizes)
         source = np.zeros((1, len(sample)), np.int64)  # place of every tap at every position, all axes as one
         inside = np.ones(source.shape, bool)
         for axis, size in enumerate(sizes):
-            taps = np.arange(self.kernel[axis])[:, None]
-            index, exists = self._source(axis, windows[axis], layout[axis][1], taps)
-            exists &= (index >= 0) & (index < size)
+            index, exists = self._source(axis, size, windows[axis])
             source = (source[:, None] * size + np.clip(index, 0, size - 1)).reshape(-1, len(sample))
             inside = (inside[:, None] & exists).reshape(-1, len(sample))
         flat = activation.reshape(batch, channels, math.prod(sizes))
@@ -131,73 +133,34 @@ class WindowInput(LinearInput, abc.ABC):
         # Columns lie before positions in memory, as the activation has them: turning them would take longer than this.
         return rows.reshape(self.groups, -1, len(sample)).swapaxes(1, 2)
 
-    @abc.abstractmethod
-    def _layout(self, sizes: Sequence[int]) -> list[tuple[int, int]]:
-        """For every axis: how many windows there are, and the pad before the first."""
-
-    @abc.abstractmethod
-    def _source(
-        self, axis: int, window: Positions, before: int, taps: Positions
-    ) -> tuple[Positions, NDArray[np.bool_]]:
-        """Where on an axis of the activation the taps [taps, 1] of windows lie, and whether anything can be there."""
-
-    def _reach(self, axis: int) -> int:
-        return (self.kernel[axis] - 1) * self.dilations[axis] + 1
-
-    def _before(self, total: int) -> int:
-        """How much of a pad that `auto_pad` asks for lies before the first window."""
-        return total // 2 if self.auto_pad == "SAME_UPPER" else total - total // 2
-
-
-@dataclass(frozen=True)
-class ConvolutionInput(WindowInput):
-    """What the windows of a Conv slide over."""
-
-    def _layout(self, sizes: Sequence[int]) -> list[tuple[int, int]]:
-        result = []
-        for axis, size in enumerate(sizes):
-            stride, reach = self.strides[axis], self._reach(axis)
-            before, total = self.pads[axis], self.pads[axis] + self.pads[axis + len(sizes)]
-            if self.auto_pad.startswith("SAME"):
+    def _layout(self, axis: int, size: int) -> tuple[int, int]:
+        """How many windows there are along an axis of the activation, and the pad before the first."""
+        stride, reach = self.strides[axis], (self.kernel[axis] - 1) * self.dilations[axis] + 1
+        before, total = self.pads[axis], self.pads[axis] + self.pads[axis + len(self.kernel)]
+        is_same = self.auto_pad.startswith("SAME")
+        if self.transposed:
+            full = (size - 1) * stride + reach + self.output_padding[axis]
+            count = full - total
+            if self.output_shape or is_same:
+                count = self.output_shape[axis] if self.output_shape else size * stride
+                total = max(0, full - count)
+        else:
+            if is_same:
                 total = max(0, (-(-size // stride) - 1) * stride + reach - size)
-                before = self._before(total)
-            result.append((max(0, (size + total - reach) // stride + 1), before))
-        return result
+            count = max(0, (size + total - reach) // stride + 1)
+        if self.output_shape or is_same:
+            before = total // 2 if self.auto_pad == "SAME_UPPER" else total - total // 2
+        return count, before
 
-    def _source(
-        self, axis: int, window: Positions, before: int, taps: Positions
-    ) -> tuple[Positions, NDArray[np.bool_]]:
-        place = window * self.strides[axis] - before + taps * self.dilations[axis]
-        return place, np.ones(place.shape, bool)
-
-
-@dataclass(frozen=True)
-class TransposedConvolutionInput(WindowInput):
-    """What a ConvTranspose spreads out: windows lie around the places of its output, most taps fall between inputs.
-
-    `output_shape` is empty where it follows from the pads.
-    """
-
-    output_padding: tuple[int, ...]
-    output_shape: tuple[int, ...]
-
-    def _layout(self, sizes: Sequence[int]) -> list[tuple[int, int]]:
-        result = []
-        for axis, size in enumerate(sizes):
-            stride = self.strides[axis]
-            full = (size - 1) * stride + self._reach(axis) + self.output_padding[axis]
-            before, out = self.pads[axis], full - self.pads[axis] - self.pads[axis + len(sizes)]
-            if self.output_shape or self.auto_pad.startswith("SAME"):
-                out = self.output_shape[axis] if self.output_shape else size * stride
-                before = self._before(max(0, full - out))
-            result.append((out, before))
-        return result
-
-    def _source(
-        self, axis: int, window: Positions, before: int, taps: Positions
-    ) -> tuple[Positions, NDArray[np.bool_]]:
-        place = window + before - taps * self.dilations[axis]
-        return place // self.strides[axis], place % self.strides[axis] == 0
+    def _source(self, axis: int, size: int, window: Positions) -> tuple[Positions, NDArray[np.bool_]]:
+        """Where along an axis the taps of windows lie, [taps, windows], and whether anything is there."""
+        _, before = self._layout(axis, size)
+        taps = np.arange(self.kernel[axis])[:, None] * self.dilations[axis]
+        if self.transposed:
+            index, between = np.divmod(window + before - taps, self.strides[axis])
+            return index, (index >= 0) & (index < size) & (between == 0)
+        index = window * self.strides[axis] - before + taps
+        return index, (index >= 0) & (index < size)
 
 
 @dataclass(frozen=True)
