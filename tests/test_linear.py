@@ -735,22 +735,16 @@ def test_fewer_rows_are_some_of_all_rows_in_order(op: str, tmp_path: Path) -> No
         activation = found.observed(entering.tensor)[0]
         every = entering.rows(activation)
         for limit in (1, 7, every.shape[1] - 1, every.shape[1], 10**9):
-            rows = entering.rows(activation, limit, np.random.default_rng(5))
-            np.testing.assert_array_equal(rows, entering.rows(activation, limit, np.random.default_rng(5)))
-            assert rows.shape == (every.shape[0], min(limit, every.shape[1]), every.shape[2])
-            position = 0
-            for number in range(rows.shape[1]):
-                while not np.array_equal(every[:, position], rows[:, number]):
-                    position += 1
-                position += 1
+            chosen, again = (entering.chosen(activation.shape, limit, np.random.default_rng(5)) for _ in range(2))
+            assert len(chosen) == min(limit, every.shape[1]) and np.all(np.diff(chosen) > 0)
+            np.testing.assert_array_equal(chosen, again)
+            np.testing.assert_array_equal(entering.rows_at(activation, chosen), every[:, chosen])
 
 
 def test_rows_are_spread_evenly() -> None:
     entering = ProductInput("x", transposed=False)
-    activation = np.arange(1000, dtype=np.float32)[:, None]
-    rows = entering.rows(activation, 10, np.random.default_rng(0))[0, :, 0]
-    np.testing.assert_array_equal(rows // 100, np.arange(10))
-    np.testing.assert_array_equal(entering.rows(activation, 10)[0, :, 0], np.arange(10) * 100 + 50)
+    np.testing.assert_array_equal(entering.chosen((1000, 1), 10, np.random.default_rng(0)) // 100, np.arange(10))
+    np.testing.assert_array_equal(entering.chosen((1000, 1), 10), np.arange(10) * 100 + 50)
 
 
 def test_rows_of_half_precision_are_in_single() -> None:

@@ -25,22 +25,24 @@ class LinearInput(abc.ABC):
 
     tensor: str
 
-    def rows(self, activation: Array, limit: int | None = None, random: np.random.Generator | None = None) -> Array:
-        """Inputs of the product, [groups, m, columns] in float32 or float64.
-
-        Args:
-            activation: the tensor's value in one run.
-            limit: rows m at most; where there are more, they are taken evenly over the activation. None for all.
-            random: where in each even stretch a row is taken; without it, in its middle.
-        """
-        return self.rows_at(activation, self.chosen(activation.shape, limit, random))
+    def rows(self, activation: Array) -> Array:
+        """All inputs of the product, [groups, m, columns] in float32 or float64, from the tensor's value in one run."""
+        return self.rows_at(activation, self.chosen(activation.shape))
 
     def chosen(
         self, shape: Sequence[int], limit: int | None = None, random: np.random.Generator | None = None
     ) -> Positions:
-        """The positions that `rows` takes of an activation of a shape."""
+        """Positions of the rows of an activation of a shape: all, or where there are more than a limit, as many.
+
+        They are taken evenly: `random` tells where in each stretch of even length; without it, in its middle.
+        """
         available = self.positions(shape)
-        return np.arange(available) if limit is None or available <= limit else _spread(available, limit, random)
+        if limit is None or available <= limit:
+            return np.arange(available)
+        bounds = np.arange(limit + 1) * available // limit
+        lengths = np.diff(bounds)
+        offsets = lengths // 2 if random is None else (random.random(limit) * lengths).astype(np.int64)
+        return bounds[:-1] + offsets
 
     def rows_at(self, activation: Array, chosen: Positions) -> Array:
         """The rows at some positions in order, [groups, len(chosen), columns] in float32 or float64."""
@@ -226,14 +228,6 @@ class LookupInput(LinearInput):
         rows = np.zeros((1, len(indices), self.columns), np.float32)
         rows[0, np.arange(len(indices)), indices] = 1
         return rows
-
-
-def _spread(available: int, count: int, random: np.random.Generator | None) -> Positions:
-    """Numbers below `available`, in order: one from each of `count` stretches of even length."""
-    bounds = np.arange(count + 1) * available // count
-    lengths = np.diff(bounds)
-    offsets = lengths // 2 if random is None else (random.random(count) * lengths).astype(np.int64)
-    return bounds[:-1] + offsets
 
 
 def turned_operand(value: Array, transposed: bool, batch: Sequence[int]) -> tuple[Array, tuple[int, ...]]:
