@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 HEAD = 4096  # bytes of a file that are enough to tell
 
@@ -13,14 +12,6 @@ _SOURCE = "give the ONNX model that it was made from"
 _UNPACK = "unpack it, and give what is inside"
 
 
-class _Kind(NamedTuple):
-    """What a file is, how its first bytes tell, and what to do with it."""
-
-    what: str
-    fits: Callable[[bytes], bool]
-    advice: str
-
-
 def instead(wanted: str, head: bytes) -> str:
     """What a file is that is not what was wanted: `not an ONNX model but a web page; …`, as far as it can be told.
 
@@ -28,9 +19,9 @@ def instead(wanted: str, head: bytes) -> str:
         wanted: what it should be, with its article.
         head: the first `HEAD` bytes of the file.
     """
-    for kind in _KINDS:
-        if kind.fits(head):
-            other = ", or a damaged one" if kind.what == wanted else f" but {kind.what}; {kind.advice}"
+    for what, fits, advice in _KINDS:
+        if fits(head):
+            other = ", or a damaged one" if what == wanted else f" but {what}; {advice}"
             return f"not {wanted}{other}"
     return f"not {wanted}"
 
@@ -71,30 +62,30 @@ def _is_text(head: bytes) -> bool:
     return bool(text) and all(letter.isprintable() or letter.isspace() for letter in text)
 
 
-# Those that look like several come under the first.
-_KINDS = (
-    _Kind("an empty file", lambda head: not head, "get it once more"),
-    _Kind("a riq archive", _begins(b"\x89RIQZ"), "it is compressed already, and riq decompress restores the model"),
-    _Kind("a pointer of Git LFS", _begins(b"version https://git-lfs"), "git lfs pull gets the file itself"),
-    _Kind("a web page", _is_page, "its download went wrong: get the file once more"),
-    _Kind("a PyTorch file", _zip_with(b"/data.pkl", b"/.format_version", b"/constants.pkl"), _TORCH),
-    _Kind("a file of NumPy arrays", _zip_with(b".npy"), "samples come with --calibration"),
-    _Kind("a file of NumPy arrays", _begins(b"\x93NUMPY"), "samples come with --calibration"),
-    _Kind("a Keras model", _zip_with(b"metadata.json", b".weights.h5"), _TENSORFLOW),
-    _Kind("a zip archive", _begins(b"PK\x03\x04", b"PK\x05\x06"), _UNPACK),
-    _Kind("a Python pickle, as older PyTorch files are", _begins(*(bytes([0x80, p]) for p in range(2, 6))), _TORCH),
-    _Kind("a TensorFlow Lite model", _begins(b"TFL3", at=4), "convert it with tf2onnx --tflite"),
-    _Kind("a model in onnxruntime's own format", _begins(b"ORTM", at=4), _SOURCE),
-    _Kind("an HDF5 file, as Keras models are", _begins(b"\x89HDF\r\n\x1a\n"), _TENSORFLOW),
-    _Kind("weights without a graph (safetensors)", _is_safetensors, "export the model that they belong to"),
-    _Kind("a GGUF model", _begins(b"GGUF"), _SOURCE),
-    _Kind("a file that gzip compressed", _begins(b"\x1f\x8b"), "unpack it with gunzip"),
-    _Kind("a file that zstd compressed", _begins(b"\x28\xb5\x2f\xfd"), "unpack it with unzstd"),
-    _Kind("a file that xz compressed", _begins(b"\xfd7zXZ\0"), "unpack it with unxz"),
-    _Kind("a file that bzip2 compressed", _begins(b"BZh"), "unpack it with bunzip2"),
-    _Kind("a tar archive", _begins(b"ustar", at=257), _UNPACK),
-    _Kind("a TensorFlow graph", _is_tensorflow, _TENSORFLOW),
-    _Kind("an ONNX model", _is_onnx, "riq compress makes an archive of it"),
-    _Kind("an OpenVINO model", lambda head: b"<?xml" in head[:9] and b"<net" in head, _SOURCE),
-    _Kind("text", _is_text, "is it the right file?"),
+# What a file is, how its first bytes tell, and what to do with it; those that look like several come under the first.
+_KINDS: tuple[tuple[str, Callable[[bytes], bool], str], ...] = (
+    ("an empty file", lambda head: not head, "get it once more"),
+    ("a riq archive", _begins(b"\x89RIQZ"), "it is compressed already, and riq decompress restores the model"),
+    ("a pointer of Git LFS", _begins(b"version https://git-lfs"), "git lfs pull gets the file itself"),
+    ("a web page", _is_page, "its download went wrong: get the file once more"),
+    ("a PyTorch file", _zip_with(b"/data.pkl", b"/.format_version", b"/constants.pkl"), _TORCH),
+    ("a file of NumPy arrays", _zip_with(b".npy"), "samples come with --calibration"),
+    ("a file of NumPy arrays", _begins(b"\x93NUMPY"), "samples come with --calibration"),
+    ("a Keras model", _zip_with(b"metadata.json", b".weights.h5"), _TENSORFLOW),
+    ("a zip archive", _begins(b"PK\x03\x04", b"PK\x05\x06"), _UNPACK),
+    ("a Python pickle, as older PyTorch files are", _begins(*(bytes([0x80, p]) for p in range(2, 6))), _TORCH),
+    ("a TensorFlow Lite model", _begins(b"TFL3", at=4), "convert it with tf2onnx --tflite"),
+    ("a model in onnxruntime's own format", _begins(b"ORTM", at=4), _SOURCE),
+    ("an HDF5 file, as Keras models are", _begins(b"\x89HDF\r\n\x1a\n"), _TENSORFLOW),
+    ("weights without a graph (safetensors)", _is_safetensors, "export the model that they belong to"),
+    ("a GGUF model", _begins(b"GGUF"), _SOURCE),
+    ("a file that gzip compressed", _begins(b"\x1f\x8b"), "unpack it with gunzip"),
+    ("a file that zstd compressed", _begins(b"\x28\xb5\x2f\xfd"), "unpack it with unzstd"),
+    ("a file that xz compressed", _begins(b"\xfd7zXZ\0"), "unpack it with unxz"),
+    ("a file that bzip2 compressed", _begins(b"BZh"), "unpack it with bunzip2"),
+    ("a tar archive", _begins(b"ustar", at=257), _UNPACK),
+    ("a TensorFlow graph", _is_tensorflow, _TENSORFLOW),
+    ("an ONNX model", _is_onnx, "riq compress makes an archive of it"),
+    ("an OpenVINO model", lambda head: b"<?xml" in head[:9] and b"<net" in head, _SOURCE),
+    ("text", _is_text, "is it the right file?"),
 )  # fmt: skip
