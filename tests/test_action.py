@@ -142,7 +142,13 @@ def test_the_action_says_what_it_takes_and_gives(action: dict[str, Any]) -> None
     assert all(
         about["description"].endswith(".") for about in (*action["inputs"].values(), *action["outputs"].values())
     )
+    # The keys of GitHub's metadata syntax: one that is misspelt is an action that does not start.
+    assert set(action) == {"name", "description", "inputs", "outputs", "runs"}
+    assert all(set(about) <= {"description", "required", "default"} for about in action["inputs"].values())
+    assert all(set(about) == {"description", "value"} for about in action["outputs"].values())
+    assert set(action["runs"]) == {"using", "steps"}
     steps = action["runs"]["steps"]
+    assert all(set(step) <= {"name", "id", "shell", "env", "run"} for step in steps)
     assert [step["name"] for step in steps] == ["Install riq", "Compress", "Report"]
     assert all(step["shell"] == "bash" for step in steps)
     used = {name for step in steps for text in step["env"].values() for name in re.findall(r"inputs\.([\w-]+)", text)}
@@ -190,17 +196,6 @@ def test_by_default_the_riq_beside_the_action_is_installed(action: dict[str, Any
     assert code == '"${SOURCE:-$HERE}"'
 
 
-def test_the_action_has_the_keys_that_github_knows(action: dict[str, Any]) -> None:
-    """As in GitHub's metadata syntax: a key that is misspelt is an action that does not start."""
-    assert set(action) == {"name", "description", "inputs", "outputs", "runs"}
-    assert all(set(about) <= {"description", "required", "default"} for about in action["inputs"].values())
-    assert all(set(about) == {"description", "value"} for about in action["outputs"].values())
-    assert set(action["runs"]) == {"using", "steps"}
-    assert all(set(step) <= {"name", "id", "shell", "env", "run"} for step in action["runs"]["steps"])
-    names = [name for kind in ("inputs", "outputs") for name in action[kind]]
-    assert all(re.fullmatch(r"[_a-zA-Z][a-zA-Z0-9_-]*", name) for name in names)
-
-
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck")
 def test_shellcheck_has_no_word_on_the_scripts(action: dict[str, Any]) -> None:
     for step in action["runs"]["steps"]:
@@ -209,21 +204,11 @@ def test_shellcheck_has_no_word_on_the_scripts(action: dict[str, Any]) -> None:
         assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_the_readme_shows_what_the_summary_begins_with(job: Job) -> None:
-    assert job.run(model="cnn.onnx", calibration="calibration.npz", preset="fast")[0] == 0
-    header = job.summary.splitlines()[2:4]
-    assert "\n".join(header) in (ROOT / "README.md").read_text()
-
-
-def test_a_name_of_two_lines_is_no_output(job: Job) -> None:
-    given = {"model": "cnn.onnx", "calibration": "calibration.npz", "preset": "fast"}
-    code, said = job.run(**given, archive="a\nsize=1.riqz")
-    assert code == 1
-    assert said == "riq: error: 'a\\nsize=1.riqz': a name with a line break cannot be an output of a step\n"
+GIVEN = {"model": "cnn.onnx", "calibration": "calibration.npz", "preset": "fast"}
 
 
 def test_a_model_is_compressed_and_reported(job: Job) -> None:
-    assert job.run(model="cnn.onnx", calibration="calibration.npz", deviation="0.02", preset="fast") == (0, "")
+    assert job.run(**GIVEN, deviation="0.02") == (0, "")
     size = (job.folder / "cnn.riqz").stat().st_size
     outputs = job.outputs
     assert outputs["archive"] == "cnn.riqz"
@@ -232,24 +217,29 @@ def test_a_model_is_compressed_and_reported(job: Job) -> None:
     assert 0.01 < float(outputs["deviation"]) <= 0.02
     assert job.summary.startswith("### `cnn.riqz`\n\n| size | source | ratio |")
     assert "| `dense.weight` | `Gemm` | 64×576 | student |" in job.summary
+    assert "\n".join(job.summary.splitlines()[2:4]) in (ROOT / "README.md").read_text()
 
 
-def test_a_missed_bound_fails_the_job_with_the_report_in_its_summary(job: Job) -> None:
-    code, said = job.run(model="cnn.onnx", calibration="calibration.npz", preset="fast", max_size="10kB", min_ratio="2")
-    assert code == 3
-    assert re.fullmatch(r"riq: error: cnn\.riqz: [\d,]+ bytes \([\d.]+ kB\) are above --max-size 10,000\n", said)
-    assert job.summary.startswith("### `cnn.riqz`")
-
-
-def test_a_target_out_of_reach_fails_the_job(job: Job) -> None:
-    code, said = job.run(model="cnn.onnx", calibration="calibration.npz", preset="fast", size="10kB", deviation="0.001")
-    assert code == 3
-    assert "above the bound of 0.001; give one of them more room" in said
-    assert job.summary == ""
+@pytest.mark.parametrize(
+    ("given", "code", "message", "summary"),
+    [
+        ({"max_size": "10kB", "min_ratio": "2"}, 3,
+         r"riq: error: cnn\.riqz: [\d,]+ bytes \([\d.]+ kB\) are above --max-size 10,000\n", "### `cnn.riqz`"),
+        ({"size": "10kB", "deviation": "0.001"}, 3, r".* above the bound of 0\.001; give one of them more room\n", ""),
+        ({"archive": "a\nsize=1.riqz"}, 1,
+         r"riq: error: 'a\\nsize=1\.riqz': a name with a line break cannot be an output of a step\n", ""),
+    ],
+    ids=["bound", "target", "name"],
+)  # fmt: skip
+def test_what_fails_fails_the_job(given: dict[str, str], code: int, message: str, summary: str, job: Job) -> None:
+    ended, said = job.run(**GIVEN, **given)
+    assert ended == code
+    assert re.fullmatch(message, said)
+    assert job.summary.startswith(summary) and bool(job.summary) is bool(summary)
 
 
 def test_a_baseline_is_compared_even_where_it_is_replaced(job: Job) -> None:
-    given = {"model": "cnn.onnx", "calibration": "calibration.npz", "preset": "fast", "baseline": "out/m.riqz"}
+    given = GIVEN | {"baseline": "out/m.riqz"}
     (job.folder / "out").mkdir()
     assert job.run(**given, archive="out/m.riqz", deviation="0.02") == (0, "")
     assert job.summary.startswith("### `m.riqz`")  # nothing to compare with yet
@@ -261,6 +251,6 @@ def test_a_baseline_is_compared_even_where_it_is_replaced(job: Job) -> None:
 def test_names_are_not_commands(job: Job) -> None:
     hostile = "a $(touch pwned) `touch pwned`.onnx"
     shutil.copy(job.folder / "cnn.onnx", job.folder / hostile)
-    assert job.run(model=hostile, calibration="calibration.npz", preset="fast") == (0, "")
+    assert job.run(**GIVEN | {"model": hostile}) == (0, "")
     assert job.outputs["archive"] == hostile.replace(".onnx", ".riqz")
     assert not (job.folder / "pwned").exists()
