@@ -131,20 +131,6 @@ def test_the_log_of_a_search_that_fails_ends_with_why(folder: Path) -> None:
     assert searched and {line["phase"] for line in searched} == {"search"}
 
 
-def test_a_log_replaces_nothing_unasked(folder: Path) -> None:
-    (folder / "search.jsonl").write_text("old")
-    arguments = ("compress", "model.onnx", "--calibration", "calibration.npz", "-o", "t.riqz", "--log")
-    fails(1, "search.jsonl: exists already; use --force", *arguments, "search.jsonl", folder=folder)
-    fails(1, "model.onnx: is read by this command", *arguments, "model.onnx", "-f", folder=folder)
-    fails(1, "calibration.npz: is read by this command", *arguments, "calibration.npz", "-f", folder=folder)
-    fails(
-        2, "t.riqz: two outputs have this name; give one of them another", *arguments, "./t.riqz", "-f", folder=folder
-    )
-    fails(1, "nowhere/l.jsonl: cannot be written", *arguments, "nowhere/l.jsonl", folder=folder)
-    assert (folder / "search.jsonl").read_text() == "old"
-    assert not (folder / "t.riqz").exists()
-
-
 def test_pipes_carry_archive_and_model(folder: Path) -> None:
     archive = riq(
         "compress", "model.onnx", "--preset", "fast", "--calibration", "calibration.npz", "-o", "-", folder=folder
@@ -221,23 +207,6 @@ def test_verify_is_a_gate(ready: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "options"),
-    [
-        (r"--epsilon 1 is not in \[0, 1\)$", "--epsilon 1"),
-        (r"--holdout 1\.5 is not in \[0, 1\)$", "--holdout 150%"),
-        (r"--k -1 is not positive$", "--k -1"),
-        (r"--k 1e-300 is not in 1e-30 … 1e\+30, where bin widths are doubles$", "--k 1e-300"),
-        (r"compensated rounding does not go with --max-bits; leave one", "--max-bits 4 --rounding compensated"),
-        (r"a deviation of 2 is not in \(0, 1\]; 0\.01 is 1 %$", "--deviation 2"),
-        (r"no tensor 'max_bits = 3' in the model", "--output 'max_bits = 3'"),
-    ],
-)
-def test_settings_are_called_by_their_options(message: str, options: str, ready: Path) -> None:
-    fails(2, message, "compress", "model.onnx", "-f", "--calibration", "calibration.npz", *shlex.split(options),
-          folder=ready)  # fmt: skip
-
-
-@pytest.mark.parametrize(
     ("command", "options"),
     [
         ("compress model.onnx", "deviation ratio rate k epsilon holdout scale mean std size"),
@@ -272,111 +241,106 @@ def test_verify_warns_of_another_model(folder: Path) -> None:
     assert done.returncode == 3
 
 
-def test_outputs_are_not_replaced_and_sources_never_touched(folder: Path) -> None:
-    before = (folder / "model.onnx").read_bytes()
-    fails(1, "model.riqz: exists already; use --force", "compress", "model.onnx", folder=folder)
-    (folder / "model.restored.onnx").write_bytes(b"mine")
-    fails(1, "model.restored.onnx: exists already; use --force", "decompress", "model.riqz", folder=folder)
-    fails(
-        1,
-        "model.onnx: is read by this command and never overwritten",
-        "compress",
-        "model.onnx",
-        "-o",
-        "model.onnx",
-        "-f",
-        folder=folder,
-    )
-    fails(1, "calibration.npz: is read by this command", "compress", "model.onnx", "--calibration", "calibration.npz",
-          "-o", "calibration.npz", "-f", folder=folder)  # fmt: skip
-    fails(1, "model.riqz: is read by this command", "decompress", "model.riqz", "-o", "model.riqz", "-f", folder=folder)
-    (folder / "outside").mkdir()
-    builders.save_external(builders.dense(), folder / "outside")
-    (data,) = [path for path in (folder / "outside").iterdir() if path.suffix != ".onnx"]
-    fails(1, "is read by this command", "compress", folder / "outside" / "model.onnx", "-o", data, "-f", folder=folder)
-    assert (folder / "model.onnx").read_bytes() == before
-
-
-def test_bad_input_is_told_in_one_line(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def broken(ready: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of `ready` with models, archives and samples that are not as they should be."""
+    folder = Path(shutil.copytree(ready, tmp_path_factory.mktemp("broken") / "work"))
     (folder / "text.onnx").write_text("this is not a model, not even close to one")
     (folder / "empty.onnx").write_bytes(b"")
-    fails(1, "text.onnx: not an ONNX model", "compress", "text.onnx", folder=folder)
-    fails(1, "empty.onnx: not an ONNX model", "compress", "empty.onnx", folder=folder)
-    fails(2, "File 'none.onnx' does not exist", "compress", "none.onnx", folder=folder)
-    fails(1, "model.onnx: not a riq archive", "decompress", "model.onnx", "-o", "x.onnx", folder=folder)
-    fails(1, "model.onnx: not a riq archive", "report", "model.onnx", folder=folder)
-    fails(2, "No such command 'compres'. There are compress, decompress, report, verify", "compres", folder=folder)
-    fails(2, "No such option", "compress", "model.onnx", "--deviate", "1", folder=folder)
+    for name in ("mine.onnx", "mine.riqz", "mine.jsonl"):
+        (folder / name).write_bytes(b"mine")
+    (folder / "outside").mkdir()
+    (builders.save_external(builders.dense(), folder / "outside")).rename(folder / "outside" / "model.onnx")
+    (data,) = [path for path in (folder / "outside").iterdir() if path.suffix != ".onnx"]
+    (folder / "data").symlink_to(data)
+    strange = builders.dense()
+    strange.graph.node[1].op_type = "NoSuchOperator"
+    builders.save(strange, folder, "strange.onnx")
+    free = builders.lstm()
+    free.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    free.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "time"
+    builders.save(free, folder, "free.onnx")
+    archive = bytearray((folder / "model.riqz").read_bytes())
+    (folder / "cut.riqz").write_bytes(archive[:-7])
+    archive[-3] ^= 1
+    (folder / "flipped.riqz").write_bytes(archive)
+    archive[8] = 9
+    (folder / "newer.riqz").write_bytes(archive)
+    np.savez(folder / "name.npz", y=np.zeros((3, 16), np.float32))
+    np.savez(folder / "shape.npz", x=np.zeros((3, 5), np.float32))
+    np.savez(folder / "type.npz", x=np.zeros((3, 16), int))
+    (folder / "zip.npz").write_bytes(b"PK\x03\x04 nonsense")
+    return folder
 
 
-def test_a_damaged_archive_is_told_and_leaves_nothing(folder: Path) -> None:
-    data = bytearray((folder / "model.riqz").read_bytes())
-    (folder / "cut.riqz").write_bytes(data[:-7])
-    data[-3] ^= 1
-    (folder / "flipped.riqz").write_bytes(data)
-    data[8] = 9
-    (folder / "newer.riqz").write_bytes(data)
-    fails(1, "cut.riqz: the archive is cut off: ", "decompress", "cut.riqz", folder=folder)
-    fails(1, "flipped.riqz: layer 'second.weight': .*; the archive is damaged", "decompress", "flipped.riqz",
-          folder=folder)  # fmt: skip
-    fails(1, "newer.riqz: archive version 9; .* install a newer one", "decompress", "newer.riqz", folder=folder)
-    assert not list(folder.glob("*restored*")) + list(folder.glob(".*"))
+COMPRESS = "compress model.onnx --calibration calibration.npz -o t.riqz"
 
 
-def test_a_restored_model_too_large_is_refused(ready: Path) -> None:
-    arguments = ("decompress", "model.riqz", "-o", "none.onnx", "--max-size")
-    fails(1, "the limit is 1000; .* raise it with --max-size", *arguments, "1kB", folder=ready)
-    fails(2, "'lots' is not a size; write 500kB, 5MB or 2GiB", *arguments, "lots", folder=ready)
-
-
-def test_wrong_calibration_names_shapes_and_types_show_both_sides(folder: Path) -> None:
-    def attempt(message: str, **arrays: np.ndarray) -> None:
-        np.savez(folder / "wrong.npz", **arrays)
-        fails(1, message, "compress", "model.onnx", "--calibration", "wrong.npz", "-o", "w.riqz", folder=folder)
-
-    attempt(r"data has y; the model's inputs are x float32\[batch, 16\]", y=np.zeros((3, 16), np.float32))
-    attempt(r"data has shape \[3, 5\], the model takes x float32\[batch, 16\]", x=np.zeros((3, 5), np.float32))
-    attempt(r"data is int64, the model takes float32; convert it with .astype\('float32'\)", x=np.zeros((3, 16), int))
-    (folder / "wrong.npz").write_bytes(b"PK\x03\x04 nonsense")
-    fails(1, "wrong.npz: not a file of NumPy arrays but a zip archive", "compress", "model.onnx",
-          "--calibration", "wrong.npz", "-f", folder=folder)  # fmt: skip
-    fails(1, "nowhere.npz: no such file", "compress", "model.onnx", "--calibration", "nowhere.npz", "-f", folder=folder)
-
-
-def test_targets_that_cannot_be_reached_exit_with_3(folder: Path) -> None:
-    arguments = ("compress", "model.onnx", "--calibration", "calibration.npz", "-o", "t.riqz")
-    fails(3, "the best is .*; give a smaller --epsilon", *arguments, "--deviation", "1e-6", "--epsilon", "0.2",
-          folder=folder)  # fmt: skip
-    fails(3, "give a larger --deviation, or keep sensitive layers exact with --exclude", *arguments, "--deviation",
-          "1e-18", folder=folder)  # fmt: skip
-    fails(3, "at k = 10 the deviation is", *arguments, "--k", "10", "--deviation", "1e-6", folder=folder)
-    fails(2, "a deviation of 2 is not in", *arguments, "--deviation", "2", folder=folder)
-    assert not (folder / "t.riqz").exists()
-
-
-def test_a_model_that_onnxruntime_cannot_run_gives_its_message(folder: Path) -> None:
-    proto = builders.dense()
-    proto.graph.node[1].op_type = "NoSuchOperator"
-    builders.save(proto, folder, "strange.onnx")
-    fails(1, "onnxruntime cannot run the model: .*NoSuchOperator", "compress", "strange.onnx", folder=folder)
-
-
-def test_a_free_dimension_names_the_flag(folder: Path) -> None:
-    proto = builders.lstm()
-    builders.save(proto, folder, "lstm.onnx")
-    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
-    proto.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "time"
-    builders.save(proto, folder, "unnamed.onnx")
-    fails(1, "dimension 'time' is free and has no size; give it with --dim time=N", "compress", "unnamed.onnx",
-          "--min-size", "1", folder=folder)  # fmt: skip
-    done = riq("compress", "lstm.onnx", "--min-size", "1", "--dim", "time=5", "-f", folder=folder)
-    assert done.returncode == 0, done.stderr
-    fails(2, "write height=224", "compress", "lstm.onnx", "--dim", "time", folder=folder)
-
-
-def test_a_folder_that_does_not_exist_is_told_before_the_work(folder: Path) -> None:
-    fails(1, "nowhere/m.riqz: cannot be written: No such file", "compress", "model.onnx", "-o", "nowhere/m.riqz",
-          folder=folder)  # fmt: skip
+@pytest.mark.parametrize(
+    ("code", "message", "command"),
+    [
+        # wrong usage
+        (2, r"No such command 'compres'\. There are compress, decompress, report, verify", "compres"),
+        (2, "No such option", "compress model.onnx --deviate 1"),
+        (2, "File 'none.onnx' does not exist", "compress none.onnx"),
+        (2, "'lots' is not a size; write 500kB, 5MB or 2GiB", "decompress model.riqz -o t.onnx --max-size lots"),
+        (2, "write height=224", "compress model.onnx --dim time"),
+        (2, "t.riqz: two outputs have this name; give one of them another", f"{COMPRESS} --log ./t.riqz"),
+        # settings are called by their options
+        (2, r"--epsilon 1 is not in \[0, 1\)$", f"{COMPRESS} --epsilon 1"),
+        (2, r"--holdout 1\.5 is not in \[0, 1\)$", f"{COMPRESS} --holdout 150%"),
+        (2, r"--k -1 is not positive$", f"{COMPRESS} --k -1"),
+        (2, r"--k 1e-300 is not in 1e-30 … 1e\+30, where bin widths are doubles$", f"{COMPRESS} --k 1e-300"),
+        (2, r"compensated rounding does not go with --max-bits; leave one",
+         f"{COMPRESS} --max-bits 4 --rounding compensated"),
+        (2, r"a deviation of 2 is not in \(0, 1\]; 0\.01 is 1 %$", f"{COMPRESS} --deviation 2"),
+        (2, r"no tensor 'max_bits = 3' in the model", f"{COMPRESS} --output 'max_bits = 3'"),
+        (1, "'time' is free and has no size; give it with --dim time=N", "compress free.onnx --min-size 1"),
+        # outputs are not replaced, and sources never touched
+        (1, "mine.riqz: exists already; use --force", "compress model.onnx -o mine.riqz"),
+        (1, "mine.onnx: exists already; use --force", "decompress model.riqz -o mine.onnx"),
+        (1, "mine.jsonl: exists already; use --force", f"{COMPRESS} --log mine.jsonl"),
+        (1, "nowhere/t.riqz: cannot be written: No such file", "compress model.onnx -o nowhere/t.riqz"),
+        (1, "nowhere/l.jsonl: cannot be written", f"{COMPRESS} --log nowhere/l.jsonl"),
+        (1, "model.onnx: is read by this command and never overwritten", "compress model.onnx -o model.onnx -f"),
+        (1, "model.onnx: is read by this command", f"{COMPRESS} --log model.onnx -f"),
+        (1, "calibration.npz: is read by this command", f"{COMPRESS} --log calibration.npz -f"),
+        (1, "calibration.npz: is read by this command",
+         "compress model.onnx --calibration calibration.npz -o calibration.npz -f"),
+        (1, "model.riqz: is read by this command", "decompress model.riqz -o model.riqz -f"),
+        (1, "data: is read by this command", "compress outside/model.onnx -o data -f"),
+        # models and archives
+        (1, "text.onnx: not an ONNX model", "compress text.onnx"),
+        (1, "empty.onnx: not an ONNX model", "compress empty.onnx"),
+        (1, "onnxruntime cannot run the model: .*NoSuchOperator", "compress strange.onnx"),
+        (1, "model.onnx: not a riq archive", "decompress model.onnx -o t.onnx"),
+        (1, "model.onnx: not a riq archive", "report model.onnx"),
+        (1, "cut.riqz: the archive is cut off: ", "decompress cut.riqz"),
+        (1, "flipped.riqz: layer 'second.weight': .*; the archive is damaged", "decompress flipped.riqz"),
+        (1, "newer.riqz: archive version 9; .* install a newer one", "decompress newer.riqz"),
+        (1, "the limit is 1000; .* raise it with --max-size", "decompress model.riqz -o t.onnx --max-size 1kB"),
+        # samples: names, shapes and types show both sides
+        (1, r"data has y; the model's inputs are x float32\[batch, 16\]",
+         "compress model.onnx --calibration name.npz -f"),
+        (1, r"data has shape \[3, 5\], the model takes x float32\[batch, 16\]",
+         "compress model.onnx --calibration shape.npz -f"),
+        (1, r"data is int64, the model takes float32; convert it with .astype\('float32'\)",
+         "compress model.onnx --calibration type.npz -f"),
+        (1, "zip.npz: not a file of NumPy arrays but a zip archive", "compress model.onnx --calibration zip.npz -f"),
+        (1, "nowhere.npz: no such file", "compress model.onnx --calibration nowhere.npz -f"),
+        # targets out of reach
+        (3, "the best is .*; give a smaller --epsilon", f"{COMPRESS} --deviation 1e-6 --epsilon 0.2"),
+        (3, "give a larger --deviation, or keep sensitive layers exact with --exclude",
+         f"{COMPRESS} --deviation 1e-18"),
+        (3, "at k = 10 the deviation is", f"{COMPRESS} --k 10 --deviation 1e-6"),
+    ],
+)  # fmt: skip
+def test_what_goes_wrong_is_told_in_one_line_and_leaves_all_files_as_they_were(
+    code: int, message: str, command: str, broken: Path
+) -> None:
+    before = {path.name: path.read_bytes() for path in broken.iterdir() if path.is_file()}
+    fails(code, message, *shlex.split(command), folder=broken)
+    assert {path.name: path.read_bytes() for path in broken.iterdir() if path.is_file()} == before
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
