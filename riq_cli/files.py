@@ -52,18 +52,6 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> None:
             pass
 
 
-def refuse_source(path: str | os.PathLike[str], *sources: str | os.PathLike[str]) -> None:
-    """Return nothing if `path` is none of the files that are read; `--force` does not change that.
-
-    Raises:
-        OutputError: it is one of them, perhaps under another name.
-    """
-    path = Path(path)
-    for source in sources:
-        if path.exists() and Path(source).exists() and path.samefile(source):
-            raise OutputError(f"{path}: is read by this command and never overwritten; name another file with -o")
-
-
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[BinaryIO]:
     """A binary file that takes the name `path` when the block ends well, and vanishes when it does not.

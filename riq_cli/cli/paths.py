@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,14 +13,15 @@ import click
 from click.shell_completion import CompletionItem
 
 from riq_cli.cli.terminal import say
-from riq_cli.files import atomic_write, check_output, refuse_source
+from riq_cli.errors import OutputError
+from riq_cli.files import atomic_write, check_output
 from riq_cli.text import human_size
 
 _BARE = re.compile(r"[\w./~+,@%=:-]*")  # what a shell takes as one word without quotes
 
 
 def check_outputs(
-    outputs: Iterable[str | None], sources: Iterable[str | None], force: bool, goes_on: str | None = None
+    outputs: Iterable[str | None], sources: Sequence[str | None], force: bool, goes_on: str | None = None
 ) -> None:
     """Return nothing if all outputs can be written; meant to be asked before long work.
 
@@ -34,24 +35,25 @@ def check_outputs(
         OutputError: one cannot be written, or is a source.
         UsageError: two outputs are the same file.
     """
-    files = _files(outputs)
-    refuse_sources(files, [source for source in sources if source is not None])
+    refuse_sources(outputs, sources)
     seen: set[Path] = set()
-    for path in files:
+    for path in _files(outputs):
         check_output(path, force or path == goes_on)
         if (place := Path(path).resolve()) in seen:
             raise click.UsageError(f"{path}: two outputs have this name; give one of them another")
         seen.add(place)
 
 
-def refuse_sources(outputs: Iterable[str | None], sources: Iterable[str | os.PathLike[str]]) -> None:
-    """Return nothing if no output is a file that is read.
+def refuse_sources(outputs: Iterable[str | None], sources: Sequence[str | os.PathLike[str] | None]) -> None:
+    """Return nothing if no output is a file that is read, perhaps under another name; --force does not change that.
 
     Raises:
         OutputError: one is.
     """
-    for path in _files(outputs):
-        refuse_source(path, *sources)
+    for path in map(Path, _files(outputs)):
+        for source in sources:
+            if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
+                raise OutputError(f"{path}: is read by this command and never overwritten; name another file with -o")
 
 
 def stdin() -> BinaryIO:
