@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import onnx
 
-from riq_cli.model.places import OWN_DOMAINS, attributes_of, put_nodes, subgraphs
+from riq_cli.model.places import OWN_DOMAINS, attributes_of, put_nodes, rename
 from riq_cli.model.session_form import SessionForm, keep_needed
 from riq_cli.model.uses import operand
 
@@ -67,22 +67,9 @@ def _inline(graph: onnx.GraphProto, node: onnx.NodeProto, branch: onnx.GraphProt
     names = {name: _INLINED.format(list(node.output), name) for name in inner}
     outputs = [(value.name, name) for value, name in zip(branch.output, node.output, strict=True) if name]
     names |= {value: name for value, name in outputs if value in names}
-    _rename(branch, names)
+    rename(branch, names)
     graph.initializer.extend(branch.initializer)
     graph.sparse_initializer.extend(branch.sparse_initializer)
     # Values from outside of the branch, and those that it gives out twice.
     copies = [(names.get(value, value), name) for value, name in outputs if names.get(value) != name]
     return [*branch.node, *(onnx.helper.make_node("Identity", [value], [name]) for value, name in copies)]
-
-
-def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    """Give tensors of a graph other names, in its subgraphs too."""
-    for tensor in graph.initializer:
-        tensor.name = names.get(tensor.name, tensor.name)
-    for sparse in graph.sparse_initializer:
-        sparse.values.name = names.get(sparse.values.name, sparse.values.name)
-    for node in graph.node:
-        for used in (node.input, node.output):
-            used[:] = [names.get(name, name) for name in used]
-        for _, inner in subgraphs(node):
-            _rename(inner, names)

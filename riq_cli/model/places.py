@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,19 @@ def put_nodes(scope: onnx.GraphProto | onnx.FunctionProto, nodes: Iterable[onnx.
     fresh = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # its own end with what held them
     del scope.node[:]
     scope.node.extend(fresh)
+
+
+def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Give tensors of a graph other names, in its subgraphs too."""
+    for tensor in graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    for sparse in graph.sparse_initializer:
+        sparse.values.name = names.get(sparse.values.name, sparse.values.name)
+    for node in graph.node:
+        for used in (node.input, node.output):
+            used[:] = [names.get(name, name) for name in used]
+        for _, inner in subgraphs(node):
+            rename(inner, names)
 
 
 def scopes(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.GraphProto | onnx.FunctionProto]]:

@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 
 from riq_cli.errors import SettingsError
-from riq_cli.model.places import constant_places, scopes, subgraphs
+from riq_cli.model.places import constant_places, rename, scopes, subgraphs
 from riq_cli.model.tensors import FLOAT_TYPES
 from riq_cli.model.types import inferred
 from riq_cli.model.uses import operand
@@ -188,10 +188,7 @@ def _bfloat16(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:
 def _give_as_float(graph: onnx.GraphProto, name: str) -> None:
     """Give an output out as float32, since sessions have no bfloat16 arrays; inside it gets another name."""
     inside = f"riq/bfloat16/{name}"
-    _rename(graph, name, inside)
-    for tensor in graph.initializer:
-        if tensor.name == name:
-            tensor.name = inside
+    rename(graph, {name: inside})
     graph.node.append(onnx.helper.make_node("Cast", [inside], [name], to=onnx.TensorProto.FLOAT))
     for value in (*graph.value_info, *graph.output):
         if value.name == name:
@@ -205,18 +202,9 @@ def take_floats(model: onnx.ModelProto) -> None:
         kind = value.type.tensor_type
         if kind.elem_type == onnx.TensorProto.BFLOAT16 and value.name not in constants:
             inside = f"riq/bfloat16/{value.name}"
-            _rename(model.graph, value.name, inside)
+            rename(model.graph, {value.name: inside})
             model.graph.node.append(onnx.helper.make_node("Cast", [value.name], [inside], to=onnx.TensorProto.BFLOAT16))
             kind.elem_type = onnx.TensorProto.FLOAT
-
-
-def _rename(graph: onnx.GraphProto, name: str, other: str) -> None:
-    """Give a tensor of the main graph another name in all nodes, those of subgraphs included."""
-    for node in graph.node:
-        for names in (node.input, node.output):
-            names[:] = [other if used == name else used for used in names]
-        for _, inner in subgraphs(node):
-            _rename(inner, name, other)
 
 
 def _is_float(output: onnx.ValueInfoProto) -> bool:
