@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from riq_cli.statistics.autodiff.rule import Array, Call, Floats, Gradients, NoRuleError, Rule
 from riq_cli.statistics.autodiff.windows import Windows
@@ -17,63 +15,48 @@ _BLOCK = 128  # elements of an axis that one dense matrix maps; long axes would 
 _HALF = 1e-5  # coordinates are no more exact than this, those about as near to a half are taken as one
 
 
-@dataclass(frozen=True)
-class AxisMap:
-    """A linear map of one axis: output element i is the sum over taps t of `weights[t, i]` · input `places[t, i]`.
+def mapped_back(gradient: Floats, axis: int, places: Array, weights: Array, size: int) -> Floats:
+    """Gradient of the input of a linear map of one axis, from that of its output.
 
-    Places are within `size`, the input's length.
+    Args:
+        gradient: of the output.
+        axis: of the gradient.
+        places: [taps, outputs] along the input's axis; those beyond its ends stand for the ends.
+        weights: [taps, outputs] of the input's elements at these places, which are summed over taps.
+        size: of the input's axis.
     """
-
-    places: NDArray[np.int64]
-    weights: Floats
-    size: int
-
-    def transposed(self, gradient: Floats, axis: int) -> Floats:
-        """The transposed map along an axis of a tensor: a product with a dense matrix for each block of the axis."""
-        length = gradient.shape[axis]
-        outer, inner = gradient.shape[:axis], gradient.shape[axis + 1 :]
-        last = axis == gradient.ndim - 1
-        source = gradient.reshape(-1, length) if last else gradient.reshape(-1, length, math.prod(inner))
-        if length <= _BLOCK:
-            matrix = self._matrix(slice(None), 0, self.size)
-            return np.asarray(source @ matrix if last else matrix.T @ source).reshape(*outer, self.size, *inner)
-        result = np.zeros((source.shape[0], self.size, *source.shape[2:]), np.float32)
-        for begin in range(0, length, _BLOCK):
-            block = slice(begin, begin + _BLOCK)
-            low, high = int(self.places[:, block].min()), int(self.places[:, block].max()) + 1
-            matrix = self._matrix(block, low, high)
-            result[:, low:high] += source[:, block] @ matrix if last else matrix.T @ source[:, block]
-        return result.reshape(*outer, self.size, *inner)
-
-    def _matrix(self, block: slice, low: int, high: int) -> Floats:
-        places, weights = self.places[:, block], self.weights[:, block]
-        matrix = np.zeros((places.shape[1], high - low), np.float32)
-        for place, weight in zip(places, weights, strict=True):  # several taps may lie on one element
-            matrix[np.arange(len(place)), place - low] += weight
-        return matrix
+    length, places = gradient.shape[axis], np.clip(places, 0, size - 1).astype(np.intp)
+    outer, inner = gradient.shape[:axis], gradient.shape[axis + 1 :]
+    last = axis == gradient.ndim - 1
+    source = gradient.reshape(-1, length) if last else gradient.reshape(-1, length, math.prod(inner))
+    result = np.zeros((source.shape[0], size, *source.shape[2:]), np.float32)
+    for begin in range(0, length, _BLOCK):
+        block = slice(begin, begin + _BLOCK)
+        low, high = int(places[:, block].min()), int(places[:, block].max()) + 1
+        matrix = np.zeros((min(_BLOCK, length - begin), high - low), np.float32)
+        for place, weight in zip(places[:, block], weights[:, block], strict=True):
+            matrix[np.arange(len(place)), place - low] += weight  # several taps may lie on one element
+        part = source[:, block] @ matrix if last else matrix.T @ source[:, block]
+        if part.shape == result.shape and length <= _BLOCK:
+            result = part  # it is the only one
+        else:
+            result[:, low:high] += part
+    return result.reshape(*outer, size, *inner)
 
 
 def _average_pool(call: Call) -> Gradients:
-    gradient = call.gradient
-    windows = Windows.of(call, call.attributes["kernel_shape"], call.value(0).shape[2:], gradient.shape[3:])
-    for axis in range(len(windows.kernel)):
-        gradient = _averaging(call.attributes, windows, axis).transposed(gradient, axis + 3)
+    attributes, gradient = call.attributes, call.gradient
+    windows = Windows.of(call, attributes["kernel_shape"], call.value(0).shape[2:], gradient.shape[3:])
+    word, pads = attributes.get("auto_pad", "NOTSET"), attributes.get("pads")
+    for axis, size in enumerate(windows.sizes):
+        taps = np.arange(windows.kernel[axis])[:, None] * windows.dilations[axis]
+        places = np.arange(windows.counts[axis]) * windows.strides[axis] - windows.before[axis] + taps
+        exist = counted = (places >= 0) & (places < size)
+        if attributes.get("count_include_pad"):  # padding counts as zeros, but not what a last window has beyond it
+            behind = pads[len(windows.kernel) + axis] if pads and word == "NOTSET" else 0
+            counted = places < (places.max() + 1 if word.startswith("SAME") else size + behind)
+        gradient = mapped_back(gradient, axis + 3, places, exist / np.maximum(1, counted.sum(axis=0)), size)
     return [gradient]
-
-
-def _averaging(attributes: Mapping[str, Any], windows: Windows, axis: int) -> AxisMap:
-    """The mean of every window along an axis."""
-    taps = np.arange(windows.kernel[axis])[:, None] * windows.dilations[axis]
-    places = np.arange(windows.counts[axis]) * windows.strides[axis] - windows.before[axis] + taps
-    size = windows.sizes[axis]
-    exist = (places >= 0) & (places < size)
-    counted = exist
-    if attributes.get("count_include_pad"):  # padding counts as zeros, but not what a last window has beyond it
-        word, pads = attributes.get("auto_pad", "NOTSET"), attributes.get("pads")
-        behind = pads[len(windows.kernel) + axis] if pads and word == "NOTSET" else 0
-        counted = places < (places.max() + 1 if word.startswith("SAME") else size + behind)
-    weights = exist / np.maximum(1, counted.sum(axis=0))
-    return AxisMap(np.clip(places, 0, size - 1), weights.astype(np.float32), size)
 
 
 def _resize(call: Call) -> Gradients:
@@ -81,11 +64,8 @@ def _resize(call: Call) -> Gradients:
     scales = call.optional(2)
     if call.operation.version < 11:  # Upsample, and Resize before it knew coordinates
         scales = np.asarray(attributes["scales"]) if "scales" in attributes else call.value(1)
-        attributes = {
-            "mode": attributes.get("mode", "nearest"),
-            "coordinate_transformation_mode": "asymmetric",
-            "nearest_mode": "simple",
-        }
+        words = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "simple"}
+        attributes = {"mode": attributes.get("mode", "nearest"), **words}
     if attributes.get("antialias") or attributes.get("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise NoRuleError("Resize with antialias or keep_aspect_ratio_policy")
     axes = [axis % x.ndim for axis in attributes.get("axes") or range(x.ndim)]
@@ -94,33 +74,33 @@ def _resize(call: Call) -> Gradients:
     for axis, scale in reversed(list(zip(axes, scales.tolist(), strict=True))):
         size, length = x.shape[axis], gradient.shape[axis + 1]
         if scale != 1 or size != length:
-            gradient = _interpolation(attributes, scale, size, length).transposed(gradient, axis + 1)
+            places, weights = _interpolation(attributes, scale, size, length)
+            gradient = mapped_back(gradient, axis + 1, places, weights, size)
     return [gradient]
 
 
-def _interpolation(attributes: Mapping[str, Any], scale: float, size: int, length: int) -> AxisMap:
-    """Resize of an axis from `size` to `length`."""
+def _interpolation(attributes: Mapping[str, Any], scale: float, size: int, length: int) -> tuple[Array, Array]:
+    """Places and weights of a Resize of an axis from `size` to `length`."""
     exact = _coordinates(attributes.get("coordinate_transformation_mode", "half_pixel"), scale, size, length)
     mode = attributes.get("mode", "nearest")
     if mode == "nearest":
         places = _nearest(attributes.get("nearest_mode", "round_prefer_floor"), exact, scale)[None]
-        weights = np.ones(places.shape)
-    elif mode in ("linear", "bilinear", "trilinear"):
+        return places, np.ones(places.shape)
+    if mode in ("linear", "bilinear", "trilinear"):
         exact = np.clip(exact, 0, size - 1)
         places = np.floor(exact) + np.arange(2)[:, None]
-        weights = 1 - np.abs(exact - places)
-    elif mode == "cubic":
-        sharpness = attributes.get("cubic_coeff_a", -0.75)
-        places = np.floor(exact) + np.arange(-1, 3)[:, None]
-        far = np.abs(exact - places)
-        near = (sharpness + 2) * far**3 - (sharpness + 3) * far**2 + 1
-        weights = np.where(far <= 1, near, sharpness * (far**3 - 5 * far**2 + 8 * far - 4))
-        if attributes.get("exclude_outside"):
-            weights = np.where((places >= 0) & (places < size), weights, 0)
-            weights /= weights.sum(axis=0)
-    else:
+        return places, 1 - np.abs(exact - places)
+    if mode != "cubic":
         raise NoRuleError(f"Resize with mode {mode}")
-    return AxisMap(np.clip(places, 0, size - 1).astype(np.int64), weights.astype(np.float32), size)
+    sharpness = attributes.get("cubic_coeff_a", -0.75)
+    places = np.floor(exact) + np.arange(-1, 3)[:, None]
+    far = np.abs(exact - places)
+    near = (sharpness + 2) * far**3 - (sharpness + 3) * far**2 + 1
+    weights = np.where(far <= 1, near, sharpness * (far**3 - 5 * far**2 + 8 * far - 4))
+    if attributes.get("exclude_outside"):
+        weights = np.where((places >= 0) & (places < size), weights, 0)
+        weights /= weights.sum(axis=0)
+    return places, weights
 
 
 def _coordinates(word: str, scale: float, size: int, length: int) -> Array:

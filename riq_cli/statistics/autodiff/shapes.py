@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.statistics.autodiff.axes import AxisMap
+from riq_cli.statistics.autodiff.axes import mapped_back
 from riq_cli.statistics.autodiff.rule import Call, Floats, Gradients, NoRuleError, Rule, unbroadcast
 
 Places = NDArray[np.intp]
@@ -181,7 +181,7 @@ def _pad(call: Call) -> Gradients:
         for axis, (pad, length) in enumerate(zip(pads, shape, strict=True)):
             if pad != (0, 0):
                 places = np.pad(np.arange(length), pad, mode)[None]
-                gradient = AxisMap(places, np.ones(places.shape, np.float32), length).transposed(gradient, axis + 1)
+                gradient = mapped_back(gradient, axis + 1, places, np.ones(places.shape), length)
         return [gradient]
     found = inner = gradient[_inside(pads, gradient.shape[1:])]
     if inner.shape[1:] != shape:  # negative pads take away
