@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from builders import BOOL, Random, graph, info, model, node, save, tensor, unknown
+from builders import BOOL, Random, feeds, graph, info, model, node, nodes, save, tensor, unknown
 from onnx import helper
 
 from riq_cli.model import GateOutput, Model, Operation, linear_layers, operations
@@ -30,19 +31,7 @@ class Net:
         self.layers = [layer.values for layer in self.model.layers]
         self.numbers = {layer.name: number for number, layer in enumerate(self.model.layers)}
         self.rows = [rows] * samples
-        random = np.random.default_rng(3)
-        feeds = [
-            {
-                value.name: np.full((), number == 0)
-                if value.type.tensor_type.elem_type == BOOL
-                else random.standard_normal([dim.dim_value for dim in value.type.tensor_type.shape.dim]).astype(
-                    helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-                )
-                for value in proto.graph.input
-            }
-            for number in range(samples)
-        ]
-        self.samples = [(feed, rows) for feed in feeds]
+        self.samples = [(feed, rows) for feed in feeds(proto, samples)]
         self.observer = Observer(self.form, self.layers, self.samples, runtime=Runtime(threads=1))
         self.operations, constants = operations(self.form)
         constants |= {name: self.layers[number] for name, number in self.form.weights}
@@ -146,179 +135,99 @@ class Net:
 # ---- graphs ---------------------------------------------------------------------------------------------------------
 
 
+def written(
+    text: str,
+    inputs: Sequence[onnx.ValueInfoProto],
+    weights: Mapping[str, Any],
+    outputs: str = "y",
+    dtype: Any = np.float32,
+    **options: Any,
+) -> onnx.ModelProto:
+    """A model of nodes as text; `weights` are arrays, or shapes of random ones."""
+    r, kind = Random(0), helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    arrays = {name: r(*value, dtype=dtype) if isinstance(value, tuple) else value for name, value in weights.items()}
+    tensors = [tensor(name, array) for name, array in arrays.items()]
+    return model(nodes(text), inputs, [unknown(name, kind) for name in outputs.split()], tensors, **options)
+
+
 def residual() -> onnx.ModelProto:
-    r = Random(0)
-    return model(
-        [
-            node("Conv", "x w1 b1", "a", pads=[1, 1, 1, 1]),
-            node("BatchNormalization", "a scale shift mean variance", "n"),
-            node("Sigmoid", "n", "g"),
-            node("Mul", "n g", "h"),
-            node("Conv", "h w2", "c", pads=[1, 1, 1, 1], group=2),
-            node("Add", "c h", "s"),
-            node("AveragePool", "s", "p", kernel_shape=[2, 2], strides=[2, 2]),
-            node("ConvTranspose", "p w3", "u", strides=[2, 2]),
-            node("Concat", "u h", "j", axis=1),
-            node("GlobalAveragePool", "j", "q"),
-            node("Flatten", "q", "f"),
-            node("Gemm", "f w4 b4", "y", transB=1, alpha=0.5),
-        ],
+    return written(
+        """Conv x w1 b1 > a pads=[1,1,1,1]; BatchNormalization a scale shift mean variance > n; Sigmoid n > g;
+        Mul n g > h; Conv h w2 > c pads=[1,1,1,1] group=2; Add c h > s;
+        AveragePool s > p kernel_shape=[2,2] strides=[2,2]; ConvTranspose p w3 > u strides=[2,2];
+        Concat u h > j axis=1; GlobalAveragePool j > q; Flatten q > f; Gemm f w4 b4 > y transB=1 alpha=0.5""",
         [info("x", 2, 3, 6, 6)],
-        [unknown("y")],
-        [
-            tensor("w1", r(8, 3, 3, 3)),
-            tensor("b1", r(8)),
-            *(tensor(name, np.abs(r(8)) + 0.5) for name in ("scale", "shift", "mean", "variance")),
-            tensor("w2", r(8, 4, 3, 3)),
-            tensor("w3", r(8, 6, 2, 2)),
-            tensor("w4", r(5, 14)),
-            tensor("b4", r(5)),
-        ],
+        {"w1": (8, 3, 3, 3), "b1": (8,), "w2": (8, 4, 3, 3), "w3": (8, 6, 2, 2), "w4": (5, 14), "b4": (5,)}
+        | {name: np.abs(Random(1)(8)) + 0.5 for name in ("scale", "shift", "mean", "variance")},
     )
 
 
 def attention() -> onnx.ModelProto:
-    r = Random(0)
-    heads = [
-        piece
-        for name in "qkv"
-        for piece in (
-            node("MatMul", f"x w{name}", f"{name}1"),
-            node("Reshape", f"{name}1 split", f"{name}2"),
-            node("Transpose", f"{name}2", name, perm=[0, 2, 3, 1] if name == "k" else [0, 2, 1, 3]),
-        )
-    ]
-    return model(
-        [
-            *heads,
-            node("MatMul", "q k", "s"),
-            node("Mul", "s half", "t"),
-            node("Softmax", "t", "p", axis=-1),
-            node("MatMul", "p v", "o1"),
-            node("Transpose", "o1", "o2", perm=[0, 2, 1, 3]),
-            node("Reshape", "o2 join", "o3"),
-            node("MatMul", "o3 wo", "o"),
-            node("Add", "o x", "r"),
-            node("LayerNormalization", "r scale shift", "y"),
-        ],
+    heads = (
+        f"MatMul x w{name} > {name}1; Reshape {name}1 split > {name}2; Transpose {name}2 > {name} perm={order}; "
+        for name, order in (("q", "[0,2,1,3]"), ("k", "[0,2,3,1]"), ("v", "[0,2,1,3]"))
+    )
+    return written(
+        "".join(heads)
+        + """MatMul q k > s; Mul s half > t; Softmax t > p axis=-1; MatMul p v > o1; Transpose o1 > o2 perm=[0,2,1,3];
+        Reshape o2 join > o3; MatMul o3 wo > o; Add o x > r; LayerNormalization r scale shift > y""",
         [info("x", 1, 5, 8)],
-        [unknown("y")],
-        [
-            *(tensor(f"w{name}", r(8, 8)) for name in "qkvo"),
-            tensor("split", np.array([0, 0, 2, 4])),
-            tensor("join", np.array([0, 0, 8])),
-            tensor("half", np.array(0.5, np.float32)),
-            tensor("scale", np.abs(r(8)) + 0.5),
-            tensor("shift", r(8)),
-        ],
+        {f"w{name}": (8, 8) for name in "qkvo"}
+        | {"split": np.array([0, 0, 2, 4]), "join": np.array([0, 0, 8]), "half": np.array(0.5, np.float32)}
+        | {"scale": np.abs(Random(1)(8)) + 0.5, "shift": (8,)},
     )
 
 
-def two_outputs(dtype: type = np.float32) -> onnx.ModelProto:
+def two_outputs(dtype: Any = np.float32) -> onnx.ModelProto:
     """The first output is computed with further."""
-    r = Random(0)
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    return model(
-        [
-            node("MatMul", "x w1", "a"),
-            node("Tanh", "a", "y"),
-            node("MatMul", "y w2", "b"),
-            node("Sin", "b", "c"),
-            node("Sub", "c a", "z"),
-        ],
-        [info("x", 3, 6, dtype=kind)],
-        [unknown("y", kind), unknown("z", kind)],
-        [tensor("w1", r(6, 5, dtype=dtype)), tensor("w2", r(5, 5, dtype=dtype))],
-    )
+    text = "MatMul x w1 > a; Tanh a > y; MatMul y w2 > b; Sin b > c; Sub c a > z"
+    return written(text, [info("x", 3, 6, dtype=kind)], {"w1": (6, 5), "w2": (5, 5)}, "y z", dtype)
 
 
 def sequence() -> onnx.ModelProto:
-    r = Random(0)
-    return model(
-        [
-            node("MatMul", "x w0", "a"),
-            node("LSTM", "a w1 r1 b1", "b", hidden_size=3, direction="bidirectional"),
-            node("Transpose", "b", "c", perm=[0, 2, 1, 3]),
-            node("Reshape", "c join", "d"),
-            node("GRU", "d w2 r2 _ _ first", "e last", hidden_size=4, linear_before_reset=1),
-            node("Squeeze", "e one", "f"),
-            node("MatMul", "f w3", "g"),
-            node("Add", "g last", "y"),
-        ],
+    return written(
+        """MatMul x w0 > a; LSTM a w1 r1 b1 > b hidden_size=3 direction="bidirectional"; Transpose b > c perm=[0,2,1,3];
+        Reshape c join > d; GRU d w2 r2 _ _ first > e last hidden_size=4 linear_before_reset=1; Squeeze e one > f;
+        MatMul f w3 > g; Add g last > y""",
         [info("x", 4, 2, 5), info("first", 1, 2, 4)],
-        [unknown("y")],
-        [
-            tensor("w0", r(5, 6)),
-            tensor("w1", r(2, 12, 6)),
-            tensor("r1", r(2, 12, 3)),
-            tensor("b1", r(2, 24)),
-            tensor("join", np.array([0, 0, -1])),
-            tensor("w2", r(1, 12, 6)),
-            tensor("r2", r(1, 12, 4)),
-            tensor("one", np.array([1])),
-            tensor("w3", r(4, 4)),
-        ],
+        {"w0": (5, 6), "w1": (2, 12, 6), "r1": (2, 12, 3), "b1": (2, 24), "w2": (1, 12, 6), "r2": (1, 12, 4)}
+        | {"w3": (4, 4), "join": np.array([0, 0, -1]), "one": np.array([1])},
     )
 
 
 def shared() -> onnx.ModelProto:
-    return model(
-        [node("MatMul", "x w", "a"), node("Tanh", "a", "b"), node("MatMul", "b w", "c"), node("Softsign", "c", "y")],
-        [info("x", 3, 6)],
-        [unknown("y")],
-        [tensor("w", Random(0)(6, 6))],
-    )
+    return written("MatMul x w > a; Tanh a > b; MatMul b w > c; Softsign c > y", [info("x", 3, 6)], {"w": (6, 6)})
 
 
 def determinant(left_out: bool = False) -> onnx.ModelProto:
     """Nothing is known of what lies before a Det; or before a DFT that leaves an input out."""
-    r = Random(0)
     strange = (
-        [node("Unsqueeze", "m last", "m1"), node("DFT", "m1 _ axis", "m2"), node("ReduceSum", "m2", "d", keepdims=0)]
+        "Unsqueeze m last > m1; DFT m1 _ axis > m2; ReduceSum m2 > d keepdims=0"
         if left_out
-        else [node("Det", "m", "d0"), node("ReduceSum", "d0", "d", keepdims=0)]
+        else "Det m > d0; ReduceSum d0 > d keepdims=0"
     )
-    return model(
-        [
-            node("MatMul", "x w0", "a"),
-            node("Tanh", "a", "b"),
-            node("MatMul", "b w1", "c"),
-            node("Reshape", "c cube", "m"),
-            *strange,
-            node("MatMul", "x w2", "e"),
-            node("Tanh", "e", "f"),
-            node("MatMul", "f w3", "g"),
-            node("Add", "g d", "y"),
-        ],
+    return written(
+        f"""MatMul x w0 > a; Tanh a > b; MatMul b w1 > c; Reshape c cube > m; {strange};
+        MatMul x w2 > e; Tanh e > f; MatMul f w3 > g; Add g d > y""",
         [info("x", 2, 6)],
-        [unknown("y")],
-        [
-            *(tensor(name, r(6, 6)) for name in ("w0", "w2", "w3")),
-            tensor("w1", r(6, 9)),
-            tensor("cube", np.array([2, 3, 3])),
-            tensor("last", np.array([3])),
-            tensor("axis", np.array(2)),
-        ],
+        {"w0": (6, 6), "w1": (6, 9), "w2": (6, 6), "w3": (6, 6)}
+        | {"cube": np.array([2, 3, 3]), "last": np.array([3]), "axis": np.array(2)},
         opset=20,
     )
 
 
 def branch(around: bool) -> onnx.ModelProto:
     """What w1 makes enters an If by its branches alone; with `around` it goes to the output beside the If as well."""
-    r = Random(0)
-    then = graph([node("Tanh", "h", "o")], [], [unknown("o")], name="then")
-    other = graph([node("Sin", "h", "o")], [], [unknown("o")], name="else")
-    return model(
-        [
-            node("MatMul", "x w1", "h"),
-            node("If", "flag", "z", then_branch=then, else_branch=other),
-            node("Add", "z h" if around else "z x", "s"),
-            node("MatMul", "s w2", "y"),
-        ],
+    then = graph(nodes("Tanh h > o"), [], [unknown("o")], name="then")
+    other = graph(nodes("Sin h > o"), [], [unknown("o")], name="else")
+    proto = written(
+        f"MatMul x w1 > h; Identity x > z; Add z {'h' if around else 'x'} > s; MatMul s w2 > y",
         [info("x", 2, 6), info("flag", dtype=BOOL)],
-        [unknown("y")],
-        [tensor("w1", r(6, 6)), tensor("w2", r(6, 4))],
+        {"w1": (6, 6), "w2": (6, 4)},
     )
+    proto.graph.node[1].CopyFrom(node("If", "flag", "z", then_branch=then, else_branch=other))
+    return proto
 
 
 GRAPHS = {  # builder, rows in a sample, layers
@@ -363,13 +272,11 @@ def test_progress_counts_runs_of_all_sections(budget: int, tmp_path: Path) -> No
     assert net.steps == [(done, total) for done in range(1, total + 1)]
 
 
-def test_in_double_precision(tmp_path: Path) -> None:
-    net = Net(two_outputs(np.float64), tmp_path, rows=3).run()
-    net.assert_gradients("w1", "w2", tolerance=1e-4)
-
-
-def test_in_half_precision(tmp_path: Path) -> None:
-    half, single = (Net(two_outputs(dtype), tmp_path, rows=3).run() for dtype in (np.float16, np.float32))
+def test_in_other_precisions(tmp_path: Path) -> None:
+    half, single, double = (
+        Net(two_outputs(dtype), tmp_path, rows=3).run() for dtype in (np.float16, np.float32, np.float64)
+    )
+    double.assert_gradients("w1", "w2", tolerance=1e-4)
     assert half.gradients.keys() == single.gradients.keys()
     for key, expected in single.gradients.items():
         np.testing.assert_allclose(half.gradients[key], expected, atol=2e-2 * np.abs(expected).max())
@@ -377,17 +284,11 @@ def test_in_half_precision(tmp_path: Path) -> None:
 
 def test_large_tensors_take_fewer_probes(tmp_path: Path) -> None:
     """16, or as many as make 16 MB at the largest tensor, here of 4 MB; and never more than are asked for."""
-    proto = model(
-        [node("MatMul", "x w", "a"), node("Tanh", "a", "b"), node("ReduceMean", "b", "y", axes=[0])],
-        [info("x", 4096, 8)],
-        [unknown("y")],
-        [tensor("w", Random(0)(8, 256))],
-    )
-    net = Net(proto, tmp_path, samples=1).run()
-    assert len(net.gradients["w", 0]) == 4
+    proto = written("MatMul x w > a; Tanh a > b; ReduceMean b > y axes=[0]", [info("x", 4096, 8)], {"w": (8, 256)})
+    for probes, expected in ((None, 4), (3, 3), (8, 4)):
+        net = Net(proto, tmp_path, samples=1).run(probes=probes)
+        assert len(net.gradients["w", 0]) == expected
     net.assert_gradients("w")
-    for probes, expected in ((3, 3), (8, 4)):
-        assert len(Net(proto, tmp_path, samples=1).run(probes=probes).gradients["w", 0]) == expected
 
 
 def test_a_product_is_found_once_in_every_run(tmp_path: Path) -> None:
@@ -396,8 +297,7 @@ def test_a_product_is_found_once_in_every_run(tmp_path: Path) -> None:
 
 
 def test_without_products_nothing_is_found(tmp_path: Path) -> None:
-    proto = model([node("Add", "x w", "y")], [info("x", 2, 300)], [unknown("y")], [tensor("w", Random(0)(2, 300))])
-    net = Net(proto, tmp_path).run()
+    net = Net(written("Add x w > y", [info("x", 2, 300)], {"w": (2, 300)}), tmp_path).run()
     assert not net.known and not net.seen
 
 
@@ -435,19 +335,11 @@ def test_a_rule_that_fails_costs_what_lies_before_it(tmp_path: Path, monkeypatch
 
 def test_products_that_no_output_depends_on_are_not_known(tmp_path: Path) -> None:
     """Neither those that lead nowhere, nor those that only decide which element is the largest."""
-    r = Random(0)
-    proto = model(
-        [
-            node("MatMul", "x w1", "nowhere"),
-            node("MatMul", "x w2", "b"),
-            node("ArgMax", "b", "i", axis=1, keepdims=1),
-            node("Cast", "i", "c", to=onnx.TensorProto.FLOAT),
-            node("MatMul", "x w3", "d"),
-            node("Add", "c d", "y"),
-        ],
+    proto = written(
+        """MatMul x w1 > nowhere; MatMul x w2 > b; ArgMax b > i axis=1 keepdims=1; Cast i > c to=FLOAT; MatMul x w3 > d;
+        Add c d > y""",
         [info("x", 2, 6)],
-        [unknown("y")],
-        [tensor(name, r(6, 6)) for name in ("w1", "w2", "w3")],
+        {"w1": (6, 6), "w2": (6, 6), "w3": (6, 6)},
     )
     net = Net(proto, tmp_path).run()
     assert net.known_layers == {"w3"}
@@ -457,17 +349,11 @@ def test_products_that_no_output_depends_on_are_not_known(tmp_path: Path) -> Non
 
 def test_a_product_with_an_activation_inside_has_no_gradient_of_its_own(tmp_path: Path) -> None:
     """At the output of a FusedConv, the gradient is not that at its product: even of the first operation."""
-    r = Random(0)
-    proto = model(
-        [
-            node("FusedConv", "x w1", "a", domain="com.microsoft", activation="Relu"),
-            node("GlobalAveragePool", "a", "p"),
-            node("Flatten", "p", "f"),
-            node("MatMul", "f w2", "y"),
-        ],
+    proto = written(
+        """FusedConv x w1 > a domain="com.microsoft" activation="Relu"; GlobalAveragePool a > p; Flatten p > f;
+        MatMul f w2 > y""",
         [info("x", 1, 3, 5, 5)],
-        [unknown("y")],
-        [tensor("w1", r(8, 3, 3, 3)), tensor("w2", r(8, 4))],
+        {"w1": (8, 3, 3, 3), "w2": (8, 4)},
         domains=[("com.microsoft", 1)],
     )
     net = Net(proto, tmp_path).run()
@@ -477,19 +363,13 @@ def test_a_product_with_an_activation_inside_has_no_gradient_of_its_own(tmp_path
 
 def test_an_output_that_is_left_out_does_not_move_an_input_that_is(tmp_path: Path) -> None:
     """Both have the empty name: nothing goes from the one to the other."""
-    r = Random(0)
-    proto = model(
-        [
-            helper.make_node("LSTM", ["x", "w1", "r1"], ["states", "h", ""], hidden_size=4),
-            node("DFT", "z _ axis", "z2"),
-            node("ReduceSum", "z2", "d", keepdims=0),
-            node("Add", "h d", "y"),
-        ],
+    proto = written(
+        "LSTM x w1 r1 > states h left hidden_size=4; DFT z _ axis > z2; ReduceSum z2 > d keepdims=0; Add h d > y",
         [info("x", 3, 2, 5), info("z", 1, 1, 6, 1)],
-        [unknown("y")],
-        [tensor("w1", r(1, 16, 5)), tensor("r1", r(1, 16, 4)), tensor("axis", np.array(2))],
+        {"w1": (1, 16, 5), "r1": (1, 16, 4), "axis": np.array(2)},
         opset=20,
     )
+    proto.graph.node[0].output[2] = ""
     net = Net(proto, tmp_path).run()
     assert net.known_layers == {"w1", "r1"}
     net.assert_gradients("w1", "r1")
