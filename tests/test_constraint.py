@@ -103,15 +103,15 @@ def test_float_targets_are_held_against_by_mean_squared_error() -> None:
     assert "accuracy_before" not in found.facts
 
 
-def test_a_single_score_tells_class_0_from_class_1() -> None:
-    logit, label = 0.7, 1
-    for values, measure in (([[logit]], "scores"), ([[1 / (1 + math.exp(-logit))]], "probabilities")):
-        outputs = Given([values, [[3.0]] if measure == "scores" else [[0.9]]])
-        found = LossConstraint(np.array([label, 1])).begin(outputs)
-        only = found(Given([values], samples=[0]))
-        assert only.facts["measure"] == f"cross-entropy of {measure} at y"
-        assert only.facts["loss_before"] == pytest.approx(math.log(1 + math.exp(-logit)))
-        assert only.facts["accuracy_before"] == 1
+@pytest.mark.parametrize(
+    ("value", "other", "measure"), [(0.7, 3.0, "scores"), (1 / (1 + math.exp(-0.7)), 0.9, "probabilities")]
+)
+def test_a_single_score_tells_class_0_from_class_1(value: float, other: float, measure: str) -> None:
+    judge = LossConstraint(np.array([1, 1])).begin(Given([[[value]], [[other]]]))
+    found = judge(Given([[[value]]], samples=[0]))
+    assert found.facts["measure"] == f"cross-entropy of {measure} at y"
+    assert found.facts["loss_before"] == pytest.approx(math.log(1 + math.exp(-0.7)))
+    assert found.facts["accuracy_before"] == 1
 
 
 @pytest.mark.parametrize("classes_last", [True, False])
@@ -169,13 +169,10 @@ def test_labels_that_do_not_fit_are_an_error_that_says_why(labels: Any, outputs:
     with pytest.raises(ConstraintError) as error:
         judged(labels, Given(outputs), Given(outputs))
     assert text in str(error.value)
-
-
-def test_a_model_without_a_float_output_has_no_loss() -> None:
-    nothing = Given([[[0.0]]])
+    nothing = Given(outputs)
     nothing.tensors = []
     with pytest.raises(ConstraintError, match="the model has no float output to take a loss of"):
-        judged([0], nothing, nothing)
+        judged(labels, nothing, nothing)
 
 
 @pytest.mark.parametrize("labels", [np.array("cat"), np.array(["cat"]), np.array(1), np.array([math.inf])])
@@ -264,17 +261,14 @@ def test_scores_that_are_none_are_errors(score: Any, text: str) -> None:
     assert text in str(error.value)
 
 
-def test_a_drop_relative_to_zero_is_an_error() -> None:
-    with pytest.raises(ConstraintError, match="a drop relative to that means nothing"):
-        MetricConstraint(lambda session: 0, 0.1, relative=True).begin(Session(0))
-
-
-def test_a_metric_that_raises_is_an_error_that_names_it() -> None:
+def test_a_metric_that_raises_or_whose_drop_means_nothing_is_an_error() -> None:
     def broken(session: Any) -> float:
         raise KeyError("images")
 
     with pytest.raises(ConstraintError, match=r"test_constraint:.*broken: KeyError: 'images'"):
         MetricConstraint(broken).begin(Session(0))
+    with pytest.raises(ConstraintError, match="a drop relative to that means nothing"):
+        MetricConstraint(lambda session: 0, 0.1, relative=True).begin(Session(0))
 
 
 def test_what_manifests_keep() -> None:
@@ -373,20 +367,16 @@ def test_a_constraint_of_the_users_own(dense: riq.Model) -> None:
     assert constraint.asked >= sum(step.measure == "constraint" for step in steps) > 0
 
 
-class Nan(Constraint):
-    """A value that is no number holds for nothing."""
-
-    def begin(self, original: Candidate) -> Judge:
-        return lambda candidate: Judgement(math.nan, 1.0)
-
-
 class Never(Constraint):
-    """Holds for nothing."""
+    """Has a value that holds for nothing."""
 
     remedy = "ask for less"
 
+    def __init__(self, value: float = 2.0) -> None:
+        self.value = value
+
     def begin(self, original: Candidate) -> Judge:
-        return lambda candidate: Judgement(2.0, 1.0)
+        return lambda candidate: Judgement(self.value, 1.0)
 
 
 def test_nothing_ships_where_nothing_holds(dense: riq.Model) -> None:
@@ -394,11 +384,8 @@ def test_nothing_ships_where_nothing_holds(dense: riq.Model) -> None:
         riq.compress(dense, riq.Calibration.random(), constraint=Never(), **FAST)
     assert str(error.value) == "the constraint is not kept: the best value is 2, above 1; ask for less"
     assert error.value.best == 2.0
-
-
-def test_a_value_that_is_no_number_does_not_hold(dense: riq.Model) -> None:
     with pytest.raises(TargetError, match="the constraint is not kept"):
-        riq.compress(dense, riq.Calibration.random(), constraint=Nan(), **FAST)
+        riq.compress(dense, riq.Calibration.random(), constraint=Never(math.nan), **FAST)
 
 
 def test_a_metric_is_called_with_a_session_of_the_models_own_outputs_or_with_predict(tmp_path: Path) -> None:

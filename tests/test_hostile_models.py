@@ -17,6 +17,7 @@ from riq_cli.errors import ModelError, RiqError
 from riq_cli.model import Model
 from riq_cli.pipeline import PRESETS
 from tests import builders
+from tests.test_wire import field
 
 MATMUL = node("MatMul", "x w", "a")
 CONDITION = info("c", dtype=onnx.TensorProto.BOOL)
@@ -167,21 +168,11 @@ def test_subgraphs_are_as_deep_as_protobuf_reads(tmp_path: Path) -> None:
     assert len(onnx.ModelProto.FromString(loaded.session_form().model).graph.initializer) == 1
     deeper = b""
     for _ in range(60):  # by hand, since onnx refuses to
-        for field in (6, 5, 1):  # GraphProto in AttributeProto in NodeProto
-            deeper = _field(field, deeper)
-    (tmp_path / "deep.onnx").write_bytes(_field(7, deeper))  # ModelProto.graph
+        for number in (6, 5, 1):  # GraphProto in AttributeProto in NodeProto
+            deeper = field(number, deeper)
+    (tmp_path / "deep.onnx").write_bytes(field(7, deeper))  # ModelProto.graph
     with pytest.raises(ModelError, match=r"deep\.onnx: not an ONNX model"):
         Model.load(tmp_path / "deep.onnx")
-
-
-def _field(number: int, content: bytes) -> bytes:
-    """A field of a serialized message that holds another message."""
-    return bytes([number << 3 | 2]) + _varint(len(content)) + content
-
-
-def _varint(number: int) -> bytes:
-    head, rest = number & 127, number >> 7
-    return bytes([head | 128]) + _varint(rest) if rest else bytes([head])
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------
