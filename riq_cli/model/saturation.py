@@ -16,7 +16,7 @@ import onnx
 from riq_cli.errors import SettingsError
 from riq_cli.model.places import constant_places, rename, scopes, subgraphs
 from riq_cli.model.tensors import FLOAT_TYPES
-from riq_cli.model.types import inferred
+from riq_cli.model.types import tensor_types
 from riq_cli.model.uses import operand
 
 _SATURATING = frozenset("Softmax LogSoftmax Sigmoid HardSigmoid Hardmax ArgMax ArgMin TopK".split())
@@ -174,15 +174,12 @@ def _numbers(model: onnx.ModelProto) -> set[str]:
 
 def _bfloat16(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:
     """Those outputs that are bfloat16; types that are not declared are inferred where that type occurs at all."""
-
-    def types(model: onnx.ModelProto) -> dict[str, int]:
-        values = [*model.graph.input, *model.graph.value_info, *model.graph.output]
-        return {value.name: value.type.tensor_type.elem_type for value in values}
-
-    found = types(model)
-    if onnx.TensorProto.BFLOAT16 in {*found.values(), *(tensor.data_type for tensor in model.graph.initializer)}:
-        found = types(inferred(model))
-    return [name for name in names if found.get(name) == onnx.TensorProto.BFLOAT16]
+    values = [*model.graph.input, *model.graph.value_info, *model.graph.output]
+    kinds = {value.type.tensor_type.elem_type for value in values}
+    if onnx.TensorProto.BFLOAT16 not in kinds.union(tensor.data_type for tensor in model.graph.initializer):
+        return []
+    types = tensor_types(model)
+    return [name for name in names if types.get(name) == onnx.TensorProto.BFLOAT16]
 
 
 def _give_as_float(graph: onnx.GraphProto, name: str) -> None:

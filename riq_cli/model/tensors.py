@@ -24,16 +24,8 @@ ONNX_TYPES = {name: number for number, name in FLOAT_TYPES.items()}
 _STORAGE = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "float64": "<f8"}
 # Bits of an element where several share a byte, by the numbers of their types: older versions of onnx lack some names.
 _PACKED = {21: 4, 22: 4, 23: 4, 25: 2, 26: 2}  # UINT4, INT4, FLOAT4E2M1, UINT2, INT2
-_DATA_FIELDS = (
-    "raw_data",
-    "float_data",
-    "int32_data",
-    "int64_data",
-    "double_data",
-    "uint64_data",
-    "string_data",
-    "external_data",
-)
+_TYPED_FIELDS = [f"{kind}_data" for kind in ("float", "int32", "int64", "double", "uint64", "string")]
+_DATA_FIELDS = ("raw_data", *_TYPED_FIELDS, "external_data")
 
 Array = NDArray[Any]  # weights in storage type: float16, float32, float64, or uint16 for bfloat16
 

@@ -14,21 +14,16 @@ from riq_cli.model.uses import captured
 
 def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
     """Types of tensors in all graphs by their names, as `onnx.TensorProto` numbers them, as far as they are known."""
+    with contextlib.suppress(Exception):  # it raises what it likes; then those that are declared are known
+        model = onnx.shape_inference.infer_shapes(model)
     found = {}
-    for _, scope in scopes(inferred(model)):
+    for _, scope in reversed(list(scopes(model))):  # the main graph last: functions may use its names for others
         values = list(scope.value_info)
         if isinstance(scope, onnx.GraphProto):
             values += [*scope.input, *scope.output]
             found.update({tensor.name: tensor.data_type for tensor in scope.initializer})
         found.update({value.name: value.type.tensor_type.elem_type for value in values})
     return {name: kind for name, kind in found.items() if kind}
-
-
-def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the types that can be inferred; itself, with those that are declared, where onnx fails."""
-    with contextlib.suppress(Exception):  # it raises what it likes
-        return onnx.shape_inference.infer_shapes(model)
-    return model
 
 
 def type_name(value: onnx.ValueInfoProto, types: Mapping[str, int]) -> str:
