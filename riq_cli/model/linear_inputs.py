@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from riq_cli.model.tensors import Array
+
 Positions = NDArray[np.int64]
 
 

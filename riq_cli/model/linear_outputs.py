@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from riq_cli.model.linear_inputs import Array, turned_operand
+from riq_cli.model.linear_inputs import turned_operand
+from riq_cli.model.tensors import Array
 
 
 @dataclass(frozen=True)

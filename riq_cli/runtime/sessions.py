@@ -8,17 +8,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
 from riq_cli.errors import ModelError, SettingsError
 from riq_cli.model import SessionForm
+from riq_cli.runtime.deviation import Array
 from riq_cli.text import first_line
 
-Array = NDArray[Any]
 Run = Callable[[Sequence[str], Mapping[str, Array]], list[Array]]  # names of tensors and a feed → their values
 
 DEFAULT_PROVIDER = "CPUExecutionProvider"
