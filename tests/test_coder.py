@@ -88,14 +88,6 @@ def test_a_histogram_is_numpys(symbols: NDArray[np.int32]) -> None:
     assert histogram.counts.tolist() == counts.tolist()
 
 
-@given(st.lists(symbol_arrays(), min_size=1, max_size=4))
-def test_histograms_of_parts_are_joined(parts: list[NDArray[np.int32]]) -> None:
-    joined, whole = Histogram.joined(map(Histogram.of, parts)), Histogram.of(np.concatenate(parts))
-    assert joined.symbols.tolist() == whole.symbols.tolist()
-    assert joined.counts.tolist() == whole.counts.tolist()
-    assert joined.symbols.dtype == joined.counts.dtype == np.int64
-
-
 def test_a_histogram_counts_across_the_bound_of_a_stream() -> None:
     symbols = np.zeros(STREAM_SYMBOLS + 3, np.int32)
     symbols[-2:] = 5

@@ -485,29 +485,6 @@ def test_codes_that_do_not_pay_leave_a_layer_raw() -> None:
     assert (entry.coding, entry.scales, Manifest(SkeletonEntry(1, 1, 0), (entry,)).requires) == ("raw", (), ())
 
 
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"levels": np.zeros(7, np.int32)}, "not one symbol for each weight"),
-        ({"levels": np.zeros((2, 3), np.int32)}, "not one symbol for each weight"),
-        ({"scales": (Codes((0,), int32(1, 2)),) * 2}, "more than 4 scales, or two along the same axes"),
-        ({"scales": tuple(Codes((axis,), int32(1, 2)) for axis in range(5))}, "more than 4 scales, or two"),
-        ({"scales": (Codes((), np.int32(1).reshape(())),)}, r"\(\) are not ascending axes of a shape of 2"),
-        ({"scales": (Codes((1, 0), np.ones((3, 2), np.int32)),)}, r"\(1, 0\) are not ascending axes of a shape of 2"),
-        ({"scales": (Codes((2,), int32(1)),)}, r"\(2,\) are not ascending axes of a shape of 2"),
-        ({"scales": (Codes((-1,), int32(1, 2, 3)),)}, r"\(-1,\) are not ascending axes of a shape of 2"),
-        ({"scales": (Codes((0,), int32(1, 2, 3)),)}, r"codes along \(0,\) have the wrong shape"),
-        ({"scales": (Codes((0,), int32(0, 257)),)}, "a code of bin widths beyond ±256"),
-        ({"scales": (Codes((0,), int32(0, 8)),), "width": 1e308}, "a bin width that is not a normal double"),
-    ],
-)  # fmt: skip
-def test_what_no_archive_can_hold_is_not_encoded(keys: dict[str, Any], message: str) -> None:
-    layer = layer_of(np.zeros((2, 3)))
-    quantized = Quantized(**{"levels": np.arange(6, dtype=np.int32), "width": 1.0} | keys)
-    with patch.object(encode, "_POOR", math.inf), pytest.raises(ValueError, match=message):
-        encode_layer(layer, quantized, None)
-
-
 # Damage
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -20,11 +21,11 @@ from numpy.typing import NDArray
 from riq_cli.archive import LayerEntry, inflate_into
 from riq_cli.decode import trellis
 from riq_cli.decode.dequantize import STORAGE, Array, block_widths, dequantize
+from riq_cli.entropy.bits import TOO_LONG
 from riq_cli.entropy.codes import Codes, Symbols
 from riq_cli.entropy.contexts import Contexts, Groups, placed
 from riq_cli.entropy.histogram import Histogram, Table, decode_symbols
 from riq_cli.entropy.student import Student, StudentCoding
-from riq_cli.entropy.table import TOO_LONG
 from riq_cli.errors import CorruptArchive
 from riq_cli.limits import CLASSES
 from riq_cli.model import Layer
@@ -59,8 +60,10 @@ def symbol_counts(entry: LayerEntry, sections: Sequence[bytes]) -> dict[int, int
     """
     with _naming(entry):
         pieces = _Coded.of(entry, sections, None, -(-len(entry.streams) // _COUNTED_STREAMS) or 1).pieces
-        histogram = Histogram.joined(map(Histogram.of, pieces))
-    return dict(zip(histogram.symbols.tolist(), histogram.counts.tolist(), strict=True))
+        counts: Counter[int] = Counter()
+        for histogram in map(Histogram.of, pieces):
+            counts.update(dict(zip(histogram.symbols.tolist(), histogram.counts.tolist(), strict=True)))
+    return counts
 
 
 @contextlib.contextmanager

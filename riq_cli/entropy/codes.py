@@ -69,20 +69,13 @@ def sum_of(codes: Iterable[Symbols]) -> NDArray[np.int64]:
 
 
 def elements(array: NDArray[Any], begin: int, end: int) -> NDArray[Any]:
-    """A copy of the elements from number `begin` up to `end`, row-major, of any array; `flat` has them, but slowly."""
+    """The elements from number `begin` up to `end`, row-major, of any array; `flat` has them, but slowly."""
     if array.ndim < 2:
-        return array.reshape(-1)[begin:end].copy()
-    run = np.empty(end - begin, array.dtype)
+        return array.reshape(-1)[begin:end]
     row = math.prod(array.shape[1:])
-    while begin < end:
-        number, offset = divmod(begin, row)
-        rows = 0 if offset else (end - begin) // row
-        target = run[run.size - (end - begin) :]
-        if rows:
-            target[: rows * row].reshape(rows, *array.shape[1:])[...] = array[number : number + rows]
-            begin += rows * row
-        else:
-            part = min(row - offset, end - begin)
-            target[:part] = elements(array[number], offset, offset + part)
-            begin += part
-    return run
+    first, last = begin // row, (end - 1) // row
+    if first == last:
+        return elements(array[first], begin - first * row, end - first * row)
+    if last == first + 1:  # rows may be much longer
+        return np.concatenate([elements(array, begin, last * row), elements(array, last * row, end)])
+    return array[first : last + 1].reshape(-1)[begin - first * row : end - first * row]

@@ -8,7 +8,6 @@ many contexts cost no more than their codes.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -76,20 +75,16 @@ class Contexts:
         return sizes
 
 
-def grouped(symbols: Symbols, groups: Groups, sizes: Integers) -> list[Symbols]:
-    """The symbols i32[n] of a layer, row-major, as one array for each group, of these sizes."""
-    parts = [np.empty(size, np.int32) for size in sizes.tolist()]
-    done: Counter[int] = Counter()
+def grouped(symbols: Symbols, groups: Groups, count: int) -> list[Symbols]:
+    """The symbols i32[n] of a layer, row-major, as one array for each of so many groups."""
+    parts: list[list[Symbols]] = [[] for _ in range(count)]
     for begin in range(0, symbols.size, _BLOCK):
         block = symbols[begin : begin + _BLOCK]
         counts, order = _sorted(groups(begin, begin + block.size))
-        ordered, position = block[order], 0
+        ends = np.cumsum(counts)
         for group in np.flatnonzero(counts).tolist():
-            count = int(counts[group])
-            parts[group][done[group] : done[group] + count] = ordered[position : position + count]
-            done[group] += count
-            position += count
-    return parts
+            parts[group].append(block[order[ends[group] - counts[group] : ends[group]]])
+    return [np.concatenate(part) if part else np.empty(0, np.int32) for part in parts]
 
 
 def placed(

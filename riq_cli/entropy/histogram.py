@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -10,14 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli.entropy.ans import decode_runs, encode_runs, in_proportion
-from riq_cli.entropy.table import COUNT_ORDER, FIRST_ORDER, GAP_ORDER, ROOT_ORDER, golomb, packed, read_table, zigzag
+from riq_cli.entropy.bits import Bits, golomb, packed, unzigzag, zigzag
 from riq_cli.errors import CorruptArchive
 from riq_cli.executors import ordered
-from riq_cli.limits import STREAM_SYMBOLS
+from riq_cli.limits import STREAM_SYMBOLS, TABLE_SYMBOLS
 
 Symbols = NDArray[np.int32]
 Integers = NDArray[np.int64]
 
+COUNT_ORDER, FIRST_ORDER, _ROOT_ORDER, _GAP_ORDER = 4, 4, 8, 0  # of the Exp-Golomb codes
+_ROOT_MAX = 1 << 24
 _ORDERS = np.arange(16)  # of the Exp-Golomb code of differences
 
 
@@ -43,15 +45,6 @@ class Histogram:
             counts += np.bincount(symbols[begin : begin + STREAM_SYMBOLS] - low, minlength=counts.size)
         used = np.flatnonzero(counts)
         return cls(used + low, counts[used])
-
-    @classmethod
-    def joined(cls, parts: Iterable[Histogram]) -> Histogram:
-        """The histogram of the symbols of all parts, of which there is one at least."""
-        parts = list(parts)
-        symbols, places = np.unique(np.concatenate([part.symbols for part in parts]), return_inverse=True)
-        counts = np.zeros(symbols.size, np.int64)
-        np.add.at(counts, places, np.concatenate([part.counts for part in parts]))
-        return cls(symbols, counts)
 
     @property
     def entropy(self) -> float:
@@ -79,7 +72,18 @@ class Table:
         Raises:
             CorruptArchive: cut off, or with values that no encoder writes.
         """
-        symbols, roots, end = read_table(stored, begin)
+        reader = Bits(stored, begin)
+        order = reader.bits(4)
+        count = reader.golomb(COUNT_ORDER) + 1
+        if count > TABLE_SYMBOLS:
+            raise CorruptArchive("a table has more symbols than allowed; the archive is damaged")
+        symbols, roots = [unzigzag(reader.golomb(FIRST_ORDER))], [reader.golomb(_ROOT_ORDER) + 1]
+        for _ in range(count - 1):
+            symbols.append(symbols[-1] + 1 + reader.golomb(_GAP_ORDER))
+            roots.append(roots[-1] + unzigzag(reader.golomb(order)))
+        end = reader.finish()
+        if min(roots) < 1 or max(roots) > _ROOT_MAX or max(abs(symbols[0]), abs(symbols[-1])) >= 1 << 31:
+            raise CorruptArchive("a table holds impossible values; the archive is damaged")
         return cls(np.array(symbols, np.int64), np.array(roots, np.int64)), end
 
     def frequencies(self) -> Integers:
@@ -101,9 +105,9 @@ class Table:
             format(order, "04b"),
             golomb(len(self.symbols) - 1, COUNT_ORDER),
             golomb(zigzag(int(self.symbols[0])), FIRST_ORDER),
-            golomb(int(self.roots[0]) - 1, ROOT_ORDER),
+            golomb(int(self.roots[0]) - 1, _ROOT_ORDER),
         ]
-        rest = (golomb(gap, GAP_ORDER) + golomb(step, order) for gap, step in zip(gaps.tolist(), steps, strict=True))
+        rest = (golomb(gap, _GAP_ORDER) + golomb(step, order) for gap, step in zip(gaps.tolist(), steps, strict=True))
         return packed([*head, *rest])
 
 

@@ -11,15 +11,16 @@ import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli.entropy.ans import PRECISION, decode_runs, encode_runs, in_proportion
+from riq_cli.entropy.bits import Bits, golomb, packed, unzigzag, zigzag
 from riq_cli.entropy.codes import Symbols
 from riq_cli.entropy.contexts import Contexts, grouped
-from riq_cli.entropy.table import COUNT_ORDER, FIRST_ORDER, Bits, golomb, packed, unzigzag, zigzag
+from riq_cli.entropy.histogram import COUNT_ORDER, FIRST_ORDER
 from riq_cli.errors import CorruptArchive
 from riq_cli.executors import ordered
 from riq_cli.limits import CELLS, CODE_MAX, QUARTERS, STREAM_SYMBOLS
@@ -127,9 +128,9 @@ class StudentCoding:
             ValueError: a context beyond its bound.
         """
         contexts = self.contexts
-        groups = [symbols] if contexts.span == 1 else grouped(symbols, contexts.groups, contexts.sizes)
+        groups = [symbols] if contexts.span == 1 else grouped(symbols, contexts.groups, contexts.span)
         jobs = (
-            [(contexts.lowest + run.group, groups[run.group][run.begin : run.end]) for run in runs]
+            [(contexts.lowest + group, groups[group][begin:end]) for group, begin, end in runs]
             for runs in self._streams()
         )
         return list(ordered(executor, _encoded, itertools.repeat(self.student), itertools.repeat(self.trellis), jobs))
@@ -149,34 +150,26 @@ class StudentCoding:
         lowest, jobs = self.contexts.lowest, list(self._streams())
         if len(streams) != len(jobs):
             raise CorruptArchive(f"{len(streams)} streams instead of {len(jobs)}; the archive is damaged")
-        sizes = ([(lowest + run.group, run.end - run.begin) for run in runs] for runs in jobs[::step])
+        sizes = ([(lowest + group, end - begin) for group, begin, end in runs] for runs in jobs[::step])
         return ordered(
             executor, _decoded, itertools.repeat(self.student), itertools.repeat(self.trellis), sizes, streams[::step]
         )
 
-    def _streams(self) -> Iterator[list[_Run]]:
-        """The runs of each stream."""
-        runs: list[_Run] = []
-        room = STREAM_SYMBOLS
+    def _streams(self) -> Iterator[list[tuple[int, int, int]]]:
+        """The runs of each stream: of a group of weights with the same context, from which weight up to which."""
+        runs, room = [], STREAM_SYMBOLS
         for group, size in enumerate(self.contexts.sizes.tolist()):
             begin = 0
             while begin < size:
-                runs.append(_Run(group, begin, min(begin + room, size)))
-                room -= runs[-1].end - begin
-                begin = runs[-1].end
+                end = min(begin + room, size)
+                runs.append((group, begin, end))
+                room -= end - begin
+                begin = end
                 if not room:
                     yield runs
                     runs, room = [], STREAM_SYMBOLS
         if runs:
             yield runs
-
-
-class _Run(NamedTuple):
-    """From which to which weight of those of a context, which is so much more than the lowest."""
-
-    group: int
-    begin: int
-    end: int
 
 
 def share_below(quarters: Floats, codes: int | Floats, freedom: int) -> Floats:

@@ -11,7 +11,7 @@ import numpy as np
 from riq_cli.archive import CodesEntry, LayerEntry, deflate
 from riq_cli.decode.dequantize import Quantized
 from riq_cli.entropy.encode import encode
-from riq_cli.limits import CODES, SCALES, STREAM_SYMBOLS
+from riq_cli.limits import STREAM_SYMBOLS
 from riq_cli.model import Layer
 
 # Above this share of its own bytes a coded layer may be larger than a deflated one: only then is that tried.
@@ -33,11 +33,10 @@ def encode_layer(
         without: names of stages that are left out.
 
     Raises:
-        ValueError: codes that do not fit the layer, or that no archive can hold.
+        ValueError: bin widths that no archive can hold.
     """
     if quantized is None:
         return _encode_raw(layer)
-    _check(quantized, layer)
     scales = tuple(scale for scale in quantized.scales if scale.values.any()) if quantized.levels.any() else ()
     lanes = quantized.trellis is not None
     coded = encode(quantized.symbols, layer.shape, scales, lanes, executor, "student" not in without)
@@ -55,11 +54,7 @@ def encode_layer(
         end = min(begin + STREAM_SYMBOLS, layer.size)
         checksum = zlib.crc32(quantized.restored(layer.dtype, layer.shape, begin, end).data, checksum)
     entry = LayerEntry(
-        name=layer.name,
-        op=layer.op,
-        tensors=layer.places,
-        dtype=layer.dtype,
-        shape=layer.shape,
+        *_named(layer),
         coding=coded.coding,
         symbols=coded.symbols,
         entropy=round(coded.entropy, 4),
@@ -74,35 +69,12 @@ def encode_layer(
     return entry, sections
 
 
-def _check(quantized: Quantized, layer: Layer) -> None:
-    """Nothing, or a ValueError for what an archive of this layer could not hold."""
-    if quantized.levels.shape != (layer.size,):
-        raise ValueError("not one symbol for each weight")
-    all_axes = [scale.axes for scale in quantized.scales]
-    if len(all_axes) > SCALES or len({*all_axes}) < len(all_axes):
-        raise ValueError(f"more than {SCALES} scales, or two along the same axes")
-    for axes in (*all_axes, *(() if quantized.trellis is None else (quantized.trellis,))):
-        if not axes or list(axes) != sorted({*axes}) or axes[0] < 0 or axes[-1] >= len(layer.shape):
-            raise ValueError(f"{axes} are not ascending axes of a shape of {len(layer.shape)}")
-    for scale in quantized.scales:
-        if scale.values.shape != tuple(layer.shape[axis] for axis in scale.axes) or scale.values.size > CODES:
-            raise ValueError(f"codes along {scale.axes} have the wrong shape, or are more than {CODES}")
-
-
 def _encode_raw(layer: Layer) -> tuple[LayerEntry, list[bytes]]:
     data = np.ascontiguousarray(layer.values)
     stream = deflate(data.data)
-    entry = LayerEntry(
-        name=layer.name,
-        op=layer.op,
-        tensors=layer.places,
-        dtype=layer.dtype,
-        shape=layer.shape,
-        coding="raw",
-        symbols=0,
-        entropy=0.0,
-        table=0,
-        streams=(len(stream),),
-        crc32=zlib.crc32(data.data),
-    )
-    return entry, [b"", stream]
+    return LayerEntry(*_named(layer), "raw", 0, 0.0, 0, (len(stream),), zlib.crc32(data.data)), [b"", stream]
+
+
+def _named(layer: Layer) -> tuple[str, str, tuple[str, ...], str, tuple[int, ...]]:
+    """What the manifest tells of any layer first."""
+    return layer.name, layer.op, layer.places, layer.dtype, layer.shape

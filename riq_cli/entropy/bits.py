@@ -1,43 +1,14 @@
-"""The table of a layer as bits: which symbols are in use, and how often (FORMAT.md, "Table"). Standard library only."""
+"""Numbers ↔ bits: the Exp-Golomb codes in which tables and distributions are stored (FORMAT.md, "Table")."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from riq_cli.errors import CorruptArchive
-from riq_cli.limits import TABLE_SYMBOLS
 
-COUNT_ORDER, FIRST_ORDER, ROOT_ORDER, GAP_ORDER = 4, 4, 8, 0  # of the Exp-Golomb codes
 TOO_LONG = "a table is longer than its symbols; the archive is damaged"
-_ROOT_MAX = 1 << 24
 _ZEROS = 40  # in front of a code at most
-_PIECE = 1 << 10  # bytes of a table that are turned into bits at a time
-
-
-def read_table(stored: bytes, begin: int = 0) -> tuple[list[int], list[int], int]:
-    """The symbols in use, ascending, the rounded square roots of their counts, and where the table's bytes end.
-
-    Args:
-        stored: bytes that hold the table, and perhaps others before and behind it.
-        begin: where the table begins; it says itself how long it is.
-
-    Raises:
-        CorruptArchive: cut off, or with values that no encoder writes.
-    """
-    reader = Bits(stored, begin)
-    order = reader.bits(4)
-    count = reader.golomb(COUNT_ORDER) + 1
-    if count > TABLE_SYMBOLS:
-        raise CorruptArchive("a table has more symbols than allowed; the archive is damaged")
-    symbols = [unzigzag(reader.golomb(FIRST_ORDER))]
-    roots = [reader.golomb(ROOT_ORDER) + 1]
-    for _ in range(count - 1):
-        symbols.append(symbols[-1] + 1 + reader.golomb(GAP_ORDER))
-        roots.append(roots[-1] + unzigzag(reader.golomb(order)))
-    end = reader.finish()
-    if min(roots) < 1 or max(roots) > _ROOT_MAX or max(abs(symbols[0]), abs(symbols[-1])) >= 1 << 31:
-        raise CorruptArchive("a table holds impossible values; the archive is damaged")
-    return symbols, roots, end
+_PIECE = 1 << 10  # bytes that are turned into bits at a time
 
 
 def zigzag(value: int) -> int:
