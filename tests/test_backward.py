@@ -68,7 +68,7 @@ class Net:
         return self.observer.runner(names)
 
     def found(self, operation: Operation, run: int, values: Values, gradients: Gradients) -> None:
-        turn = self.seen.count((operation.outputs, run))  # probes may go back some at a time
+        chunk = self.seen.count((operation.outputs, run))  # probes may go back some at a time
         self.seen.append((operation.outputs, run))
         for number, index in self.products[operation.outputs]:
             matrix = self.linear[number].matrix
@@ -82,7 +82,7 @@ class Net:
             total = at.swapaxes(2, 3) @ entering.rows(values[entering.tensor]).astype(np.float64)
             key = self.model.layers[number].name, run
             groups = self.groups.setdefault(key, [])
-            groups[turn:] = [groups[turn] + total if turn < len(groups) else total]
+            groups[chunk:] = [groups[chunk] + total if chunk < len(groups) else total]
             self.gradients[key] = np.concatenate(groups)
 
     @property
@@ -103,7 +103,7 @@ class Net:
         run = observer.runner(self.form.measured)
         return [list(run(number).values()) for number in range(len(self.samples))]
 
-    def turned(self, outputs: Sequence[np.ndarray], run: int, probes: int) -> np.ndarray:
+    def projected(self, outputs: Sequence[np.ndarray], run: int, probes: int) -> np.ndarray:
         """Σ ⟨v, y / ‖y‖⟩ over outputs, and over rows of a batch, for every v that this run draws."""
         random = np.random.default_rng((SEED, run))
         total = np.zeros(probes)
@@ -124,7 +124,7 @@ class Net:
                 there, back = (self.outputs(layer, step * direction) for step in (STEP, -STEP))
                 for run in range(len(self.rows)):
                     found = self.gradients[layer, run]
-                    expected = self.turned(there[run], run, len(found)) - self.turned(back[run], run, len(found))
+                    expected = self.projected(there[run], run, len(found)) - self.projected(back[run], run, len(found))
                     expected /= 2 * STEP
                     shown = (found * matrix.view(direction)).sum(axis=(1, 2, 3))
                     assert np.linalg.norm(expected) > 1e-3
@@ -259,7 +259,7 @@ def test_within_a_small_budget_they_are_the_same(name: str, tmp_path: Path) -> N
     assert max(map(len, parts.runs)) < len(whole.runs[0])
     assert parts.gradients.keys() == whole.gradients.keys()
     assert len(parts.steps) == 16 * len(parts.runs) * len(parts.samples)
-    if len(whole.form.measured) > 1:  # their vectors are drawn in turns
+    if len(whole.form.measured) > 1:  # a few vectors of each are drawn by turns
         return
     for key, expected in whole.gradients.items():
         np.testing.assert_allclose(parts.gradients[key], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())

@@ -37,13 +37,11 @@ RULES: dict[str, Rule] = {
 }
 
 # A small change of what these read changes nothing that they write.
-CONSTANT = frozenset(
-    {
-        "And", "ArgMax", "ArgMin", "Ceil", "ConstantOfShape", "Equal", "EyeLike", "Floor", "Greater",
-        "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "NonMaxSuppression", "NonZero", "Not",
-        "OneHot", "Or", "Range", "Round", "Shape", "Sign", "Size", "Xor",
-    }
-)  # fmt: skip
+CONSTANT = {
+    "And", "ArgMax", "ArgMin", "Ceil", "ConstantOfShape", "Equal", "EyeLike", "Floor", "Greater", "GreaterOrEqual",
+    "IsInf", "IsNaN", "Less", "LessOrEqual", "NonMaxSuppression", "NonZero", "Not", "OneHot", "Or", "Range", "Round",
+    "Shape", "Sign", "Size", "Xor",
+}  # fmt: skip
 
 
 class Backward:
@@ -110,16 +108,7 @@ class Backward:
         largest = max(nbytes.values()) or 1
         probes = max(1, min(probes or _PROBES, _PROBES * _SMALL // largest))
         together = max(1, min(probes, budget // _SHARE // largest))
-        budget = max(budget, sum(nbytes.values()) // _SECTIONS)
-        sections: list[tuple[list[Operation], dict[str, None]]] = [([], dict.fromkeys(self._measured))]
-        for operation, need in zip(self._path, needs, strict=True):
-            operations, held = sections[-1]
-            names = dict.fromkeys(name for name in need if name in nbytes)
-            if operations and names.keys() - held and sum(nbytes[name] for name in held | names) > budget:
-                sections.append(([operation], names))
-            else:
-                operations.append(operation)
-                held |= names
+        sections = self._sections(needs, nbytes, max(budget, sum(nbytes.values()) // _SECTIONS))
         observed = [observe(list(names)) for _, names in sections]
         unknown: set[str] = set()
         steps, done = len(rows) * len(sections) * -(-probes // together), 0
@@ -144,6 +133,21 @@ class Backward:
         depends = not self._dependent.isdisjoint(operation.inputs)
         reads = operation.kind in (RULES if depends else recurrent.RULES)
         return (name for name in operation.inputs if reads and name and name not in self._constants)
+
+    def _sections(
+        self, needs: Sequence[Sequence[str]], nbytes: Mapping[str, int], budget: int
+    ) -> list[tuple[list[Operation], dict[str, None]]]:
+        """Consecutive operations whose values fit into the budget together, with the names of these values."""
+        sections = [(list[Operation](), dict.fromkeys(self._measured))]
+        for operation, need in zip(self._path, needs, strict=True):
+            operations, held = sections[-1]
+            names = dict.fromkeys(name for name in need if name in nbytes)
+            if operations and names.keys() - held and sum(nbytes[name] for name in held | names) > budget:
+                sections.append(([operation], names))
+            else:
+                operations.append(operation)
+                held |= names
+        return sections
 
     def _back(
         self,

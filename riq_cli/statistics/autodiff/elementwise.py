@@ -47,11 +47,11 @@ def _of_biased(derivative: Derivative) -> Rule:
 
 
 def _elu(x: Floats, call: Call, alpha: float = 1) -> Array:
-    return np.where(x > 0, _ONE, call.number("alpha", alpha) * np.exp(np.minimum(x, 0)))
+    return np.where(x > 0, _ONE, call.attributes.get("alpha", alpha) * np.exp(np.minimum(x, 0)))
 
 
 def _hard_sigmoid(x: Floats, call: Call) -> Array:
-    alpha, beta = call.number("alpha", 0.2), call.number("beta", 0.5)
+    alpha, beta = call.attributes.get("alpha", 0.2), call.attributes.get("beta", 0.5)
     return np.where(np.abs(x * alpha + (beta - 0.5)) < 0.5, np.float32(alpha), np.float32(0))
 
 
@@ -107,14 +107,14 @@ _DERIVATIVES: dict[str, Derivative] = {
     "Softplus": lambda x, _: sigmoid(x),
     "Softsign": lambda x, _: 1 / np.square(np.abs(x) + 1),
     "Relu": lambda x, _: (x > 0).astype(np.float32),
-    "LeakyRelu": lambda x, call: np.where(x > 0, _ONE, np.float32(call.number("alpha", 0.01))),
-    "ThresholdedRelu": lambda x, call: (x > call.number("alpha", 1)).astype(np.float32),
+    "LeakyRelu": lambda x, call: np.where(x > 0, _ONE, np.float32(call.attributes.get("alpha", 0.01))),
+    "ThresholdedRelu": lambda x, call: (x > call.attributes.get("alpha", 1)).astype(np.float32),
     "Elu": _elu,
-    "Selu": lambda x, call: _elu(x, call, _SELU_ALPHA) * call.number("gamma", _SELU_GAMMA),
-    "Celu": lambda x, call: np.exp(np.minimum(x, 0) / call.number("alpha", 1)),
+    "Selu": lambda x, call: _elu(x, call, _SELU_ALPHA) * call.attributes.get("gamma", _SELU_GAMMA),
+    "Celu": lambda x, call: np.exp(np.minimum(x, 0) / call.attributes.get("alpha", 1)),
     "HardSwish": lambda x, _: np.where(np.abs(x) < 3, x / 3 + 0.5, x > 0).astype(np.float32, copy=False),
-    "Swish": lambda x, call: _swish(x, call.number("alpha", 1)),
-    "com.microsoft:QuickGelu": lambda x, call: _swish(x, call.number("alpha", 1.702)),
+    "Swish": lambda x, call: _swish(x, call.attributes.get("alpha", 1)),
+    "com.microsoft:QuickGelu": lambda x, call: _swish(x, call.attributes.get("alpha", 1.702)),
     "Mish": _mish,
     "Gelu": _gelu,
     "com.microsoft:Gelu": _gelu,
@@ -182,8 +182,8 @@ def _extreme(larger: Callable[[Any, Any], Any]) -> Rule:
 
 def _clip(call: Call) -> Gradients:
     x = call.floats(0)
-    low = call.number("min", -np.inf) if call.optional(1) is None else call.floats(1)
-    high = call.number("max", np.inf) if call.optional(2) is None else call.floats(2)
+    low = call.attributes.get("min", -np.inf) if call.optional(1) is None else call.floats(1)
+    high = call.attributes.get("max", np.inf) if call.optional(2) is None else call.floats(2)
     passes = (x >= low) & (x <= high), x < low, x > high
     return [
         unbroadcast(call.gradient, call.value(place).shape, passed.astype(np.float32)) if call.wants(place) else None

@@ -17,17 +17,17 @@ def _matmul(call: Call) -> Gradients:
     if attributes.get("transBatchA") or attributes.get("transBatchB"):
         raise NoRuleError("FusedMatMul with transposed batch axes")
     left, right = call.floats(0), call.floats(1)
-    turns = [bool(attributes.get(f"trans{name}")) and x.ndim > 1 for name, x in (("A", left), ("B", right))]
+    swaps = [bool(attributes.get(f"trans{name}")) and x.ndim > 1 for name, x in (("A", left), ("B", right))]
     if right.ndim == 1:
         right, gradient = right[:, None], gradient[..., None]
     if left.ndim == 1:
         left, gradient = left[None], np.expand_dims(gradient, -2)
-    left, right = _turned(left, turns[0]), _turned(right, turns[1])
+    left, right = _transposed(left, swaps[0]), _transposed(right, swaps[1])
     found: Gradients = [None, None, None]
     for place, of_operand in enumerate((_of_left, _of_right)):
         if call.wanted[place]:
             product = _scaled(of_operand(gradient, left, right), attributes.get("alpha", 1.0))
-            found[place] = _turned(product, turns[place]).reshape(len(gradient), *call.value(place).shape)
+            found[place] = _transposed(product, swaps[place]).reshape(len(gradient), *call.value(place).shape)
     if call.wants(2):
         found[2] = _scaled(unbroadcast(call.gradient, call.value(2).shape), attributes.get("beta", 1.0))
     return found
@@ -49,8 +49,8 @@ def _of_right(gradient: Floats, left: Floats, right: Floats) -> Floats:
     return unbroadcast(left.swapaxes(-1, -2) @ gradient, right.shape)
 
 
-def _turned(array: Floats, turn: bool) -> Floats:
-    return array.swapaxes(-1, -2) if turn else array
+def _transposed(array: Floats, swap: bool) -> Floats:
+    return array.swapaxes(-1, -2) if swap else array
 
 
 def _scaled(array: Floats, scale: float) -> Floats:
@@ -113,8 +113,8 @@ def _contracted(gradient: Floats, out: str, factor: Floats, name: str, target: s
 def _grouped(array: Floats, name: str, *groups: list[str]) -> Floats:
     """An array with axes `name`, transposed and reshaped to one axis for each group of them."""
     sizes = dict(zip(name, array.shape, strict=True))
-    turned = array.transpose([name.index(letter) for group in groups for letter in group])
-    return turned.reshape([math.prod(sizes[letter] for letter in group) for group in groups])
+    transposed = array.transpose([name.index(letter) for group in groups for letter in group])
+    return transposed.reshape([math.prod(sizes[letter] for letter in group) for group in groups])
 
 
 RULES: dict[str, Rule] = {

@@ -134,11 +134,12 @@ def _gru(call: Call, direction: int, products: Floats, recurrent: Floats, bias: 
         at_new = hidden * ((1 - z) * (1 - new * new))
         at_z = hidden * ((before - new) * z * (1 - z))
         at_reset = at_new if linear else _times(at_new, of_new)
-        through = _times(at_new * r, of_new) if linear else at_reset * r
         gates = np.concatenate([at_z, at_reset * (reset * r * (1 - r))], axis=-1)
         at_input = np.concatenate([gates, at_new], axis=-1)
-        at_recurrent = np.concatenate([gates, at_new * r], axis=-1) if linear else at_input
-        return at_input, at_recurrent, [hidden * z + through + _times(gates, of_gates)]
+        if not linear:
+            return at_input, at_input, [hidden * z + at_reset * r + _times(gates, of_gates)]
+        at_recurrent = np.concatenate([gates, at_new * r], axis=-1)
+        return at_input, at_recurrent, [hidden * z + _times(at_recurrent, recurrent)]
 
     return back
 

@@ -71,10 +71,10 @@ def _cumulative_sum(call: Call) -> Gradients:
     gradient = call.gradient
     axis = int(call.value(1).item()) % (gradient.ndim - 1) + 1
     backwards = not call.attributes.get("reverse", 0)
-    turned = np.flip(gradient, axis) if backwards else gradient
-    sums: Floats = np.cumsum(turned, axis=axis, dtype=np.float32)
+    flipped = np.flip(gradient, axis) if backwards else gradient
+    sums: Floats = np.cumsum(flipped, axis=axis, dtype=np.float32)
     if call.attributes.get("exclusive", 0):
-        sums -= turned
+        sums -= flipped
     return [np.flip(sums, axis) if backwards else sums]
 
 
@@ -128,7 +128,7 @@ def _layer_normalization(call: Call, centered: bool, epsilon: float = 1e-5) -> G
         raise NoRuleError(f"{call.operation.kind} whose mean or deviation is used")
     x = call.floats(0)
     axes = tuple(range(call.axis(x.ndim, -1), x.ndim))
-    epsilon = call.number("epsilon", epsilon)
+    epsilon = call.attributes.get("epsilon", epsilon)
     found = _normalized(call.gradient, x, call.floats(1), axes, epsilon, centered, call.wanted)
     return [*found, unbroadcast(call.gradient, call.value(2).shape) if call.wants(2) else None]
 
@@ -160,7 +160,7 @@ def _channel_normalization(call: Call) -> Gradients:
     x = x.reshape(samples, groups, channels // groups, *spatial)
     scale = scale.reshape(groups, scale.size // groups, *[1] * len(spatial))
     gradient = call.gradient.reshape(probes, *x.shape)
-    axes, epsilon = tuple(range(2, x.ndim)), call.number("epsilon", 1e-5)
+    axes, epsilon = tuple(range(2, x.ndim)), call.attributes.get("epsilon", 1e-5)
     found = _normalized(gradient, x, scale, axes, epsilon, True, call.wanted)
     found.append(unbroadcast(gradient, scale.shape) if call.wants(2) else None)
     return [None if part is None else part.reshape(probes, *call.value(i).shape) for i, part in enumerate(found)]

@@ -52,10 +52,6 @@ class Call:
             raise NoRuleError(f"{self.operation.kind} of which only a later output is used")
         return self.gradients[0]
 
-    def number(self, name: str, default: float) -> float:
-        """The value of an attribute."""
-        return float(self.attributes.get(name, default))
-
     def wants(self, place: int) -> bool:
         """Whether the gradient of an input is wanted; of one that is left out, it is not."""
         return place < len(self.wanted) and self.wanted[place]

@@ -192,10 +192,11 @@ def _max_pool(call: Call) -> Gradients:
         largest = np.full((len(part), *windows.counts), -np.inf, np.float32)
         for having, places in taps:
             np.maximum(largest[having], part[places], out=largest[having])
+        left = np.ones(largest.shape, bool)  # windows whose largest element is not found yet
         for having, places in taps:
-            won = part[places] == largest[having]
+            won = (part[places] == largest[having]) & left[having]
+            left[having] ^= won
             result[:, block][places] += changes[:, block][having] * won.astype(np.float32)
-            np.copyto(largest[having], np.nan, where=won)  # equal to nothing
     return [result.reshape(len(gradient), *x.shape)]
 
 
