@@ -16,20 +16,23 @@ def _matmul(call: Call) -> Gradients:
     attributes, gradient = call.attributes, call.gradient
     if attributes.get("transBatchA") or attributes.get("transBatchB"):
         raise NoRuleError("FusedMatMul with transposed batch axes")
+    if attributes.get("alpha", 1.0) != 1:
+        gradient = gradient * np.float32(attributes["alpha"])
     left, right = call.floats(0), call.floats(1)
     swaps = [bool(attributes.get(f"trans{name}")) and x.ndim > 1 for name, x in (("A", left), ("B", right))]
     if right.ndim == 1:
         right, gradient = right[:, None], gradient[..., None]
     if left.ndim == 1:
         left, gradient = left[None], np.expand_dims(gradient, -2)
-    left, right = _transposed(left, swaps[0]), _transposed(right, swaps[1])
+    left, right = (x.swapaxes(-1, -2) if swap else x for x, swap in zip((left, right), swaps, strict=True))
     found: Gradients = [None, None, None]
     for place, of_operand in enumerate((_of_left, _of_right)):
         if call.wanted[place]:
-            product = _scaled(of_operand(gradient, left, right), attributes.get("alpha", 1.0))
-            found[place] = _transposed(product, swaps[place]).reshape(len(gradient), *call.value(place).shape)
+            product = of_operand(gradient, left, right)
+            product = product.swapaxes(-1, -2) if swaps[place] else product
+            found[place] = product.reshape(len(gradient), *call.value(place).shape)
     if call.wants(2):
-        found[2] = _scaled(unbroadcast(call.gradient, call.value(2).shape), attributes.get("beta", 1.0))
+        found[2] = unbroadcast(call.gradient, call.value(2).shape) * np.float32(attributes.get("beta", 1.0))
     return found
 
 
@@ -44,17 +47,8 @@ def _of_right(gradient: Floats, left: Floats, right: Floats) -> Floats:
     if math.prod(right.shape[:-2]) == 1 and left.shape[:-2] == gradient.shape[1:-2]:
         # The sum over the batch is a part of the product.
         rows = gradient.reshape(len(gradient), -1, gradient.shape[-1])
-        found = left.reshape(-1, left.shape[-1]).T @ rows
-        return found.reshape(len(gradient), *right.shape)
+        return (left.reshape(-1, left.shape[-1]).T @ rows).reshape(len(gradient), *right.shape)
     return unbroadcast(left.swapaxes(-1, -2) @ gradient, right.shape)
-
-
-def _transposed(array: Floats, swap: bool) -> Floats:
-    return array.swapaxes(-1, -2) if swap else array
-
-
-def _scaled(array: Floats, scale: float) -> Floats:
-    return array if scale == 1 else array * np.float32(scale)
 
 
 # ---- Einsum ---------------------------------------------------------------------------------------------------------
