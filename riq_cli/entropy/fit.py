@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from riq_cli.entropy.codes import Codes, Symbols
 from riq_cli.entropy.contexts import Contexts
-from riq_cli.entropy.rate import CODES_BITS, STREAM_BITS
+from riq_cli.entropy.rate import CODES_BITS, STREAM_BITS, mean_magnitudes, scale_codes
 from riq_cli.entropy.student import FREEDOM_MAX, LOW_BITS_MAX, Student, StudentCoding, share_below
 from riq_cli.limits import CELLS, CODE_MAX, CODES, SCALES
 
@@ -27,7 +27,7 @@ Slab = tuple[slice, ...]
 
 _FREEDOM = 2  # eight degrees of freedom, where contexts are compared …
 _FREEDOMS = range(FREEDOM_MAX + 1)  # … and any in the end
-_SHRUNK = 2  # weights of average magnitude that are added to each slice
+_SHRUNK = 1  # weights of average magnitude that are added to each slice
 _CODE_BOUND = 40  # quarters of an octave by which a slice's scale differs from the layer's at most
 _STEP = 2  # quarters of an octave by which codes differ at first
 _WEIGHTS_EACH = 8  # of a slice, at least, for codes of its own
@@ -159,17 +159,22 @@ class _Layer:
         ]
         if not wanted or len(trial.codes) == SCALES:
             return
-        sums = [np.zeros([size if axis in axes else 1 for axis, size in enumerate(sizes)]) for axes in wanted]
+        observed = [np.zeros([size if axis in axes else 1 for axis, size in enumerate(sizes)]) for axes in wanted]
+        expected = [np.zeros_like(total) for total in observed]
+        assert trial.student is not None
         for slab in self._slabs():
             magnitudes = np.abs(self.symbols[slab] - np.float32(self.middle))
-            magnitudes *= np.exp2(self._contexts(trial, slab) / np.float32(-4))
-            for total in sums:
-                _part(total, slab)[...] += _summed(magnitudes, total)
+            means = mean_magnitudes(trial.student.scale + self._contexts(trial, slab), self.trellis)
+            means = np.broadcast_to(means, magnitudes.shape)
+            for found, total in zip(observed, expected, strict=True):
+                _part(found, slab)[...] += _summed(magnitudes, found)
+                _part(total, slab)[...] += _summed(means, total)
         added = []
-        for total in sums:
-            mean = float(total.sum()) / self.symbols.size
-            shrunk = (total + _SHRUNK * mean) / (self.symbols.size // total.size + _SHRUNK)
-            codes = np.rint(np.log2(shrunk / mean) * 4 / _STEP) * _STEP
+        for found, total in zip(observed, expected, strict=True):
+            count, mean = self.symbols.size // total.size, float(found.sum()) / self.symbols.size
+            total *= found.sum() / total.sum() / count
+            codes = scale_codes((found + _SHRUNK * mean) / (count + _SHRUNK), self.trellis)
+            codes = np.rint((codes - scale_codes(total, self.trellis)) / _STEP) * _STEP
             added.append(np.clip(codes, -_CODE_BOUND, _CODE_BOUND).astype(np.int32))
         if not trial.codes:  # codes that do not pay alone may do so together
             yield replace(trial, codes=tuple(item for axes, item in zip(wanted, added, strict=True) if len(axes) == 1))

@@ -87,13 +87,13 @@ def _student_bits(symbols: Symbols, histogram: Histogram, rows: float, columns: 
     chosen = np.arange(0, symbols.size, step)
     places = symbols.reshape(-1)[chosen] - middle
     mean = float(np.abs(places).mean())
-    base = _scale_codes(mean, trellis)
+    base = scale_codes(mean, trellis)
 
     def contexts(some: Symbols, axis: int) -> tuple[Floats, float]:
         """The codes of all slices, and the bits of such a code, tables and all."""
         sums = np.abs(some - np.float32(middle)).sum(axis=axis, dtype=np.float64)
         means = (sums + _SHRUNK * mean) / (some.shape[axis] + _SHRUNK)
-        codes = _STEP * np.rint((_scale_codes(means, trellis) - base) / _STEP)
+        codes = _STEP * np.rint((scale_codes(means, trellis) - base) / _STEP)
         used = np.unique(codes, return_counts=True)[1]
         entropy = math.log2(codes.size) - float(used @ np.log2(used)) / codes.size
         slices = columns if axis == 0 else rows
@@ -121,12 +121,20 @@ def _bits(places: Floats, codes: Floats, freedom: int = _FREEDOM) -> Floats:
     return bits
 
 
-def _scale_codes(means: float | Floats, trellis: bool) -> Floats:
+def scale_codes(means: float | Floats, trellis: bool) -> Floats:
     """The codes, not rounded, of the scales at which symbols have these mean magnitudes > 0."""
     known = _mean_magnitudes(trellis)
     inner = np.interp(means, known, _CODES)  # beyond, symbols are in proportion to their scale
     codes: Floats = np.where(means < known[-1], inner, _CODES[-1] + 4 * np.log2(means / known[-1]))
     return codes
+
+
+def mean_magnitudes(codes: NDArray[Any], trellis: bool) -> Floats:
+    """The mean magnitudes of symbols at the scales with these codes, as `scale_codes` has them."""
+    known = _mean_magnitudes(trellis)
+    inner = np.interp(codes, _CODES, known)
+    means: Floats = np.where(codes <= _CODES[-1], inner, known[-1] * np.exp2((codes - _CODES[-1]) / 4))
+    return means
 
 
 @functools.lru_cache
