@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
+import reference_decoder
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from riq_cli import limits
-from riq_cli.archive import Archive, CodesEntry, LayerEntry
+from riq_cli.archive import Archive, CodesEntry, LayerEntry, Manifest, SkeletonEntry, deflate
 from riq_cli.decode import trellis
-from riq_cli.decode.dequantize import Quantized
+from riq_cli.decode.dequantize import STORAGE, Quantized
 from riq_cli.decode.layers import decode_layer
 from riq_cli.entropy.codes import Codes
 from riq_cli.entropy.contexts import placed
@@ -28,9 +30,11 @@ from riq_cli.entropy.histogram import Histogram, Table, encode_symbols
 from riq_cli.entropy.student import StudentCoding
 from riq_cli.errors import ArchiveError
 from riq_cli.model import Layer
+from riq_cli.pipeline.encode import encode_layer
 
 MAGIC = b"\x89RIQZ\r\n\x1a"
 SKELETON = b"the model without its weights"
+DEFLATED = zlib.compress(SKELETON, 9)
 BOUND = 1 << 16  # bytes restored at most, in the tests that mutate
 
 # One layer of six weights 1.5 = 3 · 0.5, by hand: order 0000, one symbol 10000, symbol 3 10110, root 2 100000001, 0.
@@ -133,6 +137,31 @@ def encoded_in_classes(layer: Layer, quantized: Quantized, classes: Codes) -> tu
         bin_width=quantized.width, scales=tuple(scales), classes=own, trellis=quantized.trellis,
     )  # fmt: skip
     return entry, [*(section for _, section in codes), table, *streams]
+
+
+def layer_of(values: Any, dtype: str = "float32") -> Layer:
+    stored = np.asarray(values, np.float64)
+    if dtype == "bfloat16":
+        stored = stored.astype(np.float32).astype(ml_dtypes.bfloat16).view(np.uint16)
+    stored = stored.astype(STORAGE[dtype])
+    return Layer("w", "MatMul", ("graph.initializer[0]",), dtype, stored.shape, stored)
+
+
+def archive_of(layer: Layer, quantized: Quantized, classes: Codes | None = None) -> Archive:
+    entry, sections = (
+        encode_layer(layer, quantized, None) if classes is None else encoded_in_classes(layer, quantized, classes)
+    )
+    skeleton = deflate(SKELETON)
+    document = Manifest(SkeletonEntry(len(skeleton), len(SKELETON), zlib.crc32(SKELETON)), (entry,))
+    return Archive.build(document, [skeleton, *sections])
+
+
+def by_both_decoders(data: bytes) -> bytes:
+    """The restored bytes of the only layer, after the two decoders agreed."""
+    _, [(_, theirs)] = reference_decoder.decode(data)
+    _, [ours] = restored(data)
+    assert ours.values.tobytes() == theirs
+    return theirs
 
 
 def traced(action: Callable[[], object]) -> int:

@@ -1,10 +1,8 @@
-"""Scales and classes: a layer with many bin widths and several tables, in and out of an archive, whole and damaged."""
+"""Scales and classes: a layer with many bin widths and several tables, in and out of an archive, whole and refused."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import json
 import math
 import struct
@@ -14,47 +12,37 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
-import ml_dtypes
 import numpy as np
 import pytest
 import reference_decoder
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from riq_cli import limits
-from riq_cli.archive import Archive, CodesEntry, LayerEntry, Manifest, SkeletonEntry, deflate, manifest
-from riq_cli.decode import dequantize
-from riq_cli.decode.dequantize import Quantized
+from riq_cli.archive import CodesEntry, LayerEntry, Manifest, SkeletonEntry, manifest
+from riq_cli.decode.dequantize import STORAGE, Quantized
 from riq_cli.decode.layers import decode_layer
 from riq_cli.entropy.codes import Codes
 from riq_cli.errors import CorruptArchive, UnsupportedArchive
 from riq_cli.model import Layer
 from riq_cli.pipeline import encode
 from riq_cli.pipeline.encode import encode_layer
-from riq_cli.quantize import scalar
-from riq_cli.quantize.scalar import nearest
+from riq_cli.quantize.scalar import bin_widths, nearest, requantize, widened
 from riq_cli.report import rows, totals
 from tests.archives import (
-    BOUND,
+    DEFLATED,
     MANIFEST,
-    SKELETON,
     TABLE,
-    VALUES,
-    Edit,
-    edited,
+    archive_of,
+    by_both_decoders,
     encoded_in_classes,
-    mutations,
+    layer_of,
+    opened,
     packed,
-    paths,
     refused,
-    refused_or_restored,
-    restored,
-    traced,
     written,
 )
-
-DEFLATED = zlib.compress(SKELETON, 9)
 
 
 def int32(*values: int) -> NDArray[np.int32]:
@@ -110,37 +98,21 @@ def with_classes(section: bytes, tables: bytes = TABLE + FIVE, **keys: Any) -> b
     return packed(classed(section, **{"table": len(tables)} | keys), DEFLATED + section + tables)
 
 
-def layer_of(values: Any, dtype: str = "float32") -> Layer:
-    stored = np.asarray(values, np.float64)
-    if dtype == "bfloat16":
-        stored = stored.astype(np.float32).astype(ml_dtypes.bfloat16).view(np.uint16)
-    stored = stored.astype(dequantize.STORAGE[dtype])
-    return Layer("w", "MatMul", ("graph.initializer[0]",), dtype, stored.shape, stored)
-
-
-def archive_of(layer: Layer, quantized: Quantized, classes: Codes | None = None) -> Archive:
-    entry, sections = (
-        encode_layer(layer, quantized, None) if classes is None else encoded_in_classes(layer, quantized, classes)
-    )
-    skeleton = deflate(SKELETON)
-    document = Manifest(SkeletonEntry(len(skeleton), len(SKELETON), zlib.crc32(SKELETON)), (entry,))
-    return Archive.build(document, [skeleton, *sections])
-
-
-def by_both_decoders(data: bytes) -> bytes:
-    """The restored bytes of the only layer, after the two decoders agreed."""
-    _, [(_, theirs)] = reference_decoder.decode(data)
-    _, [ours] = restored(data)
-    assert ours.values.tobytes() == theirs
-    return theirs
-
-
 # By hand
 
 
-def test_scales_by_hand_are_read() -> None:
-    data = packed(scaled(), DEFLATED + SCALE + TABLE)
-    assert by_both_decoders(data) == struct.pack("<6f", *[1.5] * 3, *[3.0] * 3)
+@pytest.mark.parametrize(
+    ("data", "weights"),
+    [
+        (packed(scaled(), DEFLATED + SCALE + TABLE), [1.5] * 3 + [3.0] * 3),
+        (packed(classed(), DEFLATED + CLASSES + TABLE + FIVE), [1.5] * 3 + [2.5] * 3),
+        (with_scale(SAME, crc32=zlib.crc32(struct.pack("<6f", *[3.0] * 6))), [3.0] * 6),
+        (packed(scaled(b"", scales=[], crc32=MANIFEST["layers"][0]["crc32"]), DEFLATED + TABLE), [1.5] * 6),
+    ],
+    ids=["scales", "classes", "codes that are all the same have no stream", "an empty list of scales is none"],
+)
+def test_archives_by_hand_are_read(data: bytes, weights: list[float]) -> None:
+    assert by_both_decoders(data) == struct.pack("<6f", *weights)
 
 
 def test_scales_are_written_as_by_hand() -> None:
@@ -149,35 +121,9 @@ def test_scales_are_written_as_by_hand() -> None:
     with patch.object(encode, "_POOR", math.inf):
         archive = archive_of(layer, nearest(layer.values, "float32", 0.5, (scale,)))
     data = written(archive)
+    assert section_of(4) == SAME
     assert json.loads(zlib.decompress(data[24 : 24 + archive.manifest_bytes])) == scaled()
     assert data[24 + archive.manifest_bytes :] == DEFLATED + SCALE + TABLE
-
-
-def test_classes_by_hand_are_read() -> None:
-    data = packed(classed(), DEFLATED + CLASSES + TABLE + FIVE)
-    assert by_both_decoders(data) == struct.pack("<6f", *[1.5] * 3, *[2.5] * 3)
-
-
-def test_codes_that_are_all_the_same_have_no_stream() -> None:
-    data = with_scale(SAME, crc32=zlib.crc32(struct.pack("<6f", *[3.0] * 6)))
-    assert by_both_decoders(data) == struct.pack("<6f", *[3.0] * 6)
-    assert section_of(4) == SAME
-
-
-def test_an_empty_list_of_scales_is_none() -> None:
-    document = copy.deepcopy(MANIFEST)
-    document["layers"][0]["scales"] = []
-    assert by_both_decoders(packed(document, DEFLATED + TABLE)) == struct.pack("<6f", *[1.5] * 6)
-
-
-# What is refused
-
-
-@pytest.mark.parametrize("feature", ["scales", "classes"])
-def test_a_feature_that_a_decoder_does_not_know_is_refused(feature: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = with_scale(SCALE) if feature == "scales" else with_classes(CLASSES)
-    monkeypatch.setattr(manifest, "FEATURES", frozenset())  # as in the first version
-    refused(data, UnsupportedArchive, f"needs a newer riq: this one does not know {feature}")
 
 
 def test_a_bin_width_may_be_numpys() -> None:
@@ -186,6 +132,19 @@ def test_a_bin_width_may_be_numpys() -> None:
     for scales in ((), (scale,)):
         ours = archive_of(layer, nearest(layer.values, "float32", np.float64(0.3), scales))
         assert written(ours) == written(archive_of(layer, nearest(layer.values, "float32", 0.3, scales)))
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("feature", ["scales", "classes"])
+def test_a_feature_is_known_and_required(feature: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = (scaled() if feature == "scales" else classed()) | {"requires": []}
+    message = f"layer 'w': {feature} are not required; the archive is damaged"
+    refused(packed(document, DEFLATED), CorruptArchive, message)
+    monkeypatch.setattr(manifest, "FEATURES", frozenset())  # as in the first version
+    data = with_scale(SCALE) if feature == "scales" else with_classes(CLASSES)
+    refused(data, UnsupportedArchive, f"needs a newer riq: this one does not know {feature}")
 
 
 def test_an_archive_requires_what_its_layers_need() -> None:
@@ -197,24 +156,33 @@ def test_an_archive_requires_what_its_layers_need() -> None:
     assert (finer.sections, finer.stored, finer.rate) == ((9, 3, 4, 7, 8, 16), 47, 8 * 47 / 12)
 
 
-@pytest.mark.parametrize("feature", ["scales", "classes"])
-def test_a_feature_that_is_used_but_not_required(feature: str) -> None:
-    document = (scaled() if feature == "scales" else classed()) | {"requires": []}
-    sections = SCALE + TABLE if feature == "scales" else CLASSES + TABLE + FIVE
-    message = f"layer 'w': {feature} are not required; the archive is damaged"
-    refused(packed(document, DEFLATED + sections), CorruptArchive, message)
+NO_AXES = "codes along what are not ascending axes of its shape"
+FAR = limits.CODES + 1
+RAW = {"coding": "raw", "streams": [4], "symbols": 0, "table": 0}
 
 
-@pytest.mark.parametrize("value", [None, True, 1, "x", {}, [1], [[]], [None]])
-def test_scales_that_are_none(value: object) -> None:
-    message = "layer 'w': 'scales' is not a list of objects; the archive is damaged"
-    refused(packed(scaled(scales=value)), CorruptArchive, message)
-
-
-@pytest.mark.parametrize("value", [None, True, 1, "x", [], [{"axes": [0], "bytes": 8}]])
-def test_classes_that_are_none(value: object) -> None:
-    message = "layer 'w': 'classes' is not an object; the archive is damaged"
-    refused(packed(classed(classes=value)), CorruptArchive, message)
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        *((scaled(scales=value), "'scales' is not a list of objects") for value in (None, True, 1, "x", {}, [1], [[]])),
+        *((classed(classes=value), "'classes' is not an object") for value in (None, True, 1, "x", [], [{}])),
+        (scaled(scales=[{"axes": [0], "bytes": 8}] * 2), "two scales along the same axes"),
+        (scaled(scales=[{"axes": [0], "bytes": 8}] * 5), "5 scales; at most 4 are read"),
+        (scaled(shape=[]), NO_AXES),
+        (scaled(shape=[FAR, 2]), f"{FAR} codes along some axes; at most {limits.CODES} are read"),
+        (classed(shape=[FAR, 2], streams=[4] * 33), f"{FAR} codes along some axes; at most {limits.CODES} are read"),
+        (scaled(**RAW), "scales with coding 'raw'"),
+        (classed(**RAW), "classes with coding 'raw'"),
+        (classed(coding="constant", symbols=1), "classes with coding 'constant'"),
+        (classed(streams=[4] * 65), "65 streams; at most 64 are possible"),  # for few weights: one each
+        *(
+            (classed(symbols=symbols), f"{symbols} symbols with coding 'ans'")
+            for symbols in (0, 1, limits.CLASSES * limits.TABLE_SYMBOLS + 1)
+        ),
+    ],
+)
+def test_manifests_that_no_encoder_writes(document: dict[str, Any], message: str) -> None:
+    refused(packed(document), CorruptArchive, f"layer 'w': {message}; the archive is damaged")
 
 
 @pytest.mark.parametrize(
@@ -222,129 +190,70 @@ def test_classes_that_are_none(value: object) -> None:
     [
         ({"axes": [0]}, "'bytes' is missing"),
         ({"bytes": 8}, "'axes' is missing"),
-        ({"axes": [0], "bytes": -1}, "'bytes' is not a non-negative integer"),
-        ({"axes": [0], "bytes": 1 << 63}, "'bytes' is not a non-negative integer"),
-        ({"axes": [0], "bytes": True}, "'bytes' is not a non-negative integer"),
-        ({"axes": 0, "bytes": 8}, "'axes' is not a list of non-negative integers"),
-        ({"axes": [-1], "bytes": 8}, "'axes' is not a list of non-negative integers"),
-        ({"axes": [0.0], "bytes": 8}, "'axes' is not a list of non-negative integers"),
-        ({"axes": [False], "bytes": 8}, "'axes' is not a list of non-negative integers"),
-        ({"axes": [[0]], "bytes": 8}, "'axes' is not a list of non-negative integers"),
+        *(({"axes": [0], "bytes": size}, "'bytes' is not a non-negative integer") for size in (-1, 1 << 63, True)),
+        *(
+            ({"axes": axes, "bytes": 8}, "'axes' is not a list of non-negative integers")
+            for axes in (0, [-1], [0.0], [False], [[0]])
+        ),
+        *(
+            ({"axes": axes, "bytes": 8}, NO_AXES)
+            for axes in ([], [2], [0, 2], [1, 0], [0, 0], [0, 1, 1], [(1 << 63) - 1], [0] * 1000)
+        ),
     ],
 )
 def test_codes_whose_keys_are_not_what_they_should_be(entry: dict[str, Any], message: str) -> None:
     for document, where in ((scaled(scales=[entry]), "scales[0]"), (classed(classes=entry), "classes")):
-        refused(packed(document), CorruptArchive, f"layer 'w': {where}: {message}; the archive is damaged")
-
-
-@pytest.mark.parametrize("axes", [[], [2], [0, 2], [1, 0], [0, 0], [0, 1, 1], [(1 << 63) - 1], [0] * 1000])
-def test_axes_that_a_shape_does_not_have(axes: list[int]) -> None:
-    message = "layer 'w': codes along what are not ascending axes of its shape; the archive is damaged"
-    entry = {"axes": axes, "bytes": 8}
-    for document in (scaled(scales=[entry]), classed(classes=entry)):
-        refused(packed(document), CorruptArchive, message)
-
-
-def test_a_scalar_has_no_axes() -> None:
-    message = "layer 'w': codes along what are not ascending axes of its shape; the archive is damaged"
-    refused(packed(scaled(shape=[])), CorruptArchive, message)
-
-
-def test_two_scales_along_the_same_axes() -> None:
-    message = "layer 'w': two scales along the same axes; the archive is damaged"
-    refused(packed(scaled(scales=[{"axes": [0], "bytes": 8}] * 2)), CorruptArchive, message)
-
-
-def test_more_scales_than_allowed() -> None:
-    message = "layer 'w': 5 scales; at most 4 are read; the archive is damaged"
-    refused(packed(scaled(scales=[{"axes": [0], "bytes": 8}] * 5)), CorruptArchive, message)
-
-
-def test_more_codes_than_allowed() -> None:
-    most = limits.CODES
-    message = f"layer 'w': {most + 1} codes along some axes; at most {most} are read; the archive is damaged"
-    refused(packed(scaled(shape=[most + 1, 2])), CorruptArchive, message)
-    refused(packed(classed(shape=[most + 1, 2], streams=[4] * 33)), CorruptArchive, message)
-
-
-def test_a_raw_layer_has_no_scales_and_no_classes() -> None:
-    keys = {"coding": "raw", "streams": [4], "symbols": 0, "table": 0}
-    refused(packed(scaled(**keys)), CorruptArchive, "layer 'w': scales with coding 'raw'; the archive is damaged")
-    refused(packed(classed(**keys)), CorruptArchive, "layer 'w': classes with coding 'raw'; the archive is damaged")
-
-
-def test_a_constant_layer_has_no_classes() -> None:
-    message = "layer 'w': classes with coding 'constant'; the archive is damaged"
-    refused(packed(classed(coding="constant", symbols=1)), CorruptArchive, message)
-
-
-def test_more_streams_than_classes_can_have() -> None:
-    possible = limits.CLASSES  # for few weights: one each
-    message = f"layer 'w': {possible + 1} streams; at most {possible} are possible; the archive is damaged"
-    refused(packed(classed(streams=[4] * (possible + 1))), CorruptArchive, message)
-
-
-@pytest.mark.parametrize("symbols", [0, 1, limits.CLASSES * limits.TABLE_SYMBOLS + 1])
-def test_symbols_that_classes_cannot_have(symbols: int) -> None:
-    message = f"layer 'w': {symbols} symbols with coding 'ans'; the archive is damaged"
-    refused(packed(classed(symbols=symbols)), CorruptArchive, message)
-
-
-def test_a_stream_that_no_class_needs() -> None:
-    data = packed(classed(streams=[4]), DEFLATED + CLASSES + TABLE + FIVE + struct.pack("<I", 1))
-    refused(data, CorruptArchive, "layer 'w': 1 streams instead of 0; the archive is damaged")
-
-
-def test_tables_of_other_symbols_than_announced() -> None:
-    message = "layer 'w': the table does not have the symbols that were announced; the archive is damaged"
-    refused(packed(classed(symbols=3), DEFLATED + CLASSES + TABLE + FIVE), CorruptArchive, message)
-
-
-@pytest.mark.parametrize(
-    ("tables", "message"),
-    [
-        (TABLE, "a table is cut off"),
-        (TABLE + FIVE[:2], "a table is cut off"),
-        (TABLE + FIVE + TABLE, "a table is longer than its symbols"),
-        (TABLE + FIVE + b"\0", "a table is longer than its symbols"),
-        (TABLE[:-1] + bytes([TABLE[-1] | 1]) + FIVE, "a table is longer than its symbols"),
-    ],
-)
-def test_tables_of_classes_that_are_damaged(tables: bytes, message: str) -> None:
-    refused(with_classes(CLASSES, tables), CorruptArchive, f"layer 'w': {message}; the archive is damaged")
+        where = "" if message == NO_AXES else f"{where}: "
+        refused(packed(document), CorruptArchive, f"layer 'w': {where}{message}; the archive is damaged")
 
 
 NOT_HELD = "a stream does not hold the symbols it should"
+BEYOND = "a code of bin widths beyond ±256"
 
 
 @pytest.mark.parametrize(
-    ("section", "message"),
+    ("data", "message"),
     [
-        (b"", "a table is cut off"),
-        (SCALE[:2], "a table is cut off"),
-        (SCALE[:-1], NOT_HELD),
-        (SCALE + bytes(4), NOT_HELD),
-        (SCALE + struct.pack("<I", 1), NOT_HELD),
-        (SAME + b"\0", "codes that are all the same have a stream"),
-        (SAME + struct.pack("<I", 1), "codes that are all the same have a stream"),
-        (section_of(0, 257), "a code of bin widths beyond ±256"),
-        (section_of(-257, 0), "a code of bin widths beyond ±256"),
-        (section_of(-(2**31) + 1, 2**31 - 1), "a code of bin widths beyond ±256"),
+        (with_scale(b""), "a table is cut off"),
+        (with_scale(SCALE[:2]), "a table is cut off"),
+        (with_scale(SCALE[:-1]), NOT_HELD),
+        (with_scale(SCALE + bytes(4)), NOT_HELD),
+        (with_scale(SCALE + struct.pack("<I", 1)), NOT_HELD),
+        (with_scale(SAME + b"\0"), "codes that are all the same have a stream"),
+        (with_scale(SAME + struct.pack("<I", 1)), "codes that are all the same have a stream"),
+        (with_scale(section_of(0, 257)), BEYOND),
+        (with_scale(section_of(-257, 0)), BEYOND),
+        (with_scale(section_of(-(2**31) + 1, 2**31 - 1)), BEYOND),
+        (with_scale(section_of(4, 0)), "checksum differs"),
+        (with_scale(SCALE[:4]), "checksum differs"),  # an empty stream: the first code twice
+        (with_classes(section_of(0, 2)), "a class without weights"),
+        (with_classes(section_of(1, 1)), "a class without weights"),
+        (with_classes(section_of(-1, 0)), "a class that is not below 64"),
+        (with_classes(section_of(0, 64)), "a class that is not below 64"),
+        (with_classes(section_of(0, 2**31 - 1)), "a class that is not below 64"),
+        (with_classes(section_of(1, 0)), "checksum differs"),
+        (with_classes(CLASSES, TABLE), "a table is cut off"),
+        (with_classes(CLASSES, TABLE + FIVE[:2]), "a table is cut off"),
+        (with_classes(CLASSES, TABLE + FIVE + TABLE), "a table is longer than its symbols"),
+        (with_classes(CLASSES, TABLE + FIVE + b"\0"), "a table is longer than its symbols"),
+        (with_classes(CLASSES, TABLE[:-1] + bytes([TABLE[-1] | 1]) + FIVE), "a table is longer than its symbols"),
+        (with_classes(CLASSES, symbols=3), "the table does not have the symbols that were announced"),
+        (
+            packed(classed(streams=[4]), DEFLATED + CLASSES + TABLE + FIVE + struct.pack("<I", 1)),
+            "1 streams instead of 0",
+        ),
+        *(
+            (with_scale(section_of(*codes), bin_width=width), "a bin width that is not a normal double")
+            for width, codes in [
+                (1.2e308, (0, 3)), (1.7e308, (0, 1)), (1e300, (0, 200)), (1e-300, (0, -200)), (5e-324, (0, 4)),
+                (4e-308, (-4, 0)),
+            ]
+        ),
     ],
 )  # fmt: skip
-def test_codes_of_scales_that_are_damaged(section: bytes, message: str) -> None:
-    refused(with_scale(section), CorruptArchive, f"layer 'w': {message}; the archive is damaged")
-
-
-@pytest.mark.parametrize(
-    ("width", "codes"),
-    [(1.2e308, (0, 3)), (1.7e308, (0, 1)), (1e300, (0, 200)), (1e-300, (0, -200)), (5e-324, (0, 4)), (4e-308, (-4, 0))],
-)
-def test_bin_widths_beyond_normal_doubles(width: float, codes: tuple[int, int]) -> None:
-    section = section_of(*codes)
-    data = with_scale(section, bin_width=width)
-    refused(data, CorruptArchive, "layer 'w': a bin width that is not a normal double; the archive is damaged")
-    with pytest.raises(reference_decoder.FormatError, match="normal"):
+def test_sections_that_are_damaged(data: bytes, message: str) -> None:
+    refused(data, CorruptArchive, f"layer 'w': {message}; the archive is damaged")
+    with pytest.raises(reference_decoder.FormatError):
         reference_decoder.decode(data)
 
 
@@ -360,30 +269,6 @@ def test_the_sum_of_scales_is_bounded_not_each() -> None:
     keys["scales"][1]["bytes"] = len(every)
     data = packed(scaled(**keys), DEFLATED + far + every + TABLE)
     refused(data, CorruptArchive, "layer 'w': a code of bin widths beyond ±256; the archive is damaged")
-
-
-@pytest.mark.parametrize(
-    ("codes", "message"),
-    [
-        ((0, 2), "a class without weights"),
-        ((1, 1), "a class without weights"),
-        ((-1, 0), "a class that is not below 64"),
-        ((0, 64), "a class that is not below 64"),
-        ((0, 2**31 - 1), "a class that is not below 64"),
-    ],
-)
-def test_classes_that_are_damaged(codes: tuple[int, int], message: str) -> None:
-    data = with_classes(section_of(*codes))
-    refused(data, CorruptArchive, f"layer 'w': {message}; the archive is damaged")
-    with pytest.raises(reference_decoder.FormatError):
-        reference_decoder.decode(data)
-
-
-def test_codes_that_swap_rows_are_noticed() -> None:
-    message = "layer 'w': checksum differs; the archive is damaged"
-    refused(with_scale(section_of(4, 0)), CorruptArchive, message)
-    refused(with_scale(SCALE[:4]), CorruptArchive, message)  # an empty stream: the first code twice
-    refused(with_classes(section_of(1, 0)), CorruptArchive, message)
 
 
 # Round trips
@@ -407,7 +292,7 @@ def finer(draw: st.DrawFn) -> tuple[Layer, float, tuple[Codes, ...], Codes | Non
         numbers = np.unique(numbers, return_inverse=True)[1].reshape(numbers.shape)  # without holes
         classes = Codes(axes, numbers.astype(np.int32))
     values = random.laplace(size=shape) * draw(st.sampled_from([0, 1, 30]))
-    return layer_of(values, draw(st.sampled_from([*dequantize.STORAGE]))), 0.37, tuple(scales), classes
+    return layer_of(values, draw(st.sampled_from([*STORAGE]))), 0.37, tuple(scales), classes
 
 
 @given(finer())
@@ -418,7 +303,7 @@ def test_layers_with_codes_come_back(drawn: tuple[Layer, float, tuple[Codes, ...
     for index in np.ndindex(*layer.shape):
         code = sum(int(scale.values[tuple(index[axis] for axis in scale.axes)]) for scale in scales)
         widths[index] = math.ldexp(width * [1.0, 2**0.25, 2**0.5, 2**0.75][code % 4], code // 4)
-    exact = scalar.widened(layer.values, layer.dtype)
+    exact = widened(layer.values, layer.dtype)
     product = np.rint(exact / widths) * widths + 0.0
     largest = reference_decoder.LARGEST[layer.dtype]
     expected = layer_of(np.clip(product, -largest, largest), layer.dtype).values.tobytes()
@@ -427,23 +312,12 @@ def test_layers_with_codes_come_back(drawn: tuple[Layer, float, tuple[Codes, ...
     assert archive.manifest.layers[0].coding != "raw"
     assert by_both_decoders(written(archive)) == expected
     again = np.empty_like(layer.values)
-    scalar.requantize(layer.values, layer.dtype, scalar.bin_widths(width, scales, len(layer.shape)), again)
+    requantize(layer.values, layer.dtype, bin_widths(width, scales, len(layer.shape)), again)
     assert again.tobytes() == expected
     for begin, end in ((0, 1), (layer.size // 2, layer.size)):
         part = quantized.restored(layer.dtype, layer.shape, begin, end).tobytes()
         size = layer.values.itemsize
         assert part == expected[begin * size : end * size]
-
-
-def mixed() -> tuple[Layer, Quantized, Codes]:
-    random = np.random.default_rng(3)
-    layer = layer_of(random.normal(size=(8, 5, 6)) * random.choice([0.1, 1, 8], (8, 1, 1)))
-    scales = (
-        Codes((0,), random.integers(-3, 4, 8).astype(np.int32)),
-        Codes((1, 2), random.integers(-2, 3, (5, 6)).astype(np.int32)),
-    )
-    classes = Codes((0,), int32(0, 1, 2, 0, 1, 2, 1, 0))
-    return layer, nearest(layer.values, "float32", 0.3, scales), classes
 
 
 def test_blocks_meet_at_any_axis() -> None:
@@ -485,79 +359,19 @@ def test_codes_that_do_not_pay_leave_a_layer_raw() -> None:
     assert (entry.coding, entry.scales, Manifest(SkeletonEntry(1, 1, 0), (entry,)).requires) == ("raw", (), ())
 
 
-# Damage
-
-
-LAYER, QUANTIZED, CLASSES_OF_ROWS = mixed()
-SMALL_ARCHIVE = archive_of(LAYER, QUANTIZED, CLASSES_OF_ROWS)
-SMALL = written(SMALL_ARCHIVE)
-WEIGHTS = restored(SMALL)[1][0].values.tobytes()
-SMALL_MANIFEST = json.loads(zlib.decompress(SMALL[24 : 24 + SMALL_ARCHIVE.manifest_bytes]))
-SECTIONS = SMALL[24 + SMALL_ARCHIVE.manifest_bytes :]
-PATHS = [path for path in paths(SMALL_MANIFEST) if path[0] in ("layers", "requires")]
-CHANGES = [
-    *VALUES,
-    "delete",
-    "double",
-    "scales",
-    "classes",
-    4,
-    5,
-    6,
-    64,
-    1 << 24,
-    [0, 1],
-    [1, 2],
-    [0, 1, 2],
-    {"axes": [0], "bytes": 8},
-]
-
-
-def refused_or_the_same(data: bytes) -> None:
-    refused_or_restored(data, [WEIGHTS])
-
-
-def test_the_archive_to_be_damaged_has_everything() -> None:
-    assert SMALL_MANIFEST["requires"] == ["classes", "scales"]
-    assert by_both_decoders(SMALL) == WEIGHTS
-
-
-def test_every_flipped_bit_of_the_sections_is_refused_or_harmless() -> None:
-    for bit in range(8 * len(SECTIONS)):
-        data = bytearray(SECTIONS)
-        data[bit // 8] ^= 1 << bit % 8
-        refused_or_the_same(packed(SMALL_MANIFEST, bytes(data)))
-        if bit % 11 == 0:  # the other decoder refuses all of them but those that are harmless
-            with contextlib.suppress(reference_decoder.FormatError):
-                assert reference_decoder.decode(packed(SMALL_MANIFEST, bytes(data)))[1][0][1] == WEIGHTS
-
-
-@given(mutations(SECTIONS))
-def test_any_mutation_of_the_sections_is_refused_or_harmless(sections: bytes) -> None:
-    refused_or_the_same(packed(SMALL_MANIFEST, sections[: len(SECTIONS)].ljust(len(SECTIONS), b"\0")))
-
-
-@given(st.lists(st.tuples(st.sampled_from(PATHS), st.sampled_from(CHANGES)), min_size=1, max_size=3))
-@example([(("layers", 0, "shape"), [240]), (("layers", 0, "scales"), [])])
-def test_any_value_of_the_manifest_is_refused_or_harmless(changes: list[Edit]) -> None:
-    refused_or_the_same(packed(edited(SMALL_MANIFEST, changes), SECTIONS))
-
-
-def test_hostile_values_are_met_in_bounded_memory() -> None:
-    def meet() -> None:
-        for path in PATHS:
-            for value in CHANGES:
-                if isinstance(value, int | list):
-                    refused_or_the_same(packed(edited(SMALL_MANIFEST, [(path, value)]), SECTIONS))
-
-    assert traced(meet) < 64 * BOUND
-
-
-# Report
+def mixed() -> tuple[Layer, Quantized, Codes]:
+    random = np.random.default_rng(3)
+    layer = layer_of(random.normal(size=(8, 5, 6)) * random.choice([0.1, 1, 8], (8, 1, 1)))
+    scales = (
+        Codes((0,), random.integers(-3, 4, 8).astype(np.int32)),
+        Codes((1, 2), random.integers(-2, 3, (5, 6)).astype(np.int32)),
+    )
+    classes = Codes((0,), int32(0, 1, 2, 0, 1, 2, 1, 0))
+    return layer, nearest(layer.values, "float32", 0.3, scales), classes
 
 
 def test_a_report_counts_codes() -> None:
-    archive = Archive.open(io.BytesIO(SMALL))
+    archive = opened(written(archive_of(*mixed())))
     [row] = rows(archive)
     scales = archive.manifest.layers[0].scales
     assert row["scales"] == [
@@ -569,5 +383,5 @@ def test_a_report_counts_codes() -> None:
     sums = totals(archive)
     assert sums.code_bytes == codes
     assert row["bytes"] == codes + sums.table_bytes + sums.stream_bytes
-    assert sums.rate == row["rate"] == 8 * row["bytes"] / LAYER.size
+    assert sums.rate == row["rate"] == 8 * row["bytes"] / archive.manifest.layers[0].size
     assert sums.archive_bytes == row["bytes"] + sums.header_bytes + sums.manifest_bytes + sums.skeleton_bytes

@@ -18,27 +18,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from riq_cli.archive import Archive, Manifest, SkeletonEntry, deflate
 from riq_cli.decode import dequantize, trellis
 from riq_cli.decode.dequantize import Quantized
 from riq_cli.entropy.codes import Codes
 from riq_cli.entropy.histogram import Histogram
 from riq_cli.errors import CorruptArchive
-from riq_cli.model import Layer
 from riq_cli.model.matrix import Arrangement
-from riq_cli.pipeline.encode import encode_layer
 from riq_cli.pipeline.plans import Plan
 from riq_cli.quantize import Damping, Factor, compensated, factorized, scalar, trellised
 from riq_cli.quantize.trellis import SYMBOL_MAX
 from riq_cli.report import cells, rows
 from riq_cli.report.histogram import histograms
-from tests.archives import MANIFEST, SKELETON, TABLE, levels_of, packed, refused
-from tests.test_codes import by_both_decoders, layer_of, written
+from tests.archives import (
+    DEFLATED,
+    MANIFEST,
+    TABLE,
+    archive_of,
+    by_both_decoders,
+    layer_of,
+    levels_of,
+    packed,
+    refused,
+    written,
+)
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int32]
-
-DEFLATED = zlib.compress(SKELETON, 9)
 
 
 def by_definition(lane: list[int]) -> list[int]:
@@ -235,14 +240,6 @@ def test_columns_of_zeros_stay_near_zero_where_errors_do_not_spread_to_them() ->
     spreading = replace(Plan.of(table), factors=(Factor(0, 50, np.triu(np.ones((1, 50, 50), np.float32))),))
     other = spreading.with_trellis(layer, 0.5)
     assert other is None or not other.columns.any()
-
-
-def archive_of(layer: Layer, quantized: Quantized) -> Archive:
-    entry, sections = encode_layer(layer, quantized, None)
-    assert entry.trellis == quantized.trellis
-    skeleton = deflate(SKELETON)
-    document = Manifest(SkeletonEntry(len(skeleton), len(SKELETON), zlib.crc32(SKELETON)), (entry,))
-    return Archive.build(document, [skeleton, *sections])
 
 
 def numbers(dtype: str, data: bytes) -> Floats:

@@ -59,12 +59,13 @@ def restored_both_ways(weights: NDArray[np.generic], dtype: str, width: dequanti
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_symbols_are_weights_over_bin_width_rounded_to_nearest(dtype: str) -> None:
-    weights = stored([0.0, 0.24, 0.26, 0.74, 0.76, -0.24, -0.26, 100.3, -100.3], dtype)
+    weights = stored([-0.0, 0.24, 0.26, 0.74, 0.76, -0.24, -0.26, 100.3, -100.3], dtype)
     symbols = scalar.quantize(weights, dtype, 0.5)
     assert symbols.dtype == np.int32
     assert symbols.tolist()[:7] == [0, 0, 1, 1, 2, 0, -1]
     assert abs(symbols[7]) in (200, 201)  # 100.3 is 100.5 in bfloat16
     assert symbols[8] == -symbols[7]
+    assert not as_float64(restored_both_ways(weights[[0, 1, 5]], dtype, 0.5), dtype).view(np.int64).any()  # no −0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -87,13 +88,6 @@ def test_symbols_reach_the_largest_magnitude() -> None:
     assert scalar.quantize(weights, "float64", 1.0).tolist() == [1 << 23, -(1 << 23)]
 
 
-def test_a_weight_moves_by_half_a_bin_at_most() -> None:
-    weights = np.random.default_rng(1).normal(size=10_000)
-    assert np.abs(as_float64(restored_both_ways(weights, "float64", 0.1), "float64") - weights).max() <= 0.05 * (
-        1 + 1e-12
-    )
-
-
 # One arithmetic
 
 
@@ -107,12 +101,6 @@ def test_requantize_is_dequantize_of_quantize_around_the_block_size(dtype: str, 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_zeros_are_restored_without_a_sign(dtype: str) -> None:
-    weights = stored([-0.0, 0.0, -0.1, 0.1], dtype)
-    assert restored_both_ways(weights, dtype, 1.0).tobytes() == bytes(4 * weights.itemsize)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
 def test_memory_order_and_read_only_inputs_do_not_matter(dtype: str) -> None:
     base = stored(np.random.default_rng(3).normal(size=(60, 700)), dtype)
     base.flags.writeable = False
@@ -120,16 +108,10 @@ def test_memory_order_and_read_only_inputs_do_not_matter(dtype: str) -> None:
     for view in (base, base.T, base[::2, 1::3], base[::-1], np.asfortranarray(base)):
         expected = restored_both_ways(np.ascontiguousarray(view), dtype, 0.02)
         assert restored_both_ways(view, dtype, 0.02).tobytes() == expected.tobytes()
+        assert restored_both_ways(view, dtype, np.full((1, view.shape[1]), 0.02)).tobytes() == expected.tobytes()
         assert scalar.norm(view, dtype) == pytest.approx(scalar.norm(view.copy(), dtype), rel=1e-14)
         assert scalar.peak(view, dtype) == scalar.peak(view.copy(), dtype)
     assert base.tobytes() == before
-
-
-def test_a_scalar_has_one_symbol() -> None:
-    assert scalar.quantize(np.array(2.0, np.float32), "float32", 0.5).tolist() == [4]
-    out = np.empty((), np.float32)
-    scalar.requantize(np.array(2.2, np.float32), "float32", 0.5, out)
-    assert out == 2.0
 
 
 @given(
@@ -164,22 +146,6 @@ def test_every_weight_has_its_own_bin_width(dtype: str, shape: tuple[int, ...]) 
         every = np.broadcast_to(widths, shape).reshape(-1)
         flat = restored_at(scalar.quantize(weights, dtype, widths), dtype, every)
         assert flat.tobytes() == restored.tobytes()
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_an_array_of_one_bin_width_is_that_bin_width(dtype: str) -> None:
-    weights = stored(np.random.default_rng(8).normal(size=(30, 40)), dtype)
-    for shape in ((), (1,), (1, 1), (30, 1), (40,), (30, 40)):
-        expected = restored_both_ways(weights, dtype, 0.07)
-        assert restored_both_ways(weights, dtype, np.full(shape, 0.07)).tobytes() == expected.tobytes()
-
-
-def test_arrays_of_bin_widths_follow_any_memory_order() -> None:
-    base = np.random.default_rng(9).normal(size=(60, 700))
-    widths = np.random.default_rng(10).uniform(0.01, 0.2, (60, 700))
-    for weights, steps in ((base.T, widths.T), (base[::-1], widths[:, ::-1]), (np.asfortranarray(base), widths[:1])):
-        expected = restored_both_ways(np.ascontiguousarray(weights), "float64", np.ascontiguousarray(steps))
-        assert restored_both_ways(weights, "float64", steps).tobytes() == expected.tobytes()
 
 
 def test_finite_weights_are_restored_finite_at_any_of_their_bin_widths() -> None:
@@ -332,14 +298,9 @@ def test_norm_of_float16_does_not_overflow() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_norm_and_peak_show_what_is_not_finite(dtype: str, value: float) -> None:
-    weights = stored(np.append(np.ones(BLOCK - 1), value), dtype)
+    weights = stored(np.append(np.ones(BLOCK), value), dtype)
     assert not math.isfinite(scalar.norm(weights, dtype))
     assert not math.isfinite(scalar.peak(weights, dtype))
-
-
-def test_peak_is_nan_where_a_weight_of_a_later_block_is() -> None:
-    weights = np.append(np.ones(BLOCK), np.nan)
-    assert math.isnan(scalar.peak(weights, "float64"))
 
 
 @pytest.mark.parametrize(
@@ -388,8 +349,3 @@ def test_distortion_does_not_change_when_the_weights_are_rotated() -> None:
     width = scalar.norm(weights, "float64") / 600
     assert scalar.norm(rotated, "float64") / 600 == pytest.approx(width, rel=1e-12)
     assert distortion(rotated, width) == pytest.approx(distortion(weights, width), rel=0.03)
-
-
-def test_distortion_falls_with_the_square_of_the_bin_width() -> None:
-    weights = np.random.default_rng(7).normal(size=100_000)
-    assert distortion(weights, 0.2) / distortion(weights, 0.1) == pytest.approx(4, rel=0.03)
