@@ -1,4 +1,4 @@
-"""Symbols that are coded as far as they are spread: frequencies, magnitudes, archives whole and damaged."""
+"""Coding by Student's t: frequencies, the contexts that are found, archives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Indices ↔ streams: asymmetric numeral systems (Duda 2009), as FORMAT.md specifies them, "Stream".
+"""Indices ↔ streams: asymmetric numeral systems (Duda 2009, arXiv:0902.0271), as FORMAT.md specifies them, "Stream".
 
 The coder is constriction's. Its models are made of floats, but with integer frequencies f_i of sum 2²⁴ and
 "probabilities" f_i − 1 their quantization is exact, so that the streams are defined in integers alone;
