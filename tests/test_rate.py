@@ -70,6 +70,12 @@ def test_some_rows_or_columns_stand_for_all(part: tuple[slice, slice]) -> None:
     assert found == pytest.approx(estimated_bits(symbols, scales=200), rel=0.02)
 
 
+def test_symbols_may_be_nearly_all_the_same() -> None:
+    symbols = np.zeros((1000, 700), np.int32)
+    symbols[3, 5], symbols[700, 600] = 1, -40
+    assert estimated_bits(symbols) == pytest.approx(coded_bits(symbols), abs=150)
+
+
 def test_groups_are_matrices_of_their_own() -> None:
     symbols = rounded(DISTRIBUTIONS["normal"] * ROWS).reshape(2, 100, 300)
     assert estimated_bits(symbols) == pytest.approx(estimated_bits(symbols.reshape(200, 300)), rel=1e-3)

@@ -162,10 +162,11 @@ class _Layer:
         observed = [np.zeros([size if axis in axes else 1 for axis, size in enumerate(sizes)]) for axes in wanted]
         expected = [np.zeros_like(total) for total in observed]
         assert trial.student is not None
+        lowest, span = self._range(trial)
+        known = mean_magnitudes(trial.student.scale + lowest + np.arange(span), self.trellis)
         for slab in self._slabs():
             magnitudes = np.abs(self.symbols[slab] - np.float32(self.middle))
-            means = mean_magnitudes(trial.student.scale + self._contexts(trial, slab), self.trellis)
-            means = np.broadcast_to(means, magnitudes.shape)
+            means = np.broadcast_to(known[self._contexts(trial, slab) - lowest], magnitudes.shape)
             for found, total in zip(observed, expected, strict=True):
                 _part(found, slab)[...] += _summed(magnitudes, found)
                 _part(total, slab)[...] += _summed(means, total)

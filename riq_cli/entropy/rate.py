@@ -86,7 +86,7 @@ def _student_bits(symbols: Symbols, histogram: Histogram, rows: float, columns: 
         step += 1
     chosen = np.arange(0, symbols.size, step)
     places = symbols.reshape(-1)[chosen] - middle
-    mean = float(np.abs(places).mean())
+    mean = float(histogram.counts @ np.abs(histogram.symbols - middle)) / symbols.size
     base = scale_codes(mean, trellis)
 
     def contexts(some: Symbols, axis: int) -> tuple[Floats, float]:
