@@ -429,11 +429,10 @@ def test_small_models_are_never_lean(tmp_path: Path) -> None:
 def test_what_cannot_be_run_with_layers_as_inputs_is_run_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Refusing:
-        def __init__(self, *_: object) -> None:
-            raise RuntimeError("weights have to be constant")
+    def refuse(*_: object) -> None:
+        raise RuntimeError("weights have to be constant")
 
-    monkeypatch.setattr("riq_cli.runtime.sessions.FedSession", Refusing)
+    monkeypatch.setattr("riq_cli.runtime.sessions.fed_runner", refuse)
     model = load(conv(), tmp_path)
     evaluator = evaluator_of(model, conv(), lean=True)
     assert not evaluator.is_lean

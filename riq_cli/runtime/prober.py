@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from riq_cli.model import SessionForm
 from riq_cli.runtime.deviation import Array, compared
-from riq_cli.runtime.sessions import DEFAULT_RUNTIME, FedSession, Runtime, explained, ortvalue
+from riq_cli.runtime.sessions import DEFAULT_RUNTIME, Runtime, explained, fed_runner, ortvalue
 
 
 class Prober:
@@ -33,7 +33,7 @@ class Prober:
         """
         self._measured, self._samples = list(measured), samples
         with explained():
-            self._session = FedSession(form, runtime)
+            self._fed = fed_runner(form, runtime)
         self._values = {number: ortvalue(weight) for number, weight in enumerate(weights)}
         self._reference = list(self._run({}))
 
@@ -47,4 +47,4 @@ class Prober:
         values = self._values | {number: ortvalue(weight) for number, weight in changed.items()}
         with explained():
             for feed, _ in self._samples:
-                yield self._session.run(self._measured, feed, values)
+                yield self._fed(self._measured, feed, values)

@@ -18,6 +18,7 @@ from riq_cli.runtime.deviation import Array
 from riq_cli.text import first_line
 
 Run = Callable[[Sequence[str], Mapping[str, Array]], list[Array]]  # names of tensors and a feed → their values
+FedRun = Callable[[Sequence[str], Mapping[str, Array], Mapping[int, onnxruntime.OrtValue]], list[Array]]  # … of layers
 
 DEFAULT_PROVIDER = "CPUExecutionProvider"
 _UNKNOWN = re.compile(r"(\S*):(\S+)\(-?\d+\) is not a registered function/op")  # as onnxruntime says it
@@ -94,39 +95,27 @@ def runner(form: SessionForm, weights: Sequence[Array], runtime: Runtime, patien
         patient: leave memory and, between runs, processors to others.
     """
     if form.fed:
-        fed = FedSession(form, runtime, patient)
-        values = [ortvalue(weight) for weight in weights]
-        return lambda names, feed: fed.run(names, feed, values)
+        fed, values = fed_runner(form, runtime, patient), dict(enumerate(map(ortvalue, weights)))
+        return lambda names, feed: fed(names, feed, values)
     session = start(form, weights, runtime, patient)
     return lambda names, feed: session.run(list(names), dict(feed))
 
 
-class FedSession:
-    """A session of a form whose layers are inputs: onnxruntime copies none of them, and others may follow each run."""
+def fed_runner(form: SessionForm, runtime: Runtime, patient: bool = False) -> FedRun:
+    """What runs a form whose layers are inputs: onnxruntime copies none of them, and others may follow each run."""
+    options = runtime.options(patient, lean=patient)
 
-    def __init__(self, form: SessionForm, runtime: Runtime, patient: bool = False) -> None:
-        """Start it; without some optimizations, if they take for granted that weights are constant."""
-        levels = onnxruntime.GraphOptimizationLevel
-        options = runtime.options(patient, lean=patient)
-        try:
-            options.graph_optimization_level = levels.ORT_ENABLE_ALL
-            self._session = onnxruntime.InferenceSession(form.model, options, providers=[runtime.provider])
-        except Exception:
-            options.graph_optimization_level = levels.ORT_ENABLE_BASIC
-            self._session = onnxruntime.InferenceSession(form.model, options, providers=[runtime.provider])
-        self._weights = form.weights
+    def started(level: onnxruntime.GraphOptimizationLevel) -> onnxruntime.InferenceSession:
+        options.graph_optimization_level = level
+        return onnxruntime.InferenceSession(form.model, options, providers=[runtime.provider])
 
-    def run(
-        self,
-        names: Sequence[str],
-        feed: Mapping[str, Array],
-        values: Sequence[onnxruntime.OrtValue] | Mapping[int, onnxruntime.OrtValue],
-    ) -> list[Array]:
-        """The values of tensors when the layers hold `values`, by their numbers."""
-        outputs: list[Array] = self._session.run(
-            list(names), {**feed, **{name: values[number] for name, number in self._weights}}
-        )
-        return outputs
+    try:
+        session = started(onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL)
+    except Exception:  # some optimizations take for granted that weights are constant
+        session = started(onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC)
+    return lambda names, feed, values: session.run(
+        list(names), {**feed, **{name: values[number] for name, number in form.weights}}
+    )
 
 
 def start(
