@@ -169,12 +169,7 @@ def _restore(entry: LayerEntry, coded: _Coded, values: Array) -> None:
 
 
 def _in_order(coded: _Coded, size: int) -> Iterator[tuple[int, Symbols, NDArray[np.bool_] | None]]:
-    """Symbols of a layer with the number of the weight where they begin, and which are meant; None: all of them.
-
-    Args:
-        coded: the symbols as they are coded.
-        size: bytes of the layer.
-    """
+    """Symbols of a layer, which has `size` bytes: where they begin, themselves, and which are meant; None: all."""
     begin = 0
     if coded.groups is None:
         for piece in coded.pieces:

@@ -27,6 +27,11 @@ def golomb(value: int, order: int) -> str:
     return "0" * (len(digits) - 1 - order) + digits
 
 
+def golomb_bits(value: int, order: int) -> int:
+    """The number of digits of EG(order) for a value ≥ 0."""
+    return 2 * (value + (1 << order)).bit_length() - 1 - order
+
+
 def packed(parts: Iterable[str]) -> bytes:
     """Digits, most significant bit of each byte first, filled up with 0 bits to a whole byte."""
     bits = "".join(parts)

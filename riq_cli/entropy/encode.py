@@ -35,15 +35,10 @@ def encode(
     executor: Executor | None,
     student: bool = True,
 ) -> Coded | None:
-    """The symbols coded by a table or by Student's t, whichever is smaller; None if neither can code them.
+    """The symbols i32[n] coded by a table or, if `student`, by Student's t, whichever is smaller.
 
-    Args:
-        symbols: of the layer, i32[n].
-        shape: of the layer.
-        scales: codes of its bin widths.
-        trellis: whether the symbols are those of a trellis.
-        executor: where the streams are encoded; None: here.
-        student: whether Student's t is tried.
+    None if neither can code them. The `scales` are codes of the layer's bin widths; with `trellis`, the symbols are
+    those of one.
     """
     histogram = Histogram.of(symbols)
     table = Table.of(histogram) if histogram.symbols.size <= TABLE_SYMBOLS else None

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from riq_cli.entropy.codes import Codes, Symbols
 from riq_cli.entropy.contexts import Contexts
+from riq_cli.entropy.histogram import Histogram
 from riq_cli.entropy.rate import CODES_BITS, STREAM_BITS, mean_magnitudes, scale_codes
 from riq_cli.entropy.student import FREEDOM_MAX, LOW_BITS_MAX, Student, StudentCoding, share_below
 from riq_cli.limits import CELLS, CODE_MAX, CODES, SCALES
@@ -38,24 +39,17 @@ _LEAST_GAIN = 0.1  # bits that a step of the scale must save: of few weights, ev
 _RAREST, _TINY = 2.0**-24, 1e-300
 _BLOCK = 1 << 18
 _COMPARED = 1 << 21  # symbols of a layer that stand for all of them where contexts are compared, about
-_CENTERED = 1 << 16  # weights of a layer at most whose symbols may have another middle than 0
 
 
 def fitted(
     symbols: Symbols, shape: Sequence[int], scales: tuple[Codes, ...], trellis: bool
 ) -> tuple[float, StudentCoding] | None:
-    """About the least bits of a layer's symbols by Student's t, with the coding; None if it cannot code them.
+    """About the least bits of a layer's symbols i32[n] by Student's t, with the coding; None if it cannot code them.
 
-    Args:
-        symbols: of the layer, i32[n].
-        shape: of the layer.
-        scales: codes of its bin widths.
-        trellis: whether the symbols are those of a trellis.
+    The `scales` are codes of its bin widths; with `trellis`, the symbols are those of one.
     """
-    if symbols.min() == symbols.max():
-        return None
     layer = _Layer.of(symbols, shape, scales, trellis)
-    if layer.low_bits > LOW_BITS_MAX:
+    if layer.count < 2 or layer.low_bits > LOW_BITS_MAX:
         return None
     best = layer.coded(_Trial())
     while True:
@@ -110,24 +104,22 @@ class _Layer:
     @classmethod
     def of(cls, symbols: Symbols, shape: Sequence[int], scales: Sequence[Codes], trellis: bool) -> _Layer:
         """Cells as small as they may be, around 0 unless that is far from most of the symbols."""
-        center = int(np.median(symbols)) if symbols.size <= _CENTERED else 0
-        if 2 * abs(center) <= np.mean(np.abs(symbols - float(center))):
+        histogram = Histogram.of(symbols)
+        center = int(histogram.symbols[np.searchsorted(np.cumsum(histogram.counts), symbols.size / 2)])
+        if 2 * abs(center) <= histogram.counts @ np.abs(histogram.symbols - center) / symbols.size:
             center = 0
-        low, high, low_bits = int(symbols.min()), int(symbols.max()), 0
+        low, high, low_bits = int(histogram.symbols[0]), int(histogram.symbols[-1]), 0
         while (high >> low_bits) - (low >> low_bits) >= CELLS:
             low_bits += 1
-        first = low >> low_bits
-        count = (high >> low_bits) - first + 1
-        known = np.zeros(count, bool)
-        for begin in range(0, symbols.size, _BLOCK):
-            known[(symbols[begin : begin + _BLOCK] >> low_bits) - first] = True
+        used = np.unique(histogram.symbols >> low_bits)
+        first, count = int(used[0]), int(used[-1] - used[0]) + 1
         sizes = (*shape[:2], math.prod(shape[2:])) if len(shape) > 2 else (*shape, 1, 1, 1)[:3]
         steps = [_merged(scale, shape) for scale in scales]
         steepest = sum(int(np.abs(item).max()) for item in steps)
         usable = 0 < steepest <= CODE_MAX - SCALES * _CODE_BOUND
         return cls(
             symbols.reshape(sizes), tuple(shape), tuple(steps) if usable else (), trellis, center, low_bits, first,
-            count, np.flatnonzero(known),
+            count, used - first,
         )  # fmt: skip
 
     @property
@@ -185,10 +177,7 @@ class _Layer:
     def coded(self, trial: _Trial, roughly: bool = True, freedoms: Sequence[int] = (_FREEDOM,)) -> _Trial:
         """The trial with the distribution, of the freedom and scale that take least room, and about its bits.
 
-        Args:
-            trial: the codes.
-            roughly: some of many symbols stand for all.
-            freedoms: to choose from.
+        Where this is done `roughly`, some of many symbols stand for all.
         """
         trial = replace(trial, codes=tuple(item for item in trial.codes if item.any()))
         lowest, span = self._range(trial)

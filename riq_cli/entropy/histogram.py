@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli.entropy.ans import decode_runs, encode_runs, in_proportion
-from riq_cli.entropy.bits import Bits, golomb, packed, unzigzag, zigzag
+from riq_cli.entropy.bits import Bits, golomb, golomb_bits, packed, unzigzag, zigzag
 from riq_cli.errors import CorruptArchive
 from riq_cli.executors import ordered
 from riq_cli.limits import STREAM_SYMBOLS, TABLE_SYMBOLS
@@ -20,7 +20,6 @@ Integers = NDArray[np.int64]
 
 COUNT_ORDER, FIRST_ORDER, _ROOT_ORDER, _GAP_ORDER = 4, 4, 8, 0  # of the Exp-Golomb codes
 _ROOT_MAX = 1 << 24
-_ORDERS = np.arange(16)  # of the Exp-Golomb code of differences
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Table:
         """The table as FORMAT.md packs it."""
         gaps = np.diff(self.symbols) - 1
         steps = [zigzag(step) for step in np.diff(self.roots).tolist()]
-        order = int(np.argmin(_golomb_bits(np.array(steps, np.int64)[:, None], _ORDERS).sum(axis=0)))
+        order = min(range(16), key=lambda order: sum(golomb_bits(step, order) for step in steps))
         head = [
             format(order, "04b"),
             golomb(len(self.symbols) - 1, COUNT_ORDER),
@@ -112,13 +111,7 @@ class Table:
 
 
 def encode_symbols(symbols: Symbols, table: Table, executor: Executor | None = None) -> list[bytes]:
-    """The streams of symbols i32[n], all of them in the table: one for each run of 2²⁰; none for one symbol.
-
-    Args:
-        symbols: of a layer, or of one of its classes.
-        table: of them.
-        executor: where the streams are encoded, at the same time if it has several workers; None: here.
-    """
+    """The streams of symbols i32[n], all of them in the table: one for each run of 2²⁰; none for one symbol."""
     if table.symbols.size == 1:
         return []
     frequencies = table.frequencies()
@@ -137,12 +130,6 @@ def decode_symbols(
 
     Where a table has one symbol, a piece is a view of just that one.
 
-    Args:
-        streams: of all groups.
-        tables: one for each group.
-        sizes: of the groups.
-        executor: where the streams are decoded; None: here.
-
     Raises:
         CorruptArchive: there are more or fewer streams than that, or (later) they do not hold the symbols.
     """
@@ -160,8 +147,3 @@ def decode_symbols(
         np.take(symbols, next(runs)[0]) if symbols.size > 1 else np.broadcast_to(symbols, size)
         for symbols, _, size in pieces
     )
-
-
-def _golomb_bits(values: Integers, order: Integers) -> Integers:
-    lengths: Integers = np.frexp(values + (1 << order))[1]  # of binary numbers; exact for any below 2⁵³
-    return 2 * lengths - 1 - order

@@ -70,14 +70,8 @@ def estimated_bits(
 def _student_bits(symbols: Symbols, histogram: Histogram, rows: float, columns: int, trellis: bool) -> float:
     """About the bits by Student's t, where rows, columns, both or none have contexts.
 
-    Those without contexts are counted; what contexts save is taken from a sample.
-
-    Args:
-        symbols: i32[rows, columns].
-        histogram: of them.
-        rows: how many there are, if some are given.
-        columns: likewise.
-        trellis: whether the symbols are those of a trellis.
+    Those without contexts are counted; what contexts save is taken from a sample. Symbols i32[…, …] may be some of the
+    `rows` and `columns`.
     """
     count, length = symbols.shape
     middle = -0.25 if trellis else 0.0

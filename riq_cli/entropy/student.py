@@ -98,9 +98,7 @@ class Student:
     def frequencies(self, context: int, trellis: bool) -> Integers:
         """The frequency of each cell, i64[cells], of sum 2²⁴, for weights of a context.
 
-        Args:
-            context: of the weights: quarters of an octave by which their scale is larger than that of the layer.
-            trellis: whether symbols are those of a trellis, whose middle is a quarter of a bin below `center`.
+        A context is in quarters of an octave; the middle of symbols of a trellis is a quarter of a bin below `center`.
 
         Raises:
             ValueError: a context beyond its bound.
@@ -138,10 +136,7 @@ class StudentCoding:
     def decode(self, streams: Sequence[bytes], executor: Executor | None, step: int = 1) -> Iterator[Symbols]:
         """The symbols that `encode` was given in the order of their contexts, those of one stream after another.
 
-        Args:
-            streams: of the layer, all of them.
-            executor: where they are decoded; None: here.
-            step: of so many streams one is decoded.
+        Of `step` streams, one is decoded.
 
         Raises:
             CorruptArchive: there are more or fewer streams than that, or (later) they do not hold the symbols.
@@ -175,10 +170,7 @@ class StudentCoding:
 def share_below(quarters: Floats, codes: int | Floats, freedom: int) -> Floats:
     """The share of symbols below places in quarters of a bin from the middle, in this very order of operations.
 
-    Args:
-        quarters: places.
-        codes: of scales, one for all or for each.
-        freedom: of the `Student`.
+    Codes of scales and places are broadcast.
     """
     degrees = float(2 << freedom)
     whole, quarter = np.divmod(codes, 4)
