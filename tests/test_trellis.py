@@ -7,6 +7,7 @@ import itertools
 import math
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -26,7 +27,7 @@ from riq_cli.errors import CorruptArchive
 from riq_cli.model.matrix import Arrangement
 from riq_cli.pipeline.plans import Plan
 from riq_cli.quantize import Damping, Factor, compensated, factorized, scalar, trellised
-from riq_cli.quantize.trellis import SYMBOL_MAX
+from riq_cli.quantize.trellis import SYMBOL_MAX, Viterbi
 from riq_cli.report import cells, rows
 from riq_cli.report.histogram import histograms
 from tests.archives import (
@@ -156,6 +157,32 @@ def test_lanes_go_on_from_one_factor_to_the_next() -> None:
     cut = [Factor(b, b + 20, factorized(second[:, b : b + 20, b : b + 20], Damping(0.1))) for b in (0, 20, 40)]
     levels, _ = trellised(np.random.default_rng(4).normal(size=(1, 20, 60)), cut, np.full((1, 1, 60), 0.5))
     assert levels[0].tolist() == [by_definition(lane) for lane in trellis.symbols(levels[0]).tolist()]
+
+
+@pytest.mark.parametrize("feedback", [False, True])
+def test_groups_may_go_on_some_at_a_time(feedback: bool) -> None:
+    """Panel by panel, as they are taken and put back, levels are those of lanes and of all groups at once."""
+    generator = np.random.default_rng(10)
+    weights = generator.normal(size=(3, 40, 30)).astype(np.float32)
+    bins, upper = np.full_like(weights, 0.7), np.triu(generator.normal(size=(3, 40, 40)).astype(np.float32) / 9)
+    upper[:, np.arange(40), np.arange(40)] = 1
+
+    def levels(together: Sequence[Sequence[int]]) -> Integers:
+        paths, found, errors = Viterbi(3, 30), np.empty(weights.shape, np.int32), np.empty_like(weights)
+        for begin in (0, 16, 32):
+            panel = slice(begin, min(begin + 16, 40))
+            for groups in together:
+                some, own, error = paths.of(groups), found[groups, panel], errors[groups, panel]
+                spread = upper[groups, panel, panel] if feedback else None
+                some.extend(weights[groups, panel], bins[groups, panel], spread, own, error)
+                found[groups, panel], errors[groups, panel] = own, error
+                paths.put(groups, some)
+        return found
+
+    alone = levels([[0], [1], [2]])
+    np.testing.assert_array_equal(alone, levels([[2, 0], [1]]))
+    lanes = alone.transpose(0, 2, 1).reshape(90, 40)
+    assert lanes.tolist() == [by_definition(lane) for lane in trellis.symbols(lanes).tolist()]
 
 
 # ---- layers ---------------------------------------------------------------------------------------------------------

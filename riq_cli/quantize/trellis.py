@@ -31,7 +31,7 @@ class Viterbi:
     def of(self, groups: Sequence[int]) -> Viterbi:
         """The paths through the lanes of some groups, for `put` to take back."""
         result = Viterbi(0, 0)
-        result._costs = self._costs[:, :, groups]
+        result._costs = np.ascontiguousarray(self._costs[:, :, groups])  # `_traced_back` writes through a view of it
         return result
 
     def put(self, groups: Sequence[int], paths: Viterbi) -> None:
