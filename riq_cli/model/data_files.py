@@ -85,7 +85,7 @@ class DataFiles:
         return [self._folder / location for location in self._external]
 
     def hash_beside(self, digest: hashlib._Hash) -> int:
-        """Add the bytes of the files beside the model to a hash, in the order of their names; returns their number."""
+        """Add the bytes of the files beside the model to a hash, in the order of their names; returns how many."""
         for _, file in sorted(self._external.items()):
             digest.update(file.data)
         return sum(file.size for file in self._external.values())
