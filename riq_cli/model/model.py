@@ -21,12 +21,12 @@ from riq_cli.errors import CorruptArchive, LimitExceeded, ModelError
 from riq_cli.files import atomic_write
 from riq_cli.kinds import HEAD, instead
 from riq_cli.model.data_files import DataFiles
-from riq_cli.model.functions import callees_first, function_calls
 from riq_cli.model.inputs import ModelInput, model_inputs
 from riq_cli.model.layer import Layer, is_quantizing
 from riq_cli.model.places import Place, check_names, constant_places, find_tensor, scopes, tensors
 from riq_cli.model.session_form import SessionForm, session_form
 from riq_cli.model.tensors import FLOAT_TYPES, ONNX_TYPES, Array, clear_data, float_array, has_data
+from riq_cli.model.topology import callees_first, function_calls
 from riq_cli.model.two_files import data_files_of, save_in_two_files
 from riq_cli.model.uses import Uses
 from riq_cli.model.wire import MOST_PER_BYTE, parsed_size, with_raw_data

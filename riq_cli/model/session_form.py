@@ -10,18 +10,18 @@ that are bfloat16 become float32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import onnx
 
-from riq_cli.model.functions import Key, called_by, callees_first, function_calls, key_of, nodes_of
 from riq_cli.model.layer import Layer
 from riq_cli.model.noise import feed_noise
-from riq_cli.model.places import find_tensor, put_nodes, scopes, subgraphs
+from riq_cli.model.places import Place, constant_places, find_tensor, put_nodes, scopes, subgraphs
 from riq_cli.model.saturation import give_out, measured_tensors, take_floats
 from riq_cli.model.tensors import ONNX_TYPES, Array
-from riq_cli.model.topology import sort_nodes
+from riq_cli.model.topology import Key, called_by, callees_first, function_calls, key_of, nodes_of, sort_nodes
 from riq_cli.model.types import inner_floats, tensor_types, type_name
 from riq_cli.model.uses import captured, consumed
 
@@ -132,37 +132,27 @@ def keep_needed(graph: onnx.GraphProto, weights: Sequence[tuple[str, int]]) -> t
 def _hoist(model: onnx.ModelProto, layers: Sequence[Layer], inside: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
     """Move tensors from Constant nodes, subgraphs and functions to the main graph; returns their names there."""
     weights: list[tuple[str, int]] = []
-    by_scope: dict[str, list[tuple[str, int]]] = {}
-    for place, number in inside:
-        scope = place.rpartition(".initializer[")[0] or place.rpartition(".node[")[0]
-        by_scope.setdefault(scope, []).append((place, number))
     needed: dict[str, list[str]] = {}  # function → names of layers that its body uses
-    graphs = dict(scopes(model))
-    for path, items in reversed(list(by_scope.items())):  # inner scopes first: their messages move with an outer's edit
-        scope = graphs[path]
-        replaced: list[onnx.NodeProto] = []
-        dropped_nodes: list[int] = []
-        dropped_initializers: list[int] = []
-        for place, number in items:
-            index = int(place[len(path) :].split("[", 1)[1].split("]", 1)[0])
-            if place.endswith(".t"):
-                local = scope.node[index].output[0]
-                dropped_nodes.append(index)
-            else:
-                local = scope.initializer[index].name
-                dropped_initializers.append(index)
-            name = local if path == "graph" else _HOISTED.format(len(weights))
+    numbers, graphs = dict(inside), dict(scopes(model))
+    by_scope: dict[str, list[Place]] = {}
+    for place in constant_places(model):
+        if place.path in numbers:
+            by_scope.setdefault(place.scope, []).append(place)
+    for path, places in reversed(
+        list(by_scope.items())
+    ):  # inner scopes first: their messages move with an outer's edit
+        scope, copies = graphs[path], []
+        for place in places:
+            name = place.value_name if path == "graph" else _HOISTED.format(len(weights))
+            weights.append((name, numbers[place.path]))
             if path != "graph":
-                replaced.append(onnx.helper.make_node("Identity", [name], [local]))
+                copies.append(onnx.helper.make_node("Identity", [name], [place.value_name]))
             if path.startswith("functions"):
                 needed.setdefault(path.split(".")[0], []).append(name)
-            weights.append((name, number))
-        for index in sorted(dropped_nodes, reverse=True):
-            del scope.node[index]
-        for index in sorted(dropped_initializers, reverse=True):
-            del scope.initializer[index]
-        for node in reversed(replaced):
-            scope.node.insert(0, node)
+        moved = {place.value_name for place in places}
+        if isinstance(scope, onnx.GraphProto):
+            _drop(scope.initializer, moved)
+        put_nodes(scope, [*copies, *(node for node in scope.node if moved.isdisjoint(node.output))])
     if needed:
         _pass_to_functions(model, needed)
     for name, number in weights:
@@ -196,11 +186,16 @@ def _without_unused(graph: onnx.GraphProto, weights: Sequence[tuple[str, int]]) 
     """Those weights that something uses; the others are removed, since a session drops them and then misses them."""
     used = {output.name for output in graph.output} | consumed(graph)
     unused = {name for name, _ in weights} - used
-    for field in (graph.initializer, graph.input):  # up to IR 3 initializers are inputs as well
-        for index in reversed(range(len(field))):
-            if field[index].name in unused:
-                del field[index]
+    _drop(graph.initializer, unused)
+    _drop(graph.input, unused)  # up to IR 3 initializers are inputs as well
     return [(name, number) for name, number in weights if name in used]
+
+
+def _drop(items: Any, names: Collection[str]) -> None:
+    """Remove those items of a repeated field that have one of these names."""
+    for index in reversed(range(len(items))):
+        if items[index].name in names:
+            del items[index]
 
 
 def _take_from_outside(tensor: onnx.TensorProto) -> None:
