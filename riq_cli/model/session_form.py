@@ -92,12 +92,7 @@ def own_form(form: SessionForm) -> SessionForm:
 
 
 def measurable(form: SessionForm, most: int) -> tuple[dict[str, str], list[str]]:
-    """Types of the file's own outputs by their names, and inner float tensors, those nearest to the outputs first.
-
-    Args:
-        form: with the outputs of the file.
-        most: of the inner tensors.
-    """
+    """Types of the file's own outputs by name, and `most` inner float tensors, those nearest to the outputs first."""
     model = onnx.ModelProto.FromString(form.model)
     types = tensor_types(model)
     kinds = {output.name: type_name(output, types) for output in model.graph.output[: form.own]}

@@ -29,15 +29,7 @@ class Observer:
         runtime: Runtime = DEFAULT_RUNTIME,
         lean: bool = False,
     ) -> None:
-        """Keep what is run; nothing runs yet.
-
-        Args:
-            form: a hoisted form of the model.
-            weights: the original data of each layer, in storage type.
-            samples: feeds and the number of rows in each.
-            runtime: how onnxruntime runs it.
-            lean: run the form with its layers as inputs, see `Evaluator`.
-        """
+        """Keep a hoisted form and what else is run, as `Evaluator` has it; nothing runs yet."""
         self._form, self._weights, self._samples = form, weights, samples
         self._runtime, self.is_lean = runtime, lean
 
@@ -67,10 +59,7 @@ class Observer:
             count = max(1, min(_OBSERVED_GROWTH * len(names), budget * len(names) // largest))
 
     def runner(self, tensors: Sequence[str]) -> Callable[[int], dict[str, Array]]:
-        """What gives the values of some tensors in the sample of a number, all at once.
-
-        Args:
-            tensors: names in the form's main graph.
+        """What gives the values of some tensors of the form's main graph in the sample of a number, all at once.
 
         Raises:
             ModelError: onnxruntime cannot run the model.
@@ -107,16 +96,10 @@ def inlined(
     samples: Sequence[tuple[Mapping[str, Array], int]],
     runtime: Runtime = DEFAULT_RUNTIME,
 ) -> SessionForm:
-    """The form in which each If that takes the same branch on all samples is replaced by that branch.
+    """The hoisted form in which each If that takes the same branch on all samples is replaced by that branch.
 
     Ifs whose conditions differ stay, and all where the model cannot be run: whoever measures it tells why. Nothing is
     run if there is no If in the main graph. A condition that depends on layers is what the original ones make of it.
-
-    Args:
-        form: a hoisted form of the model.
-        weights: the original data of each layer, in storage type.
-        samples: feeds and the number of rows in each.
-        runtime: how onnxruntime runs it.
 
     Raises:
         SettingsError: an unknown provider.
