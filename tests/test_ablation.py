@@ -9,7 +9,8 @@ from click.testing import CliRunner
 import riq_cli as riq
 from riq_cli.cli.commands import riq as command
 from riq_cli.pipeline.stages import STAGES
-from tests.bench.ablation import ALL, LARGE, SMALL, Case, Row, bytes_at, cases, table
+from tests.bench import subjects
+from tests.bench.ablation import ALL, LARGE, SMALL, Case, Row, bytes_at, cases, measure, table
 from tests.bench.journal import Journal
 
 
@@ -19,7 +20,7 @@ def test_a_name_that_no_stage_has_is_refused() -> None:
 
 
 def test_what_is_left_out_is_recorded() -> None:
-    assert riq.Settings(without=("trellis", "refit")).recorded()["without"] == ["trellis", "refit"]
+    assert riq.Settings(without=("trellis", "damping")).recorded()["without"] == ["trellis", "damping"]
     assert "without" not in riq.Settings().recorded()
 
 
@@ -41,6 +42,14 @@ def test_every_stage_is_left_out_of_small_models_in_three_draws_and_the_costly_o
     assert [case.without for case in small] == 3 * [ALL, *STAGES]
     assert [case.draw for case in large] == len(large) * [0]
     assert {case.without for case in large} < {ALL, *STAGES}
+
+
+@pytest.mark.slow
+def test_a_case_gives_bytes_at_each_target_and_seconds() -> None:
+    folder = Path(__file__).parent.parent / "sample_models"
+    data, heldout = (subjects.some(folder / f"{name}.npz", 12, 0) for name in ("calibration", "heldout"))
+    row = measure(riq.Model.load(folder / "lstm.onnx"), data, heldout, "gradients")
+    assert 0 < row.bytes[0] < row.bytes[1] and row.seconds > 0
 
 
 def test_a_row_of_the_table_compares_pairs_of_the_same_model_and_draw() -> None:

@@ -31,6 +31,11 @@ def test_there_are_as_many_as_are_enough_with_the_samples(given: int, side: int,
     assert len(augmented([image(number, (1, 3, side, side)) for number in range(given)])) == made
 
 
+@pytest.mark.parametrize(("given", "share", "made"), [(4, 0.25, 32), (8, 0.25, 56), (32, 0.25, 32), (4, 0.01, 0)])
+def test_a_share_of_them_may_do(given: int, share: float, made: int) -> None:
+    assert len(augmented([image(number) for number in range(given)], share)) == made
+
+
 def test_they_are_the_same_every_time_and_differ_by_the_seed() -> None:
     samples = [image(number) for number in range(3)]
     once, again, other = augmented(samples), augmented(samples), augmented(samples, seed=1)

@@ -1,32 +1,111 @@
-"""Sample models whose rows are told apart by gradients, from the model file to the archive and back."""
+"""Models whose rows count by their gradients, from the model file to the archive and back."""
 
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from builders import Random, info, model, nodes, save, tensor, unknown
 
 import riq_cli as riq
-from riq_cli.pipeline import Progress, Settings, sweep
-from riq_cli.pipeline.plans import Plan
-from riq_cli.pipeline.split import REFIT_SAMPLES
+from riq_cli.pipeline import Progress
 
-pytestmark = pytest.mark.slow
 SAMPLES = Path(__file__).parent.parent / "sample_models"
 TARGET = 0.003
+HIDDEN = 64
 
 
-def fits_of(steps: Sequence[Progress]) -> int:
-    """How often compensation was fitted."""
-    return [phase for phase, _ in itertools.groupby(step.phase for step in steps)].count("fit")
+# ---- small models ---------------------------------------------------------------------------------------------------
 
 
-def model(name: str) -> riq.Model:
+def perceptron() -> onnx.ModelProto:
+    """The second half of the hidden units have no weights that lead out."""
+    r = Random(0)
+    out = r(HIDDEN, 16)
+    out[HIDDEN // 2 :] = 0
+    return model(
+        nodes("MatMul x w1 > a; Relu a > h; MatMul h w2 > y"),
+        [info("x", "n", 32)],
+        [unknown("y")],
+        [tensor("w1", r(32, HIDDEN)), tensor("w2", out)],
+    )
+
+
+def compressed(
+    proto: onnx.ModelProto, calibration: riq.Calibration, folder: Path, **options: Any
+) -> tuple[riq.Archive, set[str]]:
+    """The archive, and the phases of the work."""
+    steps: list[Progress] = []
+    loaded = riq.Model.load(save(proto, folder))
+    archive = riq.compress(loaded, calibration, deviation=0.01, progress=steps.append, **options)
+    return archive, {step.phase for step in steps}
+
+
+def test_gradients_give_wide_bins_to_rows_that_lead_nowhere(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    real = riq.Calibration.from_feeds([{"x": random.standard_normal((1, 32), np.float32)} for _ in range(16)])
+    archive, phases = compressed(perceptron(), real, tmp_path)
+    assert "gradients" in phases
+    assert max(archive.manifest.result["deviation"], archive.manifest.result["holdout"]) <= 0.01
+    (scales,) = [entry.scales for entry in archive.manifest.layers if entry.name == "w1"]
+    assert (1,) in [scale.axes for scale in scales]
+    restored = riq.decompress(archive).layers[0].values
+    errors = np.square(restored - riq.Model.load(tmp_path / "model.onnx").layers[0].values).mean(axis=0)
+    assert errors[HIDDEN // 2 :].mean() > 4 * errors[: HIDDEN // 2].mean()
+
+    for options in ({"rounding": "nearest"}, {"effort": "balanced"}, {"without": ("gradients",)}):
+        assert "gradients" not in compressed(perceptron(), real, tmp_path, **options)[1]
+    seven = riq.Calibration.from_feeds([{"x": random.standard_normal((1, 32), np.float32)} for _ in range(7)])
+    for calibration in (seven, riq.Calibration.random()):
+        assert "gradients" not in compressed(perceptron(), calibration, tmp_path)[1]
+
+
+def test_variations_that_a_model_does_not_take_are_left_out(tmp_path: Path) -> None:
+    """A place is marked, and what is looked up there is beyond the table where it is any but the last."""
+    proto = model(
+        nodes(
+            "MatMul marked places > place; Cast place > index to=INT64; Gather table index > found; "
+            "MatMul x w1 > a; Tanh a > h; Add h found > g; MatMul g w2 > y"
+        ),
+        [info("x", 1, 32), info("marked", 1, 5)],
+        [unknown("y")],
+        [
+            tensor("places", np.array([900, 700, 500, 300, 1], np.float32)),
+            tensor("table", Random(1)(3, HIDDEN)),
+            tensor("w1", Random(2)(32, HIDDEN)),
+            tensor("w2", Random(3)(HIDDEN, 48)),
+        ],
+    )
+    random = np.random.default_rng(0)
+    mixed, marked = random.standard_normal((32, 32)), np.array([[0, 0, 0, 0, 1]], np.float32)
+    feeds = [{"x": (random.standard_normal((1, 32)) @ mixed).astype(np.float32), "marked": marked} for _ in range(24)]
+    warnings: list[str] = []
+    tried, without = (
+        compressed(proto, riq.Calibration.from_feeds(feeds), tmp_path, warn=warnings.append, **options)[0].manifest
+        for options in ({}, {"without": ("augmentation",)})
+    )
+    assert tried.result["rounding"] != "nearest"
+    assert (tried.layers, tried.result) == (without.layers, without.result)
+    assert not warnings
+
+
+# ---- sample models --------------------------------------------------------------------------------------------------
+
+ROWS = {  # axes along which rows of layers lie
+    "lstm": {"lstm1.W": (0, 1), "lstm1.R": (0, 1), "lstm2.W": (0, 1), "lstm2.R": (0, 1)},
+    "transformer": {
+        "embed.weight": (0,),
+        **{f"blocks.0.{part}.weight": (1,) for part in ("qkv", "project")},
+    },
+}
+EXCLUDED = {"lstm": (), "transformer": ("blocks.[12].*", "blocks.0.[ce]*")}  # to be fast
+
+
+def sample(name: str) -> riq.Model:
     return riq.Model.load(SAMPLES / f"{name}.onnx")
 
 
@@ -36,29 +115,20 @@ def data() -> riq.Calibration:
 
 
 @functools.cache
-def compressed(name: str) -> riq.Archive:
-    excluded = {"lstm": (), "transformer": ("blocks.[12].*", "blocks.0.[ce]*")}  # to be fast
-    return riq.compress(model(name), data(), deviation=TARGET, exclude=excluded[name])
+def archive_of(name: str, target: float = TARGET, without: tuple[str, ...] = ()) -> riq.Archive:
+    return riq.compress(sample(name), data(), deviation=target, exclude=EXCLUDED[name], without=without)
 
 
-ROWS = {  # axes along which rows of layers lie
-    "lstm": {"lstm1.W": (0, 1), "lstm1.R": (0, 1), "lstm2.W": (0, 1), "lstm2.R": (0, 1)},
-    "transformer": {
-        "embed.weight": (0,),
-        **{f"blocks.0.{part}.weight": (1,) for part in ("qkv", "project")},
-    },
-}
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
-def test_an_archive_tells_rows_apart_and_keeps_the_target(name: str, tmp_path: Path) -> None:
-    archive = compressed(name)
+def test_rows_have_bin_widths_of_their_own_and_the_target_holds(name: str, tmp_path: Path) -> None:
+    archive = archive_of(name)
     archive.save(tmp_path / "model.riqz")
     opened = riq.Archive.open(tmp_path / "model.riqz")
     scales = {entry.name: [codes.axes for codes in entry.scales] for entry in opened.manifest.layers}
-    apart = [layer for layer, axes in ROWS[name].items() if axes in scales[layer]]
-    assert len(apart) >= len(ROWS[name]) - 1  # a layer or other may be left as it is
-    restored, original = riq.decompress(opened), model(name)
+    scaled = [layer for layer, axes in ROWS[name].items() if axes in scales[layer]]
+    assert len(scaled) >= len(ROWS[name]) - 1  # a layer or other may be left as it is
+    restored, original = riq.decompress(opened), sample(name)
     before = {layer.name: layer.values.astype(np.float64) for layer in original.layers}
     after = {layer.name: layer.values for layer in restored.layers}
     for layer in ROWS[name]:  # rows that hardly matter may take over more from others than they hold
@@ -69,52 +139,11 @@ def test_an_archive_tells_rows_apart_and_keeps_the_target(name: str, tmp_path: P
     assert archive.manifest.result["holdout"] <= TARGET
 
 
-def test_gradients_save_a_part_of_the_archive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an LSTM, whose rows matter very differently: 16 % where this was written.
-
-    Of two targets together: its deviation falls in leaps, and one alone is a matter of luck (4 % and 27 %).
-    """
-    other = 0.9 * TARGET
-    told = compressed("lstm").size + riq.compress(model("lstm"), data(), deviation=other).size
-
-    def as_they_are(gradients: Any, linear: Any, plans: Mapping[int, Plan], *rest: Any) -> dict[int, Plan]:
-        return dict(plans)
-
-    monkeypatch.setattr("riq_cli.pipeline.fitting.with_effects", as_they_are)
-    without = [riq.compress(model("lstm"), data(), deviation=target) for target in (TARGET, other)]
-    assert without[0].manifest.result["deviation"] <= TARGET
-    assert told < 0.92 * sum(archive.size for archive in without)
-
-
-def test_fitting_again_to_more_samples_holds_and_costs_no_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How many bytes it saves is for the ablation to tell: these two targets gave 5 %, and 0.4 % with other kernels."""
-    sizes = []
-    for least in (REFIT_SAMPLES, 100):
-        monkeypatch.setattr("riq_cli.pipeline.compression.REFIT_SAMPLES", least)
-        total = 0
-        for target in (0.001, 0.002):
-            steps: list[Progress] = []
-            archive = riq.compress(model("lstm"), data(), deviation=target, progress=steps.append)
-            assert max(archive.manifest.result["deviation"], archive.manifest.result["holdout"]) <= target
-            assert fits_of(steps) == (2 if least == REFIT_SAMPLES else 1)
-            total += archive.size
-        sizes.append(total)
-    assert sizes[0] < 1.02 * sizes[1]
-
-
-def test_within_a_budget_it_is_fitted_again_too() -> None:
-    steps: list[Progress] = []
-    archive = riq.compress(model("lstm"), data(), rate=2.5, exclude=("lstm2.*",), progress=steps.append)
-    assert fits_of(steps) == 2
-    entries = [entry for entry in archive.manifest.layers if len(entry.shape) > 1]
-    assert 2.45 <= 8 * sum(entry.stored for entry in entries) / sum(entry.size for entry in entries) <= 2.5
-
-
-def test_a_sweep_fits_once_and_once_again_for_what_pays() -> None:
-    steps: list[Progress] = []
-    goals = [Settings(deviation=target, exclude=("lstm2.*",)) for target in (0.01, 0.005, 0.002)]
-    outcomes = list(sweep(model("lstm"), data(), goals, about=0.005, progress=steps.append))
-    assert 2 <= fits_of(steps) <= 3, "not twice for each: goals may differ in whether gradients pay"
-    for goal, outcome in zip(goals, outcomes, strict=True):
-        assert outcome.archive is not None
-        assert max(outcome.deviation, outcome.archive.manifest.result["holdout"]) <= (goal.deviation or 0)
+@pytest.mark.slow
+def test_gradients_save_a_part_of_the_archive() -> None:
+    """Of an LSTM, whose rows matter very differently; of two targets together, since one alone is a matter of luck."""
+    with_them, without = (
+        sum(archive_of("lstm", target, names).size for target in (TARGET, 0.9 * TARGET))
+        for names in ((), ("gradients",))
+    )
+    assert with_them < 0.92 * without

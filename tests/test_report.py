@@ -313,7 +313,7 @@ def test_commands_options_and_choices_are_completed(models: Path) -> None:
     assert completed(models, "riq c") == ["plain,compress", "plain,completion"]
     assert completed(models, "riq report --ma") == ["plain,--markdown", "plain,--max-size", "plain,--max-rate"]
     assert completed(models, "riq compress a.onnx --preset ") == [
-        f"plain,{name}" for name in ("paper", "fast", "uniform", "small")
+        f"plain,{name}" for name in ("paper", "uniform", "fast", "balanced", "small", "smallest")
     ]
     assert completed(models, "riq completion ") == ["plain,bash", "plain,zsh", "plain,fish"]
 

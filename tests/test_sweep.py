@@ -242,7 +242,11 @@ def test_a_target_named_twice_is_one_point(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "message", "arguments"),
     [
-        (2, r"no preset is named 'tiny'; there are paper, fast, uniform, small", ("--presets", "tiny")),
+        (
+            2,
+            r"no preset is named 'tiny'; there are paper, uniform, fast, balanced, small, smallest",
+            ("--presets", "tiny"),
+        ),
         (2, r"a deviation of 2 is not in \(0, 1\]", ("--deviations", "2")),
         (2, r"is not a fraction; write 0.01 or 1%; a list is written as 0.01,0.001$", ("--deviations", "few")),
         (2, r"--k has no meaning for the measured allocation of preset small", ("--presets", "small", "--k", "9")),

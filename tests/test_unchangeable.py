@@ -117,7 +117,7 @@ def test_a_table_of_indices_stays_exact_under_any_goal(goal: str, tmp_path: Path
     assert warnings == [warning("grid")]
     assert "V" in coded(archive)
     assert "grid" not in coded(archive)
-    assert 0 < archive.manifest.result["deviation"] < 0.1
+    assert 0 < archive.manifest.result["deviation"] < 0.2
     restored = {layer.name: layer.values for layer in model.layers}
     found = {t.name: t for t in riq.decompress(archive).skeleton.graph.initializer}
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(found["grid"]), restored["grid"])

@@ -208,4 +208,4 @@ def test_how_alike_samples_are_is_told_where_some_outputs_are_empty(tmp_path: Pa
     feeds = [({"x": np.full((count, 2), 3, np.float32)}, 1) for count in (0, 1, 2)]
     evaluator = Evaluator(model.session_form(), [layer.values for layer in model.layers], feeds)
     assert evaluator.defined == [[False], [True], [True]]
-    np.testing.assert_allclose(evaluator.likeness(), [[0, 0, 0], [0, 1, 1], [0, 1, 1]], atol=1e-12)
+    np.testing.assert_allclose(evaluator.similarity(), [[0, 0, 0], [0, 1, 1], [0, 1, 1]], atol=1e-12)

@@ -8,21 +8,17 @@ over their rate–distortion curves.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.decode import dequantize
-from riq_cli.entropy.rate import estimated_bits
-from riq_cli.quantize import scalar
-
 Floats = NDArray[np.float64]
 
-STEPS = np.exp2(np.arange(-18, 25) / 3)  # bin widths of a curve, relative to its middle: 2⁻⁶ … 2⁸
+STEPS = np.exp2(np.arange(-4, 6) * 0.75)  # bin widths of a curve, relative to its middle
 _EXACT = ("norm", "uniform", "fixed")  # allocations that a formula gives
-_SAMPLE = 1 << 17  # weights of a layer that stand for all of them in its curve
+_TINY = 1e-300
 
 
 @dataclass(frozen=True)
@@ -87,8 +83,8 @@ def expected_k(
 class Curve:
     """Rate and distortion of one layer over its bin width.
 
-    `widths` f64[m] ascending; `bits` f64[m]: bits of the coded layer, table included; `errors` f64[m]: ‖ŵ − w‖² in
-    units of the square of the largest weight.
+    `widths` f64[m] ascending; `bits` f64[m]: about the bits of the coded layer; `errors` f64[m]: squared error of all
+    weights, each over its relative bin width, in a unit of the curve's own.
     """
 
     widths: Floats
@@ -99,36 +95,25 @@ class Curve:
         """The error at a bin width, interpolated."""
         return float(np.exp(np.interp(np.log(width), np.log(self.widths), np.log(self.errors))))
 
-    def interpolated(self) -> Curve:
-        """The same curve at more bin widths: an eighth of an octave apart."""
-        points = np.log2(self.widths)
+    @classmethod
+    def of(cls, sampled: Callable[[float], tuple[float, float]], size: int, middle: float, finest: float) -> Curve:
+        """The curve of a layer around a bin width, interpolated.
+
+        Args:
+            sampled: bin width → about the bits of the layer, and the mean squared error of a weight in squares of its
+                bin width.
+            size: number of weights.
+            middle: bin width that the curve surrounds, > 0.
+            finest: the smallest bin width.
+        """
+        widths = np.unique(np.maximum(STEPS * middle, finest))
+        bits, errors = np.array([sampled(width) for width in widths]).T
+        squares = np.log(size * errors + _TINY) + 2 * np.log(
+            widths / middle
+        )  # of widths themselves they might overflow
+        points = np.log2(widths)
         fine = np.arange(points[0], points[-1], 1 / 8)
-        bits, errors = np.interp(fine, points, self.bits), np.interp(fine, points, np.log(self.errors))
-        return Curve(np.exp2(fine), bits, np.exp(errors))
-
-
-def curve(weights: dequantize.Array, dtype: str, middle: float) -> Curve:
-    """The curve of a layer around a bin width; of a large layer, an evenly spaced part of the weights stands for all.
-
-    Args:
-        weights: any shape, in storage type, finite and not all 0.
-        dtype: name of the type.
-        middle: bin width that the curve surrounds, > 0.
-    """
-    flat = weights.reshape(-1)
-    stride = max(1, flat.size // _SAMPLE)
-    part = np.ascontiguousarray(flat[::stride])
-    scale = flat.size / part.size
-    exact = scalar.widened(part, dtype)
-    largest = scalar.peak(weights, dtype)
-    exact /= largest
-    widths = np.unique(np.maximum(STEPS * middle, largest / scalar.SYMBOL_MAX))
-    bits, errors = [], []
-    for width in widths / largest:
-        symbols = np.rint(exact / width)
-        bits.append(scale * estimated_bits(symbols.astype(np.int32), columns=flat.size, student=False))
-        errors.append(scale * float(np.sum(np.square(symbols * width - exact))) + 1e-300)
-    return Curve(widths, np.array(bits), np.array(errors))
+        return cls(np.exp2(fine), np.interp(fine, points, bits), np.exp(np.interp(fine, points, squares)))
 
 
 def water_filling(curves: Sequence[Curve], sensitivities: Sequence[float], budget: float) -> list[float]:

@@ -18,15 +18,20 @@ _CUT = 0.3, 0.7  # where one sample goes over into another
 _PLANE = 4  # axes from which on two of them vary, as those of images
 
 
-def augmented(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
+def augmented(samples: Sequence[Sample], share: float = 1.0, seed: int = 0) -> list[Sample]:
     """Variations of samples: shifted round, some turned round, some with a part of another sample.
 
     So many that they are enough together with the samples; none of a sample that has nothing to vary. What an input
     means is not known: along its longest axis, or, from four axes on, its two longest, values change their places,
     those of all inputs alike. Where this makes no sense, what is learned from it is of no use for other samples.
+
+    Args:
+        samples: as the model takes them.
+        share: of the variations that are enough.
+        seed: decides how they vary.
     """
     random = np.random.default_rng(seed)
-    times = min(_enough(samples) // max(len(samples), 1) - 1, _TIMES)
+    times = min(int(share * _enough(samples)) // max(len(samples), 1) - 1, int(share * _TIMES))
     varying = [sample for sample in samples if any(_axes(value, sample.rows) for value in sample.feed.values())]
     return [_variation(sample, samples, random) for _ in range(times) for sample in varying]
 

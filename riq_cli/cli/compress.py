@@ -64,8 +64,9 @@ riq compress model.onnx --calibration samples.npz \
 @grouped(
     "Method",
     click.option("--preset", type=click.Choice(options.PRESETS), default="small", show_default=True,
-                 help="paper: norm, algorithm1, epsilon 0.01. fast: norm. uniform: the paper's baseline. "
-                 "small: measured, trellis."),
+                 help="From fast to small: fast allocates bits by norm. balanced: by measured deviations, with GPTQ "
+                 "and a trellis. small: by gradients of the outputs too. smallest: with more work. Baselines, paper: "
+                 "norm, algorithm1, epsilon 0.01. uniform: the same number of bins for every layer."),
     click.option("--allocation", type=click.Choice(["norm", "measured", "uniform"]),
                  help="Bin widths: by norm, as in the paper; by the deviation that each layer causes; by range."),
     click.option("--rounding", type=click.Choice(["nearest", "compensated", "trellis", "directed"]),
@@ -147,10 +148,16 @@ def compress(
             "give real ones for a promise that holds on them"
         )
     records: list[dict[str, Any]] = []
+    stages: dict[str, float] = {}  # seconds of each phase
+    last = time.monotonic()
     with search_log(log_path, force) as log:
 
         def tell(step: Progress) -> None:
+            nonlocal last
             bar(step)
+            now = time.monotonic()
+            stages[step.phase] = stages.get(step.phase, 0.0) + now - last
+            last = now
             if record := step_record(step):
                 log(record)
                 records.append(record)
@@ -163,6 +170,7 @@ def compress(
         else:
             archive.save(path, force)
         facts = _facts(archive, model, path, time.monotonic() - began, records)
+        facts["stage_seconds"] = {phase: round(seconds, 3) for phase, seconds in stages.items()}
         log({"phase": "result"} | {key: value for key, value in facts.items() if not key.endswith("trace")})
     if as_json:
         print_json(facts)

@@ -54,7 +54,7 @@ def search_log(path: str | None, overwrite: bool) -> Iterator[Write]:
 
 
 def step_record(step: Progress) -> dict[str, Any] | None:
-    """The line that tells of a step; None where there is no news: layers coded, or not probed again."""
+    """The line that tells of a step; None of a phase of many like it, but for the first and the last."""
     if step.phase == "search":
         return {
             "phase": "search",
@@ -67,10 +67,10 @@ def step_record(step: Progress) -> dict[str, Any] | None:
             "failed_below": step.low or None,
             "held_from": finite(step.high),
         }
-    if step.phase == "probe" and step.layer:
-        deviation = finite(step.value)
-        return {"phase": "probe", "done": step.done, "total": step.total, "layer": step.layer, "deviation": deviation}
-    return None
+    done = {"phase": step.phase, "done": step.done, "total": step.total}
+    if step.phase == "probe":
+        return done | {"layer": step.layer, "deviation": finite(step.value)}
+    return done if step.done in (1, step.total) else None
 
 
 def trace(

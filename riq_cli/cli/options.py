@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Above this many weights further processes are worth the time that it takes to start them.
 _PARALLEL_WEIGHTS = 1 << 26
 
-PRESETS = ("paper", "fast", "uniform", "small")  # of codec, which is not imported to print help
+PRESETS = ("paper", "uniform", "fast", "balanced", "small", "smallest")  # of pipeline, which help does not import
 
 
 model_type = FileOf(".onnx", allow_dash=True)

@@ -57,7 +57,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> li
     ]
 
 
-_UNITS = {"search": " evaluations", "fit": " layers", "gradients": " steps", "probe": " layers"}
+_UNITS = {"search": " evaluations", "statistics": " layers", "gradients": " steps", "probe": " layers"}
 
 
 class ProgressBar:

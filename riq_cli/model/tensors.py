@@ -106,3 +106,8 @@ def read_tensor_file(path: Path) -> tuple[str, NDArray[Any]]:
         return tensor.name, onnx.numpy_helper.to_array(tensor)
     except (DecodeError, LookupError, ArithmeticError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: not an ONNX tensor") from error
+
+
+def computable(weights: Array, dtype: str) -> Array:
+    """The weights in a type that numpy computes with, in their own shape: themselves, but for bfloat16 in float32."""
+    return (weights.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else weights

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 from riq_cli.archive import Archive
 from riq_cli.errors import TargetError
 from riq_cli.model import Model
-from riq_cli.pipeline.constrained import Measured
-from riq_cli.pipeline.means import Means
 from riq_cli.pipeline.settings import Settings, Warn
+from riq_cli.pipeline.solution import Solution
 from riq_cli.pipeline.solver import INVISIBLE, Solver
 from riq_cli.pipeline.weights import Weights, Widths
+
+Measured = Callable[[Solution], tuple[Archive, float]]  # the archive of a solution, and what a target bounds
 
 _TRIES = 10
 _FULL = 0.998  # share of a budget that counts as all of it
@@ -85,13 +86,11 @@ def nothing(weights: Weights) -> Widths:
     for number in weights.zeros:
         widths[number] = 1.0
     for number in (*weights.matrices, *weights.vectors):
-        widths[number] = _NOTHING * weights.peak(number)
+        widths[number] = _NOTHING * weights.peaks[number]
     return weights.worthwhile(widths)
 
 
-def within_budget(
-    budget: Budget, solver: Solver, means: Means, measured: Measured, bound: float | None, warn: Warn
-) -> Archive:
+def within_budget(budget: Budget, solver: Solver, measured: Measured, bound: float | None, warn: Warn) -> Archive:
     """The archive of least deviation within a budget.
 
     Where no deviation could be seen with less than the budget, the archive takes less.
@@ -99,7 +98,6 @@ def within_budget(
     Args:
         budget: what may be spent.
         solver: finds solutions.
-        means: what is tried beside the norm allocation with nearest rounding.
         measured: makes the archive of a solution.
         bound: a deviation that must be kept; None: none.
         warn: called with what the user should know.
@@ -108,7 +106,7 @@ def within_budget(
         TargetError: nothing is within the budget, or nothing of it keeps the bound.
     """
     aim, margin, best, least, over = budget.bytes, 8.0, None, math.inf, 0
-    solution = solver.for_bits(8 * aim, means)
+    solution = solver.for_bits(8 * aim)
     for number in range(_TRIES):
         if number:
             solution = solver.within(solution.scheme, 8 * aim, solution.k)

@@ -1,41 +1,42 @@
-"""Model → archive: solve for bin widths, code every layer, measure what comes out."""
+"""Model → archive: find bin widths, code every layer, measure what comes out."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import replace
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from riq_cli.archive import Archive
-from riq_cli.calibration import Calibration, Sample, augmented, digest, scarcity
+from riq_cli.calibration import Calibration, Sample, digest, scarcity
 from riq_cli.errors import ConstraintError, ModelError, SettingsError, TargetError
 from riq_cli.executors import interruptible
 from riq_cli.model import Model, SessionForm, linear_layers, probe_form
 from riq_cli.pipeline.assembly import assembled
-from riq_cli.pipeline.bench import Bench
 from riq_cli.pipeline.budget import Budget, nothing, within_budget
 from riq_cli.pipeline.candidates import candidates
-from riq_cli.pipeline.constrained import ConstrainedSolver
-from riq_cli.pipeline.fitting import Phase, compensates, plans_of
-from riq_cli.pipeline.layout import solver_class
-from riq_cli.pipeline.means import Means, ProbesStart
-from riq_cli.pipeline.probing import Probes, probed
-from riq_cli.pipeline.product_gradients import ProductGradients
+from riq_cli.pipeline.fitting import Fit
+from riq_cli.pipeline.fixed_layout import FixedLayoutSearch
+from riq_cli.pipeline.measuring import Measuring
+from riq_cli.pipeline.objective import ConstraintObjective, DeviationObjective, Objective, base_scheme
 from riq_cli.pipeline.restoration import decompress, measure_restored
-from riq_cli.pipeline.settings import Progress, Report, Settings, Warn, once
-from riq_cli.pipeline.solution import CLOSER, CLOSER_TRIES, Kind, Scheme, Solution
-from riq_cli.pipeline.split import REFIT_SAMPLES, roles
+from riq_cli.pipeline.samples import compensates, roles
+from riq_cli.pipeline.settings import DEFAULT_EPSILON, Phase, Progress, Report, Settings, Warn, once
+from riq_cli.pipeline.solution import Scheme, Solution
+from riq_cli.pipeline.solver import Preparation, Solver
 from riq_cli.pipeline.unchangeable import UnchangeableError
 from riq_cli.pipeline.weights import Plans, Weights, Widths
 from riq_cli.runtime import Deviation, Evaluator, Prober, available_threads, inlined, short
+from riq_cli.statistics.gradients import Observed
 
-_CLOSER_MOST = 1.2  # factor on k at most, when the restored model misses a target that the search met
+_TRIES = 20  # of a k for which the restored model holds
 _PROBE_SAMPLES = 8, 4  # of small models, of large ones
 _SMALL = 1 << 22  # weights
+
+Kind = tuple[str, str, float, bool]  # of a scheme: allocation, rounding, epsilon, whether it is guarded
 
 
 def compress(
@@ -78,6 +79,23 @@ def compress(
             job.keep_exact(error.layers)
 
 
+@dataclass(frozen=True)
+class Bench:
+    """What solutions are found and measured with.
+
+    Attributes:
+        measuring: measures schemes on the samples.
+        preparation: fits plans and probes layers.
+        evaluator: measures models as they are restored.
+        calibration: what the manifest says of the samples.
+    """
+
+    measuring: Measuring
+    preparation: Preparation
+    evaluator: Evaluator
+    calibration: Mapping[str, Any]
+
+
 class Compression:
     """One run of compress, or of several for the same model and samples."""
 
@@ -101,7 +119,7 @@ class Compression:
         )
         model.release()
         self._trace: list[tuple[Kind, float, float]] = []  # kind of scheme, k, deviation
-        self._probes = 0
+        self._judged: Callable[[], int] = lambda: 0  # candidates that a constraint judged
 
     @cached_property
     def _samples(self) -> list[Sample]:
@@ -123,11 +141,10 @@ class Compression:
         """Take another goal; what the bench depends on stays the same."""
         self._settings = settings
 
-    def counted(self) -> tuple[int, int]:
-        """Evaluations since they were counted last, and probes in all: every goal rests on those."""
-        counts = len(self._trace), self._probes
-        self._trace = []
-        return counts
+    def counted(self) -> int:
+        """Evaluations since they were counted last."""
+        count, self._trace = len(self._trace), []
+        return count
 
     def judge(self, validation: Calibration) -> Callable[[Archive, Executor | None], Deviation]:
         """What measures archives on other samples."""
@@ -137,19 +154,7 @@ class Compression:
         evaluator.warn_of_undefined(self._warn)
         return lambda archive, executor: measure_restored(evaluator, decompress(archive, executor=executor), outputs)
 
-    def archive(self, bench: Bench | None, executor: Executor | None) -> Archive:
-        """The archive that the settings ask for.
-
-        Raises:
-            TargetError: there is none.
-        """
-        if bench is None:
-            return self._as_it_is()
-        if self._settings.ratio or self._settings.size or self._settings.rate:
-            return self._within_budget(bench, executor)
-        if isinstance(bench.solver, ConstrainedSolver):
-            return bench.solver.archive(bench.means, partial(self.measured, bench=bench, executor=executor))
-        return self._within_deviation(bench, executor)
+    # ---- what solutions are found with ----
 
     @contextlib.contextmanager
     def bench(self) -> Iterator[Bench | None]:
@@ -158,143 +163,85 @@ class Compression:
         Raises:
             UnchangeableError: what was done with it failed because of layers that cannot be changed, see `keep_exact`.
         """
-        settings = self._settings
         if not self._weights.matrices:
             yield None
             return
-        # With k given there is no search, and nothing is worth hoisting.
-        form = self._model.session_form(settings.outputs, hoist=settings.k is None)
-        constraint = settings.constraint
-        if settings.k is None and (constraint is None or constraint.on_samples):  # others may take other branches
-            form = inlined(form, self._originals, self._samples, settings.runtime)
-        evaluator = self._evaluator(form, self._samples, lean=settings.k is None)
+        with interruptible(ThreadPoolExecutor(self._weights.threads)) as pool:
+            bench = self._bench(pool)
+            try:
+                yield bench
+            except (ModelError, ConstraintError, TargetError) as error:
+                bench.measuring.explain(error)
+                raise
+
+    def _bench(self, pool: Executor) -> Bench:
+        settings, searches = self._settings, self._settings.k is None
+        form = self._form(searches)
+        evaluator = self._evaluator(form, self._samples, lean=searches)
         evaluator.warn_of_undefined(self._warn)
         defined = evaluator.defined
         measurable = [number for number, rows in enumerate(defined) if any(rows)]
-        kept = range(len(self._samples)) if self._needs_all_samples else measurable
+        constraint = settings.constraint
+        # A constraint counts on samples whose deviation is undefined: labels are one for each.
+        needs_all = constraint is not None and constraint.on_samples
+        kept = range(len(self._samples)) if needs_all else measurable
         samples, evaluator = [self._samples[number] for number in kept], evaluator.on(kept)
-        is_real = bool(evaluator.measured) and self._calibration.kind != "random"
-        if is_real and (warning := scarcity([self._samples[number] for number in measurable])):
+        is_random = self._calibration.kind == "random"
+        warning = scarcity([self._samples[number] for number in measurable])
+        if warning is not None and evaluator.measured and not is_random:
             self._warn(warning)
-        fits = bool(evaluator.measured) and compensates(settings, self._calibration.kind == "random", len(samples))
-        parts = roles(
-            len(samples),
-            settings.holdout if settings.k is None else 0.0,
-            evaluator.likeness() if fits else None,
-        )
+        fits = bool(evaluator.measured) and compensates(settings, is_random, len(samples))
+        parts = roles(len(samples), settings.holdout if searches else 0.0, evaluator.similarity() if fits else None)
         judging = sum(samples[number].rows for number in parts.held or parts.every)
         if settings.margin and settings.deviation is not None and judging < 2:
             raise SettingsError("a margin in standard errors needs two samples at least, held-out ones if any are")
-        with interruptible(ThreadPoolExecutor(self._weights.threads)) as pool:
-            make = solver_class(settings, self._model.layers, self._progress)
-            solver = make(settings, self._weights, evaluator, form, parts, pool,
-                          self._note, self._warn, self._model.release)  # fmt: skip
-            probes = plans = refit = None
-            if (
-                settings.allocation == "measured"
-                and settings.k is None
-                and evaluator.measured
-                and "allocation" not in settings.without
-            ):
-                probed = [samples[number] for number in parts.probed if any(defined[kept[number]])]
-                probes = self._probed(form, evaluator, probed, pool) if probed else None
-            if fits:
-                plans = self._plans(form, samples, parts.fit, pool, evaluator)
-                if len(parts.held) >= REFIT_SAMPLES and not evaluator.is_lean and "refit" not in settings.without:
-                    refit = self._plans(form, samples, parts.refit, pool, evaluator)
-            if form.hoisted or evaluator.is_lean:  # what is measured last is the model as it is restored
-                evaluator = self._evaluator(self._model.session_form(settings.outputs, hoist=False), samples)
-            rows = sum(map(sum, defined))
-            calibration = {"kind": self._calibration.kind, "samples": rows, "sha256": digest(self._samples)}
-            try:
-                yield Bench(solver, Means(probes, plans, refit), evaluator, parts.held, calibration, pool)
-            except (ModelError, ConstraintError, TargetError) as error:
-                solver.explain(error)
-                raise
+        measuring = Measuring(settings, self._weights, evaluator, form, parts, pool, self._note, self._model.release)
+        fit = self._fit(form, [[samples[n] for n in half] for half in parts.fit], evaluator, pool) if fits else None
+        probed = [samples[number] for number in parts.others if any(defined[kept[number]])]
+        probes = settings.allocation == "measured" and "allocation" not in settings.without and searches
+        prober = self._prober(form, evaluator, probed) if probes and evaluator.measured and probed else None
+        preparation = Preparation(measuring, fit, prober, self._progress, self._warn)
+        if form.hoisted or evaluator.is_lean:  # what is measured last is the model as it is restored
+            evaluator = self._evaluator(self._model.session_form(settings.outputs, hoist=False), samples)
+        rows = sum(map(sum, defined))
+        calibration = {"kind": self._calibration.kind, "samples": rows, "sha256": digest(self._samples)}
+        return Bench(measuring, preparation, evaluator, calibration)
 
-    @property
-    def _needs_all_samples(self) -> bool:
-        """Whether the goal counts on samples whose deviation is undefined: labels are one for each."""
+    def _form(self, searches: bool) -> SessionForm:
+        """The form that is evaluated: with k given there is no search, and nothing is worth hoisting."""
+        form = self._model.session_form(self._settings.outputs, hoist=searches)
         constraint = self._settings.constraint
-        return constraint is not None and constraint.on_samples
+        if searches and (constraint is None or constraint.on_samples):  # others may take other branches
+            return inlined(form, self._originals, self._samples, self._settings.runtime)
+        return form
 
-    def _as_it_is(self) -> Archive:
-        self._warn(
-            "the model is already quantized; it is stored as it is"
-            if self._model.is_quantized
-            else "there are no float weights to code, or all are kept exact; the model is stored as it is"
-        )
-        widths: Widths = [1.0 if n in self._weights.zeros else None for n in range(len(self._model.layers))]
-        return self._assembled(widths, {}, None)
-
-    # ---- goals ----
-
-    def _within_deviation(self, bench: Bench, executor: Executor | None) -> Archive:
-        """The smallest archive that keeps the target, or the one at the given k."""
-        k, target = self._settings.k, self._settings.deviation
-        solution = bench.solver.at(k) if k is not None else bench.solver.for_deviation(target or 0.0, bench.means)
-        for _ in range(CLOSER_TRIES):
-            archive, deviation = self.measured(solution, bench, executor)
-            if target is None or deviation <= target:
-                return archive
-            if k is not None:
-                raise TargetError(
-                    f"at k = {k:g} the deviation is {deviation:.3g}, above {target:g}; "
-                    "leave --k away to search for a k that holds",
-                    deviation,
-                )
-            # Hoisting may change the last digits of an output, and not all samples took part in the search.
-            closer = min(max(CLOSER, math.sqrt(deviation / target)), _CLOSER_MOST)
-            solution = bench.solver.refined(solution, closer)
-        raise TargetError(
-            f"the restored model's deviation is {deviation:.3g}, above {target:g}, though the search found less; "
-            "give a larger --deviation",
-            deviation,
-        )
-
-    def _within_budget(self, bench: Bench, executor: Executor | None) -> Archive:
-        """The archive of least deviation within a budget of real bytes, or of bits/weight."""
-        budget = Budget.of(self._settings, self._model, self._weights)
-        budget.refuse(self._assembled(nothing(self._weights), {}, executor))
-        measured = partial(self.measured, bench=bench, executor=executor)
-        return within_budget(budget, bench.solver, bench.means, measured, self._settings.deviation, self._warn)
-
-    def measured(self, solution: Solution, bench: Bench, executor: Executor | None) -> tuple[Archive, float]:
-        """The archive of a solution with what is told of it, and what a target bounds, measured on what it restores."""
-        bench.solver.rest()
-        archive = self._assembled(solution.widths, solution.scheme.plans, executor)
-        restored = decompress(archive, executor=executor)
-        try:
-            deviation = measure_restored(bench.evaluator, restored, self._settings.outputs)
-        except ModelError:  # the original ran: it is what these weights make of the model
-            deviation = bench.evaluator.failure()
-        scheme = solution.scheme
-        mean = deviation.mean if deviation.is_measured else math.nan  # under a constraint there may be none
-        self._note(scheme, solution.k, mean)
-        if deviation.is_measured and not math.isfinite(mean):
-            raise TargetError(
-                f"at k = {solution.k:g} the restored model fails, or its outputs hold NaN or infinity where those of "
-                "the original do not; keep the layers that cause it exact with --exclude",
-                mean,
-            )
-        result: dict[str, Any] = {
-            "k": solution.k,
-            "epsilon": scheme.allocation.epsilon,
-            "allocation": scheme.allocation.name,
-            "rounding": scheme.rounding,
-            **deviation.recorded(),
-            "evaluations": len(self._trace),
-            "probes": self._probes,
+    def _fit(self, form: SessionForm, halves: Sequence[Sequence[Sample]], evaluator: Evaluator, pool: Executor) -> Fit:
+        """What fits plans to two halves of samples."""
+        settings, weights = self._settings, self._weights
+        observed, linear = linear_layers(form, self._model.layers)
+        biases = () if "bias" in settings.without else weights.vectors  # those that may be changed
+        chosen = {
+            number: item if item.bias in biases else replace(item, bias=None)
+            for number, item in linear.items()
+            if number in set(weights.matrices)
         }
-        if isinstance(bench.solver, ConstrainedSolver):
-            result["evaluations"] += bench.solver.judged
-            result |= bench.solver.facts(bench.evaluator, restored, self._settings.outputs, bench.held)
-        held = deviation.of(bench.held)
-        if scheme.guarded and held.is_measured:
-            result |= {"holdout": held.mean, "holdout_samples": held.samples.size}
-            result["holdout_standard_error"] = short(held.standard_error)
-        promised = bench.solver.promised(scheme, deviation)
-        return archive.described(calibration=bench.calibration, result=result), promised
+        samples = [*halves[0], *halves[1]]
+        second = frozenset(range(len(halves[0]), len(samples)))
+        seen = Observed(
+            self._model.layers, observed, evaluator.measured, samples, second, settings.runtime, evaluator.is_lean,
+            self._model.release,
+        )  # fmt: skip
+
+        def tell(phase: Phase, done: int, total: int) -> None:
+            self._progress(Progress(phase, done, total))
+
+        return Fit(weights, chosen, seen, settings.work, pool, tell, self._warn)
+
+    def _prober(self, form: SessionForm, evaluator: Evaluator, samples: Sequence[Sample]) -> Callable[[], Prober]:
+        """What starts a session that probes layers on a few of the samples."""
+        step = -(-len(samples) // _PROBE_SAMPLES[self._weights.total > _SMALL])
+        runtime = self._settings.runtime
+        return lambda: Prober(probe_form(form), self._originals, evaluator.measured, samples[::step], runtime)
 
     def _evaluator(self, form: SessionForm, samples: Sequence[Sample], lean: bool = False) -> Evaluator:
         settings = self._settings
@@ -310,64 +257,129 @@ class Compression:
         self._model.release()
         return evaluator
 
-    def _probed(
-        self, form: SessionForm, evaluator: Evaluator, samples: Sequence[Sample], pool: Executor
-    ) -> ProbesStart:
-        """What probes layers on a few of the samples, in a session of its own, and tells of its progress."""
-        step = -(-len(samples) // _PROBE_SAMPLES[self._weights.total > _SMALL])
+    # ---- goals ----
 
-        def tell(done: int, total: int, number: int | None, deviation: float) -> None:
-            self._probes += number is not None
-            layer = "" if number is None else self._model.layers[number].name
-            self._progress(Progress("probe", done, total, value=deviation, layer=layer))
+    def archive(self, bench: Bench | None, executor: Executor | None) -> Archive:
+        """The archive that the settings ask for.
 
-        def start(about: Solution, plans: Plans) -> Probes:
-            settings, originals = self._settings, self._originals
-            prober = Prober(probe_form(form), originals, evaluator.measured, samples[::step], settings.runtime)
-            found = probed(self._weights, plans, prober, about, pool, tell)
-            self._model.release()
-            return found
+        Raises:
+            TargetError: there is none.
+        """
+        if bench is None:
+            return self._as_it_is()
+        settings = self._settings
+        if settings.k is not None:
+            return self._at(settings.k, bench, executor)
+        if settings.ratio or settings.size or settings.rate:
+            return self._within_budget(bench, executor)
+        return self._for_objective(bench, executor)
 
-        return start
+    def _as_it_is(self) -> Archive:
+        self._warn(
+            "the model is already quantized; it is stored as it is"
+            if self._model.is_quantized
+            else "there are no float weights to code, or all are kept exact; the model is stored as it is"
+        )
+        widths: Widths = [1.0 if n in self._weights.zeros else None for n in range(len(self._model.layers))]
+        return self._assembled(widths, {}, None)
 
-    def _plans(
-        self,
-        form: SessionForm,
-        samples: Sequence[Sample],
-        halves: tuple[Sequence[int], Sequence[int]],
-        pool: Executor,
-        evaluator: Evaluator,
-    ) -> Callable[..., Plans]:
-        """What fits error compensation to some of the samples."""
+    def _at(self, k: float, bench: Bench, executor: Executor | None) -> Archive:
+        """The archive of the norm allocation, or of the uniform one, at a given k, with nearest rounding."""
+        settings, target = self._settings, self._settings.deviation
+        epsilon = DEFAULT_EPSILON if settings.epsilon is None else settings.epsilon
+        solution = bench.measuring.solution(base_scheme(bench.measuring, epsilon), k)
+        archive, deviation = self.measured(solution, bench, executor)
+        if target is not None and deviation > target:
+            raise TargetError(
+                f"at k = {k:g} the deviation is {deviation:.3g}, above {target:g}; "
+                "leave --k away to search for a k that holds",
+                deviation,
+            )
+        return archive
 
-        def start(widths: Widths, before: Plans | None = None) -> Plans:
-            observed, linear = linear_layers(form, self._model.layers)
-            biases = () if "bias" in without else self._weights.vectors  # those that may be changed
-            linear = {
-                number: item if item.bias in biases else replace(item, bias=None)
-                for number, item in linear.items()
-                if number in matrices
-            }
-            chosen = [[samples[number] for number in half] for half in halves]
-            # Beside a large model there is no room for what variations would tell.
-            varied = [[] if evaluator.is_lean or "variations" in without else augmented(half) for half in chosen]
-            gradients = partial(ProductGradients.of, self._weights, observed, evaluator, self._settings)
-            more = gradients(*varied) if all(varied) else None
-            return plans_of(gradients(*chosen), linear, widths, pool, tell, self._warn, before, more)
+    def _for_objective(self, bench: Bench, executor: Executor | None) -> Archive:
+        """The smallest archive that keeps the deviation, or the constraint."""
+        objective = self._objective(bench)
+        solution = (
+            objective.solution()
+            if isinstance(objective, FixedLayoutSearch)
+            else Solver(bench.measuring, bench.preparation).for_objective(objective)
+        )
+        for _ in range(_TRIES):
+            archive, deviation = self.measured(solution, bench, executor, objective)
+            factor = objective.closer(archive, deviation)
+            if factor is None:
+                return archive
+            solution = bench.measuring.solution(solution.scheme, solution.k * factor)
+        raise objective.failure(archive, deviation)
 
-        def tell(phase: Phase, done: int, total: int) -> None:
-            self._progress(Progress(phase, done, total))
+    def _objective(self, bench: Bench) -> Objective:
+        settings = self._settings
+        if settings.constraint is None:
+            return DeviationObjective(bench.measuring, settings.deviation or 0.0)
+        kind = ConstraintObjective if settings.layout is None else FixedLayoutSearch
+        objective = kind(bench.measuring, settings.constraint, self._originals, self._progress)
+        self._judged = lambda: len(objective.trace)
+        return objective
 
-        matrices, without = set(self._weights.matrices), self._settings.without
-        return start
+    def _within_budget(self, bench: Bench, executor: Executor | None) -> Archive:
+        """The archive of least deviation within a budget of real bytes, or of bits/weight."""
+        budget = Budget.of(self._settings, self._model, self._weights)
+        budget.refuse(self._assembled(nothing(self._weights), {}, executor))
+        solver = Solver(bench.measuring, bench.preparation)
+
+        def measured(solution: Solution) -> tuple[Archive, float]:
+            return self.measured(solution, bench, executor)
+
+        return within_budget(budget, solver, measured, self._settings.deviation, self._warn)
+
+    # ---- archives ----
+
+    def measured(
+        self, solution: Solution, bench: Bench, executor: Executor | None, objective: Objective | None = None
+    ) -> tuple[Archive, float]:
+        """The archive of a solution with what is told of it, and what a target bounds, measured on what it restores."""
+        measuring, outputs, scheme = bench.measuring, self._settings.outputs, solution.scheme
+        measuring.rest()
+        archive = self._assembled(solution.widths, scheme.plans, executor)
+        restored = decompress(archive, executor=executor)
+        try:
+            deviation = measure_restored(bench.evaluator, restored, outputs)
+        except ModelError:  # the original ran: it is what these weights make of the model
+            deviation = bench.evaluator.failure()
+        mean = deviation.mean if deviation.is_measured else math.nan  # under a constraint there may be none
+        self._note(scheme, solution.k, mean)
+        if deviation.is_measured and not math.isfinite(mean):
+            raise TargetError(
+                f"at k = {solution.k:g} the restored model fails, or its outputs hold NaN or infinity where those of "
+                "the original do not; keep the layers that cause it exact with --exclude",
+                mean,
+            )
+        result: dict[str, Any] = {
+            "k": solution.k,
+            "epsilon": scheme.allocation.epsilon,
+            "allocation": scheme.allocation.name,
+            "rounding": scheme.rounding,
+            **deviation.recorded(),
+            "evaluations": len(self._trace) + self._judged(),
+            "probes": bench.preparation.probes,
+        }
+        held = deviation.of(measuring.roles.held)
+        if objective is not None:
+            result |= objective.facts(bench.evaluator, restored, measuring.roles.held)
+        if scheme.guarded and held.is_measured:
+            result |= {"holdout": held.mean, "holdout_samples": held.samples.size}
+            result["holdout_standard_error"] = short(held.standard_error)
+        promised = measuring.promised(scheme, deviation)
+        return archive.described(calibration=bench.calibration, result=result), promised
 
     def _note(self, scheme: Scheme, k: float, value: float) -> None:
-        measured = scheme.kind, k, value
+        measured = (*scheme.name, scheme.guarded), k, value
         if measured in self._trace:
             return
         self._trace.append(measured)
         target = self._settings.deviation or 0.0
-        points = [(k, value) for kind, k, value in self._trace if kind == scheme.kind]
+        points = [(k, value) for kind, k, value in self._trace if kind == measured[0]]
         held = min((k for k, v in points if v <= target), default=math.inf)
         failed = max((k for k, v in points if v > target and k < held), default=0.0)
         self._progress(Progress("search", len(self._trace), 0, k, value, failed, held, *scheme.name))

@@ -1,189 +1,211 @@
-"""Samples → plans of error-compensated rounding for all layers that multiply activations, in bounded memory."""
+"""Samples → plans of layers: statistics are taken and handed to the stages in order, in bounded memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
-from functools import partial
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from riq_cli.errors import ModelError, SettingsError
+import numpy as np
+
+from riq_cli.calibration import augmented
+from riq_cli.errors import ModelError
 from riq_cli.model import Linear
-from riq_cli.pipeline.damping import fitted
-from riq_cli.pipeline.effects import with_effects
-from riq_cli.pipeline.plans import Plan
-from riq_cli.pipeline.product_gradients import LEAST_SAMPLES, Halves, ProductGradients
-from riq_cli.pipeline.settings import Settings, Warn
-from riq_cli.pipeline.shares import position_shares
-from riq_cli.pipeline.split import FIT_SAMPLES, held_count
+from riq_cli.pipeline.settings import Effort, Phase, Tell, Warn
 from riq_cli.pipeline.weights import Plans, Weights, Widths
-from riq_cli.runtime import Observer
+from riq_cli.quantize import stages
+from riq_cli.quantize.plan import LayerPlan
 from riq_cli.statistics import moments
+from riq_cli.statistics.autodiff import Floats
+from riq_cli.statistics.fisher import ERRORS, Fisher, collect_fisher
+from riq_cli.statistics.gradients import LEAST, Observed, position_weights, try_position_weights
 
+LEAST_SAMPLES = 8  # for gradients: two that judge two others know next to nothing of how samples differ
 _MOMENTS = 1 << 26  # bytes of second moments that are held at a time
-_BLOCKS = (2048, 1024, 512)  # columns whose errors compensate each other
+_BLOCKS = (2048, 1024, 512)  # columns among which errors are fed forward
 _FACTORS = 0.75  # bytes of factors, at most, for each byte of weights
-_FEW = 1 << 27  # bytes of factors that are always granted
-_VARIED_PROBES = 2  # directions of the output in each variation of a sample: there are many of them
+_ROW_BLOCKS = (1024, 512, 256)  # rows among which errors are fed forward
+_ROW_MOMENTS = 0.5  # bytes of their second moments, at most, for each byte of weights
+_FEW = 1 << 27  # bytes of factors, and of moments, that are always granted
+_DRAWN = 8 * ERRORS  # random errors of a row of a layer in all
+_DRAWN_LEAN = 2 * ERRORS  # … of a large model
+_ENTRIES = 4096  # of a table, whose errors are drawn: as many as a sample's indices are likely to address
 
-Phase = Literal["fit", "gradients"]
-
-
-class Seen(NamedTuple):
-    """What layers multiply in some samples, in two halves, and how much positions matter where that is known."""
-
-    observer: Observer
-    halves: Halves
-    shares: moments.Shares | None = None
-
-    def collected(self, linear: Mapping[int, Linear], block: int) -> dict[int, moments.Collected]:
-        """The moments of layers."""
-        activations = self.observer.activations(moments.inputs_of(linear))
-        samples = sum(map(len, self.halves))
-        return moments.collect(linear, activations, samples, self.halves[1], block=block, shares=self.shares)
+Fitted = TypeVar("Fitted")
 
 
-def compensates(settings: Settings, random: bool, samples: int) -> bool:
-    """Whether errors are to be compensated: if asked for, or if not, where the calibration data can carry it.
+@dataclass(frozen=True)
+class Fit:
+    """What plans are fitted with.
 
-    Args:
-        settings: what is asked for.
-        random: the samples are made up.
-        samples: their number.
-
-    Raises:
-        SettingsError: it is asked for, and the data cannot carry it.
-    """
-    held = held_count(samples, settings.holdout)
-    few = samples - held < FIT_SAMPLES
-    if settings.rounding == "compensated" and (random or few):
-        raise SettingsError(
-            "compensated rounding needs real samples, random ones would mislead it; give --calibration"
-            if random
-            else f"compensated rounding needs at least {FIT_SAMPLES} samples"
-            f"{' that are not held out' if held else ''}; there are {samples - held}"
-        )
-    return settings.rounding == "compensated" or (settings.may_compensate and not random and not few)
-
-
-def plans_of(
-    gradients: ProductGradients,
-    linear: Mapping[int, Linear],
-    widths: Widths,
-    pool: Executor,
-    progress: Callable[[Phase, int, int], None],
-    warn: Warn,
-    before: Plans | None = None,
-    varied: ProductGradients | None = None,
-) -> dict[int, Plan]:
-    """Plans by the number of the layer, for those layers where they do better than nearest rounding.
-
-    Args:
-        gradients: at the products of layers.
-        linear: those that multiply activations, and tables.
-        widths: about the bin widths that layers will have.
-        pool: its threads work at the same time.
-        progress: called with what is done, steps of it, and their number in all.
-        warn: called if gradients cannot be taken.
-        before: plans fitted to fewer samples: what they do without is done without again.
-        varied: the same of variations of the samples of each half.
-    """
-    told = partial(progress, "gradients")
-    shares: moments.Shares | None = {}
-    # Several kinds of moments take as many times the memory.
-    without = gradients.weights.without
-    if not gradients.observer.is_lean and sum(gradients.rows) >= LEAST_SAMPLES and "gradients" not in without:
-        try:
-            shares = position_shares(gradients, linear, told)
-        except ModelError as error:
-            shares = None
-            warn(f"gradients cannot be taken, so nothing is told apart by them: {error}")
-    seen = Seen(gradients.observer, gradients.halves, shares)
-    more = None
-    if varied is not None and (before is None or any(plan.varied for plan in before.values())):
-        more = _seen(varied, linear, told, bool(shares))
-    plans = fitted_plans(gradients.weights, linear, seen, widths, pool, partial(progress, "fit"), before, more)
-    if shares is None or "gradients" in without:
-        return plans
-    try:
-        return with_effects(gradients, linear, plans, widths, pool, told, before, varied)
-    except ModelError as error:
-        warn(f"gradients cannot be taken, so rows are not told apart by them: {error}")
-        return plans
-
-
-def _seen(
-    varied: ProductGradients, linear: Mapping[int, Linear], told: Callable[[int, int], None], shared: bool
-) -> Seen | None:
-    """What layers multiply in variations of samples; None if the model does not take them."""
-    try:
-        shares = position_shares(varied, linear, told, _VARIED_PROBES) if shared else None
-    except ModelError:
-        return None
-    return Seen(varied.observer, varied.halves, shares)
-
-
-def fitted_plans(
-    weights: Weights,
-    linear: Mapping[int, Linear],
-    seen: Seen,
-    widths: Widths,
-    pool: Executor,
-    progress: Callable[[int, int], None],
-    before: Plans | None = None,
-    varied: Seen | None = None,
-) -> dict[int, Plan]:
-    """Plans by the number of the layer, for those layers where compensation does better than nearest rounding.
-
-    Args:
+    Attributes:
         weights: all layers that may be coded.
-        linear: those that multiply activations.
-        seen: the samples.
-        widths: about the bin widths that layers will have.
+        linear: those that multiply activations, and tables.
+        samples: the model, and samples to fit to in two halves.
+        effort: how much work goes into it.
         pool: its threads work at the same time.
-        progress: called with layers done and layers in all.
-        before: plans fitted to fewer samples: only layers that they compensate are compensated again.
-        varied: variations of the samples.
+        tell: called with what is done, steps of it, and their number in all.
+        warn: called if gradients cannot be taken.
     """
-    fit_for = {
-        number: item
-        for number, item in linear.items()
-        if widths[number] is not None
-        and not item.is_table
-        and "gptq" not in weights.without
-        and (before is None or (number in before and before[number].factors))
-    }
-    block = _block(fit_for, sum(weights.layers[number].values.nbytes for number in fit_for))
-    plans: dict[int, Plan] = {}
-    done = 0
 
-    def fit(number: int) -> Plan | None:
-        width = widths[number]
-        assert width is not None
-        earlier = None if before is None else before[number]
-        alike, shared = found[number]
-        plan = fitted(
-            weights.layers[number], fit_for[number], alike, width, earlier, shared, more.get(number), weights.without
-        )
-        weights.release()
-        return plan
+    weights: Weights
+    linear: Mapping[int, Linear]
+    samples: Observed
+    effort: Effort
+    pool: Executor
+    tell: Tell
+    warn: Warn
 
-    for batch in _batches(fit_for, block, seen.shares, 1 if varied is None else 2):
-        found, more = seen.collected(batch, block), dict[int, moments.Collected]()
-        if varied is not None and (before is None or any(before[number].varied for number in batch)):
+    def plans(self, widths: Widths) -> Plans:
+        """Plans by the number of the layer, for those layers that are not just rounded to the nearest.
+
+        Args:
+            widths: about the bin widths that layers will have.
+        """
+        without, varied = self.weights.without, self._varied()
+        rows = sum(sample.rows for sample in self.samples.samples)
+        with_gradients = self.effort.gradients and "gradients" not in without and rows >= LEAST_SAMPLES
+        weights: moments.Weights = {}
+        if with_gradients and not self.samples.lean:
             try:
-                more = varied.collected(batch, block)
+                weights = position_weights(self.samples, self.linear, self._tick("gradients"), self.effort.probes)
+            except ModelError as error:
+                with_gradients = False
+                self.warn(f"gradients cannot be taken, so all rows and positions count alike: {error}")
+        plans: dict[int, LayerPlan] = {}
+        if "gptq" not in without:
+            plans = self._fed_along_columns(widths, weights, varied)
+        if with_gradients:
+            plans |= self._fed_along_rows(plans, widths, varied)
+        return plans
+
+    def _varied(self) -> Observed | None:
+        """Variations of the samples of each half; None beside a large model, where there is no room for them."""
+        samples, second = self.samples.samples, self.samples.second
+        if self.samples.lean or not self.effort.augmentation or "augmentation" in self.weights.without:
+            return None
+        halves = [[s for number, s in enumerate(samples) if (number in second) == half] for half in (False, True)]
+        parts = [augmented(half, self.effort.augmentation) for half in halves]
+        if not all(parts):
+            return None
+        numbers = frozenset(range(len(parts[0]), len(parts[0]) + len(parts[1])))
+        return replace(self.samples, samples=[*parts[0], *parts[1]], second=numbers)
+
+    # ---- along columns ----
+
+    def _fed_along_columns(
+        self, widths: Widths, weights: moments.Weights, varied: Observed | None
+    ) -> dict[int, LayerPlan]:
+        """Plans of the layers whose errors are fed forward along columns."""
+        layers, without = self.weights.layers, self.weights.without
+        chosen = {n: item for n, item in self.linear.items() if widths[n] is not None and not item.is_table}
+        block = _block(chosen, sum(layers[number].values.nbytes for number in chosen))
+        more = {} if varied is None or not weights else try_position_weights(varied, chosen, self._tick("gradients"), 1)
+        plans: dict[int, LayerPlan] = {}
+
+        def fit(number: int) -> LayerPlan:
+            width, layer, item = widths[number], layers[number], chosen[number]
+            assert width is not None
+            plan = replace(LayerPlan.of(layer, item.matrix), bias=item.bias)
+            fitted = stages.feed_columns(plan, layer, halves[number], others.get(number), width, without)
+            self.weights.release()
+            return fitted
+
+        for batch in _batches(chosen, block, weights, 1 if varied is None else 2):
+            halves = self._moments(self.samples, batch, weights, block)
+            try:
+                others = {} if varied is None else self._moments(varied, batch, more, block)
             except ModelError:  # the model does not take what was made of its samples
-                varied = None
-        weights.release()
-        for number, plan in zip(batch, pool.map(fit, batch), strict=True):
-            if plan is not None:
-                plans[number] = plan
-            done += 1
-            progress(done, len(fit_for))
-        found.clear()  # or they would stay until those of the next layers are complete
-        more.clear()
-    return plans
+                varied, others = None, {}
+            self.weights.release()
+            for number, plan in zip(batch, self.pool.map(fit, batch), strict=True):
+                if plan.factors:
+                    plans[number] = plan
+            self.tell("statistics", len(plans), len(chosen))
+            halves.clear()  # or they would stay until those of the next layers are complete
+            others.clear()
+        return plans
+
+    @staticmethod
+    def _moments(
+        observed: Observed, linear: Mapping[int, Linear], weights: moments.Weights, block: int
+    ) -> dict[int, moments.Halves]:
+        activations = observed.observer.activations(moments.inputs_of(linear))
+        return moments.collect(linear, activations, len(observed.samples), observed.second, weights, block)
+
+    # ---- along rows ----
+
+    def _fed_along_rows(self, plans: Plans, widths: Widths, varied: Observed | None) -> dict[int, LayerPlan]:
+        """Plans of the layers whose errors are fed forward along rows too."""
+        layers, sizes, without = self.weights.layers, self.weights.sizes, self.weights.without
+        chosen = {
+            number: item
+            for number, item in self.linear.items()
+            if widths[number] is not None
+            and item.matrix.row_axes is not None
+            and item.matrix.shape[0] * item.matrix.shape[1] >= stages.FEW
+            and sizes[number] >= LEAST
+        }
+        if not chosen:
+            return {}
+        errors = {number: self._errors(plans.get(number), number) for number in chosen}
+        most = self._most(chosen, 1 if varied is None else 2)
+
+        def collected(observed: Observed, probes: int) -> dict[int, tuple[Fisher, Fisher]]:
+            return collect_fisher(observed, chosen, errors, most, stages.FEW, self._tick("gradients"), probes)
+
+        try:
+            halves = collected(self.samples, self.effort.probes)
+        except ModelError as error:
+            self.warn(f"gradients cannot be taken, so all rows count alike: {error}")
+            return {}
+        others: dict[int, tuple[Fisher, Fisher]] = {}
+        try:
+            others = {} if varied is None else collected(varied, max(1, self.effort.probes // 4))
+        except ModelError:  # the model does not take what was made of its samples
+            others = {}
+
+        def fit(number: int) -> LayerPlan:
+            width, layer = widths[number], layers[number]
+            assert width is not None
+            plan = plans.get(number) or LayerPlan.of(layer, chosen[number].matrix)
+            fitted = stages.feed_rows(plan, layer, halves.pop(number), others.pop(number, None), width, without)
+            self.weights.release()
+            return fitted
+
+        numbers = list(halves)
+        found = zip(numbers, self.pool.map(fit, numbers), strict=True)
+        return {number: plan for number, plan in found if not plan.is_elementwise or plan.rows.any()}
+
+    def _errors(self, plan: LayerPlan | None, number: int) -> Floats:
+        """Random errors of a row of weights as GPTQ leaves them, f32[groups, columns, errors]."""
+        item = self.linear[number]
+        groups, _, columns = item.matrix.shape
+        if item.is_table:
+            columns = min(columns, _ENTRIES)
+        drawn = _DRAWN_LEAN if self.samples.lean else _DRAWN
+        errors = np.random.default_rng(number).standard_normal((groups, columns, drawn), np.float32)
+        if plan is not None:
+            widths = np.exp2(plan.columns / np.float32(4))
+            for factor in plan.factors:
+                part = slice(factor.begin, factor.end)
+                errors[:, part] *= (widths[:, part] / factor.diagonal)[..., None]
+                errors[:, part] = factor.upper.swapaxes(1, 2) @ errors[:, part]
+        return errors
+
+    def _most(self, linear: Mapping[int, Linear], times: int) -> int:
+        """Rows of a block such that so many times their moments stay in proportion to the weights."""
+        shapes = [item.matrix.shape for item in linear.values()]
+        nbytes = _ROW_MOMENTS * sum(self.weights.layers[number].values.nbytes for number in linear)
+        bound = max(nbytes, _FEW - nbytes)
+        for most in _ROW_BLOCKS:
+            if times * sum(2 * 4 * groups * rows * min(rows, most) for groups, rows, _ in shapes) <= bound:
+                break
+        return most
+
+    def _tick(self, phase: Phase) -> Callable[[int, int], None]:
+        return lambda done, total: self.tell(phase, done, total)
 
 
 def _block(linear: Mapping[int, Linear], nbytes: int) -> int:
@@ -198,12 +220,12 @@ def _block(linear: Mapping[int, Linear], nbytes: int) -> int:
 
 
 def _batches(
-    linear: Mapping[int, Linear], block: int, shares: moments.Shares | None = None, times: int = 1
+    linear: Mapping[int, Linear], block: int, weights: moments.Weights, times: int
 ) -> Iterator[dict[int, Linear]]:
     """The layers in runs whose moments, so many times, fit into memory together."""
     batch: dict[int, Linear] = {}
     for number, item in linear.items():
-        if batch and times * moments.nbytes({**batch, number: item}, block, shares) > _MOMENTS:
+        if batch and times * moments.nbytes({**batch, number: item}, block, weights) > _MOMENTS:
             yield batch
             batch = {}
         batch[number] = item

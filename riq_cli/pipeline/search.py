@@ -81,7 +81,7 @@ _COARSE = 4
 _NEAR = 1.5  # times the limit: a value up to that may meet it at a k a little coarser, where the value is rough
 
 
-def bisection(measure: Measure, limit: float, lowest: float, highest: float, rough: bool = False) -> Found:
+def bisection(measure: Measure, limit: float, lowest: float, highest: float, start: float | None = None) -> Found:
     """A small k that holds, on a ladder of k that is the same for all limits: a larger limit ends at no larger k.
 
     An octave of k is found by bisection, of which the coarse end fails and the fine end holds. In it the search begins
@@ -93,7 +93,8 @@ def bisection(measure: Measure, limit: float, lowest: float, highest: float, rou
         measure: k → value.
         limit: what the value must not exceed.
         lowest, highest: ends of the ladder.
-        rough: end with two rungs of which one fails and the other, at most 9 % finer, holds.
+        start: where the octave is looked for first, octave by octave; then limits with other starts may end in another
+            order. None: the whole ladder is halved.
 
     Raises:
         TargetError: neither the last rung nor any other that was tried meets the limit.
@@ -116,57 +117,56 @@ def bisection(measure: Measure, limit: float, lowest: float, highest: float, rou
         return low, high
 
     last = math.ceil(_FINE / _COARSE * math.log2(highest / lowest)) * _COARSE
-    low, high = halved(-_COARSE, last, limit, 2 * _COARSE if rough else _FINE)
+    if start is None:
+        low, high = halved(-_COARSE, last, limit, _FINE)
+    else:
+        high = min(max(round(_FINE / _COARSE * math.log2(start / lowest)) * _COARSE, 0), last)
+        low = -_COARSE
+        while at(high) > limit and high < last:
+            low, high = high, min(high + _FINE, last)
+        while low < 0 < high and at(max(high - _FINE, 0)) <= limit:
+            high = max(high - _FINE, 0)
+        low = max(low, high - _FINE)
     if at(high) > limit:  # the last: no other rung held
         raise TargetError("not reached", min(values.values()))
-    if not rough:
-        _, near = halved(low, high, _NEAR * limit, _COARSE)
-        high = next(rung for rung in range(near, high + 1, _COARSE) if at(rung) <= limit)
-        _, high = halved(max(high - _COARSE, 0), high, limit, 1, 1)
+    _, near = halved(low, high, _NEAR * limit, _COARSE)
+    high = next(rung for rung in range(near, high + 1, _COARSE) if at(rung) <= limit)
+    _, high = halved(max(high - _COARSE, 0), high, limit, 1, 1)
     return Found(k(high), at(high))
 
 
-_RUNG = 2 ** (1 / 16)  # between neighbouring k of `scan`: less than 0.07 bits/weight
-_LEAP = math.sqrt(2)  # eight rungs: how far it goes at a time until it has seen a k that holds, and one that fails
+_TRIES = 20
+_CLOSE = 1.001  # between a k within a budget and one beyond it
+_OCTAVES = 32  # of k that a step takes at most
 
 
-def scan(measure: Measure, limit: float, start: float, lowest: float, highest: float) -> Found:
-    """The first k that holds, upward from the coarse end, for a value that need not fall as k grows.
-
-    The coarse end is found by leaps from `start`, down to one that fails, or up to one that holds. From there every
-    rung is measured, each 4 % finer than the one before, and the first that holds is the solution. (Tried: that one or
-    two finer neighbours have to hold as well. Under a loss, archives grew by 2 to 12 % in the mean, and what held for
-    luck on few samples mostly held for luck beside its neighbours; a margin in standard errors is what helps.)
+def largest(bits: Measure, budget: float, weights: int, start: float, lowest: float) -> float:
+    """The largest k whose bits are within a budget, `lowest` if none is.
 
     Args:
-        measure: k → value.
-        limit: what the value must not exceed.
+        bits: k → bits, which grow about as weights · log₂ k.
+        budget: of bits.
+        weights: number of them.
         start: first k to try.
-        lowest, highest: the smallest and largest k to try.
-
-    Raises:
-        TargetError: no leap up to `highest` met the limit.
+        lowest: the smallest k to try.
     """
-    k = min(max(start, lowest), highest)
-    value = best = measure(k)
-    failed = None
-    while value > limit:
-        if k >= highest:
-            raise TargetError("not reached", best)
-        failed, k = k, min(k * _LEAP, highest)
-        value = measure(k)
-        best = min(best, value)
-    while failed is None and k > lowest:
-        coarser = max(k / _LEAP, lowest)
-        found = measure(coarser)
-        if found <= limit:
-            k, value = coarser, found
+    low, high, k = 0.0, math.inf, start
+    bits_low = bits_high = 0.0
+    for _ in range(_TRIES):
+        found = bits(k)
+        if found <= budget:
+            low, bits_low = k, found
         else:
-            failed = coarser
-    rung = math.inf if failed is None else failed * _RUNG
-    while rung * math.sqrt(_RUNG) < k:
-        found = measure(rung)
-        if found <= limit:
-            return Found(rung, found)
-        rung *= _RUNG
-    return Found(k, value)
+            high, bits_high = k, found
+        if low and high < low * _CLOSE:
+            break
+        if low and high < math.inf:  # between the ends, but not too near to either
+            share = min(max((budget - bits_low) / (bits_high - bits_low), 0.1), 0.9)
+            k = low * (high / low) ** share
+        else:
+            octaves = max(min((budget - found) / weights, _OCTAVES), -_OCTAVES)
+            k *= 2 ** (max(1.1 * octaves, 0.05) if found <= budget else min(1.1 * octaves, -0.05))
+            k = min(max(k, lowest), K_UNBOUNDED)
+        if k == low:
+            break
+    return low or lowest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from riq_cli.constraint import Constraint, LossConstraint, check_margin
 from riq_cli.errors import SettingsError
@@ -29,7 +29,32 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "fast": {"allocation": "norm", "rounding": "nearest", "search": "bisection"},
     "uniform": {"allocation": "uniform", "rounding": "nearest", "search": "bisection", "holdout": 0.0},
-    "small": {"allocation": "measured", "rounding": None, "search": "bisection"},
+    "balanced": {"allocation": "measured", "rounding": None, "search": "bisection", "effort": "balanced"},
+    "small": {"allocation": "measured", "rounding": None, "search": "bisection", "effort": "small"},
+    "smallest": {"allocation": "measured", "rounding": None, "search": "bisection", "effort": "smallest"},
+}
+
+
+class Effort(NamedTuple):
+    """How much work goes into statistics and into the search for k.
+
+    Attributes:
+        gradients: whether gradients of the outputs are taken.
+        probes: output directions of gradients in each sample, at most.
+        augmentation: share of the variations of samples that are enough.
+        points: k that are measured near the target.
+    """
+
+    gradients: bool
+    probes: int
+    augmentation: float
+    points: int
+
+
+EFFORTS = {
+    "balanced": Effort(False, 0, 0.0, 4),
+    "small": Effort(True, 8, 0.25, 5),
+    "smallest": Effort(True, 16, 1.0, 10),
 }
 
 
@@ -100,6 +125,7 @@ class Settings:
             samples), or `trellis` (the same, where there are samples for it, and along the best ways through a
             trellis), or, in a fixed layout, `directed` (all weights of a layer up or down, as the loss falls); None:
             `trellis` with the measured allocation, else `nearest`.
+        effort: how much work goes into statistics and the search where errors are compensated (`EFFORTS`).
         search: `bisection`, or the paper's `algorithm1`.
         epsilon: ε0 of the norm allocation; None: 0.01 or 0, whichever takes less room. Uniform: always 0.
         max_bits: R: no layer has more than 2^R levels; None: no such bound.
@@ -129,6 +155,7 @@ class Settings:
     k: float | None = None
     allocation: Literal["norm", "measured", "uniform"] = "measured"
     rounding: Literal["nearest", "compensated", "trellis", "directed"] | None = None
+    effort: Literal["balanced", "small", "smallest"] = "small"
     search: Literal["bisection", "algorithm1"] = "bisection"
     epsilon: float | None = None
     max_bits: int | None = None
@@ -184,6 +211,8 @@ class Settings:
             raise SettingsError(f"max_bits = {self.max_bits} is not in 2 … 16")
         if self.search not in ("bisection", "algorithm1"):
             raise SettingsError(f"no search is named {self.search!r}; there are bisection and algorithm1")
+        if self.effort not in EFFORTS:
+            raise SettingsError(f"no effort is named {self.effort!r}; there are {', '.join(EFFORTS)}")
         if self.allocation not in ("norm", "measured", "uniform"):
             raise SettingsError(f"no allocation is named {self.allocation!r}; there are norm, measured and uniform")
         if self.rounding not in (None, "nearest", "compensated", "trellis", "directed"):
@@ -217,6 +246,16 @@ class Settings:
     def runtime(self) -> Runtime:
         """How onnxruntime runs the model."""
         return Runtime(self.threads, self.provider, self.custom_ops)
+
+    @property
+    def work(self) -> Effort:
+        """What the effort comes to."""
+        return EFFORTS[self.effort]
+
+    @property
+    def is_free(self) -> bool:
+        """Whether there is more to choose than k."""
+        return self.allocation == "measured" or self._looks_ahead
 
     @property
     def may_compensate(self) -> bool:
@@ -257,18 +296,21 @@ class Settings:
         return result
 
 
+Phase = Literal["gradients", "statistics", "probe", "search", "coding", "decoding"]
+
+
 @dataclass(frozen=True)
 class Progress:
     """A step of the work, for a progress display.
 
     In a `search`, `done` counts evaluations, `k` and `value` are the newest one, of an `allocation`, a `rounding` and
     an `epsilon`, and `low` and `high` the bracket: the largest k that failed and the smallest that held. In a `probe`,
-    `done` of `total` layers are through, and `value` is the deviation that `layer` caused alone, if one was probed. In
-    `fit`, `done` of `total` layers are through, with `gradients` steps back through the model, otherwise `done` of
-    `total` weights.
+    `done` of `total` layers are through, and `value` is the deviation that `layer` caused alone. In `statistics`,
+    `done` of `total` layers are through, with `gradients` steps back through the model, otherwise `done` of `total`
+    weights.
     """
 
-    phase: Literal["search", "fit", "gradients", "probe", "coding", "decoding"]
+    phase: Phase
     done: int
     total: int = 0
     k: float = 0.0
@@ -283,6 +325,7 @@ class Progress:
 
 
 Report = Callable[[Progress], None]
+Tell = Callable[[Phase, int, int], None]  # phase, steps done, and in all
 Warn = Callable[[str], None]
 
 

@@ -1,319 +1,210 @@
-"""The search for bin widths: allocations tried, k searched for each, the smallest that holds kept."""
+"""From an objective to a solution: statistics are fitted, layers probed, bits allocated, and k searched."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
-from riq_cli.allocate.allocation import Allocation
+from riq_cli.allocate.probing import Measured, Probe, probe
 from riq_cli.errors import ModelError, TargetError
 from riq_cli.pipeline import search
-from riq_cli.pipeline.means import Means, ProbesStart
-from riq_cli.pipeline.plans import Plan
-from riq_cli.pipeline.searcher import Searcher, not_held
-from riq_cli.pipeline.settings import DEFAULT_DEVIATION, DEFAULT_EPSILON
+from riq_cli.pipeline.fitting import Fit
+from riq_cli.pipeline.measuring import Measuring
+from riq_cli.pipeline.objective import LOWEST, DeviationObjective, Objective, base_scheme
+from riq_cli.pipeline.settings import DEFAULT_DEVIATION, Progress, Report, Warn
 from riq_cli.pipeline.solution import Scheme, Solution
-from riq_cli.pipeline.weights import Plans
+from riq_cli.pipeline.unchangeable import UnchangeableError
+from riq_cli.pipeline.weights import Plans, Widths
+from riq_cli.quantize.plan import LayerPlan
+from riq_cli.runtime import Prober
 
-_FAR = (
-    0.85  # share of a rough solution's bits below which a compensated one is not compared with measured, nearest ones
-)
-_SURE = 0.7  # share of them below which it is smaller than the paper's own, which may happen upon a small k
-_PATIENCE = 200  # steps that the paper's own search may take
-_CLEARLY = 0.95  # share of a solution's bits below which a trellis cannot bring it
-_WIDER = math.sqrt(2)  # bins where errors are compensated are about as much wider: it is fitted and probed there
 INVISIBLE = 1e-6  # a deviation below which nothing can be seen in outputs of single precision
-_AROUND = (0.95, 1.0, 1.05)  # factors on k at which schemes are held against each other
+_FAR = 0.85  # share of a rough solution's bits below which nearest rounding is not searched: it cannot be smaller
+_WIDER = math.sqrt(2)  # bins with error feedback are about as much wider: statistics are fitted and layers probed there
+_ON_TRELLIS = 0.92  # about the factor on k: at the same k, the error on a trellis is 0.8 times as large
+_ROUGH_SAMPLES = 8  # for a rough solution
+_ROUGH_SAMPLES = 8  # for a rough solution
+_ROUGH, _ROUGH_TRIES, _ROUGH_LEAP = 1.25, 8, 16.0  # a rough solution: factor on the deviation, tries, factor on k
+_AROUND = (0.95, 1.0, 1.05)  # factors on k at which schemes are compared
 
 
-class Solver(Searcher):
-    """Chooses the schemes to try for one model and one set of samples, and keeps the best solution."""
+@dataclass(frozen=True)
+class Prepared:
+    """What holds for solutions of about the same deviation: plans of layers, and what each layer causes alone."""
 
-    def for_deviation(self, target: float, means: Means) -> Solution:
-        """The smallest solution that was measured to hold the target, on the held-out samples too.
+    plans: Plans
+    measured: Measured | None
 
-        Args:
-            target: D.
-            means: what is tried beside the norm allocation with nearest rounding.
+
+class Preparation:
+    """Fits plans and probes layers, at about a solution.
+
+    Args of the constructor are what it needs: `fit` is None where samples cannot carry statistics, `prober` starts a
+    session that probes layers and is None where they are not to be probed.
+    """
+
+    def __init__(
+        self, measuring: Measuring, fit: Fit | None, prober: Callable[[], Prober] | None, tell: Report, warn: Warn
+    ) -> None:
+        self._measuring, self._fit, self._prober, self._tell, self._warn = measuring, fit, prober, tell, warn
+        self._kept: Prepared | None = None
+        self.probes = 0
+
+    def about(self, deviation: float) -> Solution:
+        """A rough solution of nearest rounding by norm on the samples that layers are probed on."""
+        measuring, probed = self._measuring, self._measuring.roles.probed
+        among = probed[:: -(-len(probed) // _ROUGH_SAMPLES)]
+        scheme = base_scheme(measuring, 0.0)
+        k = measuring.weights.expected_k(scheme.allocation, deviation)
+        found = deviation
+        for _ in range(_ROUGH_TRIES if measuring.evaluator.measured else 0):
+            found = measuring.deviation(scheme, k, among).mean
+            ratio = found / deviation
+            if 1 / _ROUGH < ratio < _ROUGH:
+                break
+            following = min(k * min(max(math.sqrt(ratio), 1 / _ROUGH_LEAP), _ROUGH_LEAP), search.K_UNBOUNDED)
+            if following == k:
+                break
+            k = following
+        return measuring.solution(scheme, k, found)
+
+    def keep(self, deviation: float) -> None:
+        """Prepare once, for all solutions: at about this deviation."""
+        if self._measuring.settings.is_free:
+            self._kept = self._prepared(self.about(deviation))
+
+    def scheme(self, about: Solution) -> Scheme | None:
+        """The scheme of measured allocation and fitted plans; None where there is neither."""
+        prepared = self._kept or self._prepared(about)
+        if prepared.measured is not None:
+            allocation = prepared.measured.allocation(about.deviation, about.k, about.widths)
+            return Scheme(allocation, prepared.plans)
+        return Scheme(about.scheme.allocation, prepared.plans) if prepared.plans else None
+
+    def _prepared(self, about: Solution) -> Prepared:
+        measuring = self._measuring
+        measuring.rest()
+        k = about.k / _WIDER if self._fit is not None else about.k
+        widths = measuring.weights.widths(about.scheme.allocation, k)
+        plans = {} if self._fit is None else self._fit.plans(widths)
+        if self._prober is None:
+            return Prepared(plans, None)
+        try:
+            return Prepared(plans, self._measured(self._prober(), plans, widths, k, about.deviation))
+        except ModelError as error:
+            self._warn(f"layers cannot be probed, so the norm allocation is used: {error}")
+            return Prepared(plans, None)
+
+    def _measured(self, prober: Prober, plans: Plans, widths: Widths, k: float, budget: float) -> Measured:
+        weights = self._measuring.weights
+        probes: dict[int, Probe] = {}
+        for done, number in enumerate(weights.codable, 1):
+            width, plan = widths[number], plans.get(number)
+            first = weights.norms[number] / k if width is None else width
+            found = probe(prober, partial(weights.alone, number, plan=plan), first, budget)
+            probes[number] = found
+            self.probes += 1
+            layer = weights.layers[number].name
+            self._tell(Progress("probe", done, len(weights.codable), value=found.deviation, layer=layer))
+        if failed := [number for number, found in probes.items() if found.failed]:
+            raise UnchangeableError(failed)
+        readable = [number for number, found in probes.items() if found.is_readable]
+        drawn = self._measuring.pool.map(lambda n: weights.curve(n, probes[n].width, plans.get(n)), readable)
+        curves = dict(zip(readable, drawn, strict=True))
+        return Measured(probes, curves, weights.sizes, weights.norms, weights.peaks)
+
+
+class Solver:
+    """Finds the smallest solution for an objective, or the best one within a budget."""
+
+    def __init__(self, measuring: Measuring, preparation: Preparation) -> None:
+        self._measuring, self._preparation = measuring, preparation
+
+    def for_objective(self, objective: Objective) -> Solution:
+        """The smallest solution that was measured to hold.
 
         Raises:
             TargetError: none holds.
         """
-        solutions = self._solutions(target, means)
-        found = min(solutions, key=lambda solution: solution.bits)
-        refitted = self._refitted(found, target, means)
-        if refitted is not None:
-            solutions.append(refitted)
-        if refitted is None or refitted.bits >= _CLEARLY * found.bits:
-            trellised = self._with_trellis(found)
-            solutions += [] if trellised is None else self._crossings([trellised], target, found.k)
-        best = self._smallest(solutions, target)
-        own = None if means == Means() else self._own(target, best)
-        return best if own is None or best.bits <= own.bits else own
-
-    def _smallest(self, solutions: Sequence[Solution], target: float) -> Solution:
-        """The smallest of some solutions once they hold: what does not hold yet grows until it does."""
-        best: Solution | None = None
-        failure: TargetError | None = None
-        for solution in sorted(solutions, key=lambda solution: solution.bits):
-            if best is None or solution.bits < best.bits:
-                try:
-                    settled = self.settled(solution, target)
-                except TargetError as error:
-                    failure = error
-                    continue
-                best = settled if best is None or settled.bits < best.bits else best
-        if best is None:
-            assert failure is not None
-            raise failure
-        return best
-
-    def _solutions(self, target: float, means: Means) -> list[Solution]:
-        """The best solution of each way to round and to share bin widths out, about where it causes the target."""
-        paper = None if self._settings.epsilon is None else self._paper(target)  # what was asked for has to be reached
+        settings = self._measuring.settings
         found: list[Solution] = []
-        if means.plans is not None:
-            with contextlib.suppress(TargetError):
-                about = paper or self._about(target)
-                found = self._crossings(self._schemes(self._plans(about, means), about, means), target, about.k)
-                if found and self.settled(found[0], target).bits < _FAR * about.bits:
-                    return found
-        paper = paper or self._paper(target)
-        return [*found, *self._crossings(self._schemes({}, paper, means), target, paper.k), paper]
+        if settings.epsilon is not None:  # what was asked for has to be reached
+            found += self._base(objective, None)
+        if settings.is_free:
+            about = self._preparation.about(objective.deviation)
+            with contextlib.suppress(TargetError):  # nearest rounding is searched too
+                solution = self._of_scheme(objective, self._preparation.scheme(about), about.k)
+                if solution is not None:
+                    found.append(solution)
+                    if settings.epsilon is None and solution.bits > _FAR * about.bits:
+                        found += self._base(objective, solution)
+        return min(found or self._base(objective, None), key=lambda solution: solution.bits)
 
-    def kept(self, target: float, means: Means) -> Means:
-        """The same means for many targets, of which this is one in the middle; see `Means.kept`."""
-        with contextlib.suppress(TargetError):  # then each target starts from a solution of its own
-            return means if means == Means() else means.kept(self._wider(self._about(target), means.plans is not None))
-        return means
+    @staticmethod
+    def _base(objective: Objective, best: Solution | None) -> list[Solution]:
+        found = objective.base(best)
+        return [] if found is None else [found]
 
-    def for_bits(self, budget: float, means: Means) -> Solution:
-        """The solution that takes no more than `budget` bits and causes least there and thereabouts.
-
-        Where the base allocation causes nothing that can be seen with less, it is that, and takes less.
-        """
-
-        def finest(scheme: Scheme, start: float) -> Solution:
-            solution = self.within(scheme, budget, start)
-            return replace(solution, deviation=self._typical(scheme, solution.k, self._parts.unfitted))
-
-        base = self._base(self._settings.epsilon or 0.0)
-        paper = finest(base, self._weights.expected_k(base.allocation, DEFAULT_DEVIATION))
-        if paper.deviation <= INVISIBLE:
-            with contextlib.suppress(TargetError):
-                invisible = self._solved(base, INVISIBLE)
-                if invisible.bits <= budget:
-                    return invisible
-        candidates = [paper]
-        for plans in (self._plans(paper, means), {}):
-            others = self._schemes(plans, paper, means)
-            while others:
-                candidates.append(finest(others.pop(0), paper.k))
-                others = self._most_promising(others, candidates[-1])
-            if min(solution.deviation for solution in candidates) < _FAR * paper.deviation:
-                break
-        best = min(candidates, key=lambda solution: solution.deviation)
-        refitted, trellised = self._refitted_scheme(best, means), self._with_trellis(best)
-        if trellised is not None:
-            best = min(best, finest(trellised, best.k), key=lambda solution: solution.deviation)
-        if refitted is not None:
-            found = self.within(refitted, budget, best.k)
-            best = min(found, best, key=lambda one: self._typical(one.scheme, one.k, self._parts.held))
-        return best
-
-    def at(self, k: float) -> Solution:
-        """The norm allocation, or the uniform one, at a given k, with nearest rounding."""
-        epsilon = DEFAULT_EPSILON if self._settings.epsilon is None else self._settings.epsilon
-        return self._solution(self._base(epsilon), k, math.nan)
-
-    # ---- the paper's ----
-
-    def _about(self, target: float) -> Solution:
-        """A rough solution that others start from."""
-        return self._solved(self._base(0.0), target, rough=True)
-
-    def _paper(self, target: float) -> Solution:
-        """The smallest solution of the base allocation with ε0 = 0.01 and with 0, or with what was asked for.
-
-        The paper takes an ε0 that reaches the target (A.4), and so does its search. But that can be far from the best
-        where it leaves k no room.
-        """
-        given = self._settings.epsilon
-        found: list[Solution] = []
-        best = math.inf
-        for epsilon in (DEFAULT_EPSILON, 0.0) if given is None else (given,):
-            try:
-                found.append(self._solved(self._base(epsilon), target))
-            except TargetError as error:
-                best = min(best, error.best)
-            if found and self._settings.search == "algorithm1":
-                break
-        if not found:
-            raise self._unreached(target, best)
-        return min(found, key=lambda solution: solution.bits)
-
-    def _unreached(self, target: float, best: float) -> TargetError:
-        """The error that the base allocation does not reach a target, and why."""
-        epsilon = self._settings.epsilon or 0.0
-        finest = search.upper_bound(self._weights.largest, epsilon)
-        if self._deviation(self._base(epsilon), finest, self._parts.others).mean <= target:
-            return not_held(target, best)
-        if epsilon:
-            return TargetError(
-                f"a deviation of {target:g} is not reached with epsilon = {epsilon:g}: the best is {best:.3g}; "
-                "give a smaller --epsilon, or none to let riq choose it",
-                best,
-            )
-        return TargetError(
-            f"a deviation of {target:g} is not reached: the best is {best:.3g}, with weights as fine as they can "
-            "be coded; give a larger --deviation, or keep sensitive layers exact with --exclude",
-            best,
-        )
-
-    def _base(self, epsilon: float) -> Scheme:
-        """The norm allocation with nearest rounding, or the uniform one in its place where that is asked for."""
-        uniform = self._settings.allocation == "uniform"
-        return Scheme(self._weights.uniform_allocation() if uniform else self._weights.norm_allocation(epsilon), {})
-
-    def _own(self, target: float, best: Solution) -> Solution | None:
-        """The solution of `--preset paper`, to the letter: nothing may be larger. None where it is not worth a search.
-
-        Where the deviation is rough, its search may happen upon a smaller k than others. It takes so many steps up to
-        the first k that holds that it is not worth waiting for where that is far up; such solutions are large.
-        """
-        base = self._base(DEFAULT_EPSILON)
-        if "candidates" in self._settings.without:
-            return None
-        if self._settings.epsilon in (None, DEFAULT_EPSILON):
-            with contextlib.suppress(TargetError):
-                about = self._solved(base, target, rough=True)
-                lowest = search.lower_bound(self._weights.largest, DEFAULT_EPSILON)
-                step = math.sqrt(search.upper_bound(self._weights.largest, DEFAULT_EPSILON) - lowest)
-                if best.bits > _SURE * about.bits and about.k - lowest < _PATIENCE * step:
-                    return self._solved(replace(base, guarded=False), target, by="algorithm1")
-        return None
-
-    # ---- beyond ----
-
-    def _crossings(self, schemes: Iterable[Scheme], target: float, start: float) -> list[Solution]:
-        """The smallest of the solutions where some schemes cause the target, alone; none if none of them gets there.
-
-        After the first scheme, only that of the others is searched which causes least in as many bits as the best so
-        far.
-        """
-        others, found = list(schemes), list[Solution]()
-        while others:
-            with contextlib.suppress(TargetError):  # the paper's solution is there
-                found = [min([*found, self._crossing(others.pop(0), target, start)], key=lambda one: one.bits)]
-            others = self._most_promising(others, found[0]) if found else others
-        return found
-
-    def _most_promising(self, schemes: list[Scheme], solution: Solution) -> list[Scheme]:
-        """The one of some schemes that causes least in about as many bits as a solution takes."""
-
-        def typical(scheme: Scheme) -> float:
-            return self._typical(scheme, self._k_of(scheme, solution.bits, solution.k), self._unseen(scheme))
-
-        return [min(schemes, key=typical)] if len(schemes) > 1 else schemes
-
-    def _typical(self, scheme: Scheme, k: float, among: Sequence[int]) -> float:
-        """The mean deviation at about a k, on some samples: at one k it is a matter of luck, of a few it is less so."""
-        return geometric_mean([self._deviation(scheme, k * factor, among).mean for factor in _AROUND])
-
-    def _plans(self, about: Solution, means: Means) -> Plans:
-        self.rest()
-        return {} if means.plans is None else means.plans(self._wider(about, True).widths)
-
-    def _schemes(self, plans: Plans, paper: Solution, means: Means) -> list[Scheme]:
-        """Schemes that may be better than the paper's, with errors compensated by these plans, if there are any."""
-        if means.probes is not None:
-            return self._probed(paper, plans, means.probes)
-        return [Scheme(paper.scheme.allocation, plans)] if plans else []
-
-    def _probed(self, paper: Solution, plans: Plans, probes: ProbesStart) -> list[Scheme]:
-        """The measured allocations, and their blends half-way with the norm's."""
-        self.rest()
-        try:
-            probed = probes(self._wider(paper, bool(plans)), plans)
-            allocations, plans = probed.allocations(paper), probed.plans
-        except ModelError as error:
-            self._warn(f"layers cannot be probed, so the norm allocation is used: {error}")
-            return [Scheme(paper.scheme.allocation, plans)] if plans else []
-        without = self._settings.without
-        if "reprobes" in without:
-            del allocations[1:]
-        blended = [self._blended(allocation, paper.scheme.allocation) for allocation in allocations]
-        pairs = zip(allocations, blended, strict=True)
-        tried = [allocation for pair in pairs for allocation in pair] if "blends" not in without else allocations
-        schemes = [Scheme(allocation, plans) for allocation in tried]
-        if "candidates" in without:
-            return [scheme.decided for scheme in schemes]
-        # What gradients say of few samples, or where little is left of rows, may be worth less than nothing.
-        even = [scheme.even for scheme in schemes[:2] if scheme.has_positions]
-        plain = [scheme.plain for scheme in schemes[:2] if scheme.has_importance]
-        return [scheme.decided for scheme in schemes] + even + plain
-
-    def _blended(self, measured: Allocation, norm: Allocation) -> Allocation:
-        shapes = {
-            number: math.sqrt(shape) * math.sqrt(self._weights.norms[number]) if number in norm.shapes else shape
-            for number, shape in measured.shapes.items()
-        }
-        return replace(measured, name=measured.name.replace("measured", "blend"), shapes=shapes)
-
-    def _refitted(self, found: Solution, target: float, means: Means) -> Solution | None:
-        """The smallest solution of the scheme refitted; None if there is none.
-
-        Little is left to search on that it was not fitted to. So k is taken where it does as well as `found` on samples
-        most of which that was fitted to as well.
-        """
-        scheme = self._refitted_scheme(found, means)
+    def _of_scheme(self, objective: Objective, scheme: Scheme | None, start: float) -> Solution | None:
         if scheme is None:
             return None
-        among = self._parts.weighed
-        goal = self._typical(found.scheme, found.k, among)
-        with contextlib.suppress(TargetError):
-            return self._crossing_among(among, scheme, goal, found.k)
-        return None
+        k = objective.near(scheme, start)
+        trellised = self._on_trellis(scheme, k)
+        if trellised is not None:
+            scheme, k = trellised, objective.near(trellised, _ON_TRELLIS * k, few=True)
+        return objective.held(scheme, k)
 
-    def _refitted_scheme(self, found: Solution, means: Means) -> Scheme | None:
-        """The solution's scheme fitted to all samples that are not held out, along a trellis; None if it cannot be.
+    def for_bits(self, budget: float) -> Solution:
+        """The solution that takes no more than `budget` bits and causes least there and thereabouts.
 
-        More samples tell more of what errors do.
+        Where nearest rounding by norm causes nothing that can be seen with less, it is that, and takes less.
         """
-        if means.refit is None or not found.scheme.is_fitted:
+        measuring = self._measuring
+        base = base_scheme(measuring, measuring.settings.epsilon or 0.0)
+        start = measuring.weights.expected_k(base.allocation, DEFAULT_DEVIATION)
+        about = self._measured(self.within(base, budget, start))
+        if about.deviation <= INVISIBLE:
+            with contextlib.suppress(TargetError):
+                invisible = DeviationObjective(measuring, INVISIBLE).searched(base, "bisection")
+                return invisible if invisible.bits <= budget else about
+        best = about
+        scheme = self._preparation.scheme(about)
+        if scheme is not None:
+            for kind in (scheme, self._on_trellis(scheme, about.k)):
+                if kind is not None:
+                    found = self._measured(self.within(kind, budget, best.k))
+                    best = min(best, found, key=lambda solution: solution.deviation)
+        return best
+
+    def within(self, scheme: Scheme, budget: float, start: float) -> Solution:
+        """The finest solution of a scheme within a budget of bits, not measured yet."""
+        total = self._measuring.weights.total
+        k = search.largest(lambda k: self._measuring.bits(scheme, k), budget, total, start, LOWEST)
+        return self._measuring.solution(scheme, k)
+
+    def _measured(self, solution: Solution) -> Solution:
+        """The solution with its deviation at about its k: at one k that is a matter of luck, at a few it is less so."""
+        measuring, among = self._measuring, self._measuring.roles.unfitted
+        found = [measuring.deviation(solution.scheme, solution.k * factor, among).mean for factor in _AROUND]
+        mean = math.inf if math.inf in found else math.prod(found) ** (1 / len(found))
+        return replace(solution, deviation=mean)
+
+    def _on_trellis(self, scheme: Scheme, k: float) -> Scheme | None:
+        """The scheme with those layers along a trellis where it saves bits; None if it does of none."""
+        measuring = self._measuring
+        if not measuring.settings.may_use_trellis:
             return None
-        self.rest()
-        before, layers = found.scheme.plans, self._weights.layers
-        plans = means.refit(found.widths, before)
-        plans = {n: plan.after(before[n], layers[n]) if n in before else plan for n, plan in plans.items()}
-        scheme = replace(found.scheme, plans={**before, **plans}, refitted=True)
-        return self._with_trellis(replace(found, scheme=scheme)) or scheme
+        measuring.rest()
+        weights, widths = measuring.weights, measuring.weights.widths(scheme.allocation, k)
 
-    def _with_trellis(self, solution: Solution) -> Scheme | None:
-        """The solution's scheme with those layers along a trellis that it saves bits of; None if it does of none."""
-        if not self._settings.may_use_trellis:
-            return None
-        self.rest()
-        plans, widths = solution.scheme.plans, solution.widths
+        def tried(number: int) -> LayerPlan:
+            layer, width = weights.layers[number], widths[number]
+            plan = scheme.plans.get(number) or LayerPlan.nearest(layer)
+            return plan if width is None else plan.with_trellis(layer, width)
 
-        def tried(number: int) -> Plan | None:
-            layer, width = self._weights.layers[number], widths[number]
-            return None if width is None else (plans.get(number) or Plan.nearest(layer)).with_trellis(layer, width)
-
-        numbers = self._weights.matrices
-        found = {n: plan for n, plan in zip(numbers, self._pool.map(tried, numbers), strict=True) if plan is not None}
-        return replace(solution.scheme, plans={**plans, **found}) if found else None
-
-    def _wider(self, solution: Solution, compensated: bool) -> Solution:
-        """Where to look for a compensated solution of a nearest one's deviation; its bits are not counted."""
-        if not compensated:
-            return solution
-        k = solution.k / _WIDER
-        return replace(solution, k=k, widths=self._coded(solution.scheme, k), bits=math.nan)
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """The mean of values ≥ 0 by their product; infinite where one of them is, whatever the others are."""
-    return math.inf if math.inf in values else math.prod(values) ** (1 / len(values))
+        found = zip(weights.matrices, measuring.pool.map(tried, weights.matrices), strict=True)
+        plans = {number: plan for number, plan in found if plan.trellis}
+        return replace(scheme, plans={**scheme.plans, **plans}) if plans else None

@@ -1,4 +1,10 @@
-"""The mechanisms of the search by name: each may be left out, to see what it is worth."""
+"""The stages of compression by name: each is one decision about how layers are quantized, and may be left out.
+
+In this order: statistics (`gradients`, `augmentation`) → plan of each layer (`gptq`, `columns`, `damping`, `bias`, rows
+by `gradients`) → `allocation` of bits among layers → search for k → `trellis` → coding (`student`). A new stage that
+decides about one layer is a function in `quantize/stages.py` that takes a plan and returns one, and a line in
+`pipeline/fitting.py`, where its turn comes.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +13,15 @@ from collections.abc import Sequence
 from riq_cli.errors import SettingsError
 
 STAGES = {
-    "allocation": "bin widths by the measured deviation of layers; without: by norm",
-    "reprobes": "layers are probed again near their bin widths and at narrow ones",
-    "blends": "measured bin widths half-way to those of the norm are tried too",
-    "candidates": "the solution of the paper, and compensation without gradients, are tried too",
-    "rows": "bin widths of rows by their norms",
-    "gptq": "rounding with error feedback along columns; without: to the nearest",
-    "columns": "bin widths of columns by the diagonal of the factor, in GPTQ",
-    "damping": "damping by cross-validation; without: 1 % of the mean of the diagonal",
+    "allocation": "bin widths by the measured deviation of layers (reverse water-filling); without: by norm",
+    "gptq": "error feedback along columns; without: rounding to the nearest",
+    "columns": "bin widths of columns by the diagonal of the Hessian's factor, in GPTQ",
+    "damping": "damping of the Hessian by cross-validation; without: 1 % of the mean of its diagonal",
     "bias": "a bias takes over what rounding adds to the outputs on average",
-    "gradients": "gradients of the outputs weigh positions and rows",
-    "variations": "Hessians and gradients of variations of the samples",
-    "refit": "a second fit to all samples that are not held out",
+    "gradients": "output gradients weigh positions and rows: bin widths of rows, and error feedback along rows",
+    "augmentation": "statistics of variations of the samples, too",
     "trellis": "trellis-coded quantization",
-    "student": "symbols are coded by Student's t distribution; without: by tables",
-    "crossing": "k by a line through several deviations; without: by bisection",
+    "student": "symbols are coded by Student's t distribution with scale contexts; without: by tables",
 }
 
 

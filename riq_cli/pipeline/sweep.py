@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -91,8 +92,9 @@ def _outcomes(
 ) -> Iterator[Outcome]:
     with job.bench() as bench:
         if bench is not None and about is not None:
-            bench = bench.kept(about)
-        shared, before = job.counted()
+            with contextlib.suppress(TargetError):  # then each goal starts from a solution of its own
+                bench.preparation.keep(about)
+        shared, before = job.counted(), 0
         judge = None if validation is None or bench is None else job.judge(validation)
         for goal in goals:
             job.aim(goal)
@@ -102,10 +104,10 @@ def _outcomes(
                 deviation = archive.manifest.result.get("deviation", 0.0)
             except TargetError as error:
                 if bench is not None:
-                    bench.solver.explain(error)
+                    bench.measuring.explain(error)
                 deviation = error.best
             found = None if archive is None or judge is None else judge(archive, executor)
-            evaluations, probes = job.counted()
+            evaluations, probes = job.counted(), 0 if bench is None else bench.preparation.probes
             seconds = time.monotonic() - began
             yield Outcome(goal, archive, deviation, found, shared + evaluations, probes - before, seconds)
             shared, before, began = 0, probes, time.monotonic()

@@ -12,32 +12,32 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.allocate.allocation import Allocation, Curve, curve, expected_k
-from riq_cli.decode import dequantize
-from riq_cli.decode.dequantize import Quantized
+from riq_cli.allocate.allocation import Allocation, Curve, expected_k
+from riq_cli.decode.dequantize import Array, Quantized, Width
 from riq_cli.entropy.codes import Symbols
 from riq_cli.entropy.rate import ENTRY_BITS, estimated_bits
 from riq_cli.model import Layer
-from riq_cli.pipeline.plans import Plan, nearest_widths
 from riq_cli.pipeline.settings import DEFAULT_MIN_SIZE
 from riq_cli.quantize import scalar
+from riq_cli.quantize.plan import LayerPlan
 
-PLAN_STEPS = np.exp2(np.arange(-4, 6) * 0.75)  # bin widths at which a compensated layer is rounded for its curve
 _PIECE = 1 << 20  # weights that one thread quantizes at a time
+_COUNTED = 1 << 22  # weights of a layer, evenly spaced rows of it, that stand for all where bits are estimated
+_CURVE_ROWS = 64  # of a layer that stand for all of them in its curve
 _DEFLATED = 0.92  # about what deflate leaves of float data in the skeleton
 
 Result = TypeVar("Result")
 
 Widths = list[float | None]  # of every layer; None: it stays exact
 Shift = NDArray[np.float64]  # what is added to a bias, one number for each of its elements
-Plans = Mapping[int, Plan]  # of the layers that are not just rounded to the nearest at one bin width, by their number
+Plans = Mapping[int, LayerPlan]  # of the layers that are not just rounded to the nearest at one bin width, by number
 
 
 class Weights:
     """The layers of a model with what their bin widths depend on.
 
     `matrices` are the numbers of the layers that the paper quantizes, `vectors` those of the others that may be: 1-D
-    or tiny. Both are finite and not all zero; layers of zeros are in `zeros`.
+    or tiny. Both are finite and not all zero; layers of zeros are in `zeros`. `peaks` are the largest magnitudes.
     """
 
     def __init__(
@@ -71,11 +71,10 @@ class Weights:
         self.not_finite = [
             n for n, norm in enumerate(self.norms) if not math.isfinite(norm) and is_matrix(layers[n], min_size)
         ]
-        self.may_part = max_bits is None  # whether parts of a layer may have bin widths of their own
-        self._peaks = {number: scalar.peak(layers[number].values, layers[number].dtype) for number in active}
-        self._finest = {number: _finest_width(layers[number], self._peaks[number], max_bits) for number in active}
-        # Bits of compensated layers by bin width: what was rounded to be measured need not be rounded to be counted.
-        self._counted: WeakKeyDictionary[Plan, dict[float, float]] = WeakKeyDictionary()
+        self.peaks = {number: scalar.peak(layers[number].values, layers[number].dtype) for number in active}
+        self._finest = {number: _finest_width(layers[number], self.peaks[number], max_bits) for number in active}
+        # Bits of layers by bin width: what was rounded to be measured need not be rounded to be counted.
+        self._counted: WeakKeyDictionary[LayerPlan, dict[float, float]] = WeakKeyDictionary()
 
     @property
     def codable(self) -> list[int]:
@@ -91,6 +90,8 @@ class Weights:
     def total(self) -> int:
         """Number of weights in all layers that may be coded."""
         return sum(self.sizes)
+
+    # ---- bin widths ----
 
     def expected_k(self, allocation: Allocation, distortion: float) -> float:
         """The k of an allocation at which all matrices together are turned by `distortion`."""
@@ -110,13 +111,13 @@ class Weights:
         return Allocation("uniform", shapes)
 
     def widths(self, allocation: Allocation, k: float) -> Widths:
-        """Bin width of every layer at k; any for one of zeros, None for one that stays exact."""
+        """Bin width of every layer at k; any for one of zeros, None for one that takes no more room exact."""
         widths: Widths = [None] * len(self.layers)
         for number in self.zeros:
             widths[number] = 1.0
         for number in allocation.shapes:
             widths[number] = max(allocation.width(number, self.sizes[number], k), self._finest[number])
-        return widths
+        return self.worthwhile(widths)
 
     def finest_widths(self) -> Widths:
         """The smallest bin width of every layer that may be coded; None for one that stays exact."""
@@ -131,6 +132,8 @@ class Weights:
                 result[number] = None
         return result
 
+    # ---- bits ----
+
     def bits(self, widths: Widths, plans: Plans, pool: Executor) -> float:
         """About the bits of the archive that depend on bin widths: of coded layers, and of those that stay exact."""
 
@@ -142,146 +145,101 @@ class Weights:
 
         return sum(self._mapped(of, range(len(widths)), pool))
 
-    def coded_bits(self, number: int, width: float, plan: Plan | None = None) -> float:
+    def coded_bits(self, number: int, width: float, plan: LayerPlan | None = None) -> float:
         """About the bits of one layer in the archive at a bin width."""
-        layer, steps = self.layers[number], nearest_widths(plan, self.layers[number], width)
-        if steps is not None:
-            symbols = scalar.quantize(layer.values, layer.dtype, steps)
-            rows = layer.shape[0] if len(layer.shape) > 1 else 1
-            return self._estimated_bits(symbols.reshape(rows, -1), plan)
-        assert plan is not None
+        layer = self.layers[number]
+        if plan is None or plan.is_elementwise:
+            step = max(1, layer.size // _COUNTED)
+            rows = slice(None, None, step if len(layer.shape) > 1 and layer.shape[0] >= step else 1)
+            widths: Width = width if plan is None else plan.widths(layer, width)
+            symbols = scalar.quantize(layer.values[rows], layer.dtype, _along(widths, rows))
+            return self._estimated(number, plan, symbols.reshape(layer.values[rows].shape))
         if width not in self._counted.get(plan, {}):
             self.quantized(number, width, plan)
         return self._counted[plan][width]
 
-    def _estimated_bits(self, symbols: Symbols, plan: Plan | None) -> float:
-        scales = sum(scale.values.size for scale in plan.scales) if plan is not None else 0
-        trellis = plan is not None and plan.trellis
-        return estimated_bits(symbols, trellis=trellis, scales=scales, student="student" not in self.without)
+    def _estimated(self, number: int, plan: LayerPlan | None, symbols: Symbols) -> float:
+        """Bits of a layer of which these symbols, of all or some slices along the first axis, stand for all."""
+        layer = self.layers[number]
+        count, rows = (symbols.shape[0], layer.shape[0]) if symbols.ndim > 1 else (1, 1)
+        scales = 0 if plan is None else sum(scale.values.size for scale in plan.scales)
+        trellis, student = plan is not None and plan.trellis, "student" not in self.without
+        bits = estimated_bits(symbols.reshape(count, -1), rows, None, trellis, scales, student)
+        return layer.size / symbols.size * bits
 
     def exact_bits(self, number: int) -> float:
         """About the bits of one layer that stays exact in the skeleton."""
         return _DEFLATED * 8 * self.layers[number].values.nbytes
 
-    def buffers(self) -> list[dequantize.Array]:
+    # ---- values ----
+
+    def buffers(self) -> list[Array]:
         """One array for each layer: room for `requantize`."""
         return [np.empty_like(layer.values) for layer in self.layers]
 
-    def quantized(self, number: int, width: float, plan: Plan | None, shift: Shift | None = None) -> Quantized:
+    def quantized(self, number: int, width: float, plan: LayerPlan | None, shift: Shift | None = None) -> Quantized:
         """The symbols of one layer at a bin width, with what is needed to restore them.
 
         Args:
             number: of the layer.
             width: bin width Δ.
-            plan: how its errors are compensated; None: nearest rounding.
+            plan: how it is rounded; None: to the nearest.
             shift: what is added to the weights first; None: nothing.
         """
         layer = self.layers[number]
-        if plan is not None and nearest_widths(plan, layer, width) is None:
-            quantized, _ = plan.rounded(layer, width)
-            counted = self._counted.setdefault(plan, {})
-            if width not in counted:
-                symbols = plan.matrix.view(quantized.symbols.reshape(layer.shape))
-                counted[width] = self._estimated_bits(symbols, plan)
-            return quantized
-        scales = () if plan is None else plan.scales
-        return scalar.nearest(self.shifted(number, shift), layer.dtype, width, scales)
+        if plan is None or plan.is_elementwise:
+            scales = () if plan is None else plan.scales
+            return scalar.nearest(self.shifted(number, shift), layer.dtype, width, scales)
+        quantized = plan.quantized(layer, width)
+        counted = self._counted.setdefault(plan, {})
+        if width not in counted:
+            counted[width] = self._estimated(number, plan, quantized.symbols.reshape(layer.shape))
+        return quantized
 
-    def shifted(self, number: int, shift: Shift | None) -> dequantize.Array:
+    def shifted(self, number: int, shift: Shift | None) -> Array:
         """The original weights of one layer, or those with `shift` added, finite, in storage type."""
         layer = self.layers[number]
         return layer.values if shift is None else scalar.added(layer.values, shift.reshape(layer.shape), layer.dtype)
 
-    def alone(self, number: int, width: float, plan: Plan | None) -> tuple[dict[int, dequantize.Array], float]:
-        """What the model holds otherwise than the original when one layer is quantized alone, and the error of it.
-
-        The error is that of the products where the layer has a plan, else ‖ŵ − w‖², in both cases / max |w|².
-        """
-        layer = self.layers[number]
-        width = max(width, self._finest[number])
-        steps = nearest_widths(plan, layer, width)
-        if steps is not None:  # without the symbols, which are as large as the layer
+    def alone(self, number: int, width: float, plan: LayerPlan | None) -> dict[int, Array]:
+        """What the model holds otherwise than the original when one layer is quantized alone."""
+        layer, width = self.layers[number], max(width, self._finest[number])
+        if plan is None or plan.is_elementwise:  # without the symbols, which are as large as the layer
             out = np.empty(layer.shape, layer.values.dtype)
-            scalar.requantize(layer.values, layer.dtype, steps, out)
-            return {number: out}, scalar.squared_error(layer.values, out, layer.dtype)
-        assert plan is not None
-        quantized, error = plan.rounded(layer, width)
-        changed = {number: quantized.restored(layer.dtype, layer.shape).reshape(layer.shape)}
+            scalar.requantize(layer.values, layer.dtype, width if plan is None else plan.widths(layer, width), out)
+            return {number: out}
+        changed = {number: self.quantized(number, width, plan).restored(layer.dtype, layer.shape).reshape(layer.shape)}
         if plan.bias is not None:
             changed[plan.bias] = self.shifted(plan.bias, plan.shift(layer, changed[number]))
-        return changed, error
+        return changed
 
-    def curve(self, number: int, middle: float, plan: Plan | None) -> Curve:
-        """The rate–distortion curve of one layer around a bin width, in the units of error of `alone`."""
-        layer = self.layers[number]
-        if plan is None:
-            return curve(layer.values, layer.dtype, middle)
-        widths = middle * PLAN_STEPS
-        bits, errors = np.array([plan.sampled(layer, width) for width in widths]).T
+    def curve(self, number: int, middle: float, plan: LayerPlan | None) -> Curve:
+        """The rate–distortion curve of one layer around a bin width."""
+        layer, plan = self.layers[number], plan or LayerPlan.nearest(self.layers[number])
+        found = Curve.of(
+            lambda width: plan.sampled(layer, width, _CURVE_ROWS), layer.size, middle, self._finest[number]
+        )
         self.release()
-        return Curve(widths, bits, np.maximum(errors, 1e-300)).interpolated()
+        return found
 
-    def widened(self, number: int) -> dequantize.Array:
-        """The weights of one layer in a type that numpy computes with."""
-        layer = self.layers[number]
-        return scalar.computable(layer.values, layer.dtype)
-
-    def peak(self, number: int) -> float:
-        """Largest magnitude max |w| of one layer that is finite and not all zero."""
-        return self._peaks[number]
-
-    def requantize(
-        self, widths: Widths, plans: Plans, out: Sequence[dequantize.Array], pool: Executor
-    ) -> list[dequantize.Array]:
+    def requantize(self, widths: Widths, plans: Plans, out: Sequence[Array], pool: Executor) -> list[Array]:
         """The restored weights ŵ of every layer: in `out`, from `buffers`, or the original where it stays exact.
 
         Args:
             widths: bin width of every layer; None: exact.
-            plans: how errors are compensated.
+            plans: how layers are rounded.
             out: written to.
             pool: its threads work at the same time.
         """
 
-        def piece(number: int, steps: dequantize.Width, part: slice) -> None:
+        def piece(number: int, steps: Width, part: slice) -> None:
             layer = self.layers[number]
             scalar.requantize(layer.values[part], layer.dtype, _along(steps, part), out[number][part])
             self.release()
 
-        nearest = {
-            number: nearest_widths(plans.get(number), self.layers[number], width)
-            for number, width in enumerate(widths)
-            if width is not None
-        }
-        shifts = self._compensate(
-            widths, {number: plans[number] for number in plans if nearest.get(number) is None}, out, pool
-        )
-        jobs = [
-            (number, steps, part)
-            for number, steps in nearest.items()
-            if steps is not None and number not in shifts
-            for part in _parts(self.layers[number])
-        ]
-        list(pool.map(piece, *zip(*jobs, strict=True)))
-        for number, shift in shifts.items():
-            layer, width, values = self.layers[number], widths[number], self.shifted(number, shift)
-            if width is None:
-                out[number][...] = values
-            else:
-                scalar.requantize(values, layer.dtype, width, out[number])
-        return [
-            layer.values if width is None and number not in shifts else out[number]
-            for number, (layer, width) in enumerate(zip(self.layers, widths, strict=True))
-        ]
-
-    def _compensate(
-        self, widths: Widths, plans: Plans, out: Sequence[dequantize.Array], pool: Executor
-    ) -> dict[int, Shift]:
-        """Write the restored weights of layers with plans into `out`; returns what their biases take over."""
-
-        def job(number: int) -> tuple[int, Shift] | None:
+        def whole(number: int) -> tuple[int, Shift] | None:
             width, plan, layer = widths[number], plans[number], self.layers[number]
-            if width is None:
-                return None
+            assert width is not None
             restored = self.quantized(number, width, plan).restored(layer.dtype, layer.shape)
             out[number][...] = restored.reshape(layer.shape)
             del restored
@@ -289,7 +247,26 @@ class Weights:
             self.release()
             return found
 
-        return dict(found for found in self._mapped(job, plans, pool) if found is not None)
+        coded = {number: width for number, width in enumerate(widths) if width is not None}
+        planned = [number for number in coded if number in plans and not plans[number].is_elementwise]
+        shifts = dict(found for found in self._mapped(whole, planned, pool) if found is not None)
+        jobs = [
+            (number, plans[number].widths(self.layers[number], width) if number in plans else width, part)
+            for number, width in coded.items()
+            if number not in planned and number not in shifts
+            for part in _parts(self.layers[number])
+        ]
+        list(pool.map(piece, *zip(*jobs, strict=True)))
+        for number, shift in shifts.items():
+            values = self.shifted(number, shift)
+            if number in coded:
+                scalar.requantize(values, self.layers[number].dtype, coded[number], out[number])
+            else:
+                out[number][...] = values
+        return [
+            out[number] if number in coded or number in shifts else layer.values
+            for number, layer in enumerate(self.layers)
+        ]
 
     def _mapped(self, job: Callable[[int], Result], numbers: Iterable[int], pool: Executor) -> Iterator[Result]:
         """What a job returns for each of some layers, the largest first: no thread is left with one in the end.
@@ -317,7 +294,7 @@ def _parts(layer: Layer) -> Iterator[slice]:
     return (slice(begin, begin + step) for begin in range(0, rows, step))
 
 
-def _along(steps: dequantize.Width, part: slice) -> dequantize.Width:
+def _along(steps: Width, part: slice) -> Width:
     """The bin widths of a part of a layer."""
     return steps[part] if isinstance(steps, np.ndarray) and len(steps) > 1 else steps
 

@@ -18,6 +18,7 @@ from riq_cli.decode.dequantize import (
     scaled_widths,
 )
 from riq_cli.entropy.codes import Codes, Symbols, sum_of
+from riq_cli.model.tensors import computable
 
 SYMBOL_MAX = 1 << 23  # |symbol| at most: float32 itself is no finer
 
@@ -53,11 +54,6 @@ def squared_error(weights: Array, restored: Array, dtype: str) -> float:
         part = slice(begin, begin + BLOCK)
         total += float(np.sum(np.square(widened(flat[part], dtype) / largest - widened(other[part], dtype) / largest)))
     return total
-
-
-def computable(weights: Array, dtype: str) -> Array:
-    """The weights in a type that numpy computes with, in their own shape: themselves, but for bfloat16 in float32."""
-    return (weights.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else weights
 
 
 def widened(weights: Array, dtype: str) -> NDArray[np.float64]:

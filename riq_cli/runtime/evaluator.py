@@ -161,8 +161,8 @@ class Evaluator:
         numbers = range(len(self._samples)) if among is None else among
         return Candidate(form, weights, self.measured, numbers, self._samples, self._runtime)
 
-    def likeness(self) -> NDArray[np.float64]:
-        """How alike the original outputs of every two samples are, f64[samples, samples], 1 for equal ones.
+    def similarity(self) -> NDArray[np.float64]:
+        """How similar the original outputs of every two samples are, f64[samples, samples], 1 for equal ones.
 
         Cosines at the last measured tensor; where shapes differ, of means over all axes but the last.
         """

@@ -1,11 +1,11 @@
-"""Rows that enter a layer's product → their second moments, which say which errors of its weights reach the output."""
+"""Inputs of a layer's product → their second moments, the Hessian A = E[x xᵀ] of the layer's squared error."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ _PENDING = 1 << 19  # bytes of rows that wait to be multiplied together; more wh
 
 
 @dataclass(frozen=True)
-class PositionShares:
+class PositionWeights:
     """What each of the `count` positions of a product counts for in one run: position n for `values[n // step]`."""
 
     count: int
@@ -32,11 +32,11 @@ class PositionShares:
     values: Array
 
 
-Shares = Mapping[LinearOutput, Sequence[PositionShares]]  # by run
+Weights = Mapping[LinearOutput, Sequence[PositionWeights]]  # by run
 
 
 class Moments:
-    """Second moments E[x xᵀ] and means E[x] of a layer's rows, over all that were added.
+    """Second moments E[x xᵀ] and means E[x] of a layer's inputs, over all rows that were added.
 
     Of many columns, only the blocks on the diagonal of E[x xᵀ] are kept; `bounds` tells where each begins and ends.
     """
@@ -84,26 +84,21 @@ class Moments:
         if count >= _CHUNK or size >= self._pending_max:
             self.flush()
 
-    @property
-    def second(self) -> list[Float64]:
-        """E[x xᵀ], [groups, columns, columns] of each block; zeros if nothing was added."""
-        return [self.block(number) for number in range(len(self.bounds))]
-
     def block(self, number: int) -> Float64:
-        """E[x xᵀ] of one of the blocks, in memory of its own."""
+        """E[x xᵀ] of one of the blocks, f64[groups, columns, columns] of its own memory; zeros of no rows."""
         self.flush()
         result: Float64 = self._sums[number] / (self._weight or 1.0)
         return result
 
     @property
     def mean(self) -> Float64:
-        """E[x], [groups, columns]; zeros if nothing was added."""
+        """E[x], f64[groups, columns]; zeros of no rows."""
         return self._sum / (self._weight or 1.0)
 
-    def joined(self, other: Moments) -> Moments:
-        """The moments over the rows of both, which have the same groups, columns and blocks."""
+    def joined(self, *others: Moments) -> Moments:
+        """The moments over the rows of all, which have the same groups, columns and blocks."""
         result = Moments(*self._sum.shape, max(end - begin for begin, end in self.bounds))
-        for part in (self, other):
+        for part in (self, *others):
             part.flush()
             result.count += part.count
             result._weight += part._weight
@@ -129,90 +124,82 @@ class Moments:
                 total += product
 
 
-Halves = tuple[Moments, Moments]  # of the samples
-
-
-class Collected(NamedTuple):
-    """Moments of what enters a layer: where positions count `alike`, and where they count by what is known of them."""
-
-    alike: Halves
-    shared: Halves | None
+Halves = tuple[Moments, Moments]  # of the samples: one judges what is fitted to the other
 
 
 def collect(
     linear: Mapping[int, Linear],
     activations: Iterable[tuple[str, int, Array]],
-    samples: int,
+    runs: int,
     second: Collection[int],
-    seed: int = 0,
+    weights: Weights,
     block: int = BLOCK,
-    shares: Shares | None = None,
-) -> dict[int, Collected]:
-    """For each layer the moments over two halves of the samples; layers with the same inputs may share them.
+    seed: int = 0,
+) -> dict[int, Halves]:
+    """For each layer the moments of its inputs over two halves of the samples; layers with equal inputs share them.
 
-    About 8192 rows of each layer are used, more of one with many columns: as many of each sample, evenly spread.
-    Those of an activation with more positions count for more.
+    About 8192 rows of each layer are used, more of one with many columns: as many of each run, evenly spread. Those of
+    an activation with more positions count for more.
 
     Args:
         linear: the layers by their numbers.
-        activations: name, number of the sample and value of every tensor in `inputs_of(linear)`, in any order.
-        samples: how many there are.
+        activations: name, number of the run and value of every tensor in `inputs_of(linear)`, in any order.
+        runs: how many there are.
         second: numbers of those in the second half.
-        seed: decides which rows are used, together with the numbers of layer, input and sample.
+        weights: what positions count for, where that is known.
         block: columns at most of a block.
-        shares: what positions count for, where that is known; layers with such products share nothing.
+        seed: decides which rows are used, together with the numbers of layer, input and run.
     """
-    shares = shares or {}
-    halves: dict[tuple[object, ...], Collected] = {}
+    shared: dict[tuple[object, ...], Halves] = {}
     uses: dict[str, list[_Use]] = {}
     found = {}
     for number, item in linear.items():
         groups, _, columns = item.matrix.shape
-        sources = _sources(item, shares)
+        sources = _sources(item, weights)
         key = (sources, groups, columns)
-        if key not in halves:
-            alike, shared = ((Moments(groups, columns, block), Moments(groups, columns, block)) for _ in range(2))
-            told = any(leaving is not None for _, leaving in sources)
-            halves[key] = Collected(alike, shared if told else None)
+        if key not in shared:
+            shared[key] = Moments(groups, columns, block), Moments(groups, columns, block)
             wanted = min(max(_ROWS_PER_COLUMN * columns, _ROWS_MIN), _ROWS_MAX)
-            limit = -(-wanted // (samples * len(sources)))
+            limit = -(-wanted // (runs * len(sources)))
             for index, (entering, leaving) in enumerate(sources):
-                use = _Use((seed, number, index), entering, leaving, limit, halves[key])
+                known = None if leaving is None else weights[leaving]
+                use = _Use((seed, number, index), entering, known, limit, shared[key])
                 uses.setdefault(entering.tensor, []).append(use)
-        found[number] = halves[key]
-    for name, sample, activation in activations:
+        found[number] = shared[key]
+    for name, run, activation in activations:
         for use in uses.get(name, ()):
-            random = np.random.default_rng((*use.seed, sample))
-            chosen = use.entering.chosen(activation.shape, use.limit, random)
-            if chosen.size:
-                weight: float | Array = use.entering.positions(activation.shape) / chosen.size
-                taken = use.entering.rows_at(activation, chosen)
-                use.collected.alike[sample in second].add(taken, weight)
-                if use.collected.shared is not None and use.leaving is not None:  # neither or both
-                    known = shares[use.leaving][sample]
-                    if known.count == use.entering.positions(activation.shape):
-                        weight = weight * known.values[chosen // known.step]
-                    use.collected.shared[sample in second].add(taken, weight)
-    for each in halves.values():  # layers that share moments may be fitted at the same time
-        for half in (*each.alike, *(each.shared or ())):
-            half.flush()
+            use.take(activation, run, run in second)
+    for one, other in shared.values():  # layers that share moments may be fitted at the same time
+        one.flush()
+        other.flush()
     return found
 
 
 @dataclass(frozen=True, eq=False)
 class _Use:
-    """An activation that enters layers, and what comes of it: moments of some rows; `leaving` tells their shares."""
+    """An activation that enters layers, and the moments of some of its rows."""
 
     seed: tuple[int, ...]
     entering: LinearInput
-    leaving: LinearOutput | None
+    weights: Sequence[PositionWeights] | None
     limit: int
-    collected: Collected
+    halves: Halves
+
+    def take(self, activation: Array, run: int, half: bool) -> None:
+        chosen = self.entering.chosen(activation.shape, self.limit, np.random.default_rng((*self.seed, run)))
+        if not chosen.size:
+            return
+        positions = self.entering.positions(activation.shape)
+        weight: float | Array = positions / chosen.size
+        if self.weights is not None and self.weights[run].count == positions:
+            known = self.weights[run]
+            weight = weight * known.values[chosen // known.step]
+        self.halves[half].add(self.entering.rows_at(activation, chosen), weight)
 
 
-def _sources(item: Linear, shares: Shares) -> tuple[tuple[LinearInput, LinearOutput | None], ...]:
-    """What enters a layer, each once, and with it the product that tells the shares of its positions, if any does."""
-    if all(leaving in shares for _, leaving in item.products):
+def _sources(item: Linear, weights: Weights) -> tuple[tuple[LinearInput, LinearOutput | None], ...]:
+    """What enters a layer, each once, and with it the product whose positions have weights, if all have."""
+    if all(leaving in weights for _, leaving in item.products):
         return item.products
     return tuple((entering, None) for entering in item.inputs)
 
@@ -222,8 +209,7 @@ def inputs_of(linear: Mapping[int, Linear]) -> list[str]:
     return list(dict.fromkeys(entering.tensor for item in linear.values() for entering in item.inputs))
 
 
-def nbytes(linear: Mapping[int, Linear], block: int = BLOCK, shares: Shares | None = None) -> int:
+def nbytes(linear: Mapping[int, Linear], block: int, weights: Weights) -> int:
     """Bytes that `collect` takes for the moments of layers, both halves."""
-    shapes = {(_sources(item, shares or {}), item.matrix.shape[0], item.matrix.shape[2]) for item in linear.values()}
-    kinds = {sources: 1 + any(leaving is not None for _, leaving in sources) for sources, _, _ in shapes}
-    return sum(kinds[sources] * 2 * 8 * groups * columns * min(columns, block) for sources, groups, columns in shapes)
+    shapes = {(_sources(item, weights), item.matrix.shape[0], item.matrix.shape[2]) for item in linear.values()}
+    return sum(2 * 8 * groups * columns * min(columns, block) for _, groups, columns in shapes)

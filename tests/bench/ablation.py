@@ -14,6 +14,8 @@ import numpy as np
 
 import riq_cli as riq
 from riq_cli.pipeline.compression import Compression
+from riq_cli.pipeline.objective import DeviationObjective
+from riq_cli.pipeline.solver import Solver
 from riq_cli.pipeline.stages import STAGES
 from tests import zoo
 
@@ -24,7 +26,7 @@ from .tables import header, line
 TARGETS = (0.01, 0.001)
 SMALL = ("cnn", "lstm", "transformer", "mnist-cnn", "silero-vad-seq", "basic-pitch", "romanizer-encoder")
 LARGE = ("ppocr4-det", "efficientnet-lite0", "minilm-l6")
-COSTLY = ("gptq", "damping", "gradients", "variations", "refit", "trellis")  # all that is left out of large models
+COSTLY = ("gptq", "damping", "gradients", "augmentation", "trellis")  # all that is left out of large models
 DRAWS = 3  # of the calibration samples of a small model; large ones have one
 ALL = ""  # the case that others are compared with: nothing is left out
 
@@ -94,16 +96,17 @@ def measure(model: riq.Model, calibration: riq.Calibration, heldout: riq.Calibra
     sizes, seconds = [], 0.0
     with job.bench() as bench:
         assert bench is not None, "there is something to code"
-        bench = bench.kept(math.sqrt(math.prod(TARGETS)))
+        bench.preparation.keep(math.sqrt(math.prod(TARGETS)))
+        measuring, solver = bench.measuring, Solver(bench.measuring, bench.preparation)
         judge = job.judge(heldout)
         for goal in goals:
             assert goal.deviation is not None
             job.aim(goal)
-            solution = bench.solver.for_deviation(goal.deviation, bench.means)
+            solution = solver.for_objective(DeviationObjective(measuring, goal.deviation))
             seconds += time.process_time() - began
             points = []
             for factor in _AROUND:
-                archive, _ = job.measured(bench.solver.refined(solution, factor), bench, None)
+                archive, _ = job.measured(measuring.solution(solution.scheme, solution.k * factor), bench, None)
                 points.append((judge(archive, None).mean, archive.size))
             sizes.append(bytes_at(goal.deviation, points))
             began = time.process_time()

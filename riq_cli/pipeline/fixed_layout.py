@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import heapq
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from riq_cli.allocate.allocation import Allocation
+from riq_cli.archive import Archive
 from riq_cli.errors import TargetError
-from riq_cli.model import Layer, Linear, Model, SessionForm, linear_layers, offset_form
-from riq_cli.pipeline.constrained import ConstrainedSolver
-from riq_cli.pipeline.means import Means
-from riq_cli.pipeline.plans import Plan
-from riq_cli.pipeline.settings import FixedLayout, Report, Settings
+from riq_cli.model import Linear, Model, SessionForm, linear_layers, offset_form
+from riq_cli.pipeline.objective import ConstraintObjective
 from riq_cli.pipeline.solution import Scheme, Solution
-from riq_cli.pipeline.solver import Solver
-from riq_cli.quantize import CODES_MAX, scalar
+from riq_cli.quantize import scalar
+from riq_cli.quantize.factor import CODES_MAX
+from riq_cli.quantize.plan import LayerPlan
 from riq_cli.runtime import Array, Evaluator
 
 _OFFSET = 0.01  # what is added to a layer's inputs: small beside activations of order 1, large beside rounding errors
@@ -39,7 +37,7 @@ class _Move:
     step: int  # moves that had been accepted when it was measured
 
 
-class LayoutSolver(ConstrainedSolver):
+class FixedLayoutSearch(ConstraintObjective):
     """Chooses the widths of a fixed layout.
 
     Every layer begins exact, or at the largest width if none may stay so. All possible moves of a layer to a width are
@@ -48,19 +46,20 @@ class LayoutSolver(ConstrainedSolver):
     out too. Where a move is refused, the layer's next is tried.
     """
 
-    def __init__(self, layout: FixedLayout, *others: Any) -> None:
+    def __init__(self, *others: Any) -> None:
         """Begin with the original model.
 
         Args:
-            layout: the widths to choose from, and how.
-            others: what ConstrainedSolver takes.
+            others: what ConstraintObjective takes; the settings have a layout.
         """
         super().__init__(*others)
-        self._layout, self._originals = layout, others[1]
+        layout = self._measuring.settings.layout
+        assert layout is not None
+        self._layout, self._originals, self._weights = layout, others[2], self._measuring.weights
         self._chosen: dict[int, int] = {}
-        self._plans_of: dict[tuple[int, int], tuple[float, Plan | None]] = {}
+        self._plans_of: dict[tuple[int, int], tuple[float, LayerPlan | None]] = {}
 
-    def for_constraint(self, means: Means) -> Solution:
+    def solution(self) -> Solution:
         """The layout that greedy choice comes to.
 
         Raises:
@@ -69,25 +68,25 @@ class LayoutSolver(ConstrainedSolver):
         widths = self._layout.widths
         layout = {} if self._layout.may_stay else dict.fromkeys(self._weights.matrices, widths[-1])
         begin = self._scheme(layout)
-        if self._measure(begin, 1.0) > 0:
-            raise self._failure(self._trace[-1][2])
+        if self.excess(begin, 1.0) > 0:
+            raise self._unkept(self.trace[-1][2])
         self._greedy(layout, [number for number in self._weights.matrices if not self._stays(number)])
         self._chosen = layout
-        return self._solution(self._scheme(layout), 1.0, math.nan)
+        return self._measuring.solution(self._scheme(layout), 1.0)
 
-    def refined(self, solution: Solution, factor: float) -> Solution:
-        """Nothing: a fixed layout has no finer neighbour.
+    def closer(self, archive: Archive, deviation: float) -> float | None:
+        """None: a fixed layout has no finer neighbour.
 
         Raises:
-            TargetError: always.
+            TargetError: the restored model does not hold.
         """
+        if super().closer(archive, deviation) is None:
+            return None
         raise TargetError("the restored model does not keep the constraint, though the search found that it does", 0.0)
 
-    def facts(
-        self, evaluator: Evaluator, restored: Model, outputs: Sequence[str], held: Sequence[int]
-    ) -> dict[str, Any]:
+    def facts(self, evaluator: Evaluator, restored: Model, held: Sequence[int]) -> dict[str, Any]:
         """What the manifest's result says: judgements of the restored model, and how many layers have which width."""
-        found = super().facts(evaluator, restored, outputs, held)
+        found = super().facts(evaluator, restored, held)
         counts = {str(bits): list(self._chosen.values()).count(bits) for bits in self._layout.widths}
         return found | {"layout": counts | {"float": len(self._weights.matrices) - len(self._chosen)}}
 
@@ -114,7 +113,7 @@ class LayoutSolver(ConstrainedSolver):
                 propose(move.number, move.bits)
                 continue
             changed = {**layout, move.number: move.bits}
-            holds = self._measure(self._scheme(changed), 1.0) <= 0
+            holds = self.excess(self._scheme(changed), 1.0) <= 0
             if holds:
                 layout[move.number] = move.bits
                 accepted, last = accepted + 1, self._value(layout)
@@ -125,9 +124,8 @@ class LayoutSolver(ConstrainedSolver):
     def _value(self, layout: Layout) -> float:
         """The constraint's value of the whole model in a layout, on the samples that the search may see."""
         scheme = self._scheme(layout)
-        values = self._values(scheme, self._coded(scheme, 1.0))
-        found = self._judged(values, self._searched(scheme))
-        self._tell(scheme, 1.0, found)
+        found = self.judged(self._measuring.values(scheme, 1.0), self.searched(scheme))
+        self.tell(scheme, 1.0, found)
         return found.value
 
     def _bytes(self, number: int, bits: int | None) -> float:
@@ -144,32 +142,29 @@ class LayoutSolver(ConstrainedSolver):
         plans = {number: plan for number, (_, plan) in found.items() if plan is not None}
         return Scheme(Allocation("fixed", {number: width for number, (width, _) in found.items()}), plans)
 
-    def _rounded_at(self, number: int, bits: int) -> tuple[float, Plan | None]:
+    def _rounded_at(self, number: int, bits: int) -> tuple[float, LayerPlan | None]:
         """Bin width and plan of a layer at a width in bits."""
         key = number, bits
         if key not in self._plans_of:
             self._plans_of[key] = self._made(number, bits)
         return self._plans_of[key]
 
-    def _made(self, number: int, bits: int) -> tuple[float, Plan | None]:
+    def _made(self, number: int, bits: int) -> tuple[float, LayerPlan | None]:
         layer = self._weights.layers[number]
         low, high = scalar.extremes(layer.values, layer.dtype)
         width, plan = ((high - low) or abs(high)) / (2**bits - 1) * _HAIR, None
         if self._layout.per_channel:
             width, plan = self._per_channel(number, bits) or (width, plan)
-        if self._settings.rounding == "directed":
+        if self._measuring.settings.rounding == "directed":
             up = self._weight_slope(number, width / 2) < 0
-            plan = replace(plan or Plan.nearest(layer), up=up)
+            plan = replace(plan or LayerPlan.nearest(layer), up=up)
         return width, plan
 
-    def _per_channel(self, number: int, bits: int) -> tuple[float, Plan] | None:
+    def _per_channel(self, number: int, bits: int) -> tuple[float, LayerPlan] | None:
         """The bin width of the widest channel, and a plan with codes for all; None where channels cannot be told."""
         layer = self._weights.layers[number]
         linear = self._linear[1].get(number)
-        plan = Plan.nearest(layer)
-        if linear is not None:
-            matrix = linear.matrix
-            plan = Plan(matrix, np.zeros((matrix.shape[0], matrix.shape[2]), np.int32), plan.rows)
+        plan = LayerPlan.nearest(layer) if linear is None else LayerPlan.of(layer, linear.matrix)
         if plan.matrix.row_axes is None:
             return None
         rows = plan.matrix.view(scalar.widened(layer.values, layer.dtype))
@@ -178,13 +173,13 @@ class LayoutSolver(ConstrainedSolver):
         largest = float(ranges.max())
         logarithms = np.log2(np.maximum(ranges, largest * 2.0**-CODES_MAX) / largest)
         codes = np.maximum(np.ceil(4 * logarithms), -CODES_MAX).astype(np.int32)
-        return largest / (2**bits - 1) * _HAIR, plan.with_row_codes(layer, codes)
+        return largest / (2**bits - 1) * _HAIR, replace(plan, rows=codes)
 
     # ---- slopes ----
 
     @cached_property
     def _linear(self) -> tuple[SessionForm, dict[int, Linear]]:
-        form, linear = linear_layers(self._form, self._weights.layers)
+        form, linear = linear_layers(self._measuring.form, self._weights.layers)
         return form, {number: item for number, item in linear.items() if not item.is_table}
 
     def _stays(self, number: int) -> bool:
@@ -208,24 +203,8 @@ class LayoutSolver(ConstrainedSolver):
         layer = self._weights.layers[number]
         values = list(self._originals)
         values[number] = scalar.added(layer.values, np.array(offset), layer.dtype)
-        return self._loss_change(self._form, values) / offset
+        return self._loss_change(self._measuring.form, values) / offset
 
     def _loss_change(self, form: SessionForm, values: Sequence[Array]) -> float:
-        facts = self.judge(self._evaluator.loaded(form, values, self._parts.others)).facts
+        facts = self.judge(self._measuring.evaluator.loaded(form, values, self._measuring.roles.others)).facts
         return float(facts["loss_after"]) - float(facts["loss_before"])
-
-
-def solver_class(settings: Settings, layers: Sequence[Layer], progress: Report) -> Callable[..., Solver]:
-    """What makes a solver of what Solver takes; the one that the settings need.
-
-    Args:
-        settings: may hold a constraint.
-        layers: of the original model.
-        progress: called with every candidate for a constraint.
-    """
-    if settings.constraint is None:
-        return Solver
-    others = settings.constraint, [layer.values for layer in layers], progress
-    if settings.layout is None:
-        return partial(ConstrainedSolver, *others)
-    return partial(LayoutSolver, settings.layout, *others)

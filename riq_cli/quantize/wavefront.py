@@ -1,4 +1,4 @@
-"""Rows of weights → symbols, blocks of rows one after another: errors of each are pushed onto those after it.
+"""Rows of weights → symbols, block after block: errors of each block of rows are fed forward to those after it.
 
 A block follows the one before it one panel of columns behind, so that many are rounded side by side: of what the block
 before it is off, the columns of a panel need that in the same columns alone.
@@ -40,7 +40,7 @@ class _Panel(NamedTuple):
         return slice(self.begin, self.end)
 
 
-class Waves:
+class Wavefront:
     """Blocks of rows of one group while they are rounded.
 
     Blocks of several spreads that are alike are one block each here: its rows are the `lanes` of all.

@@ -1,0 +1,151 @@
+"""What schemes cause at a k, measured on the samples of a role."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+
+from riq_cli.errors import ModelError, RiqError, TargetError
+from riq_cli.memory import give_back_free_memory
+from riq_cli.model import SessionForm
+from riq_cli.pipeline.samples import Roles, default_margin
+from riq_cli.pipeline.settings import Settings
+from riq_cli.pipeline.solution import Scheme, Solution
+from riq_cli.pipeline.unchangeable import UnchangeableError, unchangeable
+from riq_cli.pipeline.weights import Plans, Weights, Widths
+from riq_cli.runtime import Array, Deviation, Evaluator
+
+Note = Callable[[Scheme, float, float], None]  # called with the scheme, k and deviation of every measurement
+
+
+class Measuring:
+    """Measures schemes for one model and one set of samples."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        weights: Weights,
+        evaluator: Evaluator,
+        form: SessionForm,
+        roles: Roles,
+        pool: Executor,
+        note: Note,
+        release: Callable[[], None],
+    ) -> None:
+        """Take what is measured with.
+
+        Args:
+            settings: what is asked for.
+            weights: all layers that may be coded.
+            evaluator: measures deviations on the samples.
+            form: the model that it runs.
+            roles: what each sample is for.
+            pool: threads that quantize.
+            note: called with the scheme, k and deviation of every measurement.
+            release: called when the original weights are not needed for a while.
+        """
+        self.settings, self.weights, self.roles, self.pool, self.note = settings, weights, roles, pool, note
+        self.evaluator, self.form, self._release = evaluator, form, release
+        self._buffers: list[Array] | None = None  # made when needed: they are as large as the model
+        self._newest: tuple[Plans, Widths, list[Array]] | None = None  # what the buffers hold
+        self._explained = False
+        self._promises: dict[tuple[float, bool, float], float] = {}  # of base schemes, by ε0, being guarded, and k
+
+    # ---- measurements ----
+
+    def deviation(self, scheme: Scheme, k: float, among: Sequence[int]) -> Deviation:
+        """The deviation of a scheme at k on some samples; infinite where the model cannot be run."""
+        found = self._evaluated(scheme, k, among)
+        self.note(scheme, k, found.mean)
+        return found
+
+    def promise(self, scheme: Scheme, k: float) -> float:
+        """What a target bounds, measured on all samples; of a base scheme it is measured once."""
+        key = scheme.allocation.epsilon, scheme.guarded, k
+        value = self._promises.get(key) if scheme.is_base else None
+        if value is None:
+            value = self.promised(scheme, self._evaluated(scheme, k, self.roles.every))
+            if scheme.is_base:
+                self._promises[key] = value
+        self.note(scheme, k, value)
+        return value
+
+    def promised(self, scheme: Scheme, deviation: Deviation) -> float:
+        """What a target bounds: the mean on all samples, or that on those held out and a margin if it is larger.
+
+        The margin is the settings' number of standard errors. Where they have none, it is `default_margin` if samples
+        are held out and a deviation is the goal, else 0. A margin that was asked for is added to the mean on all
+        samples where none are held out.
+
+        Args:
+            scheme: of the solution; one that is not guarded has to hold on all samples alone.
+            deviation: of all samples; NaN comes back where nothing was measured.
+        """
+        if not deviation.is_measured:
+            return math.nan
+        held = deviation.of(self.roles.held if scheme.guarded else ())
+        seen = held if held.is_measured else deviation
+        margin = self.settings.margin
+        if margin is None:
+            is_goal = self.settings.constraint is None
+            margin = default_margin(held.samples.size) if held.is_measured and is_goal else 0.0
+        return max(deviation.mean, seen.mean + margin * (seen.standard_error or 0.0))
+
+    def unseen(self, scheme: Scheme) -> Sequence[int]:
+        """The samples that a scheme was not fitted to."""
+        return self.roles.unfitted if scheme.is_fitted else self.roles.every
+
+    def solution(self, scheme: Scheme, k: float, deviation: float = math.nan) -> Solution:
+        """A scheme at a k, with the bits that it takes."""
+        widths = self.weights.widths(scheme.allocation, k)
+        return Solution(scheme, k, widths, self.weights.bits(widths, scheme.plans, self.pool), deviation)
+
+    def bits(self, scheme: Scheme, k: float) -> float:
+        """About the bits that a scheme takes at k."""
+        return self.weights.bits(self.weights.widths(scheme.allocation, k), scheme.plans, self.pool)
+
+    def _evaluated(self, scheme: Scheme, k: float, among: Sequence[int]) -> Deviation:
+        try:
+            return self.evaluator.deviation(self.form, self.values(scheme, k), among)
+        except ModelError as error:
+            self.explain_once(error)
+            return self.evaluator.failure(among)
+
+    def values(self, scheme: Scheme, k: float) -> list[Array]:
+        """The restored weights of a scheme at k, good until the next ones; the newest are still there."""
+        widths, plans, newest = self.weights.widths(scheme.allocation, k), scheme.plans, self._newest
+        if newest is None or newest[0] is not plans or newest[1] != widths:
+            self._newest = None
+            if self._buffers is None:
+                self._buffers = self.weights.buffers()
+            values = self.weights.requantize(widths, plans, self._buffers, self.pool)
+            self._newest = newest = plans, widths, values
+            self._release()
+        return newest[2]
+
+    def rest(self) -> None:
+        """Give back the memory that measuring takes; it is taken again when it is needed."""
+        self._buffers = self._newest = None
+        give_back_free_memory()
+
+    # ---- failures ----
+
+    def explain(self, error: RiqError) -> None:
+        """Return nothing, unless layers that cannot be changed are why something failed.
+
+        Raises:
+            UnchangeableError: they are.
+        """
+        if isinstance(error, TargetError) and math.isfinite(error.best):
+            return  # a target that is merely too small
+        self.rest()
+        numbers = unchangeable(self.weights, self.evaluator, self.form, self.pool)
+        if numbers:
+            raise UnchangeableError(numbers) from error
+
+    def explain_once(self, error: RiqError) -> None:
+        """`explain` the first candidate with which the model fails; where finer ones run, failing is infinitely bad."""
+        if not self._explained:
+            self.explain(error)
+        self._explained = True

@@ -1,0 +1,346 @@
+"""What has to hold at a k: a deviation, or a constraint. Each finds the smallest k of a scheme at which it does."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from riq_cli.archive import Archive
+from riq_cli.constraint import Constraint, Judge, Judgement
+from riq_cli.errors import ConstraintError, ModelError, TargetError
+from riq_cli.model import Model
+from riq_cli.pipeline import search
+from riq_cli.pipeline.measuring import Measuring
+from riq_cli.pipeline.restoration import judge_restored
+from riq_cli.pipeline.root import Floats, root
+from riq_cli.pipeline.samples import default_margin
+from riq_cli.pipeline.settings import DEFAULT_DEVIATION, DEFAULT_EPSILON, Progress, Report
+from riq_cli.pipeline.solution import Scheme, Solution
+from riq_cli.runtime import Array, Evaluator
+
+LOWEST = 1e-3  # k where Proposition 2 says nothing: it bounds that of nearest rounding by norm
+_CLOSER, _CLOSER_MOST = 1.01, 1.2  # factors on k where the restored model misses what the search met
+_STEPS, _STEP, _STEP_MAX = 20, 1.01, 1.5  # factors on k where it does not hold yet: at least this more with each step
+_LETTER = 0.7  # share of the bits of another search below which the paper's own, which may be lucky, is not tried
+_PATIENCE = 200  # steps that the paper's own search may take
+_LESS = 0.99  # share of the best solution's bits at which nearest rounding has to keep a constraint to be searched
+_COARSEST = 0.05  # k under a constraint: coarser than any solution
+
+
+class Objective(abc.ABC):
+    """What has to hold: `deviation` is about what it comes to, where layers are probed and statistics fitted."""
+
+    def __init__(self, measuring: Measuring, deviation: float) -> None:
+        self._measuring, self.deviation = measuring, deviation
+
+    @abc.abstractmethod
+    def near(self, scheme: Scheme, start: float, few: bool = False) -> float:
+        """About the smallest k at which a scheme holds on samples that it was not fitted to.
+
+        Args:
+            scheme: what is searched.
+            start: first k to try.
+            few: the start is nearly right, and a few measurements will do.
+
+        Raises:
+            TargetError: it holds at no k.
+        """
+
+    @abc.abstractmethod
+    def held(self, scheme: Scheme, k: float) -> Solution:
+        """The solution at k, or at the next k that was measured to hold on all samples.
+
+        Raises:
+            TargetError: none does.
+        """
+
+    @abc.abstractmethod
+    def base(self, best: Solution | None) -> Solution | None:
+        """The smallest solution of nearest rounding by a formula; None where `best` is smaller.
+
+        Raises:
+            TargetError: there is neither.
+        """
+
+    @abc.abstractmethod
+    def closer(self, archive: Archive, deviation: float) -> float | None:
+        """The factor on k where the restored model does not hold; None where it does."""
+
+    @abc.abstractmethod
+    def failure(self, archive: Archive, deviation: float) -> TargetError:
+        """The error that the restored model does not hold, though the search found that it does."""
+
+    def facts(self, evaluator: Evaluator, restored: Model, held: Sequence[int]) -> dict[str, Any]:
+        """What the manifest's result says of a restored model, beside its deviation."""
+        return {}
+
+
+def base_scheme(measuring: Measuring, epsilon: float) -> Scheme:
+    """The norm allocation with nearest rounding, or the uniform one in its place where that is asked for."""
+    weights = measuring.weights
+    uniform = measuring.settings.allocation == "uniform"
+    return Scheme(weights.uniform_allocation() if uniform else weights.norm_allocation(epsilon), {})
+
+
+class DeviationObjective(Objective):
+    """The deviation stays within a target, on samples held out and on all together."""
+
+    def near(self, scheme: Scheme, start: float, few: bool = False) -> float:
+        """About the k at which the deviation of samples like these meets the target."""
+        measuring, settings = self._measuring, self._measuring.settings
+        among = measuring.unseen(scheme)
+        margin = default_margin(len(among)) if settings.margin is None else settings.margin
+        highest = search.upper_bound(measuring.weights.largest, scheme.allocation.epsilon)
+
+        def measure(k: float) -> Floats:
+            return measuring.deviation(scheme, k, among).by_sample
+
+        return root(measure, self.deviation, start, LOWEST, highest, margin, 2 if few else settings.work.points)
+
+    def held(self, scheme: Scheme, k: float) -> Solution:
+        """The solution at k, or at the next k that was measured to hold on all samples."""
+        best = math.inf
+        for number in range(1, _STEPS + 1):
+            found = self._measuring.promise(scheme, k)
+            if found <= self.deviation:
+                return self._measuring.solution(scheme, k, found)
+            best = min(best, found)
+            # Half of what the law says: that it does not hold is luck in part.
+            k *= min(max(_STEP**number, (found / self.deviation) ** 0.25), _STEP_MAX)
+        raise _not_held(self.deviation, best)
+
+    def base(self, best: Solution | None) -> Solution | None:
+        """The smallest solution with ε0 = 0.01 or 0, or with the ε0 that was asked for.
+
+        The paper takes an ε0 that reaches the target (A.4), and so does its search. But that can be far from the best
+        where it leaves k no room.
+        """
+        settings, given = self._measuring.settings, self._measuring.settings.epsilon
+        found: list[Solution] = []
+        least = math.inf
+        for epsilon in (DEFAULT_EPSILON, 0.0) if given is None else (given,):
+            try:
+                found.append(self.searched(base_scheme(self._measuring, epsilon), settings.search))
+            except TargetError as error:
+                least = min(least, error.best)
+            if found and settings.search == "algorithm1":
+                break
+        if best is not None:
+            found += self._to_the_letter(best, found)
+        elif not found:
+            raise self._unreached(least)
+        return min(found, key=lambda solution: solution.bits, default=None)
+
+    def _to_the_letter(self, best: Solution, found: Sequence[Solution]) -> list[Solution]:
+        """The solution of `--preset paper`, to the letter: nothing may be larger. None where it cannot be smaller.
+
+        Its search may happen upon a smaller k than others. It takes so many steps up to the first k that holds that it
+        is not worth waiting for where that is far up; such solutions are large.
+        """
+        weights = self._measuring.weights
+        lowest = search.lower_bound(weights.largest, DEFAULT_EPSILON)
+        step = math.sqrt(search.upper_bound(weights.largest, DEFAULT_EPSILON) - lowest)
+        for solution in found:
+            near = best.bits > _LETTER * solution.bits and solution.k - lowest < _PATIENCE * step
+            if near and solution.scheme.allocation.epsilon == DEFAULT_EPSILON:
+                with contextlib.suppress(TargetError):
+                    return [self.searched(replace(solution.scheme, guarded=False), "algorithm1")]
+        return []
+
+    def searched(self, scheme: Scheme, by: str) -> Solution:
+        """A small solution of a base scheme that was measured to hold the target."""
+        weights, epsilon = self._measuring.weights, scheme.allocation.epsilon
+        uniform = scheme.allocation.name == "uniform"
+        lowest = LOWEST if uniform else search.lower_bound(weights.largest, epsilon)
+        highest = search.upper_bound(weights.largest, epsilon)
+        find = search.algorithm1 if by == "algorithm1" else search.bisection
+        found = find(lambda k: self._measuring.promise(scheme, k), self.deviation, lowest, highest)
+        return self._measuring.solution(scheme, found.k, found.value)
+
+    def _unreached(self, best: float) -> TargetError:
+        """The error that the base allocation does not reach the target, and why."""
+        measuring, target = self._measuring, self.deviation
+        epsilon = measuring.settings.epsilon or 0.0
+        finest = search.upper_bound(measuring.weights.largest, epsilon)
+        if measuring.deviation(base_scheme(measuring, epsilon), finest, measuring.roles.others).mean <= target:
+            return _not_held(target, best)
+        if epsilon:
+            return TargetError(
+                f"a deviation of {target:g} is not reached with epsilon = {epsilon:g}: the best is {best:.3g}; "
+                "give a smaller --epsilon, or none to let riq choose it",
+                best,
+            )
+        return TargetError(
+            f"a deviation of {target:g} is not reached: the best is {best:.3g}, with weights as fine as they can "
+            "be coded; give a larger --deviation, or keep sensitive layers exact with --exclude",
+            best,
+        )
+
+    def closer(self, archive: Archive, deviation: float) -> float | None:
+        """The factor on k: hoisting may change the last digits of an output, and not all samples were searched on."""
+        if deviation <= self.deviation:
+            return None
+        return min(max(_CLOSER, math.sqrt(deviation / self.deviation)), _CLOSER_MOST)
+
+    def failure(self, archive: Archive, deviation: float) -> TargetError:
+        """The error that the restored model misses the target."""
+        return TargetError(
+            f"the restored model's deviation is {deviation:.3g}, above {self.deviation:g}, though the search found "
+            "less; give a larger --deviation",
+            deviation,
+        )
+
+
+def _not_held(target: float, best: float) -> TargetError:
+    """The error that what all samples allow is not kept on those held out."""
+    return TargetError(
+        f"the target of {target:g} does not hold on the samples held out, or not on all: the best is {best:.3g}; "
+        "give more samples, a larger --deviation, a smaller --margin, or --holdout 0",
+        best,
+    )
+
+
+class ConstraintObjective(Objective):
+    """A constraint's judge accepts the model, and the deviation stays within that of the settings if there is one.
+
+    It has to hold on the samples that the search may see, on those held out, and on all together.
+    """
+
+    def __init__(self, measuring: Measuring, constraint: Constraint, originals: Sequence[Array], tell: Report) -> None:
+        """Begin with the original model.
+
+        Args:
+            measuring: measures candidates.
+            constraint: what is to be kept.
+            originals: the original data of each layer.
+            tell: called with every candidate.
+
+        Raises:
+            ConstraintError: the original cannot be judged.
+        """
+        super().__init__(measuring, measuring.settings.deviation or DEFAULT_DEVIATION)
+        self._constraint, self._tell_of = constraint, tell
+        self.judge: Judge = constraint.begin(measuring.evaluator.loaded(measuring.form, originals))
+        self.trace: list[tuple[Scheme, float, Judgement]] = []
+
+    def near(self, scheme: Scheme, start: float, few: bool = False) -> float:
+        """The smallest k at which all holds, by bisection: a judgement need not fall as k grows."""
+        try:
+            return search.bisection(
+                lambda k: self.excess(scheme, k), 0.0, _COARSEST, search.K_UNBOUNDED, max(start, _COARSEST)
+            ).k
+        except TargetError as error:
+            raise self._unkept(min((one for _, _, one in self.trace), key=lambda one: one.value)) from error
+
+    def held(self, scheme: Scheme, k: float) -> Solution:
+        """The solution at k, which was measured on all samples already."""
+        return self._measuring.solution(scheme, k)
+
+    def base(self, best: Solution | None) -> Solution | None:
+        """The smallest solution of nearest rounding, if it is smaller than the best."""
+        measuring = self._measuring
+        scheme = base_scheme(measuring, measuring.settings.epsilon or 0.0)
+        start = measuring.weights.expected_k(scheme.allocation, self.deviation)
+        if best is not None:
+            budget, total = _LESS * best.bits, measuring.weights.total
+            start = search.largest(lambda k: measuring.bits(scheme, k), budget, total, best.k, LOWEST)
+            if self.excess(scheme, start) > 0:
+                return None
+        return measuring.solution(scheme, self.near(scheme, start))
+
+    def excess(self, scheme: Scheme, k: float) -> float:
+        """By how much a scheme at k exceeds the limits, on those samples where it was first seen to, else on all."""
+        measuring, roles = self._measuring, self._measuring.roles
+        values = measuring.values(scheme, k)
+        excess = math.inf
+        for among in self._occasions(scheme):
+            found = self.judged(values, among)
+            deviation = 0.0
+            if measuring.settings.deviation is not None and math.isfinite(found.value):
+                measured = measuring.evaluator.deviation(measuring.form, values, among)
+                # Undefined on these samples, it still is defined on all together, which are measured last.
+                if measured.is_measured:
+                    deviation = measuring.promised(scheme, measured) if among == roles.every else measured.mean
+            excess = self._over(found, deviation)
+            if excess > 0:
+                break
+        self.tell(scheme, k, found)
+        return excess
+
+    def judged(self, values: Sequence[Array], among: Sequence[int]) -> Judgement:
+        """What the constraint says of a candidate; infinitely bad if the model cannot be run with such weights."""
+        evaluator, form = self._measuring.evaluator, self._measuring.form
+        try:
+            return self.judge(evaluator.loaded(form, values, among))
+        except (ModelError, ConstraintError) as error:
+            try:
+                evaluator.deviation(form, values, among)
+            except ModelError:
+                self._measuring.explain_once(error)
+                return Judgement(math.inf, self.trace[-1][2].limit if self.trace else 0.0)
+            raise
+
+    def tell(self, scheme: Scheme, k: float, found: Judgement) -> None:
+        """Keep a judgement, and tell of it."""
+        self.trace.append((scheme, k, found))
+        same = [(k, one.holds) for other, k, one in self.trace if other is scheme]
+        held = min((k for k, holds in same if holds), default=math.inf)
+        failed = max((k for k, holds in same if not holds and k < held), default=0.0)
+        count = len(self.trace)
+        self._tell_of(Progress("search", count, 0, k, found.value, failed, held, *scheme.name, measure="constraint"))
+
+    def searched(self, scheme: Scheme) -> Sequence[int]:
+        """The samples that the search may see."""
+        return self._measuring.roles.searched if scheme.is_fitted else self._measuring.roles.others
+
+    def _occasions(self, scheme: Scheme) -> Iterator[Sequence[int]]:
+        """The samples that a candidate has to hold on, one set after the other."""
+        roles = self._measuring.roles
+        sets = [tuple(self.searched(scheme)), roles.held, roles.every] if self._constraint.on_samples else [roles.every]
+        yield from dict.fromkeys(filter(None, sets))
+
+    def _over(self, found: Judgement, deviation: float) -> float:
+        bound = self._measuring.settings.deviation
+        over = max(found.value - found.limit, -math.inf if bound is None else deviation - bound)
+        return math.inf if math.isnan(over) else over
+
+    def facts(self, evaluator: Evaluator, restored: Model, held: Sequence[int]) -> dict[str, Any]:
+        """The judgements of the restored model."""
+        outputs = self._measuring.settings.outputs
+        found: dict[str, Any] = {"constraint": judge_restored(self.judge, evaluator, restored, outputs).recorded()}
+        if held and self._constraint.on_samples:
+            judgement = judge_restored(self.judge, evaluator, restored, outputs, held)
+            found["constraint_holdout"] = judgement.recorded()
+        return found
+
+    def closer(self, archive: Archive, deviation: float) -> float | None:
+        """The factor on k: hoisting may change the last digits of an output."""
+        return _CLOSER if self._over(_worst(archive), deviation) > 0 else None
+
+    def failure(self, archive: Archive, deviation: float) -> TargetError:
+        """The error that the restored model does not keep the constraint."""
+        return self._unkept(_worst(archive))
+
+    def _unkept(self, found: Judgement) -> TargetError:
+        """The error that nothing holds, and what to do about it."""
+        if found.holds:
+            return TargetError(
+                f"the constraint is kept, but not the deviation of {self.deviation:g}; give a larger one", found.value
+            )
+        return TargetError(
+            f"the constraint is not kept: the best value is {found.value:.4g}, above {found.limit:g}; "
+            f"{self._constraint.remedy}",
+            found.value,
+        )
+
+
+def _worst(archive: Archive) -> Judgement:
+    """The judgement of the restored model that is furthest off, as its archive tells."""
+    result = archive.manifest.result
+    found = [result[name] for name in ("constraint", "constraint_holdout") if name in result]
+    values = [Judgement(math.inf if one["value"] is None else one["value"], one["limit"]) for one in found]
+    return max(values, key=lambda one: one.value)

@@ -1,0 +1,127 @@
+"""The Hessian of a layer's squared error: its damping, and its factor U with A⁻¹ = UᵀU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from riq_cli.statistics.moments import Float64, Moments
+
+_HALVED = 64  # columns beyond which an inverse is made by halves
+TINY = 1e-30  # what the mean of a diagonal counts as at least: second moments may be all zero
+
+
+class Damping(NamedTuple):
+    """How little a Hessian is trusted: A + uniform · mean(diag A) · I + diagonal · diag(A) stands for A."""
+
+    uniform: float
+    diagonal: float = 0.0
+
+    @classmethod
+    def of(cls, level: float) -> Damping:
+        """So much damping in all, half of it uniform: fixed shares do as well as searched ones."""
+        return cls(level / 2, level / 2)
+
+
+FIXED = Damping(0.01)  # GPTQ's own, where none is searched for
+
+
+def least_damping(cost: Callable[[Damping], float], lowest: float, first: float = 0.1) -> tuple[Damping, float]:
+    """The damping of least cost, and that cost: a descent by factors of √10 from a first level.
+
+    Args:
+        cost: of a damping, asked once for each.
+        lowest: the least level; the largest is 10.
+        first: the level that is tried first.
+    """
+    level, least = first, cost(Damping.of(first))
+    for factor in (10**0.5, 10**-0.5):
+        began = level
+        while lowest / 1.01 <= level * factor <= 10.1 and (found := cost(Damping.of(level * factor))) < least:
+            level, least = level * factor, found
+        if level != began:
+            break
+    return Damping.of(level), least
+
+
+def factorized(moments: NDArray[np.float64], damping: Damping) -> NDArray[np.float32]:
+    """U, upper triangular f32[groups, K, K], with Â⁻¹ = UᵀU for the damped moments Â.
+
+    Args:
+        moments: A f64[groups, K, K], symmetric and positive semidefinite.
+        damping: `uniform` > 0.
+    """
+    groups, size, _ = moments.shape
+    result = np.empty((groups, size, size), np.float32)
+    for group, moment in enumerate(moments):
+        # A = MMᵀ with M upper triangular comes from the Cholesky factor of A with rows and columns in reverse; U = M⁻¹.
+        result[group] = _inverse(_cholesky(moment[::-1, ::-1], damping)[::-1, ::-1])
+    return result
+
+
+def _cholesky(moment: NDArray[np.float64], damping: Damping) -> NDArray[np.float64]:
+    """The Cholesky factor of a damped moment; damped more, where what was summed in float32 leaves it indefinite."""
+    level = max(float(np.einsum("ii->", moment)) / len(moment), TINY)
+    while True:
+        damped = moment.copy()
+        diagonal = np.einsum("ii->i", damped)
+        diagonal *= 1 + damping.diagonal
+        diagonal += damping.uniform * level
+        try:
+            return np.asarray(np.linalg.cholesky(damped), np.float64)
+        except np.linalg.LinAlgError:
+            damping = damping._replace(uniform=10 * damping.uniform)  # a diagonal below zero would grow by its own
+
+
+def _inverse(upper: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The inverse of an upper triangular matrix, by halves: mostly matrix products."""
+    size = len(upper)
+    if size <= _HALVED:
+        result: NDArray[np.float64] = np.triu(np.linalg.inv(upper))
+        return result
+    middle = size // 2
+    result = np.zeros_like(upper)
+    first, second = _inverse(upper[:middle, :middle]), _inverse(upper[middle:, middle:])
+    result[:middle, :middle], result[middle:, middle:] = first, second
+    result[:middle, middle:] = -first @ upper[:middle, middle:] @ second
+    return result
+
+
+class Hessian:
+    """The second moments A of a layer's inputs; without the part of their mean where a bias takes over that."""
+
+    def __init__(self, moments: Moments, centred: bool) -> None:
+        """Take moments.
+
+        Args:
+            moments: of the inputs.
+            centred: a bias takes over what rounding adds to the outputs on average.
+        """
+        self._moments, self.mean, self.bounds, self._centred = moments, moments.mean, moments.bounds, False
+        self.diagonal = np.concatenate([np.einsum("gii->gi", block) for block in self.blocks], axis=1)
+        self.is_usable = moments.count > 0 and all(np.isfinite(block).all() for block in self.blocks)
+        self._centred = centred
+
+    @property
+    def blocks(self) -> Iterator[Float64]:
+        """The blocks on the diagonal, one after the other: together they may be much larger than the layer."""
+        for number, (begin, end) in enumerate(self.bounds):
+            block = self._moments.block(number)
+            if self._centred:
+                mean = self.mean[:, begin:end]
+                for row in range(end - begin):  # no second array as large as the block
+                    block[:, row] -= mean[:, row, None] * mean
+            yield block
+
+    def error(self, difference: Float64, bias_mean: Float64) -> float:
+        """E ‖(Ŵ − W) x‖² of these inputs, f64[groups, rows, columns]; the bias has taken over that at `bias_mean`."""
+        total = 0.0
+        for block, (begin, end) in zip(self.blocks, self.bounds, strict=True):
+            part = difference[:, :, begin:end]
+            total += float(np.sum(np.matmul(part, block) * part))
+        if self._centred:
+            total += float(np.sum(np.square(np.einsum("gnk,gk->gn", difference, self.mean - bias_mean))))
+        return total
