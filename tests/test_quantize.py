@@ -361,7 +361,7 @@ def test_feedback_along_rows_gains_the_geometric_mean_of_what_rows_matter_at_equ
 GEMM = Arrangement.of((96, 32)).matrix((), (0,), (1,))
 LAYER = layer_of(np.random.default_rng(1).standard_normal((96, 32)))
 PLAN = LayerPlan.of(LAYER, GEMM)
-LEVELS = [10 ** (half / 2) for half in range(-4, 3)]  # of damping
+DAMPINGS = [Damping.of(half, share) for half in range(-4, 3) for share in (0.5, 0.0)]
 
 
 def moments_of(rows: NDArray[np.floating]) -> Moments:
@@ -387,9 +387,9 @@ def level_of(plan: LayerPlan, every: Moments) -> float:
     if plan.bias is not None:
         second = second - every.mean[:, :, None] * every.mean[:, None]
     fits = [
-        level
-        for level in LEVELS
-        if np.allclose(plan.factors[0].diagonal, np.einsum("gii->gi", factorized(second, Damping.of(level))), 1e-4)
+        sum(damping)
+        for damping in DAMPINGS
+        if np.allclose(plan.factors[0].diagonal, np.einsum("gii->gi", factorized(second, damping)), 1e-4)
     ]
     assert len(fits) == 1
     return round(fits[0], 4)

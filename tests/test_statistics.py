@@ -280,22 +280,23 @@ def test_a_moment_of_any_rank_has_a_factor(moment: Floats) -> None:
     assert (np.diagonal(upper) > 0).all()
 
 
-@pytest.mark.parametrize(
-    ("best", "lowest", "expected"), [(1, 0.01, 1), (0.03, 0.01, 0.0316), (0, 0.1, 0.1), (99, 0.01, 10)]
-)
-def test_the_damping_of_least_cost_is_found_by_a_descent(best: float, lowest: float, expected: float) -> None:
-    asked: list[float] = []
+@pytest.mark.parametrize(("best", "lowest", "expected"), [(1, -4, 1), (0.03, -4, 0.0316), (0, -2, 0.1), (99, -4, 10)])
+@pytest.mark.parametrize("uniform", [False, True])
+def test_the_damping_of_least_cost_is_found_by_a_descent(
+    best: float, lowest: int, expected: float, uniform: bool
+) -> None:
+    asked: list[Damping] = []
 
     def cost(damping: Damping) -> float:
-        assert damping.uniform == damping.diagonal
-        asked.append(2 * damping.uniform)
-        return abs(asked[-1] - best)
+        asked.append(damping)
+        return abs(sum(damping) - best) + 0.01 * ((damping.diagonal == 0) != uniform)
 
     damping, least = least_damping(cost, lowest)
-    assert 2 * damping.uniform == pytest.approx(expected, rel=1e-2)
+    assert sum(damping) == pytest.approx(expected, rel=1e-2)
+    assert damping.diagonal == (0 if uniform else damping.uniform)
     assert least == pytest.approx(abs(best - expected), abs=3e-3)
-    assert len(asked) == len(set(asked)) <= 6
-    assert lowest / 1.01 <= min(asked) <= max(asked) <= 10.1
+    assert len(asked) == len(set(asked)) <= 8
+    assert 10 ** (lowest / 2) <= min(map(sum, asked)) * 1.01 and max(map(sum, asked)) <= 10.1
 
 
 # ---- Fisher ---------------------------------------------------------------------------------------------------------

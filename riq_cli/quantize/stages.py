@@ -29,7 +29,7 @@ from riq_cli.statistics.moments import Float64, Halves
 FEW = 8  # rows of a group, and rows in all, of fewer than which errors are not fed forward along rows
 _CODE_BITS = 4.0  # of a column, to be safe
 _EXERCISED = 1e-3  # a column with a smaller share of the mean second moment is one that the samples do not exercise
-_LOWEST = 0.01, 0.1  # levels of damping: of A; of G, where less lets errors grow to where moments tell too little
+_LOWEST = -4, -2  # halves of a decade of damping: of A; of G, where less lets errors grow too far
 _SAVED = 0.02  # bits a weight that row factors save at least, by what the other half of the samples says
 _WEIGHTS = 1 << 16  # of a layer that stand for all of them where dampings of G are compared: some of its columns
 _CLASSES, _CLASS_WEIGHTS = 8, 1 << 8  # of rows with a distribution each, and weights of each at least

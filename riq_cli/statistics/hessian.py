@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -21,30 +22,43 @@ class Damping(NamedTuple):
     diagonal: float = 0.0
 
     @classmethod
-    def of(cls, level: float) -> Damping:
-        """So much damping in all, half of it uniform: fixed shares do as well as searched ones."""
-        return cls(level / 2, level / 2)
+    def of(cls, half: int, share: float) -> Damping:
+        """10^(half / 2) in all, of which a share is of the diagonal's own."""
+        level = 10 ** (half / 2)
+        return cls(level * (1 - share), level * share)
 
 
 FIXED = Damping(0.01)  # GPTQ's own, where none is searched for
+_FIRST, _HIGHEST = -2, 2  # halves of a decade: the damping that is tried first, and the largest
+_SHARES = (0.5, 0.0)  # of the diagonal's own; the first is tried first
 
 
-def least_damping(cost: Callable[[Damping], float], lowest: float, first: float = 0.1) -> tuple[Damping, float]:
-    """The damping of least cost, and that cost: a descent by factors of √10 from a first level.
+def least_damping(cost: Callable[[Damping], float], lowest: int) -> tuple[Damping, float]:
+    """The damping of least cost, and that cost: first in decades, then of which kind, then in half decades.
 
     Args:
         cost: of a damping, asked once for each.
-        lowest: the least level; the largest is 10.
-        first: the level that is tried first.
+        lowest: the least damping, in halves of a decade.
     """
-    level, least = first, cost(Damping.of(first))
-    for factor in (10**0.5, 10**-0.5):
-        began = level
-        while lowest / 1.01 <= level * factor <= 10.1 and (found := cost(Damping.of(level * factor))) < least:
-            level, least = level * factor, found
-        if level != began:
-            break
-    return Damping.of(level), least
+
+    @functools.cache
+    def tried(half: int, share: float) -> float:
+        return cost(Damping.of(half, share))
+
+    def descended(begin: int, step: int, share: float) -> int:
+        """From one damping to the next as long as the cost falls, upwards or else downwards."""
+        half = begin
+        for way in (step, -step):
+            while lowest <= half + way <= _HIGHEST and tried(half + way, share) < tried(half, share):
+                half += way
+            if half != begin:
+                break
+        return half
+
+    half = descended(_FIRST, 2, _SHARES[0])
+    share = min(_SHARES, key=lambda share: tried(half, share))
+    half = descended(half, 1, share)
+    return Damping.of(half, share), tried(half, share)
 
 
 def factorized(moments: NDArray[np.float64], damping: Damping) -> NDArray[np.float32]:
