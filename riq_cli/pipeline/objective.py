@@ -25,6 +25,7 @@ from riq_cli.runtime import Array, Evaluator
 LOWEST = 1e-3  # k where Proposition 2 says nothing: it bounds that of nearest rounding by norm
 _CLOSER, _CLOSER_MOST = 1.01, 1.2  # factors on k where the restored model misses what the search met
 _STEPS, _STEP, _STEP_MAX = 20, 1.01, 1.5  # factors on k where it does not hold yet: at least this more with each step
+_ROUGH_SAMPLES = 16  # by which the octave of k is found
 _LETTER = 0.7  # share of the bits of another search below which the paper's own, which may be lucky, is not tried
 _PATIENCE = 200  # steps that the paper's own search may take
 _LESS = 0.99  # share of the best solution's bits at which nearest rounding has to keep a constraint to be searched
@@ -157,9 +158,21 @@ class DeviationObjective(Objective):
         uniform = scheme.allocation.name == "uniform"
         lowest = LOWEST if uniform else search.lower_bound(weights.largest, epsilon)
         highest = search.upper_bound(weights.largest, epsilon)
-        find = search.algorithm1 if by == "algorithm1" else search.bisection
-        found = find(lambda k: self._measuring.promise(scheme, k), self.deviation, lowest, highest)
-        return self._measuring.solution(scheme, found.k, found.value)
+        measuring, every = self._measuring, self._measuring.roles.every
+        some = every[:: -(-len(every) // _ROUGH_SAMPLES)]
+
+        def measure(k: float) -> float:
+            return measuring.promise(scheme, k)
+
+        def roughly(k: float) -> float:
+            return measuring.deviation(scheme, k, some).mean
+
+        if by == "algorithm1":
+            found = search.algorithm1(measure, self.deviation, lowest, highest)
+        else:
+            rough = roughly if len(some) < len(every) else None
+            found = search.bisection(measure, self.deviation, lowest, highest, roughly=rough)
+        return measuring.solution(scheme, found.k, found.value)
 
     def _unreached(self, best: float) -> TargetError:
         """The error that the base allocation does not reach the target, and why."""

@@ -81,7 +81,14 @@ _COARSE = 4
 _NEAR = 1.5  # times the limit: a value up to that may meet it at a k a little coarser, where the value is rough
 
 
-def bisection(measure: Measure, limit: float, lowest: float, highest: float, start: float | None = None) -> Found:
+def bisection(
+    measure: Measure,
+    limit: float,
+    lowest: float,
+    highest: float,
+    start: float | None = None,
+    roughly: Measure | None = None,
+) -> Found:
     """A small k that holds, on a ladder of k that is the same for all limits: a larger limit ends at no larger k.
 
     An octave of k is found by bisection, of which the coarse end fails and the fine end holds. In it the search begins
@@ -95,11 +102,14 @@ def bisection(measure: Measure, limit: float, lowest: float, highest: float, sta
         lowest, highest: ends of the ladder.
         start: where the octave is looked for first, octave by octave; then limits with other starts may end in another
             order. None: the whole ladder is halved.
+        roughly: k → about the value, at less cost: the search begins where it comes to the limit, and the first rung
+            from there on that holds is the solution. None: the value itself, and the rungs between are bisected.
 
     Raises:
         TargetError: neither the last rung nor any other that was tried meets the limit.
     """
     values: dict[int, float] = {}
+    about: dict[int, float] = {}
 
     def k(rung: int) -> float:
         return min(lowest * 2 ** (rung / _FINE), highest)
@@ -109,11 +119,18 @@ def bisection(measure: Measure, limit: float, lowest: float, highest: float, sta
             values[rung] = measure(k(rung))
         return values[rung]
 
+    def near(rung: int) -> float:
+        if roughly is None:
+            return at(rung)
+        if rung not in about:
+            about[rung] = roughly(k(rung))
+        return about[rung]
+
     def halved(low: int, high: int, bound: float, apart: int, step: int = _COARSE) -> tuple[int, int]:
         """Two rungs at most so far apart, between one that is beyond a bound and one that is not."""
         while high - low > apart:
             middle = (low + high) // (2 * step) * step
-            low, high = (low, middle) if at(middle) <= bound else (middle, high)
+            low, high = (low, middle) if near(middle) <= bound else (middle, high)
         return low, high
 
     last = math.ceil(_FINE / _COARSE * math.log2(highest / lowest)) * _COARSE
@@ -127,12 +144,17 @@ def bisection(measure: Measure, limit: float, lowest: float, highest: float, sta
         while low < 0 < high and at(max(high - _FINE, 0)) <= limit:
             high = max(high - _FINE, 0)
         low = max(low, high - _FINE)
-    if at(high) > limit:  # the last: no other rung held
+    if roughly is None and at(high) > limit:  # the last: no other rung held
         raise TargetError("not reached", min(values.values()))
-    _, near = halved(low, high, _NEAR * limit, _COARSE)
-    high = next(rung for rung in range(near, high + 1, _COARSE) if at(rung) <= limit)
-    _, high = halved(max(high - _COARSE, 0), high, limit, 1, 1)
-    return Found(k(high), at(high))
+    _, first = halved(low, high, _NEAR * limit, _COARSE)
+    held = first
+    while at(held) > limit:
+        if held >= last or (held >= first + _FINE and at(last) > limit):  # the value is far from what it roughly is
+            raise TargetError("not reached", min(values.values()))
+        held = min(held + _COARSE, last)
+    if roughly is None:
+        _, held = halved(max(held - _COARSE, 0), held, limit, 1, 1)
+    return Found(k(held), at(held))
 
 
 _TRIES = 20

@@ -26,7 +26,6 @@ _FAR = 0.85  # share of a rough solution's bits below which nearest rounding is 
 _WIDER = math.sqrt(2)  # bins with error feedback are about as much wider: statistics are fitted and layers probed there
 _ON_TRELLIS = 0.92  # about the factor on k: at the same k, the error on a trellis is 0.8 times as large
 _ROUGH_SAMPLES = 8  # for a rough solution
-_ROUGH_SAMPLES = 8  # for a rough solution
 _ROUGH, _ROUGH_TRIES, _ROUGH_LEAP = 1.25, 8, 16.0  # a rough solution: factor on the deviation, tries, factor on k
 _AROUND = (0.95, 1.0, 1.05)  # factors on k at which schemes are compared
 
