@@ -30,7 +30,7 @@ from riq_cli.entropy.histogram import Histogram, Table, encode_symbols
 from riq_cli.entropy.student import StudentCoding
 from riq_cli.errors import ArchiveError
 from riq_cli.model import Layer
-from riq_cli.pipeline.encode import encode_layer
+from riq_cli.pipeline.layer_entry import encode_layer
 
 MAGIC = b"\x89RIQZ\r\n\x1a"
 SKELETON = b"the model without its weights"

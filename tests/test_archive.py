@@ -31,7 +31,7 @@ from riq_cli.errors import (
     UnsupportedArchive,
 )
 from riq_cli.model import Layer
-from riq_cli.pipeline.encode import encode_layer
+from riq_cli.pipeline.layer_entry import encode_layer
 from riq_cli.quantize import scalar
 from tests.archives import (
     BOUND,

@@ -26,8 +26,8 @@ from riq_cli.decode.layers import decode_layer
 from riq_cli.entropy.codes import Codes
 from riq_cli.errors import CorruptArchive, UnsupportedArchive
 from riq_cli.model import Layer
-from riq_cli.pipeline import encode
-from riq_cli.pipeline.encode import encode_layer
+from riq_cli.pipeline import layer_entry
+from riq_cli.pipeline.layer_entry import encode_layer
 from riq_cli.quantize.scalar import bin_widths, nearest, requantize, widened
 from riq_cli.report import rows, totals
 from tests.archives import (
@@ -118,7 +118,7 @@ def test_archives_by_hand_are_read(data: bytes, weights: list[float]) -> None:
 def test_scales_are_written_as_by_hand() -> None:
     layer = layer_of([[1.5] * 3, [3.0] * 3])
     scale = Codes((0,), int32(0, 4))
-    with patch.object(encode, "_POOR", math.inf):
+    with patch.object(layer_entry, "_POOR", math.inf):
         archive = archive_of(layer, nearest(layer.values, "float32", 0.5, (scale,)))
     data = written(archive)
     assert section_of(4) == SAME
@@ -307,7 +307,7 @@ def test_layers_with_codes_come_back(drawn: tuple[Layer, float, tuple[Codes, ...
     product = np.rint(exact / widths) * widths + 0.0
     largest = reference_decoder.LARGEST[layer.dtype]
     expected = layer_of(np.clip(product, -largest, largest), layer.dtype).values.tobytes()
-    with patch.object(encode, "_POOR", math.inf):  # however small it is
+    with patch.object(layer_entry, "_POOR", math.inf):  # however small it is
         archive = archive_of(layer, quantized, classes if np.ptp(quantized.levels) else None)
     assert archive.manifest.layers[0].coding != "raw"
     assert by_both_decoders(written(archive)) == expected

@@ -18,7 +18,7 @@ from riq_cli.entropy import contexts
 from riq_cli.entropy.student import Student
 from riq_cli.errors import LimitExceeded
 from riq_cli.model import Model
-from riq_cli.pipeline.encode import encode_layer
+from riq_cli.pipeline.layer_entry import encode_layer
 from riq_cli.quantize.scalar import nearest
 from riq_cli.report.histogram import histograms
 from tests.archives import MANIFEST, SECTIONS, TABLE, levels_of, opened, packed

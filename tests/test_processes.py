@@ -14,7 +14,7 @@ from riq_cli.archive import Archive
 from riq_cli.decode.dequantize import Quantized
 from riq_cli.decode.layers import decode_layer
 from riq_cli.model import Layer
-from riq_cli.pipeline.encode import encode_layer
+from riq_cli.pipeline.layer_entry import encode_layer
 
 GOLDENS = Path(__file__).parent / "goldens"
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from riq_cli.decode.dequantize import Quantized
 from riq_cli.entropy.rate import ENTRY_BITS, estimated_bits
 from riq_cli.model import Layer
-from riq_cli.pipeline.encode import encode_layer
+from riq_cli.pipeline.layer_entry import encode_layer
 from tests.archives import levels_of
 
 RANDOM = np.random.default_rng(0)

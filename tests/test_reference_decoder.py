@@ -23,7 +23,7 @@ from riq_cli.archive import DTYPE_BYTES, Archive, Manifest, SkeletonEntry, defla
 from riq_cli.decode.dequantize import STORAGE, Quantized
 from riq_cli.decode.layers import decode_layer
 from riq_cli.model import Layer
-from riq_cli.pipeline.encode import encode_layer
+from riq_cli.pipeline.layer_entry import encode_layer
 from riq_cli.quantize.scalar import nearest
 
 SKELETON = b"a skeleton"

@@ -28,8 +28,8 @@ from riq_cli.entropy.fit import fitted
 from riq_cli.entropy.student import Student, StudentCoding, share_below
 from riq_cli.errors import CorruptArchive, UnsupportedArchive
 from riq_cli.model import Layer
-from riq_cli.pipeline import encode as encode_module
-from riq_cli.pipeline.encode import encode_layer
+from riq_cli.pipeline import layer_entry as encode_module
+from riq_cli.pipeline.layer_entry import encode_layer
 from tests.archives import archive_of, by_both_decoders, decoded, layer_of, levels_of, packed, refused, written
 
 Ints = NDArray[np.int32]

@@ -24,7 +24,7 @@ from riq_cli.entropy.codes import Codes
 from riq_cli.errors import CorruptArchive
 from riq_cli.model import Layer
 from riq_cli.model.matrix import Arrangement
-from riq_cli.pipeline.encode import encode_layer
+from riq_cli.pipeline.layer_entry import encode_layer
 from riq_cli.report import cells, rows
 from riq_cli.report.histogram import histograms
 from tests.archives import MANIFEST, SKELETON, TABLE, by_both_decoders, layer_of, levels_of, packed, refused, written

@@ -72,7 +72,7 @@ class Fit:
                 weights = position_weights(self.samples, self.linear, self._tick("gradients"), self.effort.probes)
             except ModelError as error:
                 with_gradients = False
-                self.warn(f"gradients cannot be taken, so all rows and positions count alike: {error}")
+                self.warn(f"gradients cannot be taken, so all rows and positions count the same: {error}")
         plans: dict[int, LayerPlan] = {}
         if "gptq" not in without:
             plans = self._fed_along_columns(widths, weights, varied)
@@ -158,7 +158,7 @@ class Fit:
         try:
             halves = collected(self.samples, self.effort.probes)
         except ModelError as error:
-            self.warn(f"gradients cannot be taken, so all rows count alike: {error}")
+            self.warn(f"gradients cannot be taken, so all rows count the same: {error}")
             return {}
         others: dict[int, tuple[Fisher, Fisher]] = {}
         try:

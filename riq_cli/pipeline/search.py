@@ -1,5 +1,8 @@
 """The smallest k whose measured value meets the limit. Only a k that was measured is ever returned.
 
+`algorithm1` is the paper's search, `bisection` that of allocations by a formula and of constraints, `largest` that of
+budgets. Where plans are fitted to samples, a deviation goes by `root.root`, a line through several measurements.
+
 The search sees a function k → value and a limit; what is measured is the caller's. Deviation falls as 1/k² in the
 high-rate regime (Proposition 1), but not monotonically at a fine scale.
 """

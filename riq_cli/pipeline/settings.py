@@ -122,7 +122,7 @@ class Settings:
         allocation: `measured` (of the least rate for the deviation that layers cause), the paper's `norm`, or the
             baseline of its Fig. 4a, `uniform`: k bins over each layer's own range.
         rounding: `nearest`, or `compensated` (errors of a layer's columns are made up for by later ones; needs real
-            samples), or `trellis` (the same, where there are samples for it, and along the best ways through a
+            samples), or `trellis` (the same, where there are samples for it, and along the best paths through a
             trellis), or, in a fixed layout, `directed` (all weights of a layer up or down, as the loss falls); None:
             `trellis` with the measured allocation, else `nearest`.
         effort: how much work goes into statistics and the search where errors are compensated (`EFFORTS`).

@@ -16,7 +16,7 @@ STAGES = {
     "allocation": "bin widths by the measured deviation of layers (reverse water-filling); without: by norm",
     "gptq": "error feedback along columns; without: rounding to the nearest",
     "columns": "bin widths of columns by the diagonal of the Hessian's factor, in GPTQ",
-    "damping": "damping of the Hessian by cross-validation; without: 1 % of the mean of its diagonal",
+    "damping": "damping of the Hessian, validated on the other half of the samples; without: 1 % of its mean diagonal",
     "bias": "a bias takes over what rounding adds to the outputs on average",
     "gradients": "output gradients weigh positions and rows: bin widths of rows, and error feedback along rows",
     "augmentation": "statistics of variations of the samples, too",

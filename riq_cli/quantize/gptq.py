@@ -4,7 +4,7 @@ With the Hessian A = E[x xᵀ] of what a matrix W multiplies, rounding to Ŵ mov
 average. Columns are rounded one after another; what the error of one does to the outputs is undone as well as later
 columns can (GPTQ, E. Frantar et al., https://arxiv.org/abs/2210.17323). With A⁻¹ = UᵀU, U upper triangular, the error
 left is Σ_j ‖w_j − ŵ_j‖² / U_jj² of the columns as they were when they were rounded: bin widths ∝ U_jj make all columns
-contribute alike, which costs the least rate.
+contribute equally, which costs the least rate.
 
 With the second moments G of output gradients, errors of rows are fed forward to later rows in the same way; what is
 left then is tr((Ŵ − W)ᵀ G (Ŵ − W) A).

@@ -119,12 +119,13 @@ class LayerPlan:
         step = max(1, self.matrix.shape[1] // rows)
         columns = slice(None, None, 1 if self.factors else max(1, self.matrix.shape[2] // _COLUMNS))
         weights = _widened(self.matrix, layer.values, layer.dtype, slice(None, None, step), columns)
-        widths, scales = self.column_widths(width)[:, columns], self.row_scales[:, ::step]
-        symbols, error = rounded(weights, widths, scales, self.factors, (), self.trellis)
+        widths, own = self.column_widths(width)[:, columns], self.row_scales[:, ::step]
+        symbols, error = rounded(weights, widths, own, self.factors, (), self.trellis)
         if self.trellis:
             symbols = trellis.symbols(symbols)
         scale = layer.size / symbols.size
-        return scale * estimated_bits(symbols, *self.matrix.shape[1:], self.trellis), error
+        scales = sum(codes.values.size for codes in self.scales)
+        return scale * estimated_bits(symbols, *self.matrix.shape[1:], self.trellis, scales), error
 
     def some_rows(self, layer: Layer) -> Float64:
         """Evenly spaced rows of the matrices that stand for all, f64[groups, rows, columns]."""

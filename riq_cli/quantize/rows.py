@@ -107,7 +107,7 @@ class RowMoments:
         factors = []
         for (group, rows), moments in zip(self.blocks, self.moments, strict=True):
             relative = moments / level
-            own = max(float(np.trace(relative)) / len(rows), TINY)  # rows of all blocks are damped alike
+            own = max(float(np.trace(relative)) / len(rows), TINY)  # rows of all blocks have the same damping
             factor, importance[group, rows] = row_factor(
                 group, rows, relative, damping._replace(uniform=damping.uniform / own)
             )

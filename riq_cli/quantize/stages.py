@@ -3,8 +3,8 @@
 A stage takes a plan and what samples tell of the layer, and returns the plan with one decision more, or the same plan
 where that does not pay. It is a pure function: layers go through it side by side, in threads or processes.
 
-Dampings are chosen by cross-validation: what is fitted to one half of the samples is judged on the other, in bits at
-equal error of the outputs, half a bit a weight for each doubling of the error.
+Dampings are validated: what is fitted to one half of the samples is judged on the other, in bits at equal error of the
+outputs, half a bit a weight for each doubling of the error.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rows of weights → symbols, block after block: errors of each block of rows are fed forward to those after it.
 
-A block follows the one before it one panel of columns behind, so that many are rounded side by side: of what the block
-before it is off, the columns of a panel need that in the same columns alone.
+A block follows the one before it one panel of columns behind, so that many blocks are rounded side by side: a panel of
+columns needs the errors of earlier blocks in the same columns alone.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from riq_cli.quantize.trellis import Viterbi
 
 _PANELS = 16  # about, into which columns are cut
 _PANEL_MIN, _PANEL_MAX = 8, 64  # columns
-_WAYS_MIN = 32  # … of a panel along a trellis: at its end a way is settled on, which costs a part of what it saves
+_TRELLIS_MIN = 32  # … of a panel along a trellis: at its end one path is kept, which costs a part of what it saves
 
 
 class _Panel(NamedTuple):
     """Columns `begin` up to `end`, of a factor if there is one.
 
-    Once they are rounded, errors of those from `since` on are pushed onto those up to `until`: the later, the more
-    panels go at a time, so that every two are met once.
+    Once they are rounded, errors of columns from `since` on are fed forward to columns up to `until`, in runs whose
+    lengths are those of a binary counter: so most of the work is large matrix products.
     """
 
     factor: int | None
@@ -43,7 +43,7 @@ class _Panel(NamedTuple):
 class Wavefront:
     """Blocks of rows of one group while they are rounded.
 
-    Blocks of several spreads that are alike are one block each here: its rows are the `lanes` of all.
+    The same blocks of several row factors of one shape are one block here: its rows are the `lanes` of all.
     """
 
     def __init__(
@@ -53,26 +53,26 @@ class Wavefront:
         shares: Sequence[Floats],
         factors: Sequence[Factor],
         uppers: Sequence[Floats],
-        ways: Viterbi | None,
+        paths: Viterbi | None,
     ) -> None:
         """Nothing is rounded yet.
 
         Args:
-            goal: the weights, f32[K, spreads, blocks, length]; used up.
-            bins: gives the bin widths of some columns of a block, f32[columns, spreads · length]: those of all weights
+            goal: the weights, f32[K, factors, blocks, length]; used up.
+            bins: gives the bin widths of some columns of a block, f32[columns, factors · length]: those of all weights
                 would take as much memory as these.
-            shares: what part of the errors of each block later rows take over, f32[spreads, length, rows after it].
-            factors: of all columns, in order; none: their errors do not spread.
+            shares: what part of the errors of each block later rows take over, f32[factors, length, rows after it].
+            factors: of all columns, in order; none: no feedback along columns.
             uppers: U of each, f32[columns, columns].
-            ways: through the lanes of every block, or None.
+            paths: through a trellis along the lanes of every block; None: to the nearest.
         """
-        size, spreads, blocks, length = goal.shape
-        self._goal, self._shares, self._ways = goal, shares, ways
+        size, count, blocks, length = goal.shape
+        self._goal, self._shares, self._paths = goal, shares, paths
         self._bins_of = bins
-        self._bins: dict[int, Floats] = {}  # of the panels of this wave, by block
+        self._bins: dict[int, Floats] = {}  # of the panels that are rounded now, by block
         self._factors, self._uppers = factors, uppers
-        shape = blocks, size, spreads * length
-        self._pushed = np.zeros(shape, np.float32)  # what earlier columns are off
+        shape = blocks, size, count * length
+        self._fed = np.zeros(shape, np.float32)  # what earlier columns feed forward
         self.symbols: Integers = np.empty(shape, np.int32)
         self.errors: Floats = np.empty(shape, np.float32)
 
@@ -81,19 +81,19 @@ class Wavefront:
         blocks, size, _ = self.symbols.shape
         panels = self._panels(size)
         for step in range(len(panels) + blocks - 1):
-            wave = [(block, panels[step - block]) for block in range(blocks) if 0 <= step - block < len(panels)]
-            self._bins = {block: self._bins_of(block, panel.columns) for block, panel in wave}
-            for extent in {panel.end - panel.begin for _, panel in wave}:
-                self._round([(block, panel) for block, panel in wave if panel.end - panel.begin == extent])
-            for block, panel in wave:
-                self._push_columns(block, panel)
+            front = [(block, panels[step - block]) for block in range(blocks) if 0 <= step - block < len(panels)]
+            self._bins = {block: self._bins_of(block, panel.columns) for block, panel in front}
+            for extent in {panel.end - panel.begin for _, panel in front}:
+                self._round([(block, panel) for block, panel in front if panel.end - panel.begin == extent])
+            for block, panel in front:
+                self._feed_columns(block, panel)
                 if block + 1 < blocks:
-                    self._push_rows(block, panel.columns)
-        del self._goal, self._pushed  # what comes next takes memory of its own
+                    self._feed_rows(block, panel.columns)
+        del self._goal, self._fed  # what comes next takes memory of its own
 
     def _panels(self, size: int) -> list[_Panel]:
         """Runs of columns one after the other."""
-        extent = min(max(size // _PANELS, _PANEL_MIN if self._ways is None else _WAYS_MIN), _PANEL_MAX)
+        extent = min(max(size // _PANELS, _PANEL_MIN if self._paths is None else _TRELLIS_MIN), _PANEL_MAX)
         bounds: list[tuple[int | None, int, int]] = [(n, item.begin, item.end) for n, item in enumerate(self._factors)]
         found = []
         for factor, begin, end in bounds or [(None, 0, size)]:
@@ -103,35 +103,35 @@ class Wavefront:
                 found.append(_Panel(factor, first, last, first + extent - together, until))
         return found
 
-    def _round(self, wave: Sequence[tuple[int, _Panel]]) -> None:
+    def _round(self, front: Sequence[tuple[int, _Panel]]) -> None:
         """Round a panel of each of some blocks, panels of the same length, side by side."""
-        parts = [(block, panel.columns) for block, panel in wave]
+        parts = [(block, panel.columns) for block, panel in front]
         lanes = self.symbols.shape[2]
-        wanted = [self._goal[part, :, block].reshape(-1, lanes) - self._pushed[block, part] for block, part in parts]
+        wanted = [self._goal[part, :, block].reshape(-1, lanes) - self._fed[block, part] for block, part in parts]
         weights, widths = np.stack(wanted), np.stack([self._bins[block] for block, _ in parts])
         found, missing = np.empty(weights.shape, np.int32), np.empty_like(weights)
-        blocks = [block for block, _ in wave]
-        ways = None if self._ways is None else self._ways.of(blocks)
+        blocks = [block for block, _ in front]
+        paths = None if self._paths is None else self._paths.of(blocks)
         if self._factors:
-            upper = np.stack([self._upper(panel, panel.columns, panel.columns) for _, panel in wave])
-            round_columns(weights, widths, upper, found, missing, ways)
+            upper = np.stack([self._upper(panel, panel.columns, panel.columns) for _, panel in front])
+            round_columns(weights, widths, upper, found, missing, paths)
         else:
-            round_alone(weights, widths, found, missing, ways)
-        if self._ways is not None and ways is not None:
-            self._ways.put(blocks, ways)
+            round_alone(weights, widths, found, missing, paths)
+        if self._paths is not None and paths is not None:
+            self._paths.put(blocks, paths)
         for number, (block, part) in enumerate(parts):
             self.symbols[block, part], self.errors[block, part] = found[number], missing[number]
 
-    def _push_columns(self, block: int, panel: _Panel) -> None:
-        """Push what columns of a block are off onto later columns of it."""
+    def _feed_columns(self, block: int, panel: _Panel) -> None:
+        """Feed errors of columns of a block forward to later columns of it."""
         if panel.until > panel.end:
             since, until = slice(panel.since, panel.end), slice(panel.end, panel.until)
-            self._pushed[block, until] += self._upper(panel, since, until).T @ self.errors[block, since]
+            self._fed[block, until] += self._upper(panel, since, until).T @ self.errors[block, since]
 
-    def _push_rows(self, block: int, columns: slice) -> None:
-        """Push what some columns of a block are off onto those of later blocks."""
+    def _feed_rows(self, block: int, columns: slice) -> None:
+        """Feed errors of some columns of a block forward to those of later blocks."""
         restored = np.multiply(self.symbols[block, columns], self._bins[block], dtype=np.float32)
-        if self._ways is not None:
+        if self._paths is not None:
             restored /= trellis.PARTS
         goal = self._goal[columns]
         residual = goal[:, :, block] - restored.reshape(goal[:, :, block].shape)

@@ -114,7 +114,7 @@ class Observed:
 
 
 def position_weights(observed: Observed, linear: Mapping[int, Linear], tick: Tick, probes: int) -> Weights:
-    """What positions of products count for: half alike, half by their squared gradients, with a mean of 1.
+    """What positions of products count for: half equally, half by their squared gradients, with a mean of 1.
 
     Of what comes out of a convolution and is then pooled, or of the steps of a sequence, most may not matter.
 

@@ -26,7 +26,7 @@ from riq_cli.archive import Archive, Manifest, SkeletonEntry, deflate
 from riq_cli.decode.dequantize import Quantized
 from riq_cli.entropy.codes import Codes
 from riq_cli.model import Layer
-from riq_cli.pipeline.encode import encode_layer
+from riq_cli.pipeline.layer_entry import encode_layer
 from riq_cli.quantize.scalar import nearest
 
 FOLDER = Path(__file__).parent
