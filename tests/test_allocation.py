@@ -72,6 +72,7 @@ def test_a_curve_holds_the_rate_and_the_error_of_each_width(scale: float) -> Non
     coarse = curve(values, 20 * scale, 1e-9 * scale)
     assert coarse.error(20 * scale) * 20**2 == pytest.approx(values.size, rel=0.01)  # nothing is left
     assert curve(values, 0.1 * scale, 0.05 * scale).widths[0] == pytest.approx(0.05 * scale)
+    assert curve(values, 0.001 * scale, 0.05 * scale).widths[0] == pytest.approx(0.05 * scale)
 
 
 def high_rate(size: int) -> Curve:
@@ -276,6 +277,12 @@ def test_max_bits_bounds_the_levels_of_every_layer(bits: int, tmp_path: Path) ->
         assert 2 ** (bits - 1) < entry.symbols <= 2**bits
         span = float(layer.values.max() - layer.values.min())
         assert entry.bin_width == pytest.approx(span / (2**bits - 1), rel=1e-6)
+
+
+def test_max_bits_that_no_layer_can_do_with_are_out_of_reach(tmp_path: Path) -> None:
+    """Layers are probed far below the bin widths that they may have."""
+    with pytest.raises(TargetError, match="a deviation of 0.01 is not reached"):
+        riq.compress(load(tmp_path, wide), calibration(wide, 4), max_bits=2)
 
 
 def test_vectors_that_are_smaller_than_their_entries_are_not_probed(tmp_path: Path) -> None:

@@ -103,9 +103,10 @@ class Curve:
             sampled: bin width → about the bits of the layer, and the mean squared error of a weight in squares of its
                 bin width.
             size: number of weights.
-            middle: bin width that the curve surrounds, > 0.
+            middle: bin width that the curve surrounds, > 0; `finest` if it is smaller.
             finest: the smallest bin width.
         """
+        middle = max(middle, finest)
         widths = np.unique(np.maximum(STEPS * middle, finest))
         bits, errors = np.array([sampled(width) for width in widths]).T
         squares = np.log(size * errors + _TINY) + 2 * np.log(
