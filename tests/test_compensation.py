@@ -206,6 +206,13 @@ def test_random_samples_cannot_be_fitted_to(tmp_path: Path) -> None:
         assert archive.manifest.result["rounding"] in ("nearest", "trellis")
 
 
+def test_a_trellis_needs_neither_statistics_nor_probes(tmp_path: Path) -> None:
+    model, _ = loaded("mlp", tmp_path)
+    steps: list[riq.Progress] = []
+    riq.compress(model, deviation=TARGET, allocation="norm", rounding="trellis", progress=steps.append)
+    assert {step.rounding for step in steps if step.phase == "search"} == {"nearest", "trellis"}
+
+
 @pytest.mark.parametrize(
     ("count", "options", "message"),
     [

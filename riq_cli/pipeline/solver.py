@@ -76,12 +76,13 @@ class Preparation:
             self._kept = self._prepared(self.about(deviation))
 
     def scheme(self, about: Solution) -> Scheme | None:
-        """The scheme of measured allocation and fitted plans; None where there is neither."""
+        """The scheme of measured allocation and fitted plans; None where there is neither, and no trellis to try."""
         prepared = self._kept or self._prepared(about)
         if prepared.measured is not None:
             allocation = prepared.measured.allocation(about.deviation, about.k, about.widths)
             return Scheme(allocation, prepared.plans)
-        return Scheme(about.scheme.allocation, prepared.plans) if prepared.plans else None
+        has_more = prepared.plans or self._measuring.settings.may_use_trellis
+        return Scheme(about.scheme.allocation, prepared.plans) if has_more else None
 
     def _prepared(self, about: Solution) -> Prepared:
         measuring = self._measuring

@@ -46,16 +46,6 @@ def extremes(weights: Array, dtype: str) -> tuple[float, float]:
     return min(low for low, _ in pairs), max(high for _, high in pairs)
 
 
-def squared_error(weights: Array, restored: Array, dtype: str) -> float:
-    """‖ŵ − w‖² / max |w|² of two arrays of the same size and type, w not all 0."""
-    total, largest = 0.0, peak(weights, dtype)
-    flat, other = weights.reshape(-1), restored.reshape(-1)
-    for begin in range(0, flat.size, BLOCK):
-        part = slice(begin, begin + BLOCK)
-        total += float(np.sum(np.square(widened(flat[part], dtype) / largest - widened(other[part], dtype) / largest)))
-    return total
-
-
 def widened(weights: Array, dtype: str) -> NDArray[np.float64]:
     """The weights in float64, in their own shape."""
     return computable(weights, dtype).astype(np.float64)
