@@ -281,7 +281,7 @@ def test_max_bits_bounds_the_levels_of_every_layer(bits: int, tmp_path: Path) ->
 
 def test_max_bits_that_no_layer_can_do_with_are_out_of_reach(tmp_path: Path) -> None:
     """Layers are probed far below the bin widths that they may have."""
-    with pytest.raises(TargetError, match="a deviation of 0.01 is not reached"):
+    with pytest.raises(TargetError, match=r"a deviation of 0\.01 is not reached"):
         riq.compress(load(tmp_path, wide), calibration(wide, 4), max_bits=2)
 
 
