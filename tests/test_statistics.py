@@ -235,6 +235,7 @@ def test_a_hessian_is_usable_if_there_are_rows_and_all_is_finite() -> None:
     assert not Hessian(Moments(1, 3), False).is_usable
     huge = np.full((1, 4, 3), 1e200)
     assert Hessian(moments_of(np.ones((1, 4, 3), np.float32)), False).is_usable
+    assert not Hessian(moments_of(np.full((1, 4, 3), 1e50)), False).is_usable  # U would be 0 in single precision
     assert not Hessian(moments_of(huge), False).is_usable
 
 

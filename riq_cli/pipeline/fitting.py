@@ -103,6 +103,7 @@ class Fit:
         block = _block(chosen, sum(layers[number].values.nbytes for number in chosen))
         more = {} if varied is None or not weights else try_position_weights(varied, chosen, self._tick("gradients"), 1)
         plans: dict[int, LayerPlan] = {}
+        done = 0
 
         def fit(number: int) -> LayerPlan:
             width, layer, item = widths[number], layers[number], chosen[number]
@@ -122,7 +123,8 @@ class Fit:
             for number, plan in zip(batch, self.pool.map(fit, batch), strict=True):
                 if plan.factors:
                     plans[number] = plan
-            self.tell("statistics", len(plans), len(chosen))
+            done += len(batch)
+            self.tell("statistics", done, len(chosen))
             halves.clear()  # or they would stay until those of the next layers are complete
             others.clear()
         return plans

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from riq_cli.statistics.moments import Float64, Moments
 
 _HALVED = 64  # columns beyond which an inverse is made by halves
+_LARGE = 1e70  # second moments beyond which U, in float32, has no digits left, or is 0
 TINY = 1e-30  # what the mean of a diagonal counts as at least: second moments may be all zero
 
 
@@ -116,7 +117,8 @@ class Hessian:
         """
         self._moments, self.mean, self.bounds, self._centred = moments, moments.mean, moments.bounds, False
         self.diagonal = np.concatenate([np.einsum("gii->gi", block) for block in self.blocks], axis=1)
-        self.is_usable = moments.count > 0 and all(np.isfinite(block).all() for block in self.blocks)
+        is_finite = all(np.isfinite(block).all() for block in self.blocks)
+        self.is_usable = moments.count > 0 and is_finite and bool(self.diagonal.max() < _LARGE)
         self._centred = centred
 
     @property
