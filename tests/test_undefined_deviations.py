@@ -179,6 +179,13 @@ def test_labels_keep_their_samples(tmp_path: Path) -> None:
     assert measured(archive).samples == 12
 
 
+def test_labels_do_where_no_probed_sample_says_anything_of_the_deviation(tmp_path: Path) -> None:
+    data, labels = samples(16, slice(1, None), 0.0), np.zeros(16, np.int64)
+    archive = riq.compress(mlp(tmp_path), data, constraint=LossConstraint(labels, max_increase=0.05))
+    assert archive.manifest.result["constraint"]["samples"] == 16
+    assert measured(archive).samples == 1
+
+
 # ---- outputs without elements ---------------------------------------------------------------------------------------
 
 

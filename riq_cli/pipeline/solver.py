@@ -54,12 +54,13 @@ class Preparation:
 
     def about(self, deviation: float) -> Solution:
         """A rough solution of nearest rounding by norm on the samples that layers are probed on."""
-        measuring, probed = self._measuring, self._measuring.roles.probed
-        among = probed[:: -(-len(probed) // _ROUGH_SAMPLES)]
+        measuring, defined = self._measuring, self._measuring.evaluator.defined
+        probed = [number for number in measuring.roles.probed if any(defined[number])]  # under a constraint not all are
+        among = probed[:: -(-len(probed) // _ROUGH_SAMPLES) or 1]
         scheme = base_scheme(measuring, 0.0)
         k = measuring.weights.expected_k(scheme.allocation, deviation)
         found = deviation
-        for _ in range(_ROUGH_TRIES if measuring.evaluator.measured else 0):
+        for _ in range(_ROUGH_TRIES if measuring.evaluator.measured and among else 0):
             found = measuring.deviation(scheme, k, among).mean
             ratio = found / deviation
             if 1 / _ROUGH < ratio < _ROUGH:
