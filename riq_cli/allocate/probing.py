@@ -17,6 +17,7 @@ _SATURATED = 0.05  # above this a deviation grows no longer with the square of t
 _LARGEST = 2.0  # cosine distance; NaN outputs count as that
 _TRIES = 5  # probes of a layer until its deviation is readable
 _WIDER = 8.0
+_NEAR = 1.5  # factor on a bin width within which a layer is not probed again
 _WIDEST = 16.0  # times bins beside a layer's norm may be wider than typically: a few samples may not exercise it
 
 Quantize = Callable[[float], Mapping[int, Array]]  # bin width → the layers that change, by their numbers
@@ -70,6 +71,16 @@ def probe(prober: Prober, quantize: Quantize, width: float, budget: float) -> Pr
     return Probe(found.width, min(found.deviation, _LARGEST), unreadable, failed)
 
 
+def probe_again(prober: Prober, quantize: Quantize, found: Probe, width: float) -> Probe:
+    """The probe at the bin width that was chosen by it, if that is far from where it was: at low rates, the deviation
+    grows in another way than the error.
+    """
+    if 1 / _NEAR < width / found.width < _NEAR:
+        return found
+    deviation = min(_measured(prober, quantize(width)), _LARGEST)
+    return found if deviation < _READABLE else replace(found, width=width, deviation=deviation)
+
+
 def _measured(prober: Prober, changed: Mapping[int, Array]) -> float:
     """The deviation of changed layers, infinite where the model cannot be run with them."""
     try:
@@ -106,10 +117,8 @@ class Measured:
             k: of a solution of the norm allocation that causes about that.
             widths: its bin widths.
         """
-        numbers = list(self.curves)
-        sensitivities = [self.probes[n].deviation / self.curves[n].error(self.probes[n].width) for n in numbers]
-        curves = [self._readable(n, sensitivity) for n, sensitivity in zip(numbers, sensitivities, strict=True)]
-        chosen = dict(zip(numbers, water_filling(curves, sensitivities, deviation), strict=True))
+        chosen = self.widths(deviation)
+        numbers = list(chosen)
         relative = {n: width / self.norms[n] for n, width in chosen.items()}
         weights = [self.sizes[n] for n in numbers]
         typical = math.exp(float(np.average(np.log(list(relative.values())), weights=weights))) if chosen else 1.0
@@ -118,6 +127,13 @@ class Measured:
         for number in self.probes.keys() - chosen.keys():
             shapes[number], bounds[number] = self.norms[number], widths[number] or self.norms[number] / k
         return Allocation("measured", shapes, 0.0, bounds)
+
+    def widths(self, deviation: float) -> dict[int, float]:
+        """Bin widths of least rate at which layers whose probe is readable cause a deviation together."""
+        numbers = list(self.curves)
+        sensitivities = [self.probes[n].deviation / self.curves[n].error(self.probes[n].width) for n in numbers]
+        curves = [self._readable(n, sensitivity) for n, sensitivity in zip(numbers, sensitivities, strict=True)]
+        return dict(zip(numbers, water_filling(curves, sensitivities, deviation), strict=True))
 
     def _readable(self, number: int, sensitivity: float) -> Curve:
         """The layer's curve, its errors next to nothing where nothing could be read."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from riq_cli.allocate.probing import Measured, Probe, probe
+from riq_cli.allocate.probing import Measured, Probe, probe, probe_again
 from riq_cli.errors import ModelError, TargetError
 from riq_cli.pipeline import search
 from riq_cli.pipeline.fitting import Fit
@@ -115,7 +115,11 @@ class Preparation:
         readable = [number for number, found in probes.items() if found.is_readable]
         drawn = self._measuring.pool.map(lambda n: weights.curve(n, probes[n].width, plans.get(n)), readable)
         curves = dict(zip(readable, drawn, strict=True))
-        return Measured(probes, curves, weights.sizes, weights.norms, weights.peaks)
+        measured = Measured(probes, curves, weights.sizes, weights.norms, weights.peaks)
+        for number, width in measured.widths(budget).items():
+            quantize = partial(weights.alone, number, plan=plans.get(number))
+            probes[number] = probe_again(prober, quantize, probes[number], width)
+        return measured
 
 
 class Solver:
