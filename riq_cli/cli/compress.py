@@ -64,7 +64,7 @@ riq compress model.onnx --calibration samples.npz \
 @grouped(
     "Method",
     click.option("--preset", type=click.Choice(options.PRESETS), default="small", show_default=True,
-                 help="From fast to small: fast allocates bits by norm. balanced: by measured deviations, with GPTQ "
+                 help="From fast to smallest: fast allocates bits by norm. balanced: by measured deviations, with GPTQ "
                  "and a trellis. small: by gradients of the outputs too. smallest: with more work. Baselines, paper: "
                  "norm, algorithm1, epsilon 0.01. uniform: the same number of bins for every layer."),
     click.option("--allocation", type=click.Choice(["norm", "measured", "uniform"]),

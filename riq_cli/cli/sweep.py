@@ -61,9 +61,9 @@ riq sweep model.onnx --calibration samples.npz --epsilon 0 --k 30,100,300,1000
     click.option("--deviations", type=parse_targets, default=_DEVIATIONS, show_default=True, metavar="D,…",
                  help="Targets, one point each."),
     click.option("--k", "ks", type=parse_numbers, metavar="K,…",
-                 help="Instead: these k of the norm allocation, without a search; not for preset small."),
+                 help="Instead: these k of the norm allocation, without a search; for paper, fast and uniform."),
     click.option("--presets", type=_parse_presets, metavar="NAME,…",
-                 help="Curves: paper, fast, uniform, small. [default: paper,small; with --k: paper]"),
+                 help="Curves: presets of compress. [default: paper,small; with --k: paper]"),
     click.option("--epsilon", type=parse_number, metavar="E", help="ε0 of eq. (7), in place of the presets'."),
 )  # fmt: skip
 @grouped(

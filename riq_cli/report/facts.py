@@ -11,7 +11,7 @@ from riq_cli.archive import Archive, Manifest
 from riq_cli.text import estimate, fingerprint, printable, shortened, shown
 
 _VALUES = ("value", "limit", "holds")
-_FLAGS = {"outputs": "--output", "dims": "--dim"}  # settings whose option has another name
+_FLAGS = {"effort": "--preset", "outputs": "--output", "dims": "--dim"}  # settings whose option has another name
 _CALIBRATION = {
     "npz": "calibration.npz",
     "npy": "calibration.npy",
