@@ -175,6 +175,17 @@ def test_biases_that_are_kept_exact_or_hold_nothing_stay_as_they_are(tmp_path: P
         np.testing.assert_array_equal(tensors(model)[name], after[name])
 
 
+def test_a_bias_may_take_over_far_more_than_it_holds(tmp_path: Path) -> None:
+    """Its bin width suits what it held: what it takes over would be more bins than symbols count."""
+    proto = mlp()
+    (tiny,) = (tensor for tensor in proto.graph.initializer if tensor.name == "b0")
+    tiny.CopyFrom(builders.tensor("b0", 1e-30 * numpy_helper.to_array(tiny)))
+    model, data = riq.Model.load(builders.save(proto, tmp_path)), riq.Calibration.from_feeds(smooth(16, 48))
+    archive = compensated(model, data)
+    assert np.max(np.abs(tensors(riq.decompress(archive))["b0"])) > 1e-6
+    assert archive.manifest.result["deviation"] <= TARGET
+
+
 def test_a_budget_can_be_compensated_too(tmp_path: Path) -> None:
     model, data = loaded("mlp", tmp_path)
     nearest = riq.compress(model, data, rate=3.0, rounding="nearest")

@@ -188,8 +188,10 @@ class Weights:
         """
         layer = self.layers[number]
         if plan is None or plan.is_elementwise:
-            scales = () if plan is None else plan.scales
-            return scalar.nearest(self.shifted(number, shift), layer.dtype, width, scales)
+            scales, values = () if plan is None else plan.scales, self.shifted(number, shift)
+            if shift is not None:
+                width = _wide_enough(values, layer.dtype, width)
+            return scalar.nearest(values, layer.dtype, width, scales)
         quantized = plan.quantized(layer, width)
         counted = self._counted.setdefault(plan, {})
         if width not in counted:
@@ -258,9 +260,10 @@ class Weights:
         ]
         list(pool.map(piece, *zip(*jobs, strict=True)))
         for number, shift in shifts.items():
-            values = self.shifted(number, shift)
+            values, dtype = self.shifted(number, shift), self.layers[number].dtype
             if number in coded:
-                scalar.requantize(values, self.layers[number].dtype, coded[number], out[number])
+                width = _wide_enough(values, dtype, coded[number])
+                scalar.requantize(values, dtype, width, out[number])
             else:
                 out[number][...] = values
         return [
@@ -297,6 +300,11 @@ def _parts(layer: Layer) -> Iterator[slice]:
 def _along(steps: Width, part: slice) -> Width:
     """The bin widths of a part of a layer."""
     return steps[part] if isinstance(steps, np.ndarray) and len(steps) > 1 else steps
+
+
+def _wide_enough(shifted: Array, dtype: str, width: float) -> float:
+    """The bin width, or a wider one where what was added to weights makes them so large that symbols were not exact."""
+    return max(width, scalar.peak(shifted, dtype) / scalar.SYMBOL_MAX)
 
 
 def _finest_width(layer: Layer, peak: float, max_bits: int | None) -> float:
