@@ -400,6 +400,11 @@ def test_every_row_of_a_batch_has_a_direction_of_its_own() -> None:
     assert start(y, 2, 1, np.random.default_rng(1)).shape == (1, 3, 4)
 
 
+def test_outputs_fainter_than_single_precision_have_no_gradients() -> None:
+    assert not start(np.full((1, 4), 1e-42, np.float32), 1, 2, np.random.default_rng(1)).any()
+    assert np.isfinite(start(np.full((1, 4), 1e-35, np.float32), 1, 2, np.random.default_rng(1))).all()
+
+
 def test_numbers_that_are_not_finite_do_not_spoil_the_others() -> None:
     y = np.array([[1.0, np.nan, 2.0, -np.inf]], np.float32)
     found = start(y, 1, 5, np.random.default_rng(0))

@@ -24,6 +24,7 @@ Found = Callable[[Operation, int, Values, Gradients], None]  # operation, number
 _PROBES = 16  # vectors v for each run
 _SMALL = 1 << 20  # bytes of the largest tensor up to which there are so many
 _SECTIONS = 8  # at most, about: each has a session of its own
+_FAINT = 1e-36  # norm of an output below which single precision holds no gradients of its direction
 _SHARE = 16  # of the budget, for the gradients at one tensor
 
 RULES: dict[str, Rule] = {
@@ -193,7 +194,7 @@ def start(output: Array, rows: int, probes: int, random: np.random.Generator) ->
     finite = np.isfinite(flat)
     flat = np.where(finite, flat, 0)
     norms = np.linalg.norm(flat, axis=1, keepdims=True)
-    inverse = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
+    inverse = np.divide(1, norms, out=np.zeros_like(norms), where=norms > _FAINT)
     directions = (flat * inverse).astype(np.float32)
     vectors = random.standard_normal((probes, *flat.shape)).astype(np.float32)
     vectors *= finite  # the deviation leaves other elements out
