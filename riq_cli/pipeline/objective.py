@@ -29,12 +29,14 @@ _ROUGH_SAMPLES = 16  # by which the octave of k is found
 _SPARE = 0.9  # share of the target below which a coarser k is tried
 _LETTER = 0.7  # share of the bits of another search below which the paper's own, which may be lucky, is not tried
 _PATIENCE = 200  # steps that the paper's own search may take
-_LESS = 0.99  # share of the best solution's bits at which nearest rounding has to keep a constraint to be searched
 _COARSEST = 0.05  # k under a constraint: coarser than any solution
 
 
 class Objective(abc.ABC):
     """What has to hold: `deviation` is about what it comes to, where layers are probed and statistics fitted."""
+
+    near_holds = True  # whether what `near` returns was measured to hold
+    far = 0.0  # share of a rough solution's bits below which nearest rounding is not searched: it cannot be smaller
 
     def __init__(self, measuring: Measuring, deviation: float) -> None:
         self._measuring, self.deviation = measuring, deviation
@@ -90,6 +92,8 @@ def base_scheme(measuring: Measuring, epsilon: float) -> Scheme:
 
 class DeviationObjective(Objective):
     """The deviation stays within a target, on samples held out and on all together."""
+
+    near_holds, far = False, 0.85
 
     def near(self, scheme: Scheme, start: float, few: bool = False) -> float:
         """About the k at which the deviation of samples like these meets the target."""
@@ -259,16 +263,18 @@ class ConstraintObjective(Objective):
         return self._measuring.solution(scheme, k)
 
     def base(self, best: Solution | None) -> Solution | None:
-        """The smallest solution of nearest rounding, if it is smaller than the best."""
+        """The smallest solution of nearest rounding: a judgement need not be better at equal bits where errors are fed
+        forward.
+        """
         measuring = self._measuring
         scheme = base_scheme(measuring, measuring.settings.epsilon or 0.0)
         start = measuring.weights.expected_k(scheme.allocation, self.deviation)
-        if best is not None:
-            budget, total = _LESS * best.bits, measuring.weights.total
-            start = search.largest(lambda k: measuring.bits(scheme, k), budget, total, best.k, LOWEST)
-            if self.excess(scheme, start) > 0:
-                return None
-        return measuring.solution(scheme, self.near(scheme, start))
+        try:
+            return measuring.solution(scheme, self.near(scheme, start))
+        except TargetError:
+            if best is None:
+                raise
+            return None
 
     def excess(self, scheme: Scheme, k: float) -> float:
         """By how much a scheme at k exceeds the limits, on those samples where it was first seen to, else on all."""

@@ -24,7 +24,7 @@ _SURE = 0.06  # … and how sure that is, as a sum of squared distances in log k
 _FLATTEST = 0.5
 _NEAR = 0.15  # distance in log k from the root at which a measurement counts for half
 _CLEAR = 1.0  # log of deviation over target beyond which it is no luck that it is above, or below
-_ENOUGH = 2.5  # measurements near the root
+_ENOUGH, _SOME = 2.5, 1.5  # measurements near the root; that will do after so many
 _MOST, _FAR = 6, 8  # measurements in all, and how many more where none is near the root
 _LEAP = 5.5  # log of deviation over target that counts at most: k grows or shrinks 16 times at once
 _STEPS = (0.0, 0.05, -0.05, 0.1, -0.1, 0.15)  # in log k, from the root, where it was measured already
@@ -69,7 +69,7 @@ def root(
         x, y = np.array(ks), np.array([_height(mean, target) for mean in means])
         line = _through(x, y)
         near = float(line.weights.sum())
-        is_done = near >= min(_ENOUGH, most) or (near >= 1 and len(ks) >= most) or len(ks) >= most + _FAR
+        is_done = near >= min(_ENOUGH, most) or (near >= _SOME and len(ks) >= most) or len(ks) >= most + _FAR
         if is_done or (k <= lowest and line.root <= math.log(lowest)):
             break
         k = min(max(math.exp(_next(line.root, ks)), lowest), highest)

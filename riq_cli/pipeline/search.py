@@ -80,7 +80,7 @@ def algorithm1(measure: Measure, limit: float, lowest: float, highest: float) ->
 
 
 _FINE = 64  # rungs of an octave, of which each step until the end takes four: 4.4 % of k
-_COARSE = 4
+_COARSE, _LEAP = 4, 32
 _NEAR = 1.5  # times the limit: a value up to that may meet it at a k a little coarser, where the value is rough
 
 
@@ -103,8 +103,9 @@ def bisection(
         measure: k → value.
         limit: what the value must not exceed.
         lowest, highest: ends of the ladder.
-        start: where the octave is looked for first, octave by octave; then limits with other starts may end in another
-            order. None: the whole ladder is halved.
+        start: where k is looked for first, by half octaves, for a value that need not fall as k grows: in the half
+            octave whose fine end holds, every rung is tried upward. Limits with other starts may end in another order.
+            None: the whole ladder is halved.
         roughly: k → about the value, at less cost: the search begins where it comes to the limit, and the first rung
             from there on that holds is the solution. None: the value itself, and the rungs between are bisected.
 
@@ -143,13 +144,13 @@ def bisection(
         high = min(max(round(_FINE / _COARSE * math.log2(start / lowest)) * _COARSE, 0), last)
         low = -_COARSE
         while at(high) > limit and high < last:
-            low, high = high, min(high + _FINE, last)
-        while low < 0 < high and at(max(high - _FINE, 0)) <= limit:
-            high = max(high - _FINE, 0)
-        low = max(low, high - _FINE)
+            low, high = high, min(high + _LEAP, last)
+        while low < 0 < high and at(max(high - _LEAP, 0)) <= limit:
+            high = max(high - _LEAP, 0)
+        low = max(low, high - _LEAP)
     if roughly is None and at(high) > limit:  # the last: no other rung held
         raise TargetError("not reached", min(values.values()))
-    _, first = halved(low, high, _NEAR * limit, _COARSE)
+    first = low + _COARSE if start is not None else halved(low, high, _NEAR * limit, _COARSE)[1]
     held = first
     while at(held) > limit:
         if held >= last or (held >= first + _FINE and at(last) > limit):  # the value is far from what it roughly is

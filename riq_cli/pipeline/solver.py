@@ -22,7 +22,6 @@ from riq_cli.quantize.plan import LayerPlan
 from riq_cli.runtime import Prober
 
 INVISIBLE = 1e-6  # a deviation below which nothing can be seen in outputs of single precision
-_FAR = 0.85  # share of a rough solution's bits below which nearest rounding is not searched: it cannot be smaller
 _WIDER = math.sqrt(2)  # bins with error feedback are about as much wider: statistics are fitted and layers probed there
 _ON_TRELLIS = 0.92  # about the factor on k: at the same k, the error on a trellis is 0.8 times as large
 _ROUGH_SAMPLES = 8  # for a rough solution
@@ -144,7 +143,7 @@ class Solver:
                 solution = self._of_scheme(objective, self._preparation.scheme(about), about.k)
                 if solution is not None:
                     found.append(solution)
-                    if settings.epsilon is None and solution.bits > _FAR * about.bits:
+                    if settings.epsilon is None and solution.bits > objective.far * about.bits:
                         found += self._base(objective, solution)
         return min(found or self._base(objective, None), key=lambda solution: solution.bits)
 
@@ -157,10 +156,13 @@ class Solver:
         if scheme is None:
             return None
         k = objective.near(scheme, start)
+        found = [self._measuring.solution(scheme, k)] if objective.near_holds else []
         trellised = self._on_trellis(scheme, k)
         if trellised is not None:
-            scheme, k = trellised, objective.near(trellised, _ON_TRELLIS * k, few=True)
-        return objective.held(scheme, k)
+            with contextlib.suppress(TargetError):
+                scheme, k = trellised, objective.near(trellised, _ON_TRELLIS * k, few=True)
+        found.append(objective.held(scheme, k))
+        return min(found, key=lambda solution: solution.bits)
 
     def for_bits(self, budget: float) -> Solution:
         """The solution that takes no more than `budget` bits and causes least there and thereabouts.
