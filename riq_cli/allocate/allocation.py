@@ -109,9 +109,8 @@ class Curve:
         middle = max(middle, finest)
         widths = np.unique(np.maximum(STEPS * middle, finest))
         bits, errors = np.array([sampled(width) for width in widths]).T
-        squares = np.log(size * errors + _TINY) + 2 * np.log(
-            widths / middle
-        )  # of widths themselves they might overflow
+        # Squares of the widths themselves might overflow.
+        squares = np.log(size * errors + _TINY) + 2 * np.log(widths / middle)
         points = np.log2(widths)
         fine = np.arange(points[0], points[-1], 1 / 8)
         return cls(np.exp2(fine), np.interp(fine, points, bits), np.exp(np.interp(fine, points, squares)))

@@ -72,8 +72,9 @@ def probe(prober: Prober, quantize: Quantize, width: float, budget: float) -> Pr
 
 
 def probe_again(prober: Prober, quantize: Quantize, found: Probe, width: float) -> Probe:
-    """The probe at the bin width that was chosen by it, if that is far from where it was: at low rates, the deviation
-    grows in another way than the error.
+    """The probe, measured again at the bin width that was chosen if that width is far from the probe's own.
+
+    At low rates the deviation grows in another way than the error.
     """
     if 1 / _NEAR < width / found.width < _NEAR:
         return found

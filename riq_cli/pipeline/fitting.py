@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 
@@ -31,8 +30,6 @@ _FEW = 1 << 27  # bytes of factors, and of moments, that are always granted
 _DRAWN = 8 * ERRORS  # random errors of a row of a layer in all
 _DRAWN_LEAN = 2 * ERRORS  # … of a large model
 _ENTRIES = 4096  # of a table, whose errors are drawn: as many as a sample's indices are likely to address
-
-Fitted = TypeVar("Fitted")
 
 
 @dataclass(frozen=True)
@@ -162,7 +159,6 @@ class Fit:
         except ModelError as error:
             self.warn(f"gradients cannot be taken, so all rows count the same: {error}")
             return {}
-        others: dict[int, tuple[Fisher, Fisher]] = {}
         try:
             others = {} if varied is None else collected(varied, max(1, self.effort.probes // 4))
         except ModelError:  # the model does not take what was made of its samples

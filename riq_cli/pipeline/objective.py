@@ -146,7 +146,7 @@ class DeviationObjective(Objective):
         return min(found, key=lambda solution: solution.bits, default=None)
 
     def _to_the_letter(self, best: Solution, found: Sequence[Solution]) -> list[Solution]:
-        """The solution of `--preset paper`, to the letter: nothing may be larger. None where it cannot be smaller.
+        """The solution of `--preset paper`, to the letter, in a list: nothing may be larger. Empty if it is not tried.
 
         Its search may happen upon a smaller k than others. It takes so many steps up to the first k that holds that it
         is not worth waiting for where that is far up; such solutions are large.
