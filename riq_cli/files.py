@@ -151,7 +151,7 @@ def _is_stream(mode: int) -> bool:
 
 
 def _exists(path: Path) -> OutputError:
-    return OutputError(f"{path}: exists already; use --force to replace it, or name another file with -o")
+    return OutputError(f"{path}: exists already; use --force to replace it, or name another file")
 
 
 def _take_name(temporary: Path, path: Path) -> None:

@@ -49,8 +49,13 @@ def fingerprint(sha256: str) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number of things: `1 probe`, `2 probes`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """A number of things: `1 probe`, `2,000 probes`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def times(ratio: float) -> str:
+    """How large an archive is beside its source, by the ratio of their bytes: `×23.24 smaller`, `×4.17 larger`."""
+    return f"×{ratio:.2f} smaller" if ratio >= 1 else f"×{1 / ratio:.2f} larger"
 
 
 def first_line(error: BaseException) -> str:

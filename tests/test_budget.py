@@ -13,6 +13,7 @@ import pytest
 import riq_cli as riq
 from riq_cli.errors import TargetError
 from riq_cli.pipeline import PRESETS, Progress
+from riq_cli.report import totals
 from tests import builders
 from tests.command import riq as command
 
@@ -73,7 +74,7 @@ def test_a_size_that_the_model_needs_is_used(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("goal", "wish"), [({"size": 100}, "100 bytes"), ({"size": 1}, "1 bytes"), ({"ratio": 1e6}, "a ratio of 1e+06")]
+    ("goal", "wish"), [({"size": 100}, "100 bytes"), ({"size": 1}, "1 byte"), ({"ratio": 1e6}, "a ratio of 1e+06")]
 )
 def test_less_room_than_anything_takes_is_an_error_before_the_search(
     goal: dict[str, Any], wish: str, folder: Path
@@ -92,6 +93,12 @@ def test_less_room_than_anything_takes_is_an_error_before_the_search(
     assert error.value.best == math.inf
     archive, _, _ = compressed(folder, size=least + 600, **PRESETS["fast"])  # a manifest tells what was measured
     assert least < archive.size
+
+
+@pytest.mark.parametrize("preset", ["fast", "balanced"])
+def test_a_rate_is_that_of_all_coded_layers_as_a_report_counts_it(preset: str, folder: Path) -> None:
+    archive, _, _ = compressed(folder, rate=3.0, **PRESETS[preset])
+    assert 0.97 * 3 <= totals(archive).rate <= 3
 
 
 def test_the_command_line_takes_any_size(folder: Path) -> None:

@@ -433,7 +433,7 @@ def test_images_become_channels_first_between_0_and_1_in_the_order_of_their_name
 CHANNELS_LAST, GRAY = (1, 2, 4, 3), (1, 1, 2, 4)
 IMAGES: dict[str, tuple[str, ModelInput, ImageOptions, Callable[[np.ndarray], np.ndarray]]] = {  # mode, …, of pixels
     "channels last": (
-        "RGB", ModelInput("image", "float32", CHANNELS_LAST), ImageOptions(layout="nhwc"), lambda p: p / 255,
+        "RGB", ModelInput("image", "float32", CHANNELS_LAST), ImageOptions(image_layout="nhwc"), lambda p: p / 255,
     ),
     "exchanged before mean and std": (
         "RGB", PICTURE, ImageOptions(mean=(1, 2, 3), std=(4, 5, 6), scale=2.0, channel_order="bgr"),
@@ -446,7 +446,7 @@ IMAGES: dict[str, tuple[str, ModelInput, ImageOptions, Callable[[np.ndarray], np
     "gray": ("L", ModelInput("image", "float32", GRAY), ImageOptions(channel_order="bgr"), lambda p: p[None] / 255),
     "gray as three": ("L", PICTURE, ImageOptions(), lambda p: np.stack([p] * 3) / 255),
     "bytes": (
-        "RGB", ModelInput("image", "uint8", CHANNELS_LAST), ImageOptions(layout="nhwc", mean=(9,), std=(9,)),
+        "RGB", ModelInput("image", "uint8", CHANNELS_LAST), ImageOptions(image_layout="nhwc", mean=(9,), std=(9,)),
         lambda p: p,
     ),
 }  # fmt: skip
@@ -503,11 +503,11 @@ WRONG: list[tuple[list[ModelInput], ImageOptions, str]] = [
     ([ModelInput("image", "float32", (1, 3, 0, 4))], ImageOptions(), "has no room for images"),
     ([PICTURE], ImageOptions(mean=(1, 2)), "--mean: 2 values for 3 channels"),
     ([PICTURE], ImageOptions(std=(1, 2, 3, 4)), "--std: 4 values for 3 channels"),
-    ([ModelInput("image", "float32", CHANNELS_LAST)], ImageOptions(), "in layout nchw; is it --layout nhwc?"),
+    ([ModelInput("image", "float32", CHANNELS_LAST)], ImageOptions(), "in layout nchw; is it --image-layout nhwc?"),
     (
         [ModelInput("image", "float32", (1, 3, 2, 4))],
-        ImageOptions(layout="nhwc"),
-        "in layout nhwc; is it --layout nchw?",
+        ImageOptions(image_layout="nhwc"),
+        "in layout nhwc; is it --image-layout nchw?",
     ),
     ([X], ImageOptions(), NO_IMAGES),
     ([PICTURE, RATE], ImageOptions(), NO_IMAGES),

@@ -290,6 +290,7 @@ COMPRESS = "compress model.onnx --calibration calibration.npz -o t.riqz"
         (2, r"--epsilon 1 is not in \[0, 1\)$", f"{COMPRESS} --epsilon 1"),
         (2, r"--holdout 1\.5 is not in \[0, 1\)$", f"{COMPRESS} --holdout 150%"),
         (2, r"--k -1 is not positive$", f"{COMPRESS} --k -1"),
+        (2, r"--k has no meaning for the measured allocation; ", f"{COMPRESS} --k 100 --preset small"),
         (2, r"--k 1e-300 is not in 1e-30 … 1e\+30, where bin widths are doubles$", f"{COMPRESS} --k 1e-300"),
         (2, r"compensated rounding does not go with --max-bits; leave one",
          f"{COMPRESS} --max-bits 4 --rounding compensated"),
@@ -329,7 +330,7 @@ COMPRESS = "compress model.onnx --calibration calibration.npz -o t.riqz"
         (1, "zip.npz: not a file of NumPy arrays but a zip archive", "compress model.onnx --calibration zip.npz -f"),
         (1, "nowhere.npz: no such file", "compress model.onnx --calibration nowhere.npz -f"),
         # targets out of reach
-        (3, "the best is .*; give a smaller --epsilon", f"{COMPRESS} --deviation 1e-6 --epsilon 0.2"),
+        (3, "the best is .*; give a smaller --epsilon, such as 0$", f"{COMPRESS} --deviation 1e-6 --epsilon 0.2"),
         (3, "give a larger --deviation, or keep sensitive layers exact with --exclude",
          f"{COMPRESS} --deviation 1e-18"),
         (3, "at k = 10 the deviation is", f"{COMPRESS} --k 10 --deviation 1e-6"),

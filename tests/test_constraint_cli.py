@@ -164,7 +164,7 @@ LABELS = ("--labels", "calibration_labels.npy")
         (2, "a fixed layout is chosen by a loss or a metric", ("--layout", "fixed")),
         (2, "--bits belongs to --layout fixed", (*LABELS, "--bits", "4")),
         (2, "'4,half' is not a list of widths in bits", (*LABELS, "--layout", "fixed", "--bits", "4,half")),
-        (2, "images have one order of axes", ("--layout", "nchw", "--layout", "nhwc")),
+        (2, "'nhwc' is the order of the axes of images; write --image-layout nhwc", ("--layout", "nhwc")),
         (3, "the constraint is not kept: the best value is .*, above 0; allow more with a larger --max-loss-increase",
          (*LABELS, "--layout", "fixed", "--bits", "2")),
     ],

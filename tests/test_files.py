@@ -55,7 +55,7 @@ def test_nothing_is_left_behind_and_the_old_file_stays_when_the_block_fails(
     assert names(tmp_path) == ["old.riqz"]
 
 
-EXISTS = "exists already; use --force to replace it, or name another file with -o"
+EXISTS = "exists already; use --force to replace it, or name another file"
 
 
 def test_an_existing_file_is_refused_unless_overwriting_is_asked_for(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_of_two_writers_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         late.write(b"late")
         with atomic_write(path) as early:
             early.write(b"early")
-    assert str(caught.value) == f"{path}: exists already; use --force to replace it, or name another file with -o"
+    assert str(caught.value) == f"{path}: exists already; use --force to replace it, or name another file"
     assert path.read_bytes() == b"early"
     assert names(tmp_path) == ["out.riqz"]
     with atomic_write(path, overwrite=True) as file:

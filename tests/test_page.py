@@ -346,10 +346,7 @@ def test_the_command_writes_the_page_whole_or_not_at_all(tmp_path: Path) -> None
 
     done = riq("report", "model.riqz", "--html", "report.html", folder=tmp_path)
     assert done.returncode == 1
-    assert (
-        done.stderr
-        == b"riq: error: report.html: exists already; use --force to replace it, or name another file with -o\n"
-    )
+    assert done.stderr == b"riq: error: report.html: exists already; use --force to replace it, or name another file\n"
     done = riq("report", "model.riqz", "--html", "model.riqz", "-f", folder=tmp_path)
     assert (done.returncode, done.stdout) == (1, b"")
     assert b"model.riqz: is read by this command and never overwritten" in done.stderr

@@ -211,6 +211,12 @@ def test_long_tables_are_cut_in_markdown() -> None:
     assert "… and 30 more" in text
 
 
+def test_an_archive_above_its_source_is_larger_in_words(tmp_path: Path) -> None:
+    made = archive(entry("w", 0, 400), source={"bytes": 500})
+    made.save(tmp_path / "large.riqz")
+    assert f"×{made.size / 500:.2f} larger than the source (500 B)" in riq(tmp_path, "report", "large.riqz").stdout
+
+
 # ---- gates ----
 
 

@@ -249,7 +249,11 @@ def test_a_target_named_twice_is_one_point(folder: Path) -> None:
         ),
         (2, r"a deviation of 2 is not in \(0, 1\]", ("--deviations", "2")),
         (2, r"is not a fraction; write 0.01 or 1%; a list is written as 0.01,0.001$", ("--deviations", "few")),
-        (2, r"--k has no meaning for the measured allocation of preset small", ("--presets", "small", "--k", "9")),
+        (
+            2,
+            r"--k has no meaning for the measured allocation; presets paper, fast and uniform have k",
+            ("--presets", "small", "--k", "9"),
+        ),
         (2, r"--json and -o - both want stdout", ("--json", "-o", "-")),
         (2, r"'curve\.pdf' ends neither in \.png nor in \.svg", ("--plot", "curve.pdf")),
         (1, r"calibration\.npz: is read by this command", ("-o", "calibration.npz")),

@@ -29,7 +29,7 @@ class ImageOptions:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     scale: float = 1 / 255
-    layout: Literal["nchw", "nhwc"] = "nchw"
+    image_layout: Literal["nchw", "nhwc"] = "nchw"
     channel_order: Literal["rgb", "bgr"] = "rgb"
 
 
@@ -50,11 +50,11 @@ def image_samples(
     shape = sizes(item, dims)
     if min(shape) < 1:
         raise CalibrationError(f"input {describe(item)}: has no room for images")
-    channels, height, width = shape[1:] if options.layout == "nchw" else (shape[3], shape[1], shape[2])
+    channels, height, width = shape[1:] if options.image_layout == "nchw" else (shape[3], shape[1], shape[2])
     if channels not in (1, 3):
         raise CalibrationError(
-            f"input {describe(item)}: {channels} channels in layout {options.layout}; is it --layout "
-            f"{'nhwc' if options.layout == 'nchw' else 'nchw'}?"
+            f"input {describe(item)}: {channels} channels in layout {options.image_layout}; is it "
+            f"--image-layout {'nhwc' if options.image_layout == 'nchw' else 'nchw'}?"
         )
     free = not isinstance(inputs[0].shape[0], int)
     rows = batch if free and shape[0] == 1 else shape[0]
@@ -89,4 +89,4 @@ def _image(file: Path, channels: int, height: int, width: int, dtype: str, optio
             if len(values) not in (1, channels):
                 raise CalibrationError(f"{name}: {len(values)} values for {channels} channels")
         pixels = (pixels * options.scale - np.array(options.mean)) / np.array(options.std)
-    return (pixels.transpose(2, 0, 1) if options.layout == "nchw" else pixels).astype(dtype)
+    return (pixels.transpose(2, 0, 1) if options.image_layout == "nchw" else pixels).astype(dtype)

@@ -20,11 +20,21 @@ from riq_cli.cli.quantities import parse_bits, parse_number, parse_ratio, parse_
 from riq_cli.cli.terminal import ProgressBar, print_json, say
 from riq_cli.memory import give_back_large_arrays
 from riq_cli.report import judgement, layers_at, reservation, searched, totals
-from riq_cli.text import counted, estimate, human_size, shortened
+from riq_cli.text import counted, estimate, human_size, shortened, times
 
 if TYPE_CHECKING:
     from riq_cli.archive import Archive
     from riq_cli.pipeline import FixedLayout, Progress
+
+
+class _Layout(click.Choice[str]):
+    """The layouts of weights; one of images is another option's."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The layout."""
+        if value in ("nchw", "nhwc"):
+            self.fail(f"{value!r} is the order of the axes of images; write --image-layout {value}", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 @click.command(
@@ -63,10 +73,10 @@ riq compress model.onnx --calibration samples.npz \
 @grouped("Samples", options.calibration_option, options.holdout_option)
 @grouped(
     "Method",
-    click.option("--preset", type=click.Choice(options.PRESETS), default="small", show_default=True,
+    click.option("--preset", type=click.Choice(options.PRESETS),
                  help="From fast to smallest: fast allocates bits by norm. balanced: by measured deviations, with GPTQ "
                  "and a trellis. small: by gradients of the outputs too. smallest: with more work. Baselines, paper: "
-                 "norm, algorithm1, epsilon 0.01. uniform: the same number of bins for every layer."),
+                 "norm, algorithm1, epsilon 0.01. uniform: the same number of bins for every layer. [default: small]"),
     click.option("--allocation", type=click.Choice(["norm", "measured", "uniform"]),
                  help="Bin widths: by norm, as in the paper; by the deviation that each layer causes; by range."),
     click.option("--rounding", type=click.Choice(["nearest", "compensated", "trellis", "directed"]),
@@ -82,9 +92,8 @@ riq compress model.onnx --calibration samples.npz \
 @constraints.constraint_options
 @grouped(
     "Layout",
-    click.option("--layout", "layouts", type=click.Choice(["fixed", "nchw", "nhwc"]), multiple=True,
-                 help="fixed: every layer at one of --bits, chosen greedily by the loss or metric. "
-                 "nchw, nhwc: order of axes of images. [default: nchw]"),
+    click.option("--layout", "fixed", type=_Layout(["fixed"]),
+                 help="fixed: every layer at one of --bits, chosen greedily by the loss or metric."),
     click.option("--bits", type=parse_bits, metavar="LIST", help="Fixed layout: widths. [default: 4,8,float]"),
     click.option("--per-channel", is_flag=True, default=None,
                  help="Fixed layout: bins over each channel's own range."),
@@ -96,7 +105,7 @@ riq compress model.onnx --calibration samples.npz \
 @options.layer_options
 @grouped("Model", options.follow_links_option)
 @options.running_options
-@options.pixel_options
+@options.image_options
 @grouped(
     "Output",
     click.option("-o", "archive_path", type=options.output_type, metavar="FILE",
@@ -111,7 +120,7 @@ def compress(
     model: str,
     calibration: str | None,
     archive_path: str | None,
-    preset: str,
+    preset: str | None,
     log_path: str | None,
     follow_links: bool,
     force: bool,
@@ -134,10 +143,12 @@ def compress(
     from riq_cli.pipeline import compress as compress_model
 
     images = options.taken(settings, options.IMAGES)
-    layout = _layout(settings, images)
+    layout = _layout(settings)
     asked = options.taken(settings, constraints.OPTIONS)
     constraint, data = constraints.load(asked, calibration, images)
-    chosen = PRESETS[preset] | options.given(settings)
+    chosen = PRESETS[preset or "small"] | options.given(settings)
+    if settings["k"] is not None and (preset or settings["allocation"]):
+        options.check_k(chosen["allocation"])
     wanted = Settings(layout=layout, constraint=constraint, margin=asked.get("margin"), **chosen)
     source = options.load_model(model, follow_links)
     refuse_sources((path, log_path), source.external_files)
@@ -178,16 +189,10 @@ def compress(
         say(*_summary(facts, verbose), err=True)
 
 
-def _layout(settings: dict[str, Any], images: dict[str, Any]) -> FixedLayout | None:
-    """The fixed layout, if one is asked for, taken out of the settings; the order of axes goes to the images'."""
-    layouts = settings.pop("layouts")
+def _layout(settings: dict[str, Any]) -> FixedLayout | None:
+    """The fixed layout, if one is asked for, taken out of the settings."""
     asked = options.taken(settings, ("bits", "per_channel", "variant", "mu"))
-    axes = [layout for layout in layouts if layout != "fixed"]
-    if len(axes) > 1:
-        raise click.UsageError("images have one order of axes; give one of --layout nchw and --layout nhwc")
-    if axes:
-        images["layout"] = axes[0]
-    if "fixed" not in layouts:
+    if not settings.pop("fixed"):
         for name in asked:
             raise click.UsageError(f"--{name.replace('_', '-')} belongs to --layout fixed")
         return None
@@ -224,7 +229,7 @@ def _facts(
 
 def _summary(facts: dict[str, Any], verbose: int) -> list[str]:
     source = "the model on stdin" if facts["model"] == "-" else facts["model"]
-    ratio = f", ×{facts['ratio']:.2f} smaller than {source}" if facts["ratio"] else ""
+    ratio = f", {times(facts['ratio'])} than {source}" if facts["ratio"] else ""
     lines = [f"{facts['archive']}: {human_size(facts['archive_bytes'])}{ratio} ({human_size(facts['source_bytes'])})"]
     if "constraint" in facts:
         lines.append(f"  constraint {judgement(facts['constraint'])}")

@@ -84,20 +84,17 @@ running_options = grouped(
                  help="Library that holds custom operators of the model; repeatable."),
 )  # fmt: skip
 
-_PIXELS = (
+image_options = grouped(
+    "Images",
     click.option("--mean", type=parse_numbers, metavar="X[,Y,Z]",
                  help="Subtracted from pixels after scaling, per channel. [default: 0]"),
     click.option("--std", type=parse_numbers, metavar="X[,Y,Z]",
                  help="What pixels are divided by after that, per channel. [default: 1]"),
     click.option("--scale", type=parse_number, metavar="X", help="Factor on pixels of 0…255. [default: 1/255]"),
     click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), help="[default: rgb]"),
+    click.option("--image-layout", type=click.Choice(["nchw", "nhwc"]), help="Order of axes. [default: nchw]"),
 )  # fmt: skip
-_AXES = click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Order of axes. [default: nchw]")
-
-
-pixel_options = grouped("Images", *_PIXELS)
-image_options = grouped("Images", *_PIXELS, _AXES)
-IMAGES = ("mean", "std", "scale", "channel_order", "layout")
+IMAGES = ("mean", "std", "scale", "channel_order", "image_layout")
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,6 +105,16 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
 def taken(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """The options of these names that have a value; all of these names are taken out of the others."""
     return given({name: options.pop(name, None) for name in names})
+
+
+def check_k(allocation: str) -> None:
+    """Return nothing if an allocation has a k that can be given.
+
+    Raises:
+        UsageError: it has none.
+    """
+    if allocation == "measured":
+        raise click.UsageError("--k has no meaning for the measured allocation; presets paper, fast and uniform have k")
 
 
 def load_calibration(source: str, images: Mapping[str, Any], without: str | None = None) -> Calibration:

@@ -53,7 +53,7 @@ def refuse_sources(outputs: Iterable[str | None], sources: Sequence[str | os.Pat
     for path in map(Path, _files(outputs)):
         for source in sources:
             if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
-                raise OutputError(f"{path}: is read by this command and never overwritten; name another file with -o")
+                raise OutputError(f"{path}: is read by this command and never overwritten; name another file")
 
 
 def stdin() -> BinaryIO:

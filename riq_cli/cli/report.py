@@ -19,7 +19,7 @@ from riq_cli.cli.quantities import parse_number, parse_ratio, parse_size
 from riq_cli.cli.terminal import print_json, say, table
 from riq_cli.errors import ArchiveError, TargetError
 from riq_cli.report import SortKey, Totals, cells, command, difference, facts, page, rows, totals
-from riq_cli.text import human_size
+from riq_cli.text import human_size, times
 
 _ANY_SIZE = 1 << 100  # nothing is restored here, so that nothing needs a limit
 
@@ -208,6 +208,6 @@ def text(archive: Archive, sort: SortKey) -> list[str]:
         f"{human_size(sums.archive_bytes)}: {parts}",
     ]
     if sums.ratio is not None and sums.source_bytes is not None:
-        lines.append(f"×{sums.ratio:.2f} smaller than the source ({human_size(sums.source_bytes)})")
+        lines.append(f"{times(sums.ratio)} than the source ({human_size(sums.source_bytes)})")
     found = facts(archive)
     return [*lines, *([""] if found else []), *(f"{name}: {fact}" for name, fact in found)]

@@ -227,8 +227,7 @@ def _goals(
     chosen: dict[str, Any] = PRESETS[preset] | given
     if ks is None:
         return [Settings(deviation=target, **chosen) for target in deviations]
-    if PRESETS[preset]["allocation"] == "measured":
-        raise click.UsageError(f"--k has no meaning for the measured allocation of preset {preset}")
+    options.check_k(chosen["allocation"])
     return [Settings(k=k, **chosen) for k in ks]
 
 

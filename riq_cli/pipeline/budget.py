@@ -1,9 +1,9 @@
-"""The least deviation within a budget of real bytes: of the whole archive, or, for a rate, of its matrices alone."""
+"""The least deviation within a budget of real bytes: of the whole archive, or, for a rate, of its coded layers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from riq_cli.archive import Archive
@@ -13,6 +13,7 @@ from riq_cli.pipeline.settings import Settings, Warn
 from riq_cli.pipeline.solution import Solution
 from riq_cli.pipeline.solver import INVISIBLE, Solver
 from riq_cli.pipeline.weights import Weights, Widths
+from riq_cli.text import counted
 
 Measured = Callable[[Solution], tuple[Archive, float]]  # the archive of a solution, and what a target bounds
 
@@ -28,43 +29,42 @@ class Budget:
     """What may be spent.
 
     Attributes:
-        bytes: of the archive, or of its matrices.
+        bytes: of the archive, or of its coded layers.
         wish: how the user said it.
         source: bytes of the model.
-        matrices: places of the tensors whose bytes count, and the number of their weights; None: all of the archive.
+        weights: how many may be coded, where the bytes are those of coded layers; None: all of the archive counts.
     """
 
     bytes: float
     wish: str
     source: int
-    matrices: tuple[Set[tuple[str, ...]], int] | None = None
+    weights: int | None = None
 
     @classmethod
     def of(cls, settings: Settings, model: Model, weights: Weights) -> Budget:
         """The budget that settings with a size, a rate or a ratio ask for."""
         source = model.source.bytes if model.source is not None else model.nbytes
         if settings.size is not None:
-            return cls(min(settings.size, _LARGEST), f"{settings.size:,} bytes", source)
+            return cls(min(settings.size, _LARGEST), counted(settings.size, "byte"), source)
         if settings.rate is not None:
-            places = {model.layers[number].places for number in weights.matrices}
-            count = sum(weights.sizes[number] for number in weights.matrices)
-            allowed = min(settings.rate * count / 8, _LARGEST)
-            return cls(allowed, f"{settings.rate:g} bits/weight", source, (places, count))
+            allowed = min(settings.rate * weights.total / 8, _LARGEST)
+            return cls(allowed, f"{settings.rate:g} bits/weight", source, weights.total)
         assert settings.ratio is not None
         return cls(min(source / settings.ratio, _LARGEST), f"a ratio of {settings.ratio:g}", source)
 
-    def spent(self, archive: Archive) -> int:
-        """Bytes of an archive that count."""
-        if self.matrices is None:
+    def spent(self, archive: Archive) -> float:
+        """Bytes of an archive that count; for a rate, what all weights that may be coded would take at its rate."""
+        if self.weights is None:
             return archive.size
-        places, _ = self.matrices
-        return sum(entry.stored for entry in archive.manifest.layers if entry.tensors in places)
+        layers = archive.manifest.layers
+        coded = sum(layer.size for layer in layers)
+        return sum(layer.stored for layer in layers) * self.weights / coded if coded else 0.0
 
     def in_words(self, spent: float) -> str:
         """So many bytes as people read them: beside the model's, or by the weight."""
-        if self.matrices is None:
+        if self.weights is None:
             return f"{spent:,.0f} bytes, a ratio of {self.source / spent:.3g}"
-        return f"{8 * spent / self.matrices[1]:.3g} bits/weight"
+        return f"{8 * spent / self.weights:.3g} bits/weight"
 
     def refuse(self, least: Archive) -> None:
         """Nothing, where an archive of no weights, the least that can be, is within the budget.

@@ -193,7 +193,7 @@ class DeviationObjective(Objective):
         if epsilon:
             return TargetError(
                 f"a deviation of {target:g} is not reached with epsilon = {epsilon:g}: the best is {best:.3g}; "
-                "give a smaller --epsilon, or none to let riq choose it",
+                "give a smaller --epsilon, such as 0",
                 best,
             )
         return TargetError(
