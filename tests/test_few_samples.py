@@ -54,7 +54,9 @@ def test_fewer_than_eight_samples_that_differ_are_few() -> None:
 
 def test_random_samples_promise_nothing_wherever_their_deviation_is_shown(folder: Path) -> None:
     summary = (folder / "summary.txt").read_text()
-    assert re.search(rf"deviation  0\.\d+ ± 0\.\d+ ≤ 0\.01, worst sample 0\.\d+; 4 random samples: {RANDOM}\n", summary)
+    assert re.search(
+        rf"deviation  0\.\d+ ± 0\.\d+ ≤ 0\.01 \(relative error \d+ %\); 4 random samples: {RANDOM}\n", summary
+    )
     assert "only 4 samples" not in summary
     assert (
         f"calibration: 4 samples, random: {RANDOM}, SHA-256"

@@ -88,7 +88,9 @@ def test_verify_says_by_how_many_standard_errors_a_bound_is_exceeded(folder: Pat
     ):
         code, text = verified(folder, "others.npz", "--deviation", str(bound))
         assert code == 3
-        assert re.match(rf"model\.riqz: deviation {mean:.4g} ± {error:.2g}, ABOVE the bound of", text)
+        assert re.match(
+            rf"model\.riqz: deviation {mean:.4g} ± {error:.2g} \(relative error \d+ %\), ABOVE the bound of", text
+        )
         assert f"\n  {said}; give riq compress a --margin or more samples\n" in text
 
 
@@ -105,7 +107,7 @@ def test_verify_takes_a_margin(folder: Path) -> None:
 def test_a_single_sample_has_no_standard_error(folder: Path) -> None:
     code, text = verified(folder, "one.npz", "--deviation", "1")
     assert code == 0 and "±" not in text
-    assert ", 1 sample\n" in text
+    assert "; 1 sample\n" in text
     done = command("verify", "model.riqz", "--against", "model.onnx", "--calibration", "one.npz", "--margin", "1",
                    folder=folder)  # fmt: skip
     assert done.returncode == 2

@@ -112,8 +112,9 @@ def test_the_page_tells_the_totals_the_layers_and_how_to_make_it_again() -> None
     tree = Tree(text)
     assert [name for name, _ in tree.rows] == ["first", "dense"]
     assert f"×{100_000 / made.size:.2f}" in text
-    assert "± 0.00087; target 0.01; worst sample 0.04; held out 0.008 ± 0.0016" in text
-    assert "0.009 ± 0.00087, worst sample 0.04 at logits" in text
+    assert "± 0.00087; target 0.01; relative error 13 %; worst sample 0.04; " in text
+    assert "held out 0.008 ± 0.0016 (relative error 13 %)" in text
+    assert "0.009 ± 0.00087 (relative error 13 %), worst sample 0.04 at logits" in text
     assert "riq compress model.onnx --calibration calibration.npz --deviation 0.01 --exclude '*<b>*'" in tree.text
     assert text.count('<circle class="holds"') == 3  # two points that hold, and the key
     assert text.count('<path class="misses"') == 2  # one that does not, and the key

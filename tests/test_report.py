@@ -198,7 +198,7 @@ def test_one_archive_as_markdown(folder: Path) -> None:
     size = f"{OLD.size / 1000:.3g} kB | 40 kB | ×{40_000 / OLD.size:.2f}"
     assert text.startswith(
         "### `old.riqz`\n\n| size | source | ratio | bits/weight | deviation | worst sample |\n"
-        f"| --: | --: | --: | --: | --: | --: |\n| {size} | 1.3 | 0.009 (target 0.01) | 0.04 |\n"
+        f"| --: | --: | --: | --: | --: | --: |\n| {size} | 1.3 | 0.009 (relative error 13 %); target 0.01 | 0.04 |\n"
     )
     rate = f"{3200 / 1000:.2f}"
     assert f"| `finer` | `Conv` | 1000 | ans | 0.1 | {rate} | 400 | {400 / OLD.size:.1%} |" in text

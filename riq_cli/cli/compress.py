@@ -19,8 +19,8 @@ from riq_cli.cli.paths import check_binary, check_outputs, check_stdout, refuse_
 from riq_cli.cli.quantities import parse_bits, parse_number, parse_ratio, parse_size, parse_target
 from riq_cli.cli.terminal import ProgressBar, print_json, say
 from riq_cli.memory import give_back_large_arrays
-from riq_cli.report import judgement, layers_at, reservation, searched, totals
-from riq_cli.text import counted, estimate, human_size, shortened, times
+from riq_cli.report import judgement, layers_at, reservation, searched, totals, with_relative_errors
+from riq_cli.text import counted, deviation_text, human_size, shortened, times
 
 if TYPE_CHECKING:
     from riq_cli.archive import Archive
@@ -214,7 +214,7 @@ def _facts(
     facts = {
         "model": model,
         "archive": path,
-        **result,
+        **with_relative_errors(result),
         "target": manifest.settings.get("deviation"),
         "settings": {key: value for key, value in manifest.settings.items() if value is not None},
         "calibration": dict(manifest.calibration),
@@ -239,17 +239,16 @@ def _summary(facts: dict[str, Any], verbose: int) -> list[str]:
         bound = f" ≤ {facts['target']:g}" if facts["target"] is not None else ""
         samples, kind = facts["calibration"]["samples"], facts["calibration"]["kind"]
         lines.append(
-            f"  deviation  {estimate(facts['deviation'], facts['standard_error'])}{bound}, "
-            f"worst sample {facts['worst']:.4g}; "
+            f"  deviation  {deviation_text(facts['deviation'], facts['standard_error'], bound)}; "
             + (counted(samples, "random sample") if kind == "random" else f"{counted(samples, 'sample')} ({kind})")
             + reservation(kind)
         )
         if "holdout" in facts:
-            held = estimate(facts["holdout"], facts["holdout_standard_error"])
+            held = deviation_text(facts["holdout"], facts["holdout_standard_error"])
             lines.append(f"    held out: {held} on {facts['holdout_samples']} of these samples")
         for tensor in facts["measured"]:
-            mean = estimate(tensor["mean"], tensor["standard_error"])
-            lines.append(f"    at {shortened(tensor['name'])}: {mean}, worst {tensor['worst']:.4g}")
+            mean = deviation_text(tensor["mean"], tensor["standard_error"])
+            lines.append(f"    at {shortened(tensor['name'])}: {mean}, worst sample {tensor['worst']:.4g}")
     lines.append(
         f"  layers     {facts['layers']}, {facts['weights']:,} weights at {facts['rate']:.3g} bits/weight; "
         f"×{facts['ratio_eq2']:.2f} by eq. (2)"

@@ -7,7 +7,7 @@ from html import escape
 
 from riq_cli.archive import Archive
 from riq_cli.report import SortKey, cells, judgement, rows, totals
-from riq_cli.text import code_span, estimate, human_size, shown
+from riq_cli.text import code_span, deviation_text, human_size, shown
 
 _ROWS = 100  # of a table: a comment on GitHub holds 65,536 characters
 _COLUMNS = ("layer", "op", "shape", "coding", "bin width", "bits/weight", "bytes", "share")
@@ -40,11 +40,11 @@ def report(archive: Archive, name: str, sort: SortKey) -> list[str]:
     if "constraint" in result:
         facts["constraint"] = code_span(judgement(result["constraint"]))
     if "deviation" in result:
-        found = estimate(result["deviation"], result.get("standard_error"))
-        facts["deviation"] = found + (f" (target {target:g})" if target else "")
+        found = deviation_text(result["deviation"], result.get("standard_error"))
+        facts["deviation"] = found + (f"; target {target:g}" if target else "")
         facts["worst sample"] = shown(result.get("worst"))
     if "holdout" in result:
-        facts["held out"] = estimate(result["holdout"], result.get("holdout_standard_error"))
+        facts["held out"] = deviation_text(result["holdout"], result.get("holdout_standard_error"))
     lines = [f"### {code_span(name)}", "", *table(list(facts), [list(facts.values())], left=0)]
     layers = [cells(row | {"name": code_span(row["name"]), "op": code_span(row["op"])}) for row in rows(archive, sort)]
     if layers:

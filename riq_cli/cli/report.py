@@ -18,7 +18,7 @@ from riq_cli.cli.paths import FileOf, check_outputs, check_stdout, picture_type,
 from riq_cli.cli.quantities import parse_number, parse_ratio, parse_size
 from riq_cli.cli.terminal import print_json, say, table
 from riq_cli.errors import ArchiveError, TargetError
-from riq_cli.report import SortKey, Totals, cells, command, difference, facts, page, rows, totals
+from riq_cli.report import SortKey, Totals, cells, command, difference, facts, page, rows, totals, with_relative_errors
 from riq_cli.text import human_size, times
 
 _ANY_SIZE = 1 << 100  # nothing is restored here, so that nothing needs a limit
@@ -183,7 +183,7 @@ def as_document(archive: Archive, name: str, sort: SortKey) -> dict[str, Any]:
     return {
         "layers": rows(archive, sort),
         "totals": asdict(totals(archive)),
-        "result": dict(manifest.result),
+        "result": with_relative_errors(manifest.result),
         "calibration": dict(manifest.calibration),
         "settings": dict(manifest.settings),
         "source": dict(manifest.source),

@@ -11,8 +11,8 @@ from riq_cli.cli.help import TARGET, Command, grouped
 from riq_cli.cli.quantities import parse_fraction
 from riq_cli.cli.terminal import print_json, say, warn_line
 from riq_cli.errors import SettingsError
-from riq_cli.report import judgement, reservation
-from riq_cli.text import counted, estimate, shortened
+from riq_cli.report import judgement, reservation, with_relative_errors
+from riq_cli.text import counted, deviation_text, shortened
 
 
 @click.command(
@@ -88,15 +88,15 @@ def verify(
     within = bound is None or found.mean + margin * (found.standard_error or 0.0) <= bound
     holds = within and (judged is None or judged.holds)
     if as_json:
-        document = {"archive": archive, "against": against, **found.recorded(), "bound": bound, "margin": margin,
-                    "holds": holds}  # fmt: skip
+        document = {"archive": archive, "against": against, **with_relative_errors(found.recorded())}
+        document |= {"bound": bound, "margin": margin, "holds": holds}
         print_json(document | ({} if judged is None else {"constraint": judged.recorded()}))
     elif not quiet:
         verdict = "" if bound is None else f", {'within' if within else 'ABOVE'} the bound of {bound:g}"
         verdict += f" with {margin:g} standard errors added" if verdict and margin else ""
         measured = (
-            f"deviation {estimate(found.mean, found.standard_error)}{verdict}; "
-            f"worst sample {found.worst:.4g}, {counted(found.samples.size, 'sample')}"
+            f"deviation {deviation_text(found.mean, found.standard_error)}{verdict}; "
+            f"{counted(found.samples.size, 'sample')}"
             if found.is_measured
             else "no float output to measure"
         )
@@ -106,8 +106,8 @@ def verify(
         if not within and reservation(manifest.calibration.get("kind")):
             say("  the archive was made on random samples, which promise nothing; give riq compress real ones")
         for tensor in found.tensors:
-            mean = estimate(tensor.mean, tensor.standard_error)
-            say(f"  at {shortened(tensor.name)}: {mean}, worst {tensor.worst:.4g}")
+            mean = deviation_text(tensor.mean, tensor.standard_error)
+            say(f"  at {shortened(tensor.name)}: {mean}, worst sample {tensor.worst:.4g}")
         if judged is not None:
             say(f"  constraint: {judgement(judged.recorded())}")
     if not holds:

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from riq_cli.archive import Archive, Manifest
-from riq_cli.text import estimate, fingerprint, printable, shortened, shown
+from riq_cli.text import deviation_text, fingerprint, printable, relative_error, shortened, shown
 
 _VALUES = ("value", "limit", "holds")
 _FLAGS = {"effort": "--preset", "outputs": "--output", "dims": "--dim"}  # settings whose option has another name
@@ -33,10 +33,10 @@ def facts(archive: Archive) -> list[tuple[str, str]]:
     if "constraint_holdout" in result:
         found.append(("constraint, held out", judgement(result["constraint_holdout"])))
     for tensor in result.get("measured", ()):
-        mean = estimate(tensor["mean"], tensor.get("standard_error"))
+        mean = deviation_text(tensor["mean"], tensor.get("standard_error"))
         found.append(("deviation", f"{mean}, worst sample {shown(tensor['worst'])} at {shortened(tensor['name'])}"))
     if "holdout" in result:
-        mean = estimate(result["holdout"], result.get("holdout_standard_error"))
+        mean = deviation_text(result["holdout"], result.get("holdout_standard_error"))
         found.append(("held out", f"{mean} on {shown(result.get('holdout_samples'), 'd')} samples"))
     kind = calibration.get("kind", "–")
     found.append(
@@ -51,6 +51,22 @@ def facts(archive: Archive) -> list[tuple[str, str]]:
         found.append(("layout", layers_at(result["layout"])))
     settings = ", ".join(f"{key} = {value}" for key, value in sorted(manifest.settings.items()) if value is not None)
     return [*found, ("settings", f"{settings}; {manifest.creator}")]
+
+
+def with_relative_errors(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result of a manifest with the relative errors of its deviations, for JSON."""
+
+    def added(found: Mapping[str, Any], mean: str, error: str, prefix: str = "") -> dict[str, Any]:
+        if mean not in found:
+            return dict(found)
+        names = f"{prefix}relative_error", f"{prefix}relative_error_standard_error"
+        return {**found, **dict(zip(names, relative_error(found[mean], found.get(error)), strict=True))}
+
+    found = added(result, "deviation", "standard_error")
+    found = added(found, "holdout", "holdout_standard_error", "holdout_")
+    if "measured" in found:
+        found["measured"] = [added(tensor, "mean", "standard_error") for tensor in found["measured"]]
+    return found
 
 
 def searched(result: Mapping[str, Any]) -> str:

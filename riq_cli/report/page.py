@@ -19,7 +19,7 @@ from riq_cli.report import figures
 from riq_cli.report.facts import command, facts, judgement
 from riq_cli.report.histogram import Histogram, histograms
 from riq_cli.report.totals import Totals, cells, rows, totals
-from riq_cli.text import estimate, html_text, human_size, shortened, shown
+from riq_cli.text import deviation_text, html_text, human_size, percent, relative_error, shortened, shown
 
 _HISTOGRAMS = 6
 _SMALLEST = 1e-30  # on a logarithmic axis
@@ -106,9 +106,10 @@ def _totals(archive: Archive, sums: Totals) -> str:
         target, error = settings.get("deviation"), result.get("standard_error")
         notes = [] if error is None else [f"± {error:.2g}"]
         notes += [f"target {target:g}" if target else "cosine distance"]
+        notes += [f"relative error {percent(relative_error(result['deviation'], error)[0])}"]
         notes += [f"worst sample {shown(result.get('worst'), '.3g')}"]
         if "holdout" in result:
-            notes.append(f"held out {estimate(result['holdout'], result.get('holdout_standard_error'))}")
+            notes.append(f"held out {deviation_text(result['holdout'], result.get('holdout_standard_error'))}")
         cards.append(("deviation", shown(result["deviation"], ".3g"), "; ".join(notes)))
     if "constraint" in result:
         note = judgement(result["constraint"], brief=True)
