@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import riq_cli as riq
 from riq_cli.allocate.allocation import Allocation, Curve, bin_width, expected_k, water_filling
-from riq_cli.allocate.probing import Measured, Probe, probe
+from riq_cli.allocate.probing import Probe, Sensitivities, probe
 from riq_cli.errors import TargetError
 from riq_cli.model import Model, probe_form
 from riq_cli.quantize.plan import LayerPlan
@@ -94,10 +94,10 @@ def test_water_filling_is_the_square_root_rule_in_the_high_rate_regime() -> None
 # ---- the measured allocation ----------------------------------------------------------------------------------------
 
 
-def measured(probes: dict[int, Probe]) -> Measured:
+def measured(probes: dict[int, Probe]) -> Sensitivities:
     """Of layers of 1000 weights of norm 10, and of 100 of norm 1."""
     curves = {n: high_rate(size) for n, size in enumerate((1000, 100)) if probes[n].is_readable}
-    return Measured(probes, curves, [1000, 100], [10.0, 1.0], {0: 3.0, 1: 0.5})
+    return Sensitivities(probes, curves, [1000, 100], [10.0, 1.0], {0: 3.0, 1: 0.5})
 
 
 @pytest.mark.parametrize("factor", [1.0, 8.0, 1000.0])
@@ -233,7 +233,7 @@ def test_a_layer_whose_deviation_leaps_from_nothing_is_known_to_be_unreadable_be
     assert found.deviation > 1e-3 and 0.4 <= found.unreadable < min(3.2, found.width)
     assert probed.deviation("ends", found.unreadable) == 0
     curves = {0: curve(ends, found.width, 1e-6)}
-    allocation = Measured({0: found}, curves, [ends.size], [1.0], {0: 10.0}).allocation(1e-3, 1.0, [None])
+    allocation = Sensitivities({0: found}, curves, [ends.size], [1.0], {0: 10.0}).allocation(1e-3, 1.0, [None])
     assert 0.4 <= allocation.width(0, ends.size, 1.0) <= found.unreadable
 
 

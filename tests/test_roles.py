@@ -24,7 +24,7 @@ def test_without_statistics_all_that_is_not_held_out_is_searched_and_probed(coun
     for holdout, held in ((0.25, HELD[count]), (0.0, ())):
         found = roles(count, holdout)
         rest = tuple(number for number in range(count) if number not in held)
-        assert (found.held, found.others, found.searched, found.probed) == (tuple(held), rest, rest, rest)
+        assert (found.held_out, found.others, found.searched, found.probed) == (tuple(held), rest, rest, rest)
         assert found.fit == ((), ()) and found.every == found.unfitted == tuple(range(count))
         assert held_count(count, holdout) == len(held)
 
@@ -34,7 +34,7 @@ def test_without_statistics_all_that_is_not_held_out_is_searched_and_probed(coun
     [(7, 0.9, ()), (8, 0.1, ()), (10, 0.1, (5,)), (8, 0.5, (1, 3, 5, 7)), (8, 0.9, (0, 1, 2, 3, 5, 6, 7))],
 )
 def test_other_shares_are_held_out_evenly(count: int, holdout: float, held: Sequence[int]) -> None:
-    assert roles(count, holdout).held == tuple(held)
+    assert roles(count, holdout).held_out == tuple(held)
 
 
 @given(
@@ -51,10 +51,10 @@ def test_nothing_is_fitted_to_samples_that_are_held_out(count: int, holdout: flo
     found = roles(count, holdout, outputs @ outputs.T)
     first, second = found.fit
     assert first and second and not set(first) & set(second)
-    for part in (first, second, found.held, found.others, found.probed, found.searched, found.unfitted):
+    for part in (first, second, found.held_out, found.others, found.probed, found.searched, found.unfitted):
         assert list(part) == sorted(set(part))
-    assert sorted((*found.others, *found.held)) == list(range(count)) == list(found.every)
-    assert bool(found.held) == (held_count(count, holdout) > 0)  # whole clusters are
+    assert sorted((*found.others, *found.held_out)) == list(range(count)) == list(found.every)
+    assert bool(found.held_out) == (held_count(count, holdout) > 0)  # whole clusters are
     assert {*first, *second, *found.probed} == set(found.others) >= set(found.searched) >= set(found.probed)
     assert set(found.unfitted) == set(found.every) - {*first, *second} != set()
 
@@ -65,7 +65,7 @@ def test_samples_that_are_similar_have_the_same_role() -> None:
     similarity = np.where(photos[:, None] == photos, 0.9, 0.3)
     np.fill_diagonal(similarity, 1.0)
     found = roles(32, 0.25, similarity)
-    parts = (*found.fit, found.held)
+    parts = (*found.fit, found.held_out)
     seen = [set(photos[list(part)]) for part in parts]
     assert len(seen[2]) == 2 and not seen[0] & seen[1] and not seen[2] & (seen[0] | seen[1])
 

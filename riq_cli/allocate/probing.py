@@ -52,7 +52,7 @@ def probe(prober: Prober, quantize: Quantize, width: float, budget: float) -> Pr
         budget: the deviation that all layers may cause together.
     """
     unreadable, high, most = 0.0, None, _SATURATED
-    found = Probe(width, _measured(prober, quantize(width)))
+    found = Probe(width, _deviation(prober, quantize(width)))
     for _ in range(_TRIES - 1):
         if _READABLE <= found.deviation <= most:
             break
@@ -64,10 +64,10 @@ def probe(prober: Prober, quantize: Quantize, width: float, budget: float) -> Pr
             width = found.width * _WIDER if high is None else math.sqrt(unreadable * high.width)
         else:
             width = found.width * math.sqrt(_SATURATED / 4 / min(found.deviation, _LARGEST))
-        found = Probe(width, _measured(prober, quantize(width)))
+        found = Probe(width, _deviation(prober, quantize(width)))
     if not found.is_readable and high is not None:
         unreadable, found = found.width, high
-    failed = found.deviation >= _LARGEST and math.isinf(_measured(prober, quantize(0.0)))
+    failed = found.deviation >= _LARGEST and math.isinf(_deviation(prober, quantize(0.0)))
     return Probe(found.width, min(found.deviation, _LARGEST), unreadable, failed)
 
 
@@ -78,11 +78,11 @@ def probe_again(prober: Prober, quantize: Quantize, found: Probe, width: float) 
     """
     if 1 / _NEAR < width / found.width < _NEAR:
         return found
-    deviation = min(_measured(prober, quantize(width)), _LARGEST)
+    deviation = min(_deviation(prober, quantize(width)), _LARGEST)
     return found if deviation < _READABLE else replace(found, width=width, deviation=deviation)
 
 
-def _measured(prober: Prober, changed: Mapping[int, Array]) -> float:
+def _deviation(prober: Prober, changed: Mapping[int, Array]) -> float:
     """The deviation of changed layers, infinite where the model cannot be run with them."""
     try:
         return max(prober.deviations(changed))
@@ -91,7 +91,7 @@ def _measured(prober: Prober, changed: Mapping[int, Array]) -> float:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Sensitivities:
     """What the measured allocation follows from, by the number of the layer.
 
     Attributes:

@@ -15,8 +15,6 @@ from riq_cli.pipeline.solver import INVISIBLE, Solver
 from riq_cli.pipeline.weights import Weights, Widths
 from riq_cli.text import counted
 
-Measured = Callable[[Solution], tuple[Archive, float]]  # the archive of a solution, and what a target bounds
-
 _TRIES = 10
 _FULL = 0.998  # share of a budget that counts as all of it
 _NEARLY, _OVER = 0.99, 2  # share of it that will do where another try was beyond it; such tries, where it is less
@@ -90,7 +88,13 @@ def nothing(weights: Weights) -> Widths:
     return weights.worthwhile(widths)
 
 
-def within_budget(budget: Budget, solver: Solver, measured: Measured, bound: float | None, warn: Warn) -> Archive:
+def within_budget(
+    budget: Budget,
+    solver: Solver,
+    archive_of: Callable[[Solution], tuple[Archive, float]],
+    bound: float | None,
+    warn: Warn,
+) -> Archive:
     """The archive of least deviation within a budget.
 
     Where no deviation could be seen with less than the budget, the archive takes less.
@@ -98,7 +102,7 @@ def within_budget(budget: Budget, solver: Solver, measured: Measured, bound: flo
     Args:
         budget: what may be spent.
         solver: finds solutions.
-        measured: makes the archive of a solution.
+        archive_of: a solution → its archive, and what a target bounds, measured on what the archive restores.
         bound: a deviation that must be kept; None: none.
         warn: called with what the user should know.
 
@@ -110,7 +114,7 @@ def within_budget(budget: Budget, solver: Solver, measured: Measured, bound: flo
     for number in range(_TRIES):
         if number:
             solution = solver.within(solution.scheme, 8 * aim, solution.k)
-        archive, deviation = measured(solution)
+        archive, deviation = archive_of(solution)
         spent = budget.spent(archive)
         least = min(least, spent)
         if spent <= budget.bytes and solution.deviation <= INVISIBLE:

@@ -192,7 +192,7 @@ class Compression:
             self._warn(warning)
         fits = bool(evaluator.measured) and compensates(settings, is_random, len(samples))
         parts = roles(len(samples), settings.holdout if searches else 0.0, evaluator.similarity() if fits else None)
-        judging = sum(samples[number].rows for number in parts.held or parts.every)
+        judging = sum(samples[number].rows for number in parts.held_out or parts.every)
         if settings.margin and settings.deviation is not None and judging < 2:
             raise SettingsError("a margin in standard errors needs two samples at least, held-out ones if any are")
         measuring = Measuring(settings, self._weights, evaluator, form, parts, pool, self._note, self._model.release)
@@ -288,7 +288,7 @@ class Compression:
         settings, target = self._settings, self._settings.deviation
         epsilon = DEFAULT_EPSILON if settings.epsilon is None else settings.epsilon
         solution = bench.measuring.solution(base_scheme(bench.measuring, epsilon), k)
-        archive, deviation = self.measured(solution, bench, executor)
+        archive, deviation = self.archive_of(solution, bench, executor)
         if target is not None and deviation > target:
             raise TargetError(
                 f"at k = {k:g} the deviation is {deviation:.3g}, above {target:g}; "
@@ -306,8 +306,8 @@ class Compression:
             else Solver(bench.measuring, bench.preparation).for_objective(objective)
         )
         for _ in range(_TRIES):
-            archive, deviation = self.measured(solution, bench, executor, objective)
-            factor = objective.closer(archive, deviation)
+            archive, deviation = self.archive_of(solution, bench, executor, objective)
+            factor = objective.correction(archive, deviation)
             if factor is None:
                 return archive
             solution = bench.measuring.solution(solution.scheme, solution.k * factor)
@@ -328,19 +328,19 @@ class Compression:
         budget.refuse(self._assembled(nothing(self._weights), {}, executor))
         solver = Solver(bench.measuring, bench.preparation)
 
-        def measured(solution: Solution) -> tuple[Archive, float]:
-            return self.measured(solution, bench, executor)
+        def archive_of(solution: Solution) -> tuple[Archive, float]:
+            return self.archive_of(solution, bench, executor)
 
-        return within_budget(budget, solver, measured, self._settings.deviation, self._warn)
+        return within_budget(budget, solver, archive_of, self._settings.deviation, self._warn)
 
     # ---- archives ----
 
-    def measured(
+    def archive_of(
         self, solution: Solution, bench: Bench, executor: Executor | None, objective: Objective | None = None
     ) -> tuple[Archive, float]:
-        """The archive of a solution with what is told of it, and what a target bounds, measured on what it restores."""
+        """The archive of a solution with its result, and what a target bounds, measured on the restored model."""
         measuring, outputs, scheme = bench.measuring, self._settings.outputs, solution.scheme
-        measuring.rest()
+        measuring.free_memory()
         archive = self._assembled(solution.widths, scheme.plans, executor)
         restored = decompress(archive, executor=executor)
         try:
@@ -364,9 +364,9 @@ class Compression:
             "evaluations": len(self._trace) + self._judged(),
             "probes": bench.preparation.probes,
         }
-        held = deviation.of(measuring.roles.held)
+        held = deviation.of(measuring.roles.held_out)
         if objective is not None:
-            result |= objective.facts(bench.evaluator, restored, measuring.roles.held)
+            result |= objective.facts(bench.evaluator, restored, measuring.roles.held_out)
         if scheme.guarded and held.is_measured:
             result |= {"holdout": held.mean, "holdout_samples": held.samples.size}
             result["holdout_standard_error"] = short(held.standard_error)
@@ -374,12 +374,12 @@ class Compression:
         return archive.described(calibration=bench.calibration, result=result), promised
 
     def _note(self, scheme: Scheme, k: float, value: float) -> None:
-        measured = (*scheme.name, scheme.guarded), k, value
-        if measured in self._trace:
+        kind = (*scheme.name, scheme.guarded)
+        if (kind, k, value) in self._trace:
             return
-        self._trace.append(measured)
+        self._trace.append((kind, k, value))
         target = self._settings.deviation or 0.0
-        points = [(k, value) for kind, k, value in self._trace if kind == measured[0]]
+        points = [(k, value) for other, k, value in self._trace if other == kind]
         held = min((k for k, v in points if v <= target), default=math.inf)
         failed = max((k for k, v in points if v > target and k < held), default=0.0)
         self._progress(Progress("search", len(self._trace), 0, k, value, failed, held, *scheme.name))

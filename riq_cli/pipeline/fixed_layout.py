@@ -12,9 +12,12 @@ import numpy as np
 
 from riq_cli.allocate.allocation import Allocation
 from riq_cli.archive import Archive
+from riq_cli.constraint import Constraint
 from riq_cli.errors import TargetError
 from riq_cli.model import Linear, Model, SessionForm, linear_layers, offset_form
+from riq_cli.pipeline.measuring import Measuring
 from riq_cli.pipeline.objective import ConstraintObjective
+from riq_cli.pipeline.settings import Report
 from riq_cli.pipeline.solution import Scheme, Solution
 from riq_cli.quantize import scalar
 from riq_cli.quantize.factor import CODES_MAX
@@ -46,16 +49,11 @@ class FixedLayoutSearch(ConstraintObjective):
     out too. Where a move is refused, the layer's next is tried.
     """
 
-    def __init__(self, *others: Any) -> None:
-        """Begin with the original model.
-
-        Args:
-            others: what ConstraintObjective takes; the settings have a layout.
-        """
-        super().__init__(*others)
-        layout = self._measuring.settings.layout
-        assert layout is not None
-        self._layout, self._originals, self._weights = layout, others[2], self._measuring.weights
+    def __init__(self, measuring: Measuring, constraint: Constraint, originals: Sequence[Array], tell: Report) -> None:
+        """Begin with the original model, see `ConstraintObjective`; the settings have a layout."""
+        super().__init__(measuring, constraint, originals, tell)
+        assert measuring.settings.layout is not None
+        self._layout, self._weights = measuring.settings.layout, measuring.weights
         self._chosen: dict[int, int] = {}
         self._plans_of: dict[tuple[int, int], tuple[float, LayerPlan | None]] = {}
 
@@ -74,13 +72,13 @@ class FixedLayoutSearch(ConstraintObjective):
         self._chosen = layout
         return self._measuring.solution(self._scheme(layout), 1.0)
 
-    def closer(self, archive: Archive, deviation: float) -> float | None:
+    def correction(self, archive: Archive, deviation: float) -> float | None:
         """None: a fixed layout has no finer neighbour.
 
         Raises:
             TargetError: the restored model does not hold.
         """
-        if super().closer(archive, deviation) is None:
+        if super().correction(archive, deviation) is None:
             return None
         raise TargetError("the restored model does not keep the constraint, though the search found that it does", 0.0)
 
@@ -124,7 +122,7 @@ class FixedLayoutSearch(ConstraintObjective):
     def _value(self, layout: Layout) -> float:
         """The constraint's value of the whole model in a layout, on the samples that the search may see."""
         scheme = self._scheme(layout)
-        found = self.judged(self._measuring.values(scheme, 1.0), self.searched(scheme))
+        found = self.judged(self._measuring.values(scheme, 1.0), self.visible(scheme))
         self.tell(scheme, 1.0, found)
         return found.value
 

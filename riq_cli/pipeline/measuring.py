@@ -84,7 +84,7 @@ class Measuring:
         """
         if not deviation.is_measured:
             return math.nan
-        held = deviation.of(self.roles.held if scheme.guarded else ())
+        held = deviation.of(self.roles.held_out if scheme.guarded else ())
         seen = held if held.is_measured else deviation
         margin = self.settings.margin
         if margin is None:
@@ -124,7 +124,7 @@ class Measuring:
             self._release()
         return newest[2]
 
-    def rest(self) -> None:
+    def free_memory(self) -> None:
         """Give back the memory that measuring takes; it is taken again when it is needed."""
         self._buffers = self._newest = None
         give_back_free_memory()
@@ -139,7 +139,7 @@ class Measuring:
         """
         if isinstance(error, TargetError) and math.isfinite(error.best):
             return  # a target that is merely too small
-        self.rest()
+        self.free_memory()
         numbers = unchangeable(self.weights, self.evaluator, self.form, self.pool)
         if numbers:
             raise UnchangeableError(numbers) from error

@@ -35,14 +35,15 @@ _COARSEST = 0.05  # k under a constraint: coarser than any solution
 class Objective(abc.ABC):
     """What has to hold: `deviation` is about what it comes to, where layers are probed and statistics fitted."""
 
-    near_holds = True  # whether what `near` returns was measured to hold
-    far = 0.0  # share of a rough solution's bits below which nearest rounding is not searched: it cannot be smaller
+    k_holds = True  # whether the k that `find_k` returns was measured to hold
+    # Share of a rough solution's bits below which nearest rounding is not searched: it cannot be smaller.
+    base_share = 0.0
 
     def __init__(self, measuring: Measuring, deviation: float) -> None:
         self._measuring, self.deviation = measuring, deviation
 
     @abc.abstractmethod
-    def near(self, scheme: Scheme, start: float, few: bool = False) -> float:
+    def find_k(self, scheme: Scheme, start: float, few: bool = False) -> float:
         """About the smallest k at which a scheme holds on samples that it was not fitted to.
 
         Args:
@@ -55,7 +56,7 @@ class Objective(abc.ABC):
         """
 
     @abc.abstractmethod
-    def held(self, scheme: Scheme, k: float) -> Solution:
+    def confirm(self, scheme: Scheme, k: float) -> Solution:
         """The solution at k, or at the next k that was measured to hold on all samples.
 
         Raises:
@@ -63,15 +64,15 @@ class Objective(abc.ABC):
         """
 
     @abc.abstractmethod
-    def base(self, best: Solution | None) -> Solution | None:
-        """The smallest solution of nearest rounding by a formula; None where `best` is smaller.
+    def base_solution(self, best: Solution | None) -> Solution:
+        """The smallest solution of nearest rounding by a formula, or `best` where that is smaller.
 
         Raises:
             TargetError: there is neither.
         """
 
     @abc.abstractmethod
-    def closer(self, archive: Archive, deviation: float) -> float | None:
+    def correction(self, archive: Archive, deviation: float) -> float | None:
         """The factor on k where the restored model does not hold; None where it does."""
 
     @abc.abstractmethod
@@ -93,21 +94,21 @@ def base_scheme(measuring: Measuring, epsilon: float) -> Scheme:
 class DeviationObjective(Objective):
     """The deviation stays within a target, on samples held out and on all together."""
 
-    near_holds, far = False, 0.85
+    k_holds, base_share = False, 0.85
 
-    def near(self, scheme: Scheme, start: float, few: bool = False) -> float:
+    def find_k(self, scheme: Scheme, start: float, few: bool = False) -> float:
         """About the k at which the deviation of samples like these meets the target."""
         measuring, settings = self._measuring, self._measuring.settings
         among = measuring.unseen(scheme)
         margin = default_margin(len(among)) if settings.margin is None else settings.margin
-        highest = search.upper_bound(measuring.weights.largest, scheme.allocation.epsilon)
+        _, highest = self._bounds(scheme)
 
         def measure(k: float) -> Floats:
             return measuring.deviation(scheme, k, among).by_sample
 
         return root(measure, self.deviation, start, LOWEST, highest, margin, 2 if few else settings.work.points)
 
-    def held(self, scheme: Scheme, k: float) -> Solution:
+    def confirm(self, scheme: Scheme, k: float) -> Solution:
         """The solution at k, or at the next k that was measured to hold on all samples."""
         best = math.inf
         for number in range(1, _STEPS + 1):
@@ -123,8 +124,8 @@ class DeviationObjective(Objective):
             k *= min(max(_STEP**number, (found / self.deviation) ** 0.25), _STEP_MAX)
         raise _not_held(self.deviation, best)
 
-    def base(self, best: Solution | None) -> Solution | None:
-        """The smallest solution with ε0 = 0.01 or 0, or with the ε0 that was asked for.
+    def base_solution(self, best: Solution | None) -> Solution:
+        """The smallest solution with ε0 = 0.01 or 0, or with the ε0 that was asked for; or `best`.
 
         The paper takes an ε0 that reaches the target (A.4), and so does its search. But that can be far from the best
         where it leaves k no room.
@@ -140,10 +141,10 @@ class DeviationObjective(Objective):
             if found and settings.search == "algorithm1":
                 break
         if best is not None:
-            found += self._to_the_letter(best, found)
-        elif not found:
+            found = [best, *found, *self._to_the_letter(best, found)]
+        if not found:
             raise self._unreached(least)
-        return min(found, key=lambda solution: solution.bits, default=None)
+        return min(found, key=lambda solution: solution.bits)
 
     def _to_the_letter(self, best: Solution, found: Sequence[Solution]) -> list[Solution]:
         """The solution of `--preset paper`, to the letter, in a list: nothing may be larger. Empty if it is not tried.
@@ -151,22 +152,18 @@ class DeviationObjective(Objective):
         Its search may happen upon a smaller k than others. It takes so many steps up to the first k that holds that it
         is not worth waiting for where that is far up; such solutions are large.
         """
-        weights = self._measuring.weights
-        lowest = search.lower_bound(weights.largest, DEFAULT_EPSILON)
-        step = math.sqrt(search.upper_bound(weights.largest, DEFAULT_EPSILON) - lowest)
         for solution in found:
-            near = best.bits > _LETTER * solution.bits and solution.k - lowest < _PATIENCE * step
-            if near and solution.scheme.allocation.epsilon == DEFAULT_EPSILON:
+            lowest, highest = self._bounds(solution.scheme)
+            within_reach = solution.k - lowest < _PATIENCE * math.sqrt(highest - lowest)
+            is_worth_it = within_reach and best.bits > _LETTER * solution.bits
+            if is_worth_it and solution.scheme.allocation.epsilon == DEFAULT_EPSILON:
                 with contextlib.suppress(TargetError):
                     return [self.searched(replace(solution.scheme, guarded=False), "algorithm1")]
         return []
 
     def searched(self, scheme: Scheme, by: str) -> Solution:
         """A small solution of a base scheme that was measured to hold the target."""
-        weights, epsilon = self._measuring.weights, scheme.allocation.epsilon
-        uniform = scheme.allocation.name == "uniform"
-        lowest = LOWEST if uniform else search.lower_bound(weights.largest, epsilon)
-        highest = search.upper_bound(weights.largest, epsilon)
+        lowest, highest = self._bounds(scheme)
         measuring, every = self._measuring, self._measuring.roles.every
         some = every[:: -(-len(every) // _ROUGH_SAMPLES)]
 
@@ -183,12 +180,19 @@ class DeviationObjective(Objective):
             found = search.bisection(measure, self.deviation, lowest, highest, roughly=rough)
         return measuring.solution(scheme, found.k, found.value)
 
+    def _bounds(self, scheme: Scheme) -> tuple[float, float]:
+        """The smallest k of a base scheme that is worth trying, and the largest of any scheme."""
+        largest, epsilon = self._measuring.weights.largest, scheme.allocation.epsilon
+        lowest = LOWEST if scheme.allocation.name == "uniform" else search.lower_bound(largest, epsilon)
+        return lowest, search.upper_bound(largest, epsilon)
+
     def _unreached(self, best: float) -> TargetError:
         """The error that the base allocation does not reach the target, and why."""
         measuring, target = self._measuring, self.deviation
         epsilon = measuring.settings.epsilon or 0.0
-        finest = search.upper_bound(measuring.weights.largest, epsilon)
-        if measuring.deviation(base_scheme(measuring, epsilon), finest, measuring.roles.others).mean <= target:
+        scheme = base_scheme(measuring, epsilon)
+        _, finest = self._bounds(scheme)
+        if measuring.deviation(scheme, finest, measuring.roles.others).mean <= target:
             return _not_held(target, best)
         if epsilon:
             return TargetError(
@@ -202,7 +206,7 @@ class DeviationObjective(Objective):
             best,
         )
 
-    def closer(self, archive: Archive, deviation: float) -> float | None:
+    def correction(self, archive: Archive, deviation: float) -> float | None:
         """The factor on k: hoisting may change the last digits of an output, and not all samples were searched on."""
         if deviation <= self.deviation:
             return None
@@ -245,11 +249,11 @@ class ConstraintObjective(Objective):
             ConstraintError: the original cannot be judged.
         """
         super().__init__(measuring, measuring.settings.deviation or DEFAULT_DEVIATION)
-        self._constraint, self._tell_of = constraint, tell
+        self._constraint, self._originals, self._tell_of = constraint, originals, tell
         self.judge: Judge = constraint.begin(measuring.evaluator.loaded(measuring.form, originals))
         self.trace: list[tuple[Scheme, float, Judgement]] = []
 
-    def near(self, scheme: Scheme, start: float, few: bool = False) -> float:
+    def find_k(self, scheme: Scheme, start: float, few: bool = False) -> float:
         """The smallest k at which all holds, by bisection: a judgement need not fall as k grows."""
         try:
             return search.bisection(
@@ -258,23 +262,25 @@ class ConstraintObjective(Objective):
         except TargetError as error:
             raise self._unkept(min((one for _, _, one in self.trace), key=lambda one: one.value)) from error
 
-    def held(self, scheme: Scheme, k: float) -> Solution:
+    def confirm(self, scheme: Scheme, k: float) -> Solution:
         """The solution at k, which was measured on all samples already."""
         return self._measuring.solution(scheme, k)
 
-    def base(self, best: Solution | None) -> Solution | None:
-        """The smallest solution of nearest rounding: a judgement need not be better at equal bits where errors are fed
-        forward.
+    def base_solution(self, best: Solution | None) -> Solution:
+        """The smallest solution of nearest rounding, or `best`.
+
+        A judgement need not be better at equal bits where errors are fed forward.
         """
         measuring = self._measuring
         scheme = base_scheme(measuring, measuring.settings.epsilon or 0.0)
         start = measuring.weights.expected_k(scheme.allocation, self.deviation)
         try:
-            return measuring.solution(scheme, self.near(scheme, start))
+            found = measuring.solution(scheme, self.find_k(scheme, start))
         except TargetError:
             if best is None:
                 raise
-            return None
+            return best
+        return found if best is None or found.bits < best.bits else best
 
     def excess(self, scheme: Scheme, k: float) -> float:
         """By how much a scheme at k exceeds the limits, on those samples where it was first seen to, else on all."""
@@ -317,15 +323,17 @@ class ConstraintObjective(Objective):
         count = len(self.trace)
         self._tell_of(Progress("search", count, 0, k, found.value, failed, held, *scheme.name, measure="constraint"))
 
-    def searched(self, scheme: Scheme) -> Sequence[int]:
+    def visible(self, scheme: Scheme) -> Sequence[int]:
         """The samples that the search may see."""
         return self._measuring.roles.searched if scheme.is_fitted else self._measuring.roles.others
 
     def _occasions(self, scheme: Scheme) -> Iterator[Sequence[int]]:
         """The samples that a candidate has to hold on, one set after the other."""
         roles = self._measuring.roles
-        sets = [tuple(self.searched(scheme)), roles.held, roles.every] if self._constraint.on_samples else [roles.every]
-        yield from dict.fromkeys(filter(None, sets))
+        if self._constraint.on_samples:
+            yield from dict.fromkeys(filter(None, (tuple(self.visible(scheme)), roles.held_out, roles.every)))
+        else:
+            yield roles.every
 
     def _over(self, found: Judgement, deviation: float) -> float:
         bound = self._measuring.settings.deviation
@@ -341,7 +349,7 @@ class ConstraintObjective(Objective):
             found["constraint_holdout"] = judgement.recorded()
         return found
 
-    def closer(self, archive: Archive, deviation: float) -> float | None:
+    def correction(self, archive: Archive, deviation: float) -> float | None:
         """The factor on k: hoisting may change the last digits of an output."""
         return _CLOSER if self._over(_worst(archive), deviation) > 0 else None
 

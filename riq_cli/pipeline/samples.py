@@ -28,14 +28,14 @@ class Roles:
 
     Attributes:
         others: all that are not held out.
-        held: held out: solutions have to hold on them, and nothing else depends on them.
+        held_out: solutions have to hold on them, and nothing else depends on them.
         fit: statistics are taken of them, in two halves of which one judges what is fitted to the other.
         probed: the rest of the others, on which k is searched.
         searched: k is searched under a constraint on these: `probed`, and of a few samples as many of `fit`.
     """
 
     others: tuple[int, ...]
-    held: tuple[int, ...]
+    held_out: tuple[int, ...]
     probed: tuple[int, ...]
     searched: tuple[int, ...]
     fit: Halves = ((), ())
@@ -43,12 +43,12 @@ class Roles:
     @property
     def unfitted(self) -> tuple[int, ...]:
         """Samples that are not of `fit`: what is fitted to a sample does better on it than on any other."""
-        return tuple(sorted((*self.probed, *self.held)))
+        return tuple(sorted((*self.probed, *self.held_out)))
 
     @property
     def every(self) -> tuple[int, ...]:
         """All samples."""
-        return tuple(sorted((*self.others, *self.held)))
+        return tuple(sorted((*self.others, *self.held_out)))
 
 
 def default_margin(samples: int) -> float:
@@ -110,11 +110,11 @@ def roles(count: int, holdout: float, similarity: NDArray[np.float64] | None = N
     # No cluster is larger than what a role wants: so none that wants samples stays without.
     for cluster in clusters(similarity, min(2 + count // 16, *filter(None, wanted))):
         given[int(np.argmax([size - len(numbers) for size, numbers in zip(wanted, given, strict=True)]))] += cluster
-    first, second, probed, held_out = (tuple(sorted(numbers)) for numbers in given)
+    first, second, probed, spared = (tuple(sorted(numbers)) for numbers in given)
     seen = [number for pair in itertools.zip_longest(first, second) for number in pair if number is not None]
     return Roles(
         others=tuple(sorted((*first, *second, *probed))),
-        held=held_out,
+        held_out=spared,
         probed=probed,
         searched=probed if len(probed) >= _ENOUGH else tuple(sorted({*probed, *seen[: len(probed)]})),
         fit=(first, second),

@@ -260,7 +260,7 @@ class Settings:
     @property
     def may_compensate(self) -> bool:
         """Whether errors may be compensated without being asked for, where there are real samples enough."""
-        return self.rounding == "trellis" or (self.rounding is None and self._is_free)
+        return self.rounding == "trellis" or (self.rounding is None and self._rounds_freely)
 
     @property
     def may_use_trellis(self) -> bool:
@@ -268,7 +268,7 @@ class Settings:
         return self.may_compensate and "trellis" not in self.without
 
     @property
-    def _is_free(self) -> bool:
+    def _rounds_freely(self) -> bool:
         """Whether rounding is not to the nearest unless that is asked for."""
         return self.allocation == "measured" and self.k is None and self.max_bits is None and self.layout is None
 
@@ -282,7 +282,7 @@ class Settings:
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         layout, constraint = plain.pop("layout"), plain.pop("constraint")
         del plain["custom_ops"]
-        if self.rounding == "nearest" and not self._is_free:
+        if self.rounding == "nearest" and not self._rounds_freely:
             plain["rounding"] = None
         default = Settings()
         result = {

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from riq_cli.allocate.probing import Measured, Probe, probe, probe_again
+from riq_cli.allocate.probing import Probe, Sensitivities, probe, probe_again
 from riq_cli.errors import ModelError, TargetError
 from riq_cli.pipeline import search
 from riq_cli.pipeline.fitting import Fit
@@ -34,11 +34,11 @@ class Prepared:
     """What holds for solutions of about the same deviation: plans of layers, and what each layer causes alone."""
 
     plans: Plans
-    measured: Measured | None
+    sensitivities: Sensitivities | None
 
 
 class Preparation:
-    """Fits plans and probes layers, at about a solution.
+    """Fits plans and probes layers, at the bin widths of a rough solution.
 
     Args of the constructor are what it needs: `fit` is None where samples cannot carry statistics, `prober` starts a
     session that probes layers and is None where they are not to be probed.
@@ -51,7 +51,7 @@ class Preparation:
         self._kept: Prepared | None = None
         self.probes = 0
 
-    def about(self, deviation: float) -> Solution:
+    def rough_solution(self, deviation: float) -> Solution:
         """A rough solution of nearest rounding by norm on the samples that layers are probed on."""
         measuring, defined = self._measuring, self._measuring.evaluator.defined
         probed = [number for number in measuring.roles.probed if any(defined[number])]  # under a constraint not all are
@@ -73,32 +73,32 @@ class Preparation:
     def keep(self, deviation: float) -> None:
         """Prepare once, for all solutions: at about this deviation."""
         if self._measuring.settings.is_free:
-            self._kept = self._prepared(self.about(deviation))
+            self._kept = self._prepared(self.rough_solution(deviation))
 
-    def scheme(self, about: Solution) -> Scheme | None:
+    def scheme(self, rough: Solution) -> Scheme | None:
         """The scheme of measured allocation and fitted plans; None where there is neither, and no trellis to try."""
-        prepared = self._kept or self._prepared(about)
-        if prepared.measured is not None:
-            allocation = prepared.measured.allocation(about.deviation, about.k, about.widths)
+        prepared = self._kept or self._prepared(rough)
+        if prepared.sensitivities is not None:
+            allocation = prepared.sensitivities.allocation(rough.deviation, rough.k, rough.widths)
             return Scheme(allocation, prepared.plans)
         has_more = prepared.plans or self._measuring.settings.may_use_trellis
-        return Scheme(about.scheme.allocation, prepared.plans) if has_more else None
+        return Scheme(rough.scheme.allocation, prepared.plans) if has_more else None
 
-    def _prepared(self, about: Solution) -> Prepared:
+    def _prepared(self, rough: Solution) -> Prepared:
         measuring = self._measuring
-        measuring.rest()
-        k = about.k / _WIDER if self._fit is not None else about.k
-        widths = measuring.weights.widths(about.scheme.allocation, k)
+        measuring.free_memory()
+        k = rough.k / _WIDER if self._fit is not None else rough.k
+        widths = measuring.weights.widths(rough.scheme.allocation, k)
         plans = {} if self._fit is None else self._fit.plans(widths)
         if self._prober is None:
             return Prepared(plans, None)
         try:
-            return Prepared(plans, self._measured(self._prober(), plans, widths, k, about.deviation))
+            return Prepared(plans, self._probed(self._prober(), plans, widths, k, rough.deviation))
         except ModelError as error:
             self._warn(f"layers cannot be probed, so the norm allocation is used: {error}")
             return Prepared(plans, None)
 
-    def _measured(self, prober: Prober, plans: Plans, widths: Widths, k: float, budget: float) -> Measured:
+    def _probed(self, prober: Prober, plans: Plans, widths: Widths, k: float, budget: float) -> Sensitivities:
         weights = self._measuring.weights
         probes: dict[int, Probe] = {}
         for done, number in enumerate(weights.codable, 1):
@@ -114,11 +114,11 @@ class Preparation:
         readable = [number for number, found in probes.items() if found.is_readable]
         drawn = self._measuring.pool.map(lambda n: weights.curve(n, probes[n].width, plans.get(n)), readable)
         curves = dict(zip(readable, drawn, strict=True))
-        measured = Measured(probes, curves, weights.sizes, weights.norms, weights.peaks)
-        for number, width in measured.widths(budget).items():
+        sensitivities = Sensitivities(probes, curves, weights.sizes, weights.norms, weights.peaks)
+        for number, width in sensitivities.widths(budget).items():
             quantize = partial(weights.alone, number, plan=plans.get(number))
             probes[number] = probe_again(prober, quantize, probes[number], width)
-        return measured
+        return sensitivities
 
 
 class Solver:
@@ -134,34 +134,28 @@ class Solver:
             TargetError: none holds.
         """
         settings = self._measuring.settings
-        found: list[Solution] = []
-        if settings.epsilon is not None:  # what was asked for has to be reached
-            found += self._base(objective, None)
+        # An epsilon that was asked for has to be reached.
+        best = None if settings.epsilon is None else objective.base_solution(None)
         if settings.is_free:
-            about = self._preparation.about(objective.deviation)
+            rough = self._preparation.rough_solution(objective.deviation)
             with contextlib.suppress(TargetError):  # nearest rounding is searched too
-                solution = self._of_scheme(objective, self._preparation.scheme(about), about.k)
-                if solution is not None:
-                    found.append(solution)
-                    if settings.epsilon is None and solution.bits > objective.far * about.bits:
-                        found += self._base(objective, solution)
-        return min(found or self._base(objective, None), key=lambda solution: solution.bits)
+                scheme = self._preparation.scheme(rough)
+                if scheme is not None:
+                    solution = self._of_scheme(objective, scheme, rough.k)
+                    if best is None and solution.bits > objective.base_share * rough.bits:
+                        solution = objective.base_solution(solution)
+                    best = solution if best is None or solution.bits < best.bits else best
+        return best or objective.base_solution(None)
 
-    @staticmethod
-    def _base(objective: Objective, best: Solution | None) -> list[Solution]:
-        found = objective.base(best)
-        return [] if found is None else [found]
-
-    def _of_scheme(self, objective: Objective, scheme: Scheme | None, start: float) -> Solution | None:
-        if scheme is None:
-            return None
-        k = objective.near(scheme, start)
-        found = [self._measuring.solution(scheme, k)] if objective.near_holds else []
+    def _of_scheme(self, objective: Objective, scheme: Scheme, start: float) -> Solution:
+        """The smaller solution of a scheme and of the same on a trellis."""
+        k = objective.find_k(scheme, start)
+        found = [self._measuring.solution(scheme, k)] if objective.k_holds else []
         trellised = self._on_trellis(scheme, k)
         if trellised is not None:
             with contextlib.suppress(TargetError):
-                scheme, k = trellised, objective.near(trellised, _ON_TRELLIS * k, few=True)
-        found.append(objective.held(scheme, k))
+                scheme, k = trellised, objective.find_k(trellised, _ON_TRELLIS * k, few=True)
+        found.append(objective.confirm(scheme, k))
         return min(found, key=lambda solution: solution.bits)
 
     def for_bits(self, budget: float) -> Solution:
@@ -172,17 +166,17 @@ class Solver:
         measuring = self._measuring
         base = base_scheme(measuring, measuring.settings.epsilon or 0.0)
         start = measuring.weights.expected_k(base.allocation, DEFAULT_DEVIATION)
-        about = self._measured(self.within(base, budget, start))
-        if about.deviation <= INVISIBLE:
+        rough = self._with_deviation(self.within(base, budget, start))
+        if rough.deviation <= INVISIBLE:
             with contextlib.suppress(TargetError):
                 invisible = DeviationObjective(measuring, INVISIBLE).searched(base, "bisection")
-                return invisible if invisible.bits <= budget else about
-        best = about
-        scheme = self._preparation.scheme(about)
+                return invisible if invisible.bits <= budget else rough
+        best = rough
+        scheme = self._preparation.scheme(rough)
         if scheme is not None:
-            for kind in (scheme, self._on_trellis(scheme, about.k)):
+            for kind in (scheme, self._on_trellis(scheme, rough.k)):
                 if kind is not None:
-                    found = self._measured(self.within(kind, budget, best.k))
+                    found = self._with_deviation(self.within(kind, budget, best.k))
                     best = min(best, found, key=lambda solution: solution.deviation)
         return best
 
@@ -192,7 +186,7 @@ class Solver:
         k = search.largest(lambda k: self._measuring.bits(scheme, k), budget, total, start, LOWEST)
         return self._measuring.solution(scheme, k)
 
-    def _measured(self, solution: Solution) -> Solution:
+    def _with_deviation(self, solution: Solution) -> Solution:
         """The solution with its deviation at about its k: at one k that is a matter of luck, at a few it is less so."""
         measuring, among = self._measuring, self._measuring.roles.unfitted
         found = [measuring.deviation(solution.scheme, solution.k * factor, among).mean for factor in _AROUND]
@@ -204,7 +198,7 @@ class Solver:
         measuring = self._measuring
         if not measuring.settings.may_use_trellis:
             return None
-        measuring.rest()
+        measuring.free_memory()
         weights, widths = measuring.weights, measuring.weights.widths(scheme.allocation, k)
 
         def tried(number: int) -> LayerPlan:

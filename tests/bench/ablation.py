@@ -106,7 +106,7 @@ def measure(model: riq.Model, calibration: riq.Calibration, heldout: riq.Calibra
             seconds += time.process_time() - began
             points = []
             for factor in _AROUND:
-                archive, _ = job.measured(measuring.solution(solution.scheme, solution.k * factor), bench, None)
+                archive, _ = job.archive_of(measuring.solution(solution.scheme, solution.k * factor), bench, None)
                 points.append((judge(archive, None).mean, archive.size))
             sizes.append(bytes_at(goal.deviation, points))
             began = time.process_time()
