@@ -48,9 +48,9 @@ def fingerprint(sha256: str) -> str:
     return sha256[:16]
 
 
-def counted(number: int, noun: str) -> str:
-    """A number of things: `1 probe`, `2,000 probes`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def counted(number: int | None, noun: str) -> str:
+    """A number of things: `1 probe`, `2,000 probes`, `– probes` where it is not known."""
+    return f"{number} {noun}" if number == 1 else f"{shown(number, ',')} {noun}s"
 
 
 def times(ratio: float) -> str:

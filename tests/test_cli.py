@@ -146,29 +146,36 @@ def test_pipes_carry_archive_and_model(folder: Path) -> None:
 def test_report_shows_every_layer_and_the_sums(ready: Path) -> None:
     text = riq("report", "model.riqz", folder=ready).stdout.decode()
     header, first, second = text.splitlines()[:3]
-    assert header.split() == "layer op shape coding symbols bin width entropy bits/weight bytes share".split()
+    assert header.split() == "layer shape bits/weight bytes share".split()
+    assert first.split()[:2] == ["first.weight", "32×16"]
+    assert second.split()[:2] == ["second.weight", "10×32"]
+    wide = riq("report", "model.riqz", "--wide", folder=ready).stdout.decode()
+    header, first, second = wide.splitlines()[:3]
+    columns = "layer op shape coding symbols bin width codes entropy bits/weight bytes share"
+    assert header.split() == columns.split()
     assert first.split()[:4] == ["first.weight", "Gemm", "32×16", "student"]
     assert second.split()[:4] == ["second.weight", "Gemm", "10×32", "student"]
+    assert text.partition("\n\n")[2] == wide.partition("\n\n")[2]
     assert "2 layers, 832 weights at" in text
     assert "calibration: 12 samples, npz, SHA-256 " in text
-    assert "settings: allocation = norm, deviation = 0.01; riq 0.1.0" in text
+    assert "settings: preset = fast, deviation = 0.01; riq 0.1.0" in text
 
 
 def test_report_shows_codes_where_there_are_any() -> None:
     folder = ROOT / "tests" / "goldens"
-    lines = riq("report", "v1-classes.riqz", folder=folder).stdout.decode().splitlines()
+    lines = riq("report", "v1-classes.riqz", "--wide", folder=folder).stdout.decode().splitlines()
     assert lines[0].split()[5:9] == ["bin", "width", "codes", "entropy"]
     shown = {line.split("  ")[0]: line for line in lines}
     assert " classes 40 " in shown["rows"]
     assert " scales 50, classes 24 " in shown["pairs"]
     assert " – " in shown["no classes"]
-    assert ", codes " in lines[-1]
-    lines = riq("report", "v1-scales.riqz", folder=folder).stdout.decode().splitlines()
+    assert any(line.startswith("  scales of rows and columns (codes) ") for line in lines)
+    lines = riq("report", "v1-scales.riqz", "--wide", folder=folder).stdout.decode().splitlines()
     assert any(line.startswith("conv ") and " scales 12+45 " in line for line in lines)
     row = json.loads(riq("report", "v1-scales.riqz", "--json", folder=folder).stdout)["layers"][0]
     assert [(scale["axes"], scale["codes"]) for scale in row["scales"]] == [([0], 12), ([1, 2, 3], 45)]
     assert row["classes"] is None
-    lines = riq("report", "v1-student.riqz", folder=folder).stdout.decode().splitlines()
+    lines = riq("report", "v1-student.riqz", "--wide", folder=folder).stdout.decode().splitlines()
     shown = {line.split("  ")[0]: line for line in lines}
     assert " student " in shown["rows and columns"]
     assert " magnitudes 40+50 " in shown["rows and columns"]

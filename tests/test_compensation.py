@@ -252,5 +252,5 @@ def test_the_command_line_says_so_and_exits_with_2(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "compensated rounding, k = " in done.stderr.decode()
     shown = run("report", "model.riqz", folder=tmp_path).stdout.decode()
-    assert "settings: deviation = 0.01, rounding = compensated; riq 0.1.0" in shown
+    assert "settings: preset = small, deviation = 0.01, rounding = compensated; riq 0.1.0" in shown
     assert "compensated rounding, k = " in shown

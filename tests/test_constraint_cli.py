@@ -68,7 +68,7 @@ def test_under_a_loss_the_whole_way(folder: Path) -> None:
     report = riq("report", "cnn.riqz", "--json", folder=folder)
     document = json.loads(report.stdout)
     assert document["result"]["constraint"] == facts["constraint"]
-    assert "--labels labels.npy" in document["command"]
+    assert "--labels LABELS" in document["command"]
     assert "--max-loss-increase 0.05" in document["command"]
     for shown in ((), ("--markdown",), ("--html", "-")):
         text = riq("report", "cnn.riqz", *shown, folder=folder).stdout.decode()

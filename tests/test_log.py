@@ -107,6 +107,7 @@ def test_report_plots_the_search_from_the_log(ready: Path) -> None:
     assert page.count('<circle class="holds"') == met + 1  # one is the key's
     assert page.count('<path class="misses"') == len(facts["trace"]) - met + 1
     assert HOW_TO not in page
+    assert facts["command"] in page and facts["command"].startswith("riq compress model.onnx ")
 
 
 def test_without_its_log_the_page_says_how_to_get_the_plot(ready: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
 from riq_cli.cli import markdown
+from riq_cli.pipeline import PRESETS, Settings
 from riq_cli.report import SortKey, command, difference, totals
 from tests import builders
 from tests.command import riq as run
@@ -91,9 +92,22 @@ def test_totals_settings_and_data_are_compared() -> None:
     assert found["settings"] == {
         "deviation": {"old": 0.01, "new": 0.005}, "exclude": {"old": None, "new": ["gone"]}
     }  # fmt: skip
+    assert found["presets"] == {"old": "small", "new": "small"}
     assert (found["same_source"], found["same_calibration"]) == (True, True)
     other = difference(OLD, archive(source={"sha256": "xy"}, calibration={}))
     assert (other["same_source"], other["same_calibration"]) == (False, None)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_named_by_what_the_archive_says_of_its_settings(preset: str) -> None:
+    made = archive(settings=Settings(deviation=0.02, exclude=("w",), **PRESETS[preset]).recorded())
+    found = difference(archive(settings={}), made)
+    assert found["presets"] == {"old": None, "new": preset}
+    assert found["settings"] == {"deviation": {"old": None, "new": 0.02}, "exclude": {"old": None, "new": ["w"]}}
+    of_k = archive(settings=Settings(k=300.0).recorded())
+    assert difference(made, of_k)["presets"] == {"old": preset, "new": None}
+    first = "riq compress m.onnx --calibration DATA" + ("" if preset == "small" else f" --preset {preset}")
+    assert command(made.manifest, "m.riqz") == f"{first} --deviation 0.02 --exclude w"
 
 
 def test_samples_are_the_same_by_a_whole_digest_and_by_the_beginning_that_newer_archives_keep() -> None:
@@ -111,24 +125,31 @@ def test_the_difference_as_text(folder: Path) -> None:
     assert f"archive, bytes|{OLD.size:,}|{NEW.size:,}|+{NEW.size - OLD.size}|+{NEW.size / OLD.size - 1:.1%}" in lines
     assert "deviation|0.009|0.004|−0.005|−55.6%" in lines
     assert "worst sample|0.04|0.02|−0.02|−50.0%" in lines
-    assert "finer|changed|400|650|+250|+62.5%|3.20|5.20" in lines
-    assert "gone|removed|100|–|−100|0.80|–" in lines
-    assert "fresh|added|–|30|+30|–|0.24" in lines
-    assert lines[-3:] == [
+    assert "finer|400|650|+62.5%|3.20 → 5.20" in lines
+    assert "gone|100|–|removed|0.80 → –" in lines
+    assert "fresh|–|30|added|– → 0.24" in lines
+    assert lines[-4:] == [
         "layers: 2 changed, 1 added, 1 removed, 2 unchanged",
+        "preset: small in both",
         "setting deviation: 0.01 → 0.005",
         "setting exclude: default → ['gone']",
     ]
     same = riq(folder, "report", "old.riqz", "old.riqz").stdout
     assert re.match(r"old\.riqz → old\.riqz: 1\.\d+ kB as before\n", same)
-    assert same.endswith("\n\nlayers: 5 unchanged\n")
+    assert same.endswith("\n\nlayers: 5 unchanged\npreset: small in both\n")
+    wide = [
+        re.sub("  +", "|", line) for line in riq(folder, "report", "old.riqz", "new.riqz", "--wide").stdout.splitlines()
+    ]
+    assert "finer|changed|400|650|+250|+62.5%|3.20|5.20" in wide
+    assert "gone|removed|100|–|−100|0.80|–" in wide
+    assert "fresh|added|–|30|+30|–|0.24" in wide
 
 
 def test_the_difference_as_json(folder: Path) -> None:
     done = riq(folder, "report", "old.riqz", "new.riqz", "--json")
     document = json.loads(done.stdout)
     assert set(document) == {
-        "old", "new", "change", "settings", "same_source", "same_calibration", "layers", "gates"
+        "old", "new", "change", "presets", "settings", "same_source", "same_calibration", "layers", "gates"
     }  # fmt: skip
     assert document["old"]["archive"] == "old.riqz"
     assert document["change"]["archive_bytes"] == NEW.size - OLD.size
@@ -147,7 +168,10 @@ def test_the_difference_as_markdown(folder: Path) -> None:
     assert "| deviation | 0.009 | 0.004 | −0.005 | −55.6% |" in text
     assert "<details><summary>layers: 2 changed, 1 added, 1 removed, 2 unchanged</summary>" in text
     assert "| `finer` | changed | 400 | 650 | +250 | +62.5% | 3.20 | 5.20 |" in text
-    assert text.endswith("- setting `deviation`: `0.01` → `0.005`\n- setting `exclude`: `default` → `['gone']`\n")
+    assert text.endswith(
+        "- preset: small in both\n- setting `deviation`: `0.01` → `0.005`\n"
+        "- setting `exclude`: `default` → `['gone']`\n"
+    )
 
 
 def test_two_archives_of_one_name_are_called_by_their_paths_and_other_data_is_told(folder: Path) -> None:
@@ -269,13 +293,11 @@ def test_the_command_holds_every_setting() -> None:
     }  # fmt: skip
     manifest = replace(OLD.manifest, settings=settings)
     assert command(manifest, "models.riqz") == (
-        "riq compress models.onnx --calibration calibration.npz --allocation norm --batch-size 4 --dim height=224 "
+        "riq compress models.onnx --calibration DATA --preset fast --batch-size 4 --dim height=224 "
         """--exclude '*em'"'"'b*' --min-size 100 --new-flag --output 'a b' --output c --ratio 8.0"""
     )
     manifest = replace(OLD.manifest, settings={"$(rm)": "`x`\x1b"}, calibration={"kind": "random"})
     assert command(manifest, "-") == r"riq compress model.onnx '--$(rm)' '`x`\x1b'"
-    for kind, name in (("images", "images/"), ("python", "module:callable"), ("npy", "calibration.npy")):
-        assert f" --calibration {name} " in command(replace(OLD.manifest, calibration={"kind": kind}), "m.riqz")
 
 
 def test_the_command_makes_the_same_bytes_again(tmp_path: Path) -> None:
@@ -291,6 +313,7 @@ def test_the_command_makes_the_same_bytes_again(tmp_path: Path) -> None:
     again = json.loads(riq(tmp_path, "report", "model.riqz", "--json").stdout)["command"]
     program, *arguments = shlex.split(again)
     assert program == "riq"
+    arguments[arguments.index("DATA")] = "calibration.npz"
     assert riq(tmp_path, *arguments, "-f", "-q").returncode == 0
     assert (tmp_path / "model.riqz").read_bytes() == first
 

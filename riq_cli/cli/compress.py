@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -214,6 +215,7 @@ def _facts(
     facts = {
         "model": model,
         "archive": path,
+        "command": shlex.join(["riq", *sys.argv[1:]]),
         **with_relative_errors(result),
         "target": manifest.settings.get("deviation"),
         "settings": {key: value for key, value in manifest.settings.items() if value is not None},

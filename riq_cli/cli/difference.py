@@ -13,15 +13,23 @@ from riq_cli.text import code_span, human_size, shown
 
 _HEADER = ("", "old", "new", "change", "")
 _LAYERS = ("layer", "", "old bytes", "new bytes", "change", "", "old rate", "new rate")
+_NARROW = ("layer", "old bytes", "new bytes", "change", "bits/weight")
 _ALWAYS = ("archive_bytes", "ratio", "rate", "deviation")  # the others are left out where they are equal
 _STATUSES = ("changed", "added", "removed", "unchanged")
 
 
-def text(found: Mapping[str, Any], old: str, new: str) -> list[str]:
+def text(found: Mapping[str, Any], old: str, new: str, wide: bool) -> list[str]:
     """The lines of a difference for a terminal."""
     lines = [f"{old} → {new}: {_headline(found)}", "", *table(_HEADER, _totals(found), left=1), ""]
-    if layers := _layers(found):
+    layers = _layers(found)
+    if layers and wide:
         lines += [*table(_LAYERS, layers, left=2), ""]
+    elif layers:
+        narrow = [
+            (name, old_bytes, new_bytes, percent or status, f"{old_rate} → {new_rate}")
+            for name, status, old_bytes, new_bytes, _, percent, old_rate, new_rate in layers
+        ]
+        lines += [*table(_NARROW, narrow, left=1, narrow=True), ""]
     return [*lines, _counts(found), *_notes(found, str)]
 
 
@@ -90,7 +98,8 @@ def _counts(found: Mapping[str, Any]) -> str:
 
 def _notes(found: Mapping[str, Any], safe: Callable[[str], str]) -> list[str]:
     """What else is not the same; `safe` makes untrusted text fit for where it is printed."""
-    notes = []
+    old, new = (found["presets"][side] or "none" for side in ("old", "new"))
+    notes = [f"preset: {old} in both" if old == new else f"preset: {old} → {new}"]
     for key, pair in found["settings"].items():
         old, new = ("default" if pair[side] is None else str(pair[side]) for side in ("old", "new"))
         notes.append(f"setting {safe(key)}: {safe(old)} → {safe(new)}")

@@ -94,8 +94,12 @@ def trace(
     return points
 
 
-def logged_trace(path: str, archive: Archive) -> list[list[float]]:
-    """Pairs of k and deviation, one for each evaluation of an archive's scheme, from the log of its compression.
+def read_log(path: str, archive: Archive) -> tuple[list[list[float]], str | None]:
+    """What the log of an archive's compression holds.
+
+    Returns:
+        Pairs of k and deviation, one for each evaluation of the archive's scheme; and the command as it was typed, None
+        in a log that does not tell it.
 
     Raises:
         LogError: the file is no such log, or that of another archive.
@@ -119,6 +123,7 @@ def logged_trace(path: str, archive: Archive) -> list[list[float]]:
                 f"{path}: is the log of another archive ({key} differs); give the one written with this archive"
             )
     points = trace(records[:last], archive.manifest.result)
-    if not schema.PAIRS.accepts(points):
+    command = records[last].get("command")
+    if not schema.PAIRS.accepts(points) or not isinstance(command, str | None):
         raise no_log
-    return points
+    return points, command

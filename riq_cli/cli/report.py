@@ -13,14 +13,27 @@ from riq_cli.archive import Archive
 from riq_cli.cli import difference as compared
 from riq_cli.cli import markdown, options
 from riq_cli.cli.help import Command, grouped
-from riq_cli.cli.log import logged_trace
+from riq_cli.cli.log import read_log
 from riq_cli.cli.paths import FileOf, check_outputs, check_stdout, picture_type, write
 from riq_cli.cli.quantities import parse_number, parse_ratio, parse_size
 from riq_cli.cli.terminal import print_json, say, table
 from riq_cli.errors import ArchiveError, TargetError
-from riq_cli.report import SortKey, Totals, cells, command, difference, facts, page, rows, totals, with_relative_errors
-from riq_cli.text import human_size, times
+from riq_cli.report import (
+    PARTS,
+    SortKey,
+    Totals,
+    cells,
+    command,
+    difference,
+    facts,
+    page,
+    rows,
+    totals,
+    with_relative_errors,
+)  # fmt: skip
+from riq_cli.text import counted, human_size, times
 
+_NARROW = ("layer", "shape", "bits/weight", "bytes", "share")  # columns for a terminal of 80 characters
 _ANY_SIZE = 1 << 100  # nothing is restored here, so that nothing needs a limit
 
 
@@ -29,7 +42,8 @@ _ANY_SIZE = 1 << 100  # nothing is restored here, so that nothing needs a limit
     synopsis="ARCHIVE [NEW] [OPTIONS]",
     examples="""
 riq report model.riqz
-riq report model.riqz --sort size | head
+riq report model.riqz --wide
+riq report model.riqz --sort rate | head
 riq report model.riqz --html report.html
 riq report model.riqz --html report.html --log search.jsonl
 riq report model.riqz --plot rates.svg
@@ -43,8 +57,9 @@ riq report old.riqz new.riqz --markdown
 @click.argument("archives", nargs=-1, required=True, metavar="ARCHIVE [NEW]", type=options.archive_type)
 @grouped(
     "Output",
-    click.option("--sort", type=click.Choice(["model", "size", "rate", "name"]),
-                 help="Order of the layers. [default: model; of two archives and in markdown: size]"),
+    click.option("--sort", type=click.Choice(["size", "rate", "name", "model"]), default="size", show_default=True,
+                 help="Order of the layers: largest first, by name, or as in the model."),
+    click.option("--wide", is_flag=True, help="Print all columns and whole names, wider than 80 characters."),
     click.option("--html", "page_path", type=options.output_type, metavar="FILE",
                  help="Write one self-contained page instead, - for stdout."),
     click.option("--log", "log_path", type=FileOf(".jsonl"), metavar="FILE",
@@ -65,7 +80,8 @@ riq report old.riqz new.riqz --markdown
 )  # fmt: skip
 def report(
     archives: tuple[str, ...],
-    sort: SortKey | None,
+    sort: SortKey,
+    wide: bool,
     page_path: str | None,
     log_path: str | None,
     picture: str | None,
@@ -100,17 +116,17 @@ def report(
     sums = totals(opened[-1])
     gates = _gates(sums, max_size, min_ratio, max_rate)
     if len(opened) == 2:
-        document, lines = _compared(opened, archives, sort or "size", as_markdown)
+        document, lines = _compared(opened, archives, sort, as_markdown, wide)
     else:
         name = "model.riqz" if archives[0] == "-" else Path(archives[0]).name
         if page_path is not None:
-            trace = None if log_path is None else logged_trace(log_path, opened[0])
+            trace, typed = (None, None) if log_path is None else read_log(log_path, opened[0])
             with options.naming(archives[0], ArchiveError):
-                write(page_path, page(opened[0], name, trace).encode(), force)
+                write(page_path, page(opened[0], name, trace, typed).encode(), force)
         if picture is not None:
-            _draw(opened[0], name, sort or "model", picture, force)
-        document = as_document(opened[0], name, sort or "model")
-        lines = markdown.report(opened[0], name, sort or "size") if as_markdown else text(opened[0], sort or "model")
+            _draw(opened[0], name, sort, picture, force)
+        document = as_document(opened[0], name, sort)
+        lines = markdown.report(opened[0], name, sort) if as_markdown else text(opened[0], name, sort, wide)
     if as_json:
         print_json(document | {"gates": gates})
     elif page_path is picture is None or as_markdown:
@@ -157,13 +173,13 @@ def _missed(gate: Mapping[str, Any], sums: Totals) -> str:
 
 
 def _compared(
-    opened: Sequence[Archive], archives: Sequence[str], sort: SortKey, as_markdown: bool
+    opened: Sequence[Archive], archives: Sequence[str], sort: SortKey, as_markdown: bool, wide: bool
 ) -> tuple[dict[str, Any], list[str]]:
     """The difference for JSON and in lines, which name the archives by their paths where their names are the same."""
     found = difference(opened[0], opened[1], sort)
     names = [Path(path).name for path in archives]
     old, new = archives if names[0] == names[1] else names
-    lines = compared.as_markdown(found, old, new) if as_markdown else compared.text(found, old, new)
+    lines = compared.as_markdown(found, old, new) if as_markdown else compared.text(found, old, new, wide)
     paths = {side: {"archive": path} | found[side] for side, path in zip(("old", "new"), archives, strict=True)}
     return found | paths, lines
 
@@ -192,22 +208,28 @@ def as_document(archive: Archive, name: str, sort: SortKey) -> dict[str, Any]:
     }
 
 
-def text(archive: Archive, sort: SortKey) -> list[str]:
+def text(archive: Archive, name: str, sort: SortKey, wide: bool) -> list[str]:
     """The lines of the report for a terminal."""
     layers = [cells(row) for row in rows(archive, sort)]
     lines = ["nothing to code: the model has no float weights large enough; all of it is in the skeleton"]
     if layers:
-        columns = [key for key in layers[0] if key != "codes" or any(layer[key] != "–" for layer in layers)]
-        lines = table(columns, [[layer[key] for key in columns] for layer in layers], left=4)
+        columns = [key for key in layers[0] if wide or key in _NARROW]
+        lines = table(columns, [[layer[key] for key in columns] for layer in layers], 4 if wide else 2, not wide)
     sums = totals(archive)
-    parts = ", ".join(f"{name} {human_size(size)} ({size / sums.archive_bytes:.1%})" for name, size in sums.parts)
+    whole = human_size(sums.archive_bytes)
+    if sums.ratio is not None and sums.source_bytes is not None:
+        whole += f", {times(sums.ratio)} than the source ({human_size(sums.source_bytes)})"
+    parts = [
+        (f"  {PARTS[part]} ({part})", human_size(size), f"{size / sums.archive_bytes:.1%}") for part, size in sums.parts
+    ]
     lines += [
         "",
-        f"{sums.layers} layers, {sums.weights:,} weights at {sums.rate:.3g} bits/weight; "
+        f"{counted(sums.layers, 'layer')}, {sums.weights:,} weights at {sums.rate:.3g} bits/weight; "
         f"×{sums.ratio_eq2:.2f} by eq. (2)",
-        f"{human_size(sums.archive_bytes)}: {parts}",
+        f"{whole}:",
+        *table(("", "", ""), parts, left=1)[1:],
     ]
-    if sums.ratio is not None and sums.source_bytes is not None:
-        lines.append(f"{times(sums.ratio)} than the source ({human_size(sums.source_bytes)})")
-    found = facts(archive)
-    return [*lines, *([""] if found else []), *(f"{name}: {fact}" for name, fact in found)]
+    if found := facts(archive):
+        lines += ["", *(f"{title}: {fact}" for title, fact in found)]
+        lines += ["", f"made by: {command(archive.manifest, name)}"]
+    return lines

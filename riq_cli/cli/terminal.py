@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from riq_cli.text import finite, printable
+from riq_cli.cli.help import WIDTH
+from riq_cli.text import finite, printable, shortened
 
 if TYPE_CHECKING:
     from riq_cli.pipeline import Progress
+
+_NAME = 16  # letters of a name in a narrow table, at least
 
 
 def print_json(document: Mapping[str, Any]) -> None:
@@ -44,10 +47,16 @@ def warn_line(message: str) -> None:
     say(f"riq: warning: {' '.join(message.split())}", err=True)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Lines of aligned columns; the first `left` ones to the left, the others to the right."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int, narrow: bool = False) -> list[str]:
+    """Lines of aligned columns; the first `left` ones to the left, the others to the right.
+
+    In a `narrow` table the middle of long names in the first column is left out, so that lines have 80 characters.
+    """
     lines = [header, *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    if narrow:
+        widths[0] = min(widths[0], max(WIDTH - sum(widths[1:]) - 2 * len(widths[1:]), _NAME))
+        lines = [[shortened(line[0], widths[0]), *line[1:]] for line in lines]
     return [
         "  ".join(
             cell.ljust(width) if column < left else cell.rjust(width)

@@ -3,7 +3,8 @@
 from riq_cli.report.difference import NUMBERS, difference
 from riq_cli.report.facts import command, facts, flag, judgement, layers_at, reservation, searched, with_relative_errors
 from riq_cli.report.page import page
-from riq_cli.report.totals import SortKey, Totals, cells, fixed_rate, rows, totals
+from riq_cli.report.totals import PARTS, SortKey, Totals, cells, fixed_rate, rows, totals
 
-__all__ = ["NUMBERS", "SortKey", "Totals", "cells", "command", "difference", "facts", "fixed_rate", "flag", "judgement",
-           "layers_at", "page", "reservation", "rows", "searched", "totals", "with_relative_errors"]  # fmt: skip
+__all__ = ["NUMBERS", "PARTS", "SortKey", "Totals", "cells", "command", "difference", "facts", "fixed_rate", "flag",
+           "judgement", "layers_at", "page", "reservation", "rows", "searched", "totals",
+           "with_relative_errors"]  # fmt: skip

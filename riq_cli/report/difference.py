@@ -8,7 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from riq_cli.archive import Archive, LayerEntry
-from riq_cli.report.totals import SortKey, totals
+from riq_cli.report.facts import named
+from riq_cli.report.totals import PARTS, SortKey, totals
 from riq_cli.text import fingerprint, finite
 
 NUMBERS = {  # compared in total: name, words for it, style
@@ -20,11 +21,11 @@ NUMBERS = {  # compared in total: name, words for it, style
     "holdout": ("held out", ".4g"),
     "layers": ("layers", ","),
     "weights": ("weights", ","),
-    "stream_bytes": ("streams, bytes", ","),
-    "table_bytes": ("tables, bytes", ","),
-    "code_bytes": ("codes, bytes", ","),
-    "skeleton_bytes": ("skeleton, bytes", ","),
-    "manifest_bytes": ("manifest, bytes", ","),
+    "stream_bytes": (f"{PARTS['streams']}, bytes", ","),
+    "table_bytes": (f"{PARTS['tables']}, bytes", ","),
+    "code_bytes": (f"{PARTS['codes']}, bytes", ","),
+    "skeleton_bytes": (f"{PARTS['skeleton']}, bytes", ","),
+    "manifest_bytes": (f"{PARTS['manifest']}, bytes", ","),
     "source_bytes": ("source, bytes", ","),
 }
 _TOLD = ("shape", "dtype", "coding", "symbols", "bin_width", "entropy", "rate")  # of a layer
@@ -35,7 +36,8 @@ def difference(old: Archive, new: Archive, sort: SortKey = "size") -> dict[str, 
     """What changed from one archive to another, as --json prints it; layers are the same when their names are.
 
     Numbers that an archive does not tell are None. `same_source` and `same_calibration` compare fingerprints, which are
-    all that an archive keeps of the samples' SHA-256; None where one of the two is not known.
+    all that an archive keeps of the samples' SHA-256; None where one of the two is not known. `settings` are those that
+    differ, but for what the presets set.
 
     Args:
         old: the archive before.
@@ -50,14 +52,17 @@ def difference(old: Archive, new: Archive, sort: SortKey = "size") -> dict[str, 
         layers.sort(key=lambda layer: -abs(layer["bytes" if sort == "size" else "rate"] or 0.0))
     before, after = _numbers(old), _numbers(new)
     first, second = old.manifest, new.manifest
+    settings = {"old": named(first.settings), "new": named(second.settings)}
+    presets = {side: those.pop("preset", None) for side, those in settings.items()}
     return {
         "old": before,
         "new": after,
         "change": {name: _minus(before[name], after[name]) for name in NUMBERS},
+        "presets": presets,
         "settings": {
-            key: {"old": first.settings.get(key), "new": second.settings.get(key)}
-            for key in sorted({*first.settings, *second.settings})
-            if first.settings.get(key) != second.settings.get(key)
+            key: {side: those.get(key) for side, those in settings.items()}
+            for key in sorted({*settings["old"], *settings["new"]})
+            if settings["old"].get(key) != settings["new"].get(key)
         },
         "same_source": _same(first.source, second.source),
         "same_calibration": _same(first.calibration, second.calibration),

@@ -8,16 +8,18 @@ from pathlib import PurePath
 from typing import Any
 
 from riq_cli.archive import Archive, Manifest
-from riq_cli.text import deviation_text, fingerprint, printable, relative_error, shortened, shown
+from riq_cli.text import counted, deviation_text, fingerprint, printable, relative_error, shortened, shown
 
 _VALUES = ("value", "limit", "holds")
 _FLAGS = {"effort": "--preset", "outputs": "--output", "dims": "--dim"}  # settings whose option has another name
-_CALIBRATION = {
-    "npz": "calibration.npz",
-    "npy": "calibration.npy",
-    "test-data": "test_data/",
-    "images": "images/",
-    "python": "module:callable",
+DEFAULT_PRESET = "small"
+_PRESETS: dict[str, dict[str, Any]] = {  # what archives record of the presets of riq compress; the first that fits
+    "paper": {"allocation": "norm", "search": "algorithm1", "epsilon": 0.01, "holdout": 0.0},
+    "uniform": {"allocation": "uniform", "epsilon": 0.0, "holdout": 0.0},
+    "fast": {"allocation": "norm"},
+    "balanced": {"effort": "balanced"},
+    "smallest": {"effort": "smallest"},
+    DEFAULT_PRESET: {},
 }
 
 
@@ -37,19 +39,19 @@ def facts(archive: Archive) -> list[tuple[str, str]]:
         found.append(("deviation", f"{mean}, worst sample {shown(tensor['worst'])} at {shortened(tensor['name'])}"))
     if "holdout" in result:
         mean = deviation_text(result["holdout"], result.get("holdout_standard_error"))
-        found.append(("held out", f"{mean} on {shown(result.get('holdout_samples'), 'd')} samples"))
+        found.append(("held out", f"{mean} on {counted(result.get('holdout_samples'), 'sample')}"))
     kind = calibration.get("kind", "–")
     found.append(
         (
             "calibration",
-            f"{shown(calibration.get('samples'), 'd')} samples, {kind}{reservation(kind)}, "
+            f"{counted(calibration.get('samples'), 'sample')}, {kind}{reservation(kind)}, "
             f"SHA-256 {fingerprint(calibration.get('sha256', '–'))}…",
         )
     )
     found.append(("search", searched(result)))
     if "layout" in result:
         found.append(("layout", layers_at(result["layout"])))
-    settings = ", ".join(f"{key} = {value}" for key, value in sorted(manifest.settings.items()) if value is not None)
+    settings = ", ".join(f"{key} = {value}" for key, value in named(manifest.settings).items() if value is not None)
     return [*found, ("settings", f"{settings}; {manifest.creator}")]
 
 
@@ -69,10 +71,18 @@ def with_relative_errors(result: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def named(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an archive with the preset in place of what it sets, and first; as they are without a preset."""
+    if not settings or ("k" in settings and "allocation" not in settings):
+        return dict(settings)
+    name, preset = next((name, preset) for name, preset in _PRESETS.items() if preset.items() <= settings.items())
+    return {"preset": name} | {key: value for key, value in sorted(settings.items()) if key not in preset}
+
+
 def searched(result: Mapping[str, Any]) -> str:
     """The solution of a search and what it took, in words."""
     counts = ", ".join(
-        f"{shown(number, 'd')} {noun}{'' if number == 1 else 's'}"
+        counted(number, noun)
         for noun, number in (("evaluation", result.get("evaluations")), ("probe", result.get("probes")))
     )
     return (
@@ -121,17 +131,18 @@ def layers_at(layout: Mapping[str, int]) -> str:
 def command(manifest: Manifest, name: str) -> str:
     """The `riq compress` command line that makes the archive `name` again from the same model and samples.
 
-    A manifest holds no paths: the model is called after the archive, samples and labels after their kind. Options of
-    images are not recorded either.
+    An archive holds no paths: the model is called after the archive, DATA and LABELS stand for the samples and their
+    labels. Options of images are not recorded either.
     """
     stem = "model" if name == "-" else PurePath(name).stem
     words = ["riq", "compress", f"{stem}.onnx"]
-    kind = manifest.calibration.get("kind", "random")
-    if kind in _CALIBRATION:
-        words += ["--calibration", _CALIBRATION[kind]]
+    if manifest.calibration.get("kind", "random") != "random":
+        words += ["--calibration", "DATA"]
     if manifest.settings.get("objective") == "loss":
-        words += ["--labels", "labels.npy"]
-    for key, value in sorted(manifest.settings.items()):
+        words += ["--labels", "LABELS"]
+    for key, value in named(manifest.settings).items():
+        if (key, value) == ("preset", DEFAULT_PRESET):
+            continue
         for text in _values(value):
             words += [flag(key), *text]
     return " ".join(shlex.quote(printable(word)) for word in words)

@@ -45,13 +45,14 @@ _COLUMNS: dict[str, tuple[str, Callable[[Mapping[str, Any]], float] | None]] = {
 }
 
 
-def page(archive: Archive, name: str, trace: Sequence[Sequence[float]] | None = None) -> str:
+def page(archive: Archive, name: str, trace: Sequence[Sequence[float]] | None = None, typed: str | None = None) -> str:
     """The page about an archive that is called `name`.
 
     Args:
         archive: its manifest is read, and its largest layers are.
         name: for the title.
         trace: k and deviation of each evaluation of the search; None: what an old archive holds of them, if anything.
+        typed: the command that made the archive; None: one is put together, with placeholders for names of files.
 
     Raises:
         CorruptArchive: a layer is damaged.
@@ -68,7 +69,7 @@ def page(archive: Archive, name: str, trace: Sequence[Sequence[float]] | None = 
         _layers(archive),
         _histograms(histograms(archive, _HISTOGRAMS)),
         _search(archive, trace),
-        _made(archive, name),
+        _made(archive, name, typed),
     )
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -135,15 +136,16 @@ def _parts(sums: Totals) -> str:
 
 
 def _layers(archive: Archive) -> str:
-    layers = rows(archive)
+    layers = rows(archive, "model")
     if not layers:
         return "<h2>Layers</h2>\n<p>Nothing was coded: all of the model is in the skeleton.</p>\n"
     largest = {key: max(row[key] for row in layers) or 1 for key in ("rate", "bytes")}
-    head = _header("number", "#", "ascending", "ascending") + "".join(
-        _header(key, header, "none", "ascending" if value is None else "descending")
+    head = _header("number", "#", "none", "ascending") + "".join(
+        _header(key, header, "descending" if key == "bytes" else "none", "ascending" if value is None else "descending")
         for header, (key, value) in _COLUMNS.items()
     )
-    body = "\n".join(_row(number, row, largest) for number, row in enumerate(layers, 1))
+    numbered = sorted(enumerate(layers, 1), key=lambda pair: -pair[1]["bytes"])
+    body = "\n".join(_row(number, row, largest) for number, row in numbered)
     return (
         "<h2>Layers</h2>\n"
         '<div class="controls" hidden><label>Filter by name, operator, shape or coding'
@@ -261,16 +263,21 @@ def _plottable(value: float | None) -> TypeGuard[float]:
 # ---- how it was made ----
 
 
-def _made(archive: Archive, name: str) -> str:
+def _made(archive: Archive, name: str, typed: str | None) -> str:
     manifest = archive.manifest
     found = [*facts(archive), ("source SHA-256", manifest.source.get("sha256", "–"))]
     lines = "".join(
         f'<tr><th scope="row">{key}</th><td><code>{html_text(value)}</code></td></tr>' for key, value in found
     )
+    names = (
+        "The command is as it was typed, from the log."
+        if typed is not None
+        else "An archive keeps no names of files: the model is called after it here, and DATA stands for the samples; "
+        "a page made with <code>--log</code> has the command as it was typed."
+    )
     return (
         f'<h2>How it was made</h2>\n<div class="scroll"><table class="facts"><tbody>{lines}</tbody></table></div>\n'
-        f"<h2>How to reproduce</h2>\n<pre><code>{html_text(command(manifest, name))}</code></pre>\n"
+        f"<h2>How to reproduce</h2>\n<pre><code>{html_text(typed or command(manifest, name))}</code></pre>\n"
         '<p class="soft">With the model and the samples of the SHA-256 above, the same versions and the same machine, '
-        "the archive is the same byte for byte. It keeps no file names: those of the model and the samples are "
-        "placeholders.</p>\n"
+        f"the archive is the same byte for byte. {names}</p>\n"
     )

@@ -12,6 +12,14 @@ from riq_cli.text import shown
 
 SortKey = Literal["model", "size", "rate", "name"]
 
+PARTS = {  # of an archive, in words
+    "streams": "coded weights",
+    "tables": "distributions of symbols",
+    "codes": "scales of rows and columns",
+    "skeleton": "rest of the model",
+    "manifest": "list of layers, settings",
+}
+
 
 @dataclass(frozen=True)
 class Totals:
@@ -37,7 +45,7 @@ class Totals:
 
     @property
     def parts(self) -> tuple[tuple[str, int], ...]:
-        """What the archive's bytes are, by name, for people to read: they add up, the header goes with the manifest."""
+        """The archive's bytes by the names of `PARTS`: they add up, the header goes with the manifest."""
         return (
             ("streams", self.stream_bytes),
             ("tables", self.table_bytes),
@@ -89,7 +97,7 @@ _ORDERS: dict[SortKey, Callable[[LayerEntry], Any]] = {
 }
 
 
-def rows(archive: Archive, sort: SortKey = "model") -> list[dict[str, Any]]:
+def rows(archive: Archive, sort: SortKey = "size") -> list[dict[str, Any]]:
     """One row per layer, with the keys that `riq report --json` documents."""
     layers = archive.manifest.layers
     return [
