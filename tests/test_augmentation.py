@@ -36,12 +36,11 @@ def test_a_share_of_them_may_do(given: int, share: float, made: int) -> None:
     assert len(augmented([image(number) for number in range(given)], share)) == made
 
 
-def test_they_are_the_same_every_time_and_differ_by_the_seed() -> None:
+def test_they_are_the_same_every_time() -> None:
     samples = [image(number) for number in range(3)]
-    once, again, other = augmented(samples), augmented(samples), augmented(samples, seed=1)
+    once, again = augmented(samples), augmented(samples)
     for one, two in zip(once, again, strict=True):
         np.testing.assert_array_equal(one.feed["image"], two.feed["image"])
-    assert any(not np.array_equal(one.feed["image"], two.feed["image"]) for one, two in zip(once, other, strict=True))
 
 
 def test_values_change_places_along_the_two_longest_axes_of_an_image() -> None:

@@ -21,7 +21,7 @@ from riq_cli.entropy.rate import estimated_bits
 from riq_cli.model import Layer, Matrix
 from riq_cli.model.matrix import Arrangement
 from riq_cli.quantize import scalar
-from riq_cli.quantize.factor import CODES_MAX, Factor, WholeFactor, column_codes
+from riq_cli.quantize.factor import CODES_MAX, Factor, PackedFactor, column_codes
 from riq_cli.quantize.gptq import rounded
 from riq_cli.quantize.plan import LayerPlan
 from riq_cli.quantize.rows import RowFactor, RowMoments, row_factor
@@ -53,11 +53,11 @@ def autoregressive(size: int, correlation: float) -> Floats:
     return np.asarray(correlation ** np.abs(steps[:, None] - steps))
 
 
-def factors_of(moments: Sequence[Floats], *cuts: int, uniform: float = 0.1) -> list[Factor]:
+def factors_of(moments: Sequence[Floats], *cuts: int, uniform: float = 0.1) -> list[PackedFactor]:
     """The factors of blocks on the diagonals of the moments of groups, cut at these columns."""
     every = np.stack(moments)
     return [
-        Factor(begin, end, factorized(every[:, begin:end, begin:end], Damping(uniform)))
+        PackedFactor(begin, end, factorized(every[:, begin:end, begin:end], Damping(uniform)))
         for begin, end in itertools.pairwise([0, *cuts, every.shape[1]])
     ]
 
@@ -70,7 +70,7 @@ def row_factors_of(groups: int, rows: int, *cuts: int, uniform: float = 0.1) -> 
     ]
 
 
-def diagonal(factors: Sequence[Factor]) -> Floats:
+def diagonal(factors: Sequence[PackedFactor]) -> Floats:
     return np.concatenate([factor.diagonal for factor in factors], axis=1).astype(np.float64)
 
 
@@ -82,14 +82,14 @@ def entropy(symbols: NDArray[np.integer]) -> float:
 
 
 def by_loops(
-    matrix: Floats, bins: Floats, factors: Sequence[Factor], row_factors: Sequence[RowFactor]
+    matrix: Floats, bins: Floats, factors: Sequence[PackedFactor], row_factors: Sequence[RowFactor]
 ) -> tuple[Integers, Floats]:
     """Symbols by the definition, block after block of rows, column after column, and errors in bins."""
     left, symbols, errors = matrix.copy(), np.empty(matrix.shape, np.int32), np.empty(matrix.shape)
     groups, rows, size = matrix.shape
     alone = [RowFactor(group, np.arange(rows)[None], (np.empty((rows, 0), np.float16),)) for group in range(groups)]
     for item in row_factors or alone:
-        for block, (numbers, shares) in enumerate(zip(item.rows, item.shares, strict=True)):
+        for block, (numbers, feedback) in enumerate(zip(item.rows, item.feedback, strict=True)):
             there = numbers >= 0
             own = item.group, numbers[there]
             goal, residual = left[own], left[own]
@@ -99,11 +99,11 @@ def by_loops(
                 errors[(*own, column)] = missing / bins[(*own, column)]
                 for factor in factors:
                     if factor.begin <= column < factor.end:
-                        upper = factor.upper[item.group, column - factor.begin].astype(np.float64)
+                        upper = factor.whole().upper[item.group, column - factor.begin].astype(np.float64)
                         goal[:, factor.begin : factor.end] -= np.outer(missing, upper / upper[column - factor.begin])
             residual -= symbols[own] * bins[own]
             later = item.rows[block + 1 :].reshape(-1)
-            left[item.group, later[later >= 0]] -= shares[there][:, later >= 0].T.astype(np.float64) @ residual
+            left[item.group, later[later >= 0]] -= feedback[there][:, later >= 0].T.astype(np.float64) @ residual
     return symbols, errors
 
 
@@ -259,8 +259,8 @@ def test_errors_are_fed_forward_on_a_trellis(rows: int, size: int, cuts: tuple[i
 @pytest.mark.parametrize("size", [1, 2, 33])
 def test_a_factor_is_its_triangle_in_half_precision_beside_its_diagonal(size: int) -> None:
     upper = np.triu(np.random.default_rng(0).standard_normal((3, size, size))).astype(np.float32)
-    factor, whole = Factor(5, 5 + size, upper), WholeFactor(5, 5 + size, upper)
-    np.testing.assert_allclose(factor.upper, upper, rtol=2**-11 + 1e-6)
+    factor, whole = PackedFactor(5, 5 + size, upper), Factor(5, 5 + size, upper)
+    np.testing.assert_allclose(factor.whole().upper, upper, rtol=2**-11 + 1e-6)
     np.testing.assert_array_equal(whole.upper, upper)
     for each in (factor, whole, pickle.loads(pickle.dumps(factor))):
         np.testing.assert_array_equal(each.diagonal, np.einsum("gii->gi", upper))
@@ -270,9 +270,9 @@ def test_a_factor_is_its_triangle_in_half_precision_beside_its_diagonal(size: in
 def test_a_factor_ends_where_half_precision_does() -> None:
     upper = np.array([[[2.0, -1e9, 1e-9], [0, 1e-30, 1e-31], [0, 0, 1e30]]], np.float32)
     wanted = [[2.0, -65504.0 * 2, 0.0], [0.0, 1e-30, 1e-31], [0.0, 0.0, 1e30]]
-    np.testing.assert_allclose(Factor(0, 3, upper).upper[0], wanted, rtol=2**-11)
+    np.testing.assert_allclose(PackedFactor(0, 3, upper).whole().upper[0], wanted, rtol=2**-11)
     upper[0, 0] = 0  # of moments beyond what single precision holds
-    np.testing.assert_allclose(Factor(0, 3, upper).upper[0], [[0.0] * 3, *wanted[1:]], rtol=2**-11)
+    np.testing.assert_allclose(PackedFactor(0, 3, upper).whole().upper[0], [[0.0] * 3, *wanted[1:]], rtol=2**-11)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_codes_of_columns_are_quarters_of_an_octave_around_the_geometric_mean(
     diagonals: list[list[float]], codes: list[list[int]]
 ) -> None:
     own = np.array(diagonals, np.float32)
-    factors = [Factor(column, column + 1, own[:, column, None, None]) for column in range(own.shape[1])]
+    factors = [PackedFactor(column, column + 1, own[:, column, None, None]) for column in range(own.shape[1])]
     assert column_codes(factors, np.ones(own.shape, bool)).tolist() == codes
     assert column_codes(factors, np.zeros(own.shape, bool)).tolist() == np.minimum(codes, 0).tolist()
 
@@ -300,12 +300,12 @@ def test_a_row_matters_by_what_later_blocks_leave_of_it(rows: int) -> None:
     found, importance = row_factor(2, numbers, moment(rows), Damping(0.05))
     assert found.group == 2
     assert sorted(found.rows[found.rows >= 0]) == numbers.tolist()
-    for block, (own, shares) in enumerate(zip(found.rows // 3, found.shares, strict=True)):
+    for block, (own, feedback) in enumerate(zip(found.rows // 3, found.feedback, strict=True)):
         later = found.rows[block + 1 :].reshape(-1) // 3
         here, there = own[own >= 0], later[later >= 0]
         best = -np.linalg.solve(moments[np.ix_(there, there)], moments[np.ix_(there, here)])
-        np.testing.assert_allclose(shares[own >= 0][:, later >= 0].T, best, rtol=0, atol=1e-3)
-        assert not shares[own < 0].any() and not shares[:, later < 0].any()
+        np.testing.assert_allclose(feedback[own >= 0][:, later >= 0].T, best, rtol=0, atol=1e-3)
+        assert not feedback[own < 0].any() and not feedback[:, later < 0].any()
         schur = moments[np.ix_(here, here)] + moments[np.ix_(here, there)] @ best
         np.testing.assert_allclose(importance[here], np.diag(schur), rtol=1e-3)
 
@@ -314,11 +314,11 @@ def test_rows_that_are_spared_take_nothing_over_and_theirs_is_taken_over_as_befo
     found, _ = row_factor(0, np.arange(70), moment(70), Damping(0.1))
     spared = np.arange(70) % 7 == 0
     other = found.sparing(spared)
-    for block, (shares, before) in enumerate(zip(other.shares, found.shares, strict=True)):
+    for block, (feedback, before) in enumerate(zip(other.feedback, found.feedback, strict=True)):
         later = found.rows[block + 1 :].reshape(-1)
         is_spared = (later >= 0) & spared[later]
-        assert not shares[:, is_spared].any()
-        np.testing.assert_array_equal(shares[:, ~is_spared], before[:, ~is_spared])
+        assert not feedback[:, is_spared].any()
+        np.testing.assert_array_equal(feedback[:, ~is_spared], before[:, ~is_spared])
 
 
 def fisher(moments: Floats, count: int, seed: int, most: int = 64, diagonal: bool = False) -> Fisher:
@@ -454,7 +454,9 @@ def test_stages_of_columns_are_left_out_by_name() -> None:
     both = halves(12)
     plan = feed_columns(PLAN, LAYER, both, None, 0.2, ("columns", "damping"))
     assert not plan.columns.any()
-    np.testing.assert_allclose(plan.factors[0].upper, factorized(both[0].joined(both[1]).block(0), FIXED), 1e-2, 1e-3)
+    np.testing.assert_allclose(
+        plan.factors[0].whole().upper, factorized(both[0].joined(both[1]).block(0), FIXED), 1e-2, 1e-3
+    )
 
 
 G = autoregressive(96, 0.9) * np.outer(*[np.geomspace(0.2, 5, 96)] * 2)

@@ -143,7 +143,7 @@ def test_halves_are_the_samples_of_the_second_and_all_others() -> None:
         assert half.count == 20 * len(runs)
 
 
-def test_the_order_of_activations_does_not_matter_and_the_seed_does() -> None:
+def test_the_order_of_activations_does_not_matter() -> None:
     linear = {0: product((3, 2), "x"), 1: product((3, 2), "y", "x"), 2: product((3, 5), "y")}
     activations = [(name, number, rows(30000, 3, seed=number)) for name in "xy" for number in range(4)]
     one = collect(linear, activations, 4, (1, 3), {})
@@ -151,8 +151,6 @@ def test_the_order_of_activations_does_not_matter_and_the_seed_does() -> None:
     for a, b in itertools.chain.from_iterable(zip(one[number], other[number], strict=True) for number in linear):
         assert_same(a, b)
         assert a.count == b.count == 4096
-    seeded = collect(linear, activations, 4, (1, 3), {}, seed=1)
-    assert not np.array_equal(seeded[0][0].mean, one[0][0].mean)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

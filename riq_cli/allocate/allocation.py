@@ -75,8 +75,8 @@ def expected_k(
     largest = max(norms)
     squares = [(shape / largest) ** 2 for shape in shapes or norms]
     total = sum((norm / largest) ** 2 for norm in norms)
-    spread = sum(size * square for size, square in zip(sizes, squares, strict=True)) / total
-    return math.sqrt(spread / (24 * distortion))
+    ratio = sum(size * square for size, square in zip(sizes, squares, strict=True)) / total
+    return math.sqrt(ratio / (24 * distortion))
 
 
 @dataclass(frozen=True)

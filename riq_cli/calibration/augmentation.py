@@ -12,25 +12,25 @@ from riq_cli.calibration.inputs import Feed, Sample
 _LEAST, _MOST = 64, 256  # samples that are enough, the given ones and their variations: of small ones, more cost little
 _FEW, _MANY = 1 << 21, 1 << 25  # values in the inputs of more than the least, of as many as the least
 _TIMES = 32  # variations of one sample, at most
-_CROSSED, _FLIPPED = 0.3, 0.3  # share of variations that are made of two samples, of axes that are turned round
+_JOINED, _FLIPPED = 0.3, 0.3  # share of variations that are made of two samples, of axes that are turned round
 _SHIFT = 0.2  # of an axis's length, at most
 _CUT = 0.3, 0.7  # where one sample goes over into another
+_SEED = 0  # of how samples vary
 _PLANE = 4  # axes from which on two of them vary, as those of images
 
 
-def augmented(samples: Sequence[Sample], share: float = 1.0, seed: int = 0) -> list[Sample]:
+def augmented(samples: Sequence[Sample], share: float = 1.0) -> list[Sample]:
     """Variations of samples: shifted round, some turned round, some with a part of another sample.
 
     So many that they are enough together with the samples; none of a sample that has nothing to vary. What an input
     means is not known: along its longest axis, or, from four axes on, its two longest, values change their places,
-    those of all inputs alike. Where this makes no sense, what is learned from it is of no use for other samples.
+    in all inputs by the same amount. Where this makes no sense, what is learned from it is of no use for other samples.
 
     Args:
         samples: as the model takes them.
         share: of the variations that are enough.
-        seed: decides how they vary.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(_SEED)
     times = min(int(share * _enough(samples)) // max(len(samples), 1) - 1, int(share * _TIMES))
     varying = [sample for sample in samples if any(_axes(value, sample.rows) for value in sample.feed.values())]
     return [_variation(sample, samples, random) for _ in range(times) for sample in varying]
@@ -45,13 +45,13 @@ def _enough(samples: Sequence[Sample]) -> int:
 def _variation(sample: Sample, others: Sequence[Sample], random: np.random.Generator) -> Sample:
     """One variation of a sample, perhaps with a part of one of the others."""
     other = others[int(random.integers(len(others)))]
-    crossed = bool(random.random() < _CROSSED) and _is_alike(sample, other)
+    joined = bool(random.random() < _JOINED) and _same_shapes(sample, other)
     cut, along = float(random.uniform(*_CUT)), int(random.integers(2))
     turned, shifts = random.random(2) < _FLIPPED, random.uniform(-_SHIFT, _SHIFT, 2)
     feed: Feed = {}
     for name, value in sample.feed.items():
         axes = _axes(value, sample.rows)
-        if crossed and axes:
+        if joined and axes:
             axis = axes[along % len(axes)]
             place = [int(cut * value.shape[axis])]
             value = np.concatenate([np.split(value, place, axis)[0], np.split(other.feed[name], place, axis)[1]], axis)
@@ -61,7 +61,7 @@ def _variation(sample: Sample, others: Sequence[Sample], random: np.random.Gener
     return sample._replace(feed=feed)
 
 
-def _is_alike(one: Sample, other: Sample) -> bool:
+def _same_shapes(one: Sample, other: Sample) -> bool:
     """Whether two samples are of the same shapes."""
     return all(one.feed[name].shape == value.shape for name, value in other.feed.items())
 

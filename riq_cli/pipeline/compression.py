@@ -195,7 +195,7 @@ class Compression:
         judging = sum(samples[number].rows for number in parts.held_out or parts.every)
         if settings.margin and settings.deviation is not None and judging < 2:
             raise SettingsError("a margin in standard errors needs two samples at least, held-out ones if any are")
-        measuring = Measuring(settings, self._weights, evaluator, form, parts, pool, self._note, self._model.release)
+        measuring = Measuring(settings, self._weights, evaluator, form, parts, pool, self._note)
         fit = self._fit(form, [[samples[n] for n in half] for half in parts.fit], evaluator, pool) if fits else None
         probed = [samples[number] for number in parts.others if any(defined[kept[number]])]
         probes = settings.allocation == "measured" and "allocation" not in settings.without and searches

@@ -189,7 +189,7 @@ class Fit:
             for factor in plan.factors:
                 part = slice(factor.begin, factor.end)
                 errors[:, part] *= (widths[:, part] / factor.diagonal)[..., None]
-                errors[:, part] = factor.upper.swapaxes(1, 2) @ errors[:, part]
+                errors[:, part] = factor.whole().upper.swapaxes(1, 2) @ errors[:, part]
         return errors
 
     def _most(self, linear: Mapping[int, Linear], times: int) -> int:

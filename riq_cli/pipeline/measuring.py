@@ -31,7 +31,6 @@ class Measuring:
         roles: Roles,
         pool: Executor,
         note: Note,
-        release: Callable[[], None],
     ) -> None:
         """Take what is measured with.
 
@@ -43,10 +42,9 @@ class Measuring:
             roles: what each sample is for.
             pool: threads that quantize.
             note: called with the scheme, k and deviation of every measurement.
-            release: called when the original weights are not needed for a while.
         """
         self.settings, self.weights, self.roles, self.pool, self.note = settings, weights, roles, pool, note
-        self.evaluator, self.form, self._release = evaluator, form, release
+        self.evaluator, self.form = evaluator, form
         self._buffers: list[Array] | None = None  # made when needed: they are as large as the model
         self._newest: tuple[Plans, Widths, list[Array]] | None = None  # what the buffers hold
         self._explained = False
@@ -121,7 +119,7 @@ class Measuring:
                 self._buffers = self.weights.buffers()
             values = self.weights.requantize(widths, plans, self._buffers, self.pool)
             self._newest = newest = plans, widths, values
-            self._release()
+            self.weights.release()
         return newest[2]
 
     def free_memory(self) -> None:

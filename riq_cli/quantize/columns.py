@@ -19,7 +19,6 @@ def round_all(
     left: Floats,
     bins: Floats,
     factors: Sequence[Factor],
-    uppers: Sequence[Floats],
     symbols: Integers,
     errors: Floats,
     paths: Viterbi | None,
@@ -30,14 +29,13 @@ def round_all(
         left: the weights, used up.
         bins: their bin widths.
         factors: of all columns, in order.
-        uppers: U of each, f32[groups, columns, columns].
         symbols: written.
         errors: written.
         paths: through a trellis, at the beginning of their lanes; None: to the nearest.
     """
-    for factor, upper in zip(factors, uppers, strict=True):
+    for factor in factors:
         part = slice(factor.begin, factor.end)
-        round_columns(left[:, part], bins[:, part], upper, symbols[:, part], errors[:, part], paths)
+        round_columns(left[:, part], bins[:, part], factor.upper, symbols[:, part], errors[:, part], paths)
     if not factors:
         round_alone(left, bins, symbols, errors, paths)
 

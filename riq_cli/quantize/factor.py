@@ -1,8 +1,10 @@
-"""The factor U of a Hessian as GPTQ uses it: kept packed, for the whole search, for all layers."""
+"""The factor U of a Hessian as GPTQ uses it: of all layers it is kept packed, for the whole search."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,32 @@ CODES_MAX = 16  # of a column: 2⁴ times wider or narrower than the layer's bin
 _HALF_MAX = 65504.0  # largest number of half precision
 
 
+@dataclass(frozen=True, eq=False)
 class Factor:
     """How errors are fed forward along the columns `begin … end` of every group: U, upper triangular.
 
-    Only the triangle is kept, beside its diagonal in half precision: what an error is spread by need not be exact.
+    `upper` is U, f32[groups, columns, columns].
+    """
+
+    begin: int
+    end: int
+    upper: NDArray[np.float32]
+
+    @cached_property
+    def diagonal(self) -> NDArray[np.float32]:
+        """U_jj, f32[groups, columns]."""
+        result: NDArray[np.float32] = np.einsum("gii->gi", self.upper).copy()
+        return result
+
+    def whole(self) -> Factor:
+        """Itself, as `PackedFactor` has it."""
+        return self
+
+
+class PackedFactor:
+    """The same in less memory: U's triangle in half precision, each row relative to what it has on the diagonal.
+
+    What is fed forward of an error need not be exact.
     """
 
     def __init__(self, begin: int, end: int, upper: NDArray[np.float32]) -> None:
@@ -32,15 +56,14 @@ class Factor:
             relative = np.divide(part, own, out=np.zeros_like(part), where=own != 0)
             self._packed[:, place] = half(relative)
 
-    @property
-    def upper(self) -> NDArray[np.float32]:
-        """U, f32[groups, columns, columns], in memory of its own."""
+    def whole(self) -> Factor:
+        """The factor in memory of its own."""
         size = self.end - self.begin
         result = np.zeros((len(self._packed), size, size), np.float32)
         for row, place in enumerate(self._rows()):
             result[:, row, row] = self.diagonal[:, row]
             np.multiply(self._packed[:, place], self.diagonal[:, row, None], out=result[:, row, row + 1 :])
-        return result
+        return Factor(self.begin, self.end, result)
 
     def _rows(self) -> Iterator[slice]:
         """Where what each row of the triangle has beside the diagonal is among the packed numbers."""
@@ -50,26 +73,12 @@ class Factor:
             yield slice(begin, end)
 
 
-class WholeFactor(Factor):
-    """The same, not packed: for a trial that is used once."""
-
-    def __init__(self, begin: int, end: int, upper: NDArray[np.float32]) -> None:
-        """Keep `upper`, f32[groups, columns, columns]."""
-        self.begin, self.end, self._upper = begin, end, upper
-        self.diagonal = np.einsum("gii->gi", upper).copy()
-
-    @property
-    def upper(self) -> NDArray[np.float32]:
-        """U itself."""
-        return self._upper
-
-
 def half(numbers: Floats) -> NDArray[np.float16]:
     """The numbers in half precision, those beyond it at its ends."""
     return np.clip(numbers, -_HALF_MAX, _HALF_MAX).astype(np.float16)
 
 
-def column_codes(factors: Sequence[Factor], exercised: NDArray[np.bool_]) -> Integers:
+def column_codes(factors: Sequence[Factor | PackedFactor], exercised: NDArray[np.bool_]) -> Integers:
     """Relative bin widths of columns as codes i32[groups, K], quarters of an octave around their mean: ∝ U_jj.
 
     Args:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli.quantize.columns import round_all
-from riq_cli.quantize.factor import Factor, Floats, Integers
+from riq_cli.quantize.factor import Factor, Floats, Integers, PackedFactor
 from riq_cli.quantize.rows import RowFactor
 from riq_cli.quantize.trellis import Viterbi
 from riq_cli.quantize.wavefront import Wavefront
@@ -35,7 +35,7 @@ def rounded(
     matrix: Floats,
     widths: NDArray[np.float64],
     scales: NDArray[np.float64] | None = None,
-    factors: Sequence[Factor] = (),
+    factors: Sequence[Factor | PackedFactor] = (),
     row_factors: Sequence[RowFactor] = (),
     on_trellis: bool = False,
 ) -> tuple[Integers, float]:
@@ -62,13 +62,13 @@ class _Rounding:
         matrix: Floats,
         widths: NDArray[np.float64],
         scales: NDArray[np.float64] | None,
-        factors: Sequence[Factor],
+        factors: Sequence[Factor | PackedFactor],
         on_trellis: bool,
     ) -> None:
-        self._matrix, self._factors, self._on_trellis = matrix, factors, on_trellis
+        self._matrix, self._on_trellis = matrix, on_trellis
+        self._factors = [factor.whole() for factor in factors]
         self._peak = float(max(matrix.max(), -matrix.min())) or 1.0
         self._widths, self._scales = widths / self._peak, scales
-        self._uppers = [factor.upper for factor in factors]
         self._diagonal = np.concatenate([factor.diagonal for factor in factors], axis=1) if factors else None
         self._error = 0.0
 
@@ -102,7 +102,7 @@ class _Rounding:
         bins = self._bins(_ALL, chosen)
         symbols, errors = np.empty(left.shape, np.int32), np.empty_like(left)
         paths = Viterbi(groups, rows) if self._on_trellis else None
-        round_all(left, np.broadcast_to(bins, left.shape), self._factors, self._uppers, symbols, errors, paths)
+        round_all(left, np.broadcast_to(bins, left.shape), self._factors, symbols, errors, paths)
         relative = errors / bins if self._diagonal is None else errors * (self._diagonal[..., None] / bins)
         self._error += float(np.einsum("gkn,gkn->", relative, relative, dtype=np.float64))
         return symbols.transpose(0, 2, 1)
@@ -110,22 +110,22 @@ class _Rounding:
     def _on_wavefront(self, row_factors: Sequence[RowFactor], symbols: Integers) -> None:
         """Round the rows of factors of one shape, and write their symbols."""
         rows = np.stack([factor.rows for factor in row_factors], axis=1)
-        shares = [
-            np.stack([factor.shares[block] for factor in row_factors], dtype=np.float32) for block in range(len(rows))
+        feedback = [
+            np.stack([factor.feedback[block] for factor in row_factors], dtype=np.float32) for block in range(len(rows))
         ]
         paths = Viterbi(len(rows), rows[0].size) if self._on_trellis else None
         size = self._matrix.shape[2]
         step = size if self._factors else _ALONE
         for begin in range(0, size, step):
             part = slice(begin, begin + step)
-            self._columns(row_factors[0].group, rows, part, shares, paths, symbols[row_factors[0].group, :, part])
+            self._columns(row_factors[0].group, rows, part, feedback, paths, symbols[row_factors[0].group, :, part])
 
     def _columns(
         self,
         group: int,
         rows: NDArray[np.int64],
         columns: slice,
-        shares: Sequence[Floats],
+        feedback: Sequence[Floats],
         paths: Viterbi | None,
         symbols: Integers,
     ) -> None:
@@ -144,7 +144,7 @@ class _Rounding:
             found = self._bins(slice(group, group + 1), rows[block].reshape(-1), within)[0]
             return np.broadcast_to(found, (chosen.stop - chosen.start, rows[block].size))
 
-        front = Wavefront(goal, bins, shares, self._factors, [upper[group] for upper in self._uppers], paths)
+        front = Wavefront(goal, bins, feedback, self._factors, group, paths)
         del goal  # it is used up
         front.run()
         symbols[flat[there]] = front.symbols.swapaxes(1, 2).reshape(-1, size)[there]

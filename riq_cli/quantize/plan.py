@@ -17,7 +17,7 @@ from riq_cli.entropy.rate import estimated_bits
 from riq_cli.model import Layer, Matrix
 from riq_cli.model.tensors import computable
 from riq_cli.quantize import scalar
-from riq_cli.quantize.factor import CODES_MAX, Factor, Integers
+from riq_cli.quantize.factor import CODES_MAX, Factor, Integers, PackedFactor
 from riq_cli.quantize.gptq import rounded
 from riq_cli.quantize.rows import RowFactor
 from riq_cli.quantize.trellis import SYMBOL_MAX
@@ -53,7 +53,7 @@ class LayerPlan:
     matrix: Matrix
     columns: Integers
     rows: Integers
-    factors: tuple[Factor, ...] = ()
+    factors: tuple[Factor | PackedFactor, ...] = ()
     row_factors: tuple[RowFactor, ...] = ()
     bias: int | None = None
     mean: Float64 | None = None
@@ -116,10 +116,10 @@ class LayerPlan:
         Both come from about so many `rows`, without feedback among them. At high rate the error is 1/12, or 0.8/12 on a
         trellis.
         """
-        step = max(1, self.matrix.shape[1] // rows)
-        columns = slice(None, None, 1 if self.factors else max(1, self.matrix.shape[2] // _COLUMNS))
-        weights = _widened(self.matrix, layer.values, layer.dtype, slice(None, None, step), columns)
-        widths, own = self.column_widths(width)[:, columns], self.row_scales[:, ::step]
+        chosen = _spaced(self.matrix.shape[1], rows)
+        columns = _ALL if self.factors else _spaced(self.matrix.shape[2], _COLUMNS)
+        weights = _widened(self.matrix, layer.values, layer.dtype, chosen, columns)
+        widths, own = self.column_widths(width)[:, columns], self.row_scales[:, chosen]
         symbols, error = rounded(weights, widths, own, self.factors, (), self.trellis)
         if self.trellis:
             symbols = trellis.symbols(symbols)
@@ -129,13 +129,11 @@ class LayerPlan:
 
     def some_rows(self, layer: Layer) -> Float64:
         """Evenly spaced rows of the matrices that stand for all, f64[groups, rows, columns]."""
-        step = max(1, self.matrix.shape[1] // _ROWS)
-        return _widened(self.matrix, layer.values, layer.dtype, slice(None, None, step))
+        return _widened(self.matrix, layer.values, layer.dtype, _spaced(self.matrix.shape[1], _ROWS))
 
     def some_columns(self, layer: Layer, count: int) -> tuple[Float64, Float64]:
         """Evenly spaced columns of about `count` weights, f64[groups, rows, columns], and their relative bin widths."""
-        columns = self.matrix.shape[2]
-        chosen = slice(None, None, min(max(1, layer.size // count), columns))
+        chosen = _spaced(layer.size, count)
         weights = _widened(self.matrix, layer.values, layer.dtype, _ALL, chosen)
         return weights, scaled_widths(1.0, self.columns[:, chosen])
 
@@ -219,6 +217,11 @@ def _narrower(codes: Integers, peaks: Float64, width: float) -> tuple[Integers, 
 def _widened(matrix: Matrix, values: Array, dtype: str, rows: slice, columns: slice = _ALL) -> Float64:
     """Some rows and columns of a layer's matrices in float64."""
     return scalar.widened(np.ascontiguousarray(matrix.view(values)[:, rows, columns]), dtype)
+
+
+def _spaced(size: int, count: int) -> slice:
+    """About `count` of `size` things, evenly spaced."""
+    return slice(None, None, max(1, size // count))
 
 
 def _runs(matrix: Matrix) -> Iterator[slice]:

@@ -20,21 +20,21 @@ _BLOCKS = 32  # at most, in which rows are rounded one after another
 class RowFactor:
     """How errors of some rows of a group are fed forward to others: they are rounded block after block.
 
-    `rows` i64[blocks, length] are the numbers of the rows in that order, −1 where there is none. `shares` hold for each
-    block what part of its errors later rows take over, f16[length, rows after the block].
+    `rows` i64[blocks, length] are the numbers of the rows in that order, −1 where there is none. `feedback` holds for
+    each block what part of its errors later rows take over, f16[length, rows after the block].
     """
 
     group: int
     rows: NDArray[np.int64]
-    shares: tuple[NDArray[np.float16], ...]
+    feedback: tuple[NDArray[np.float16], ...]
 
     def sparing(self, spared: NDArray[np.bool_]) -> RowFactor:
         """The same, except that some rows of the group take over nothing; theirs are fed forward as before."""
         flat = self.rows.reshape(-1)
         taking = ((flat >= 0) & ~spared[flat]).astype(np.float16)
         length = self.rows.shape[1]
-        shares = (share * taking[(block + 1) * length :] for block, share in enumerate(self.shares))
-        return replace(self, shares=tuple(shares))
+        feedback = (part * taking[(block + 1) * length :] for block, part in enumerate(self.feedback))
+        return replace(self, feedback=tuple(feedback))
 
 
 def row_factor(group: int, rows: NDArray[np.int64], moments: Float64, damping: Damping) -> tuple[RowFactor, Float64]:
@@ -62,14 +62,14 @@ def row_factor(group: int, rows: NDArray[np.int64], moments: Float64, damping: D
     upper = np.eye(flat.size)
     upper[np.ix_(there, there)] = factorized(turned[None], damping)[0]
     importance = np.empty(count)
-    shares = []
+    feedback = []
     for block in range(blocks):
         begin, end = block * length, (block + 1) * length
         own = np.linalg.inv(upper[begin:end, begin:end])
         used = flat[begin:end] >= 0
         importance[flat[begin:end][used]] = np.einsum("ij,ij->i", own, own)[used]
-        shares.append(half(own @ upper[begin:end, end:]))
-    return RowFactor(group, np.where(places >= 0, rows[places], -1), tuple(shares)), importance
+        feedback.append(half(own @ upper[begin:end, end:]))
+    return RowFactor(group, np.where(places >= 0, rows[places], -1), tuple(feedback)), importance
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ import numpy as np
 from riq_cli.entropy.histogram import Histogram
 from riq_cli.model import Layer
 from riq_cli.quantize import scalar
-from riq_cli.quantize.factor import Factor, Floats, Integers, WholeFactor, column_codes
+from riq_cli.quantize.factor import Factor, Floats, Integers, PackedFactor, column_codes
 from riq_cli.quantize.gptq import rounded
 from riq_cli.quantize.plan import PARTS, LayerPlan
 from riq_cli.quantize.rows import RowMoments
@@ -58,7 +58,7 @@ def feed_columns(
     weights, step = plan.some_rows(layer) / peak, width / peak
 
     def cost(damping: Damping) -> float:
-        trial = _with_factors(plan, layer, fit, damping, WholeFactor, without)
+        trial = _with_factors(plan, layer, fit, damping, Factor, without)
         widths = trial.column_widths(step)
         symbols, _ = rounded(weights, widths, None, trial.factors)
         bits = _table_bits(symbols) + _CODE_BITS * plan.columns.size * bool(trial.columns.any())
@@ -69,11 +69,16 @@ def feed_columns(
     bits = _table_bits(nearest.astype(np.int32)) + _error_bits(judge, nearest * step - weights, fit.mean)
     if least >= bits:
         return plan
-    return _with_factors(plan, layer, every, damping, Factor, without)
+    return _with_factors(plan, layer, every, damping, PackedFactor, without)
 
 
 def _with_factors(
-    plan: LayerPlan, layer: Layer, hessian: Hessian, damping: Damping, kind: type[Factor], without: Collection[str]
+    plan: LayerPlan,
+    layer: Layer,
+    hessian: Hessian,
+    damping: Damping,
+    kind: type[Factor] | type[PackedFactor],
+    without: Collection[str],
 ) -> LayerPlan:
     factors = tuple(
         kind(begin, end, factorized(block, damping))

@@ -50,9 +50,9 @@ class Wavefront:
         self,
         goal: Floats,
         bins: Callable[[int, slice], Floats],
-        shares: Sequence[Floats],
+        feedback: Sequence[Floats],
         factors: Sequence[Factor],
-        uppers: Sequence[Floats],
+        group: int,
         paths: Viterbi | None,
     ) -> None:
         """Nothing is rounded yet.
@@ -61,16 +61,16 @@ class Wavefront:
             goal: the weights, f32[K, factors, blocks, length]; used up.
             bins: gives the bin widths of some columns of a block, f32[columns, factors · length]: those of all weights
                 would take as much memory as these.
-            shares: what part of the errors of each block later rows take over, f32[factors, length, rows after it].
+            feedback: what part of the errors of each block later rows take over, f32[factors, length, rows after it].
             factors: of all columns, in order; none: no feedback along columns.
-            uppers: U of each, f32[columns, columns].
+            group: of the rows.
             paths: through a trellis along the lanes of every block; None: to the nearest.
         """
         size, count, blocks, length = goal.shape
-        self._goal, self._shares, self._paths = goal, shares, paths
+        self._goal, self._feedback, self._paths = goal, feedback, paths
         self._bins_of = bins
         self._bins: dict[int, Floats] = {}  # of the panels that are rounded now, by block
-        self._factors, self._uppers = factors, uppers
+        self._factors, self._group = factors, group
         shape = blocks, size, count * length
         self._fed = np.zeros(shape, np.float32)  # what earlier columns feed forward
         self.symbols: Integers = np.empty(shape, np.int32)
@@ -135,13 +135,14 @@ class Wavefront:
             restored /= trellis.PARTS
         goal = self._goal[columns]
         residual = goal[:, :, block] - restored.reshape(goal[:, :, block].shape)
-        moved = (residual.swapaxes(0, 1) @ self._shares[block]).swapaxes(0, 1)
+        moved = (residual.swapaxes(0, 1) @ self._feedback[block]).swapaxes(0, 1)
         goal[:, :, block + 1 :] -= moved.reshape(goal[:, :, block + 1 :].shape)
 
     def _upper(self, panel: _Panel, rows: slice, columns: slice) -> Floats:
         """A part of U of the factor that a panel is of."""
         assert panel.factor is not None
-        first = self._factors[panel.factor].begin
-        return self._uppers[panel.factor][
-            rows.start - first : rows.stop - first, columns.start - first : columns.stop - first
+        factor = self._factors[panel.factor]
+        first = factor.begin
+        return factor.upper[
+            self._group, rows.start - first : rows.stop - first, columns.start - first : columns.stop - first
         ]

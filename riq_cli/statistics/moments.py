@@ -20,6 +20,7 @@ _ROWS_MIN = 8192  # of a layer, where there are as many
 _ROWS_PER_COLUMN = 4  # so that second moments of many columns have full rank, in each half of the samples
 _ROWS_MAX = 65536
 _CHUNK = 1024  # rows that are multiplied at a time: sums of so many are exact enough in float32
+_SEED = 0  # of the rows that are used, beside the numbers of layer, input and run
 _PENDING = 1 << 19  # bytes of rows that wait to be multiplied together; more where that is little beside their moments
 
 
@@ -134,7 +135,6 @@ def collect(
     second: Collection[int],
     weights: Weights,
     block: int = BLOCK,
-    seed: int = 0,
 ) -> dict[int, Halves]:
     """For each layer the moments of its inputs over two halves of the samples; layers with equal inputs share them.
 
@@ -148,7 +148,6 @@ def collect(
         second: numbers of those in the second half.
         weights: what positions count for, where that is known.
         block: columns at most of a block.
-        seed: decides which rows are used, together with the numbers of layer, input and run.
     """
     shared: dict[tuple[object, ...], Halves] = {}
     uses: dict[str, list[_Use]] = {}
@@ -163,7 +162,7 @@ def collect(
             limit = -(-wanted // (runs * len(sources)))
             for index, (entering, leaving) in enumerate(sources):
                 known = None if leaving is None else weights[leaving]
-                use = _Use((seed, number, index), entering, known, limit, shared[key])
+                use = _Use((_SEED, number, index), entering, known, limit, shared[key])
                 uses.setdefault(entering.tensor, []).append(use)
         found[number] = shared[key]
     for name, run, activation in activations:
