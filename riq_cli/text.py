@@ -107,9 +107,29 @@ def deviation_text(mean: float, error: float | None, bound: str = "") -> str:
 
 
 def percent(share: float) -> str:
-    """A share in percent, with two digits below one half: `0.74 %`, `14 %`, `96.9 %`."""
+    """A share in percent, with two digits below one half: `0.74 %`, `14 %`, `96.9 %`; only 1 is `100 %`."""
     value = 100 * share
-    return f"{value:.3g} %" if value >= 50 else f"{value:.2g} %"
+    return f"{value:.2g} %" if value < 50 else f"{min(value, 99.9) if value < 100 else value:.3g} %"
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a probability, by Wilson.
+
+    Args:
+        share: of the trials that came out so, in 0 … 1.
+        count: of independent trials, >= 1.
+    """
+    z = 1.959964  # quantile of the normal distribution at 97.5 %
+    middle = share + z * z / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    scale = 1 + z * z / count
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def interval_text(share: float, count: int) -> str:
+    """The 95 % interval of a probability in words: `95 % interval 89.3 to 99.1 %`."""
+    low, high = wilson(share, count)
+    return f"95 % interval {100 * low:.3g} to {100 * high:.3g} %"
 
 
 def tick(value: float) -> str:

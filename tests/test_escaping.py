@@ -74,6 +74,7 @@ def about(text: str) -> dict[str, Any]:
             "probes": 0,
             "trace": [[9.0, 0.01]],
             "measured": [{"name": text, "mean": 0.01, "worst": 0.02}],
+            "top1": [{"name": text, "samples": 4, "choices": 4, "kept": 4}],
             "holdout": 0.01,
             "holdout_samples": 1,
             "constraint": judged | {text: text},

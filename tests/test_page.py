@@ -28,6 +28,8 @@ RESULT = {
     "evaluations": 9, "probes": 4,
     "trace": [[679.0, 0.0017], [279.0, 0.0114], [300.0, 0.009]],
     "measured": [{"name": "logits", "mean": 0.009, "worst": 0.04, "samples": 64, "standard_error": 0.00087}],
+    "top1": [{"name": "logits", "samples": 64, "choices": 64, "kept": 62}],
+    "holdout_top1": [{"name": "logits", "samples": 16, "choices": 16, "kept": 16}],
 }  # fmt: skip
 
 
@@ -114,6 +116,8 @@ def test_the_page_tells_the_totals_the_layers_and_how_to_make_it_again() -> None
     assert f"×{100_000 / made.size:.2f}" in text
     assert "± 0.00087; target 0.01; relative error 13 %; worst sample 0.04; " in text
     assert "held out 0.008 ± 0.0016 (relative error 13 %)" in text
+    assert "<dd>96.9 % <small>62 of 64 choices (95 % interval 89.3 to 99.1 %); at logits; " in text
+    assert "held out 16 of 16 choices, 100 % (95 % interval 80.6 to 100 %)</small>" in text
     assert "0.009 ± 0.00087 (relative error 13 %), worst sample 0.04 at logits" in text
     assert "riq compress model.onnx --calibration DATA --deviation 0.01 --exclude '*<b>*'" in tree.text
     assert text.count('<circle class="holds"') == 3  # two points that hold, and the key

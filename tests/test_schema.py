@@ -12,6 +12,7 @@ from riq_cli.errors import CorruptArchive
 from tests.archives import MANIFEST, opened, packed, refused
 
 MEASURED = {"name": "y", "mean": 0.01, "worst": 0.02, "samples": 4}
+TOP1 = {"name": "y", "samples": 4, "choices": 8, "kept": 7}
 JUDGED = {"value": 0.1, "limit": None, "holds": True, "loss_before": 1.0, "measure": "cross-entropy"}
 MADE: dict[str, dict[str, Any]] = {
     "source": {"bytes": 12, "sha256": "ab"},
@@ -30,6 +31,8 @@ MADE: dict[str, dict[str, Any]] = {
         "trace": [[9, 0.01]],
         "holdout": 0.01,
         "holdout_samples": 1,
+        "top1": [TOP1],
+        "holdout_top1": [],
         "constraint": JUDGED,
         "constraint_trace": [[9.0, -0.5]],
         "layout": {"float": 1, "8": 2},
@@ -81,6 +84,9 @@ def test_a_value_that_is_not_of_its_kind(place: str, key: str, value: Any, kind:
     [
         ("measured", [MEASURED, {"name": "x"}], "measured[1]: 'mean' is missing"),
         ("measured", [MEASURED | {"worst": "0"}], "measured[0]: 'worst' is not a number from 0 to 1e+30"),
+        ("top1", [{"name": "y"}], "top1[0]: 'samples' is missing"),
+        ("top1", [TOP1 | {"choices": 0}], "top1[0]: 'choices' is not a positive integer"),
+        ("holdout_top1", [TOP1, TOP1 | {"kept": 9}], "holdout_top1[1]: more are 'kept' than there are 'choices'"),
         ("constraint", {"value": 1.0}, "constraint: 'limit' is missing"),
         ("constraint", JUDGED | {"holds": 1}, "constraint: 'holds' is not true or false"),
         ("constraint", JUDGED | {"value": "0.1"}, "constraint: 'value' is not a number within ±1e+30 or null"),

@@ -194,6 +194,16 @@ _SETTINGS = Record(
 )
 _MEASURED = Record({"name": _STRING, "mean": _NOT_NEGATIVE, "worst": _NOT_NEGATIVE},
                    {"samples": _INTEGER, "standard_error": _or_null(_NOT_NEGATIVE)})  # fmt: skip
+
+
+def _check_top1(value: Mapping[str, Any], where: str) -> None:
+    """Nothing, or a CorruptArchive for what is not how often the top-1 of a tensor was kept."""
+    Record({"name": _STRING, "samples": _COUNT, "choices": _COUNT, "kept": _INTEGER}).check(value, where)
+    if value["kept"] > value["choices"]:
+        raise CorruptArchive(f"{where}: more are 'kept' than there are 'choices'; the archive is damaged")
+
+
+_TOP1 = _list(Kind("an object", lambda value: isinstance(value, dict), _check_top1), "objects")
 _JUDGEMENT = Kind(
     "an object", lambda value: isinstance(value, dict),
     lambda value, where: Record(
@@ -216,6 +226,8 @@ _RESULT = Record(
         "holdout": _NOT_NEGATIVE,
         "holdout_samples": _INTEGER,
         "holdout_standard_error": _or_null(_NOT_NEGATIVE),
+        "top1": _TOP1,
+        "holdout_top1": _TOP1,
         "constraint": _JUDGEMENT,
         "constraint_holdout": _JUDGEMENT,
         "constraint_trace": PAIRS,

@@ -20,7 +20,7 @@ from riq_cli.cli.paths import check_binary, check_outputs, check_stdout, refuse_
 from riq_cli.cli.quantities import parse_bits, parse_number, parse_ratio, parse_size, parse_target
 from riq_cli.cli.terminal import ProgressBar, print_json, say
 from riq_cli.memory import give_back_large_arrays
-from riq_cli.report import judgement, layers_at, reservation, searched, totals, with_relative_errors
+from riq_cli.report import judgement, layers_at, reservation, searched, top1_text, totals, with_derived
 from riq_cli.text import counted, deviation_text, human_size, shortened, times
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def _facts(
         "model": model,
         "archive": path,
         "command": shlex.join(["riq", *sys.argv[1:]]),
-        **with_relative_errors(result),
+        **with_derived(result),
         "target": manifest.settings.get("deviation"),
         "settings": {key: value for key, value in manifest.settings.items() if value is not None},
         "calibration": dict(manifest.calibration),
@@ -251,6 +251,10 @@ def _summary(facts: dict[str, Any], verbose: int) -> list[str]:
         for tensor in facts["measured"]:
             mean = deviation_text(tensor["mean"], tensor["standard_error"])
             lines.append(f"    at {shortened(tensor['name'])}: {mean}, worst sample {tensor['worst']:.4g}")
+    for tensor in facts.get("top1", ()):
+        lines.append(f"  top-1      kept on {top1_text(tensor)} at {shortened(tensor['name'])}")
+    for tensor in facts.get("holdout_top1", ()):
+        lines.append(f"    held out: {top1_text(tensor)} at {shortened(tensor['name'])}")
     lines.append(
         f"  layers     {facts['layers']}, {facts['weights']:,} weights at {facts['rate']:.3g} bits/weight; "
         f"×{facts['ratio_eq2']:.2f} by eq. (2)"

@@ -12,7 +12,7 @@ from riq_cli import limits
 from riq_cli.archive import schema
 from riq_cli.errors import LogError
 from riq_cli.files import growing_file
-from riq_cli.report import with_relative_errors
+from riq_cli.report import with_derived
 from riq_cli.text import finite
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def read_log(path: str, archive: Archive) -> tuple[list[list[float]], str | None
     last = max((number for number, record in enumerate(records) if record["phase"] == "result"), default=None)
     if last is None:
         raise LogError(f"{path}: holds no result; give the log of the riq compress that wrote this archive")
-    for key, value in ({"archive_bytes": archive.size} | with_relative_errors(archive.manifest.result)).items():
+    for key, value in ({"archive_bytes": archive.size} | with_derived(archive.manifest.result)).items():
         if not key.endswith("trace") and records[last].get(key) != value:
             raise LogError(
                 f"{path}: is the log of another archive ({key} differs); give the one written with this archive"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from riq_cli.archive import Archive
-from riq_cli.report import SortKey, cells, judgement, rows, totals
+from riq_cli.report import SortKey, cells, judgement, rows, top1_text, totals
 from riq_cli.text import code_span, deviation_text, human_size, shown
 
 _ROWS = 100  # of a table: a comment on GitHub holds 65,536 characters
@@ -45,6 +45,9 @@ def report(archive: Archive, name: str, sort: SortKey) -> list[str]:
         facts["worst sample"] = shown(result.get("worst"))
     if "holdout" in result:
         facts["held out"] = deviation_text(result["holdout"], result.get("holdout_standard_error"))
+    for key, column in (("top1", "top-1 kept"), ("holdout_top1", "top-1 held out")):
+        if key in result:
+            facts[column] = "; ".join(map(top1_text, result[key]))
     lines = [f"### {code_span(name)}", "", *table(list(facts), [list(facts.values())], left=0)]
     layers = [cells(row | {"name": code_span(row["name"]), "op": code_span(row["op"])}) for row in rows(archive, sort)]
     if layers:

@@ -29,7 +29,7 @@ from riq_cli.report import (
     page,
     rows,
     totals,
-    with_relative_errors,
+    with_derived,
 )  # fmt: skip
 from riq_cli.text import counted, human_size, times
 
@@ -199,7 +199,7 @@ def as_document(archive: Archive, name: str, sort: SortKey) -> dict[str, Any]:
     return {
         "layers": rows(archive, sort),
         "totals": asdict(totals(archive)),
-        "result": with_relative_errors(manifest.result),
+        "result": with_derived(manifest.result),
         "calibration": dict(manifest.calibration),
         "settings": dict(manifest.settings),
         "source": dict(manifest.source),

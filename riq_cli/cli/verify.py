@@ -11,7 +11,7 @@ from riq_cli.cli.help import TARGET, Command, grouped
 from riq_cli.cli.quantities import parse_fraction
 from riq_cli.cli.terminal import print_json, say, warn_line
 from riq_cli.errors import SettingsError
-from riq_cli.report import judgement, reservation, with_relative_errors
+from riq_cli.report import judgement, reservation, top1_text, with_derived
 from riq_cli.text import counted, deviation_text, shortened
 
 
@@ -88,7 +88,7 @@ def verify(
     within = bound is None or found.mean + margin * (found.standard_error or 0.0) <= bound
     holds = within and (judged is None or judged.holds)
     if as_json:
-        document = {"archive": archive, "against": against, **with_relative_errors(found.recorded())}
+        document = {"archive": archive, "against": against, **with_derived(found.recorded())}
         document |= {"bound": bound, "margin": margin, "holds": holds}
         print_json(document | ({} if judged is None else {"constraint": judged.recorded()}))
     elif not quiet:
@@ -108,6 +108,8 @@ def verify(
         for tensor in found.tensors:
             mean = deviation_text(tensor.mean, tensor.standard_error)
             say(f"  at {shortened(tensor.name)}: {mean}, worst sample {tensor.worst:.4g}")
+        for top1 in found.top1:
+            say(f"  top-1 kept on {top1_text(top1)} at {shortened(top1['name'])}")
         if judged is not None:
             say(f"  constraint: {judgement(judged.recorded())}")
     if not holds:

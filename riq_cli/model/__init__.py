@@ -1,6 +1,7 @@
 """Models: the only part of riq that knows onnx."""
 
 from riq_cli.model.branches import conditions, inlined_form
+from riq_cli.model.choices import class_axes
 from riq_cli.model.inputs import ModelInput
 from riq_cli.model.layer import Layer
 from riq_cli.model.linear import Linear, linear_layers
@@ -25,6 +26,7 @@ __all__ = [
     "Operation",
     "SessionForm",
     "Source",
+    "class_axes",
     "conditions",
     "inlined_form",
     "linear_layers",

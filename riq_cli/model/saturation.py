@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 
@@ -34,6 +34,20 @@ _LOGISTIC = (("Div", _NUMBER, _DENOMINATOR), ("Reciprocal", _DENOMINATOR))  # x 
 _FORWARDING = frozenset("Identity Cast Transpose Reshape Squeeze Unsqueeze Flatten Dropout".split())
 
 
+class Activation(NamedTuple):
+    """An activation at the end of a computation.
+
+    Attributes:
+        operator: its type; of one in pieces, Softmax or Sigmoid.
+        axis: along which it works; None where the node says none, and it is the operator's default.
+        before: the tensor that enters it.
+    """
+
+    operator: str
+    axis: int | None
+    before: str
+
+
 def measured_tensors(model: onnx.ModelProto, names: Sequence[str] = ()) -> list[str]:
     """Names of the tensors on which to measure the deviation, if any; inner ones become outputs of `model`.
 
@@ -56,7 +70,7 @@ def measured_tensors(model: onnx.ModelProto, names: Sequence[str] = ()) -> list[
         tensors = list(dict.fromkeys(names))
     else:
         floats = [output.name for output in graph.output if _is_float(output)]
-        numbers = _numbers(model)
+        numbers = single_numbers(model)
         inner = [pre_activation(graph, output.name, numbers) for output in graph.output]
         tensors = list(dict.fromkeys(floats + [name for name in inner if name is not None]))
     give_out(model, tensors)
@@ -77,7 +91,7 @@ def pre_activation(graph: onnx.GraphProto, name: str, numbers: Collection[str]) 
     An If whose branches end in such operators gets one more output for the tensor (`graph` is changed). `numbers` are
     the names of the constants that are a single number, in whatever graph.
     """
-    producers = _producers(graph)
+    producers = producers_of(graph)
     found: str | None = None
     for _ in graph.node:  # a way back is no longer, unless it is a circle
         node = producers.get(name)
@@ -88,17 +102,23 @@ def pre_activation(graph: onnx.GraphProto, name: str, numbers: Collection[str]) 
         elif node.op_type == "If":
             return _through_branches(node, list(node.output).index(name), numbers) or found
         else:
-            before = _before_activation(node, producers, numbers)
-            if before is None:
+            ends = activation(node, producers, numbers)
+            if ends is None:
                 break
-            found, name = before, before
+            found = name = ends.before
     return found
 
 
-def _before_activation(
+def activation(
     node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto], numbers: Collection[str]
-) -> str | None:
-    """The input of an activation, whole or in the pieces that exporters write; None if `node` ends none."""
+) -> Activation | None:
+    """The activation that ends in a node, whole or in the pieces that exporters write; None if it ends none.
+
+    Args:
+        node: of a graph.
+        producers: that graph's nodes by their outputs.
+        numbers: names of the constants that are a single number.
+    """
 
     def made_by(name: str, op_type: str) -> onnx.NodeProto | None:
         """The node that made a value, if of that type; looks behind shapes that are changed in between."""
@@ -127,17 +147,20 @@ def _before_activation(
         return producer is not None and fits(producer, pattern[1:], found)
 
     if node.op_type in _SATURATING:
-        return operand(node, 0)
+        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), None)
+        return Activation(node.op_type, axis, operand(node, 0))
     if node.op_type == "Log":
         producer = producers.get(operand(node, 0))
         if producer is None or producer.op_type == "Log":
             return None
-        return _before_activation(producer, producers, numbers)
+        return activation(producer, producers, numbers)
     for op_type, *operands in (*_SOFTMAX, *_LOGISTIC):
         found: dict[str, str] = {}
         if node.op_type == op_type and fits(node, operands, found):
-            is_shifted = (op_type, *operands) in _SOFTMAX and is_made(found["x"], _SHIFTED, found)
-            return found["unshifted" if is_shifted else "x"]
+            is_softmax = (op_type, *operands) in _SOFTMAX
+            is_shifted = is_softmax and is_made(found["x"], _SHIFTED, found)
+            before = found["unshifted" if is_shifted else "x"]
+            return Activation("Softmax" if is_softmax else "Sigmoid", -1, before)
     return None
 
 
@@ -158,11 +181,12 @@ def _through_branches(node: onnx.NodeProto, number: int, numbers: Collection[str
     return fresh
 
 
-def _producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+def producers_of(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """The nodes of a graph by the names of their outputs."""
     return {str(output): node for node in graph.node for output in node.output if output}
 
 
-def _numbers(model: onnx.ModelProto) -> set[str]:
+def single_numbers(model: onnx.ModelProto) -> set[str]:
     """Names of all constants of one element; which number it is may have been taken out of the skeleton."""
     numbers = {place.value_name for place in constant_places(model) if math.prod(place.tensor.dims) == 1}
     for _, scope in scopes(model):

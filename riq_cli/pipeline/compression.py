@@ -370,6 +370,8 @@ class Compression:
         if scheme.guarded and held.is_measured:
             result |= {"holdout": held.mean, "holdout_samples": held.samples.size}
             result["holdout_standard_error"] = short(held.standard_error)
+            if held.top1:
+                result["holdout_top1"] = held.top1
         promised = measuring.promised(scheme, deviation)
         return archive.described(calibration=bench.calibration, result=result), promised
 

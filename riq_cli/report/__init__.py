@@ -1,10 +1,20 @@
 """What archives hold and how two of them differ. Standard library only, but for the pictures of a page."""
 
 from riq_cli.report.difference import NUMBERS, difference
-from riq_cli.report.facts import command, facts, flag, judgement, layers_at, reservation, searched, with_relative_errors
+from riq_cli.report.facts import (
+    command,
+    facts,
+    flag,
+    judgement,
+    layers_at,
+    reservation,
+    searched,
+    top1_text,
+    with_derived,
+)
 from riq_cli.report.page import page
 from riq_cli.report.totals import PARTS, SortKey, Totals, cells, fixed_rate, rows, totals
 
 __all__ = ["NUMBERS", "PARTS", "SortKey", "Totals", "cells", "command", "difference", "facts", "fixed_rate", "flag",
-           "judgement", "layers_at", "page", "reservation", "rows", "searched", "totals",
-           "with_relative_errors"]  # fmt: skip
+           "judgement", "layers_at", "page", "reservation", "rows", "searched", "top1_text", "totals",
+           "with_derived"]  # fmt: skip

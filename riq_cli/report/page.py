@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 
 from riq_cli.archive import Archive
 from riq_cli.report import figures
-from riq_cli.report.facts import command, facts, judgement
+from riq_cli.report.facts import command, facts, judgement, top1_text
 from riq_cli.report.histogram import Histogram, histograms
 from riq_cli.report.totals import Totals, cells, rows, totals
 from riq_cli.text import deviation_text, html_text, human_size, percent, relative_error, shortened, shown
@@ -112,6 +112,11 @@ def _totals(archive: Archive, sums: Totals) -> str:
         if "holdout" in result:
             notes.append(f"held out {deviation_text(result['holdout'], result.get('holdout_standard_error'))}")
         cards.append(("deviation", shown(result["deviation"], ".3g"), "; ".join(notes)))
+    for found in result.get("top1", ()):
+        notes = [top1_text(found, brief=True), f"at {html_text(shortened(found['name']))}"]
+        held = [one for one in result.get("holdout_top1", ()) if one["name"] == found["name"]]
+        notes += [f"held out {top1_text(one)}" for one in held]
+        cards.append(("top-1 kept", percent(found["kept"] / found["choices"]), "; ".join(notes)))
     if "constraint" in result:
         note = judgement(result["constraint"], brief=True)
         if "constraint_holdout" in result:

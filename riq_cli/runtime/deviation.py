@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,14 @@ class TensorDeviation:
     standard_error: float | None
 
 
+class Top1(NamedTuple):
+    """How many choices among classes have the same largest score as in the original, out of how many samples."""
+
+    samples: int
+    choices: int
+    kept: int
+
+
 @dataclass(frozen=True)
 class Deviation:
     """Deviation at every tensor that is measured; the model's is that of the worst tensor.
@@ -43,10 +51,12 @@ class Deviation:
         names: of the tensors.
         runs: deviations of the samples in each run, by tensor; NaN where they are undefined, see `has_direction`. Such
             samples are in no mean, in no maximum and in no count.
+        tops: the top-1 of the samples in each run, by tensors that are a choice among classes.
     """
 
     names: tuple[str, ...]
     runs: tuple[tuple[tuple[float, ...], ...], ...]
+    tops: tuple[Mapping[str, Top1], ...] = ()
 
     @cached_property
     def tensors(self) -> tuple[TensorDeviation, ...]:
@@ -95,7 +105,15 @@ class Deviation:
 
     def of(self, runs: Sequence[int]) -> Deviation:
         """That of some of the runs alone, by their numbers."""
-        return Deviation(self.names, tuple(self.runs[number] for number in runs))
+        tops = tuple(self.tops[number] for number in runs) if self.tops else ()
+        return Deviation(self.names, tuple(self.runs[number] for number in runs), tops)
+
+    @property
+    def top1(self) -> list[dict[str, Any]]:
+        """The top-1 of all samples at each tensor that is a choice among classes, as manifests keep it."""
+        names = self.tops[0] if self.tops else ()
+        sums = {name: Top1(*map(sum, zip(*(run[name] for run in self.tops), strict=True))) for name in names}
+        return [{"name": name, **found._asdict()} for name, found in sums.items() if found.choices]
 
     def recorded(self) -> dict[str, Any]:
         """What manifests keep of it, by the keys of their `result`; nothing if nothing was measured."""
@@ -108,6 +126,7 @@ class Deviation:
             "measured": [
                 asdict(replace(tensor, standard_error=short(tensor.standard_error))) for tensor in self.tensors
             ],
+            **({"top1": self.top1} if self.top1 else {}),
         }
 
     @property
@@ -139,16 +158,51 @@ def short(error: float | None) -> float | None:
 
 
 def compared(
-    names: Sequence[str], references: Sequence[list[Array]], runs: Iterable[list[Array]], rows: Sequence[int]
+    names: Sequence[str],
+    references: Sequence[list[Array]],
+    runs: Iterable[list[Array]],
+    rows: Sequence[int],
+    axes: Mapping[str, int] | None = None,
 ) -> Deviation:
-    """The deviation at each tensor: outputs of one run after the other beside those of the original model."""
-    return Deviation(
-        tuple(names),
-        tuple(
-            tuple(tuple(sample_deviations(y, z, count)) for y, z in zip(reference, outputs, strict=True))
-            for reference, outputs, count in zip(references, runs, rows, strict=True)
-        ),
-    )
+    """The deviation at each tensor: outputs of one run after the other beside those of the original model.
+
+    Args:
+        names: of the tensors.
+        references: outputs of the original model, by run and tensor.
+        runs: those of the other model.
+        rows: samples in each run.
+        axes: along which the classes lie, by names of those tensors whose top-1 is compared too.
+    """
+    axes, deviations, tops = axes or {}, [], []
+    for reference, outputs, count in zip(references, runs, rows, strict=True):
+        pairs = dict(zip(names, zip(reference, outputs, strict=True), strict=True))
+        deviations.append(tuple(tuple(sample_deviations(y, z, count)) for y, z in pairs.values()))
+        tops.append({name: _top1(*pairs[name], axis, count) for name, axis in axes.items()})
+    return Deviation(tuple(names), tuple(deviations), tuple(tops) if axes else ())
+
+
+def _top1(reference: Array, candidate: Array, axis: int, samples: int) -> Top1:
+    changed = top1_changes(reference, candidate, axis)
+    return Top1(samples if changed.size else 0, changed.size, changed.size - int(changed.sum()))
+
+
+def top1_changes(reference: Array, candidate: Array, axis: int) -> NDArray[np.bool_]:
+    """For each choice among classes, whether the largest score is that of another class.
+
+    Where the original has no single largest score, or it is NaN or infinite, there is no choice.
+
+    Args:
+        reference: scores of the original model.
+        candidate: those of the model with other weights.
+        axis: along which the classes lie.
+    """
+    largest = reference.max(axis)
+    choices = np.isfinite(largest) & ((reference == np.expand_dims(largest, axis)).sum(axis) == 1)
+    if reference.shape != candidate.shape:
+        return np.ones(int(choices.sum()), bool)
+    changed = (reference.argmax(axis) != candidate.argmax(axis)) | np.isnan(candidate.max(axis))
+    found: NDArray[np.bool_] = changed[choices]
+    return found
 
 
 def sample_deviations(reference: Array, candidate: Array, rows: int = 1) -> list[float]:

@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from riq_cli.errors import CalibrationError, ModelError, RiqError, SettingsError
-from riq_cli.model import SessionForm, measurable, own_form, probe_form
+from riq_cli.model import SessionForm, class_axes, measurable, own_form, probe_form
 from riq_cli.runtime.deviation import NOTHING_TO_MEASURE, Array, Deviation, compared, has_direction, sample_deviations
 from riq_cli.runtime.sessions import DEFAULT_RUNTIME, LARGE, Runtime, explained, nbytes, runner, start
 from riq_cli.text import counted
@@ -67,6 +67,8 @@ class Evaluator:
                 self._lean = fed
         outputs = outputs or list(self._run(form, weights, form.measured, range(len(samples))))
         self.measured, self._undefined_tensors = self._sorted(outputs, strict, needed)
+        axes = class_axes(form)
+        self._axes = {name: axes[name] for name in self.measured if name in axes}
         # Copies: what a session gives out lies in its own memory, all of which it would keep.
         self._reference = [
             [output.copy() for name, output in zip(form.measured, run, strict=True) if name in self.measured]
@@ -148,7 +150,8 @@ class Evaluator:
         numbers = range(len(self._samples)) if among is None else among
         references = [self._reference[number] for number in numbers]
         rows = [self._samples[number][1] for number in numbers]
-        return compared(self.measured, references, self._run(form, weights, self.measured, numbers), rows)
+        runs = self._run(form, weights, self.measured, numbers)
+        return compared(self.measured, references, runs, rows, self._axes)
 
     def failure(self, among: Sequence[int] | None = None) -> Deviation:
         """The deviation of weights with which the model cannot be run: infinite at every tensor and sample."""

@@ -1,0 +1,101 @@
+"""Which outputs of a model are a choice among classes: of their scores only the largest, the top-1, counts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+import onnx
+
+from riq_cli.model.saturation import activation, producers_of, single_numbers
+from riq_cli.model.session_form import SessionForm
+from riq_cli.model.uses import FORWARDING, operand
+
+_SCORES = re.compile("logit|prob|score|class|label")
+_NO_SCORES = re.compile("embed|feature|hidden|state|att(entio)?n|align|box")
+_SOFTMAX = frozenset("Softmax LogSoftmax".split())
+_LARGEST = frozenset("ArgMax Hardmax".split())
+_SAME_AXES = frozenset("Identity Cast Dropout".split())
+_PRODUCTS = frozenset("Gemm MatMul MatMulInteger QLinearMatMul Conv ConvInteger QLinearConv".split())
+_AFTER_PRODUCTS = FORWARDING | frozenset("Add Sub Mul Div GlobalAveragePool ReduceMean".split())
+_IMAGENET = 1000, 1001  # classes, without one for the background and with it
+_RANKS = 2, 3  # [batch, class] and [batch, position, class]; of more axes, a name does not tell which has the classes
+
+
+def class_axes(form: SessionForm) -> dict[str, int]:
+    """By the name of each measured tensor that is a choice among classes: the axis along which the classes lie.
+
+    That is what a final Softmax or LogSoftmax makes, or where this is not measured, what enters it, and what enters a
+    final ArgMax or Hardmax. An output [batch, …, class] that is a product with weights, perhaps scaled and with a bias,
+    is one too if its name speaks of logits, probabilities, scores, classes or labels, or if it has as many entries as
+    ImageNet has classes. An embedding is such a product as well, so others are none, and so is whatever is called an
+    embedding, feature, state, attention, alignment or box. What ends in a Sigmoid is none: its classes do not exclude
+    each other.
+    """
+    model = onnx.ModelProto.FromString(form.model)
+    producers, numbers = producers_of(model.graph), single_numbers(model)
+    versions = [item.version for item in model.opset_import if not item.domain]
+    default = -1 if max(versions, default=0) >= 13 else 1
+    found: dict[str, tuple[str, int]] = {}  # by the tensor that all scores are made of, so that none counts twice
+    for output in model.graph.output:
+        if _NO_SCORES.search(output.name.lower()):
+            continue
+        choices, scores = _choices(output.name, producers, numbers, default)
+        if not choices and _is_called_choice(output) and _is_product(output.name, producers):
+            choices = [(output.name, -1)]
+        for tensor, axis in choices:
+            if tensor in form.measured:
+                found.setdefault(scores, (tensor, axis))
+                break
+    return dict(found.values())
+
+
+def _choices(
+    name: str, producers: Mapping[str, onnx.NodeProto], numbers: Collection[str], default: int
+) -> tuple[list[tuple[str, int]], str]:
+    """Tensors that the operators at the end of an output make a choice, with their axes, and what enters the first.
+
+    Args:
+        name: of the output.
+        producers: nodes of the graph by their outputs.
+        numbers: names of the constants that are a single number.
+        default: axis of a Softmax that has none.
+    """
+    found: list[tuple[str, int]] = []
+    same = [name]  # tensors with the same axes
+    while (node := producers.get(name)) is not None:
+        if node.op_type in FORWARDING:
+            name = operand(node, 0)
+            same = [*same, name] if node.op_type in _SAME_AXES else [name]
+            continue
+        end = activation(node, producers, numbers)
+        if end is None:
+            break
+        name = end.before
+        if end.operator in _SOFTMAX:
+            axis = default if end.axis is None else end.axis
+            found += [(tensor, axis) for tensor in (*same, name)]
+        elif end.operator in _LARGEST:
+            found.append((name, end.axis or 0))
+        same = [name]
+    return found, name
+
+
+def _is_called_choice(output: onnx.ValueInfoProto) -> bool:
+    """Whether the name of an output, or its number of entries, tells that these are scores of classes."""
+    sizes = output.type.tensor_type.shape.dim
+    if len(sizes) not in _RANKS:
+        return False
+    return bool(_SCORES.search(output.name.lower())) or sizes[-1].dim_value in _IMAGENET
+
+
+def _is_product(name: str, producers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Whether a tensor is a product with weights, perhaps averaged, scaled or with a bias."""
+    names = [name]
+    for name in names:  # which grows
+        node = producers.get(name)
+        if node is not None and node.op_type in _PRODUCTS:
+            return True
+        if node is not None and node.op_type in _AFTER_PRODUCTS:
+            names += [entering for entering in node.input if entering not in names]
+    return False
