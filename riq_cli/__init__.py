@@ -58,3 +58,8 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(importlib.import_module(f"riq_cli.{_HOMES.get(name, 'pipeline')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, those included that are not imported yet."""
+    return [*__all__, "__version__"]

@@ -217,7 +217,7 @@ def test_a_model_is_compressed_and_reported(job: Job) -> None:
     assert 0.01 < float(outputs["deviation"]) <= 0.02
     assert job.summary.startswith("### `cnn.riqz`\n\n| size | source | ratio |")
     assert "| `dense.weight` | `Gemm` | 64×576 | student |" in job.summary
-    assert "\n".join(job.summary.splitlines()[2:4]) in (ROOT / "README.md").read_text()
+    assert "\n".join(job.summary.splitlines()[2:4]) in (ROOT / "riq_cli" / "docs" / "ci.md").read_text()
 
 
 @pytest.mark.parametrize(

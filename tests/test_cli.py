@@ -288,7 +288,7 @@ COMPRESS = "compress model.onnx --calibration calibration.npz -o t.riqz"
     ("code", "message", "command"),
     [
         # wrong usage
-        (2, r"No such command 'compres'\. There are compress, decompress, report, verify", "compres"),
+        (2, r"No such command 'compres'\. Did you mean compress\? There are compress, decompress", "compres"),
         (2, "No such option", "compress model.onnx --deviate 1"),
         (2, "File 'none.onnx' does not exist", "compress none.onnx"),
         (2, "'lots' is not a size; write 500kB, 5MB or 2GiB", "decompress model.riqz -o t.onnx --max-size lots"),
@@ -377,7 +377,7 @@ def test_a_reader_that_leaves_is_no_error_to_show(ready: Path) -> None:
     assert done.stdout.startswith(b"layer")
 
 
-COMMANDS = ("compress", "decompress", "report", "verify", "sweep", "plot", "completion")
+COMMANDS = ("compress", "decompress", "verify", "report", "sweep", "plot", "completion", "help")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -392,7 +392,7 @@ def test_help_is_a_page_of_a_manual_whose_examples_have_options_that_there_are(c
     assert f"Examples:\n  riq {command} " in text
     headings = re.findall(r"^([A-Z][\w ]*):$", text, re.MULTILINE)
     assert headings[-2:] == ["Examples", "Exit codes"]
-    assert len(headings) == len(set(headings)) and ("Options" in headings) is (command == "completion")
+    assert len(headings) == len(set(headings)) and ("Options" in headings) is (command in ("completion", "help"))
     codes = re.findall(r"^  (\d)  ", text.split("Exit codes:\n")[1], re.MULTILINE)
     assert codes == ["0", "1", "2", "3"][: 4 if command in ("compress", "report", "verify") else 3]
     found = group.get_command(click.Context(group), command)

@@ -285,6 +285,16 @@ def test_the_public_names_are_about_ten_and_all_there() -> None:
         assert getattr(riq, name).__doc__
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         riq.nothing  # noqa: B018
+    assert set(dir(riq)) == {*riq.__all__, "__version__"}
+
+
+def test_a_preset_sets_what_other_keywords_leave_open(tmp_path: Path) -> None:
+    model, data = load(tmp_path, wide), calibration(wide)
+    settings = riq.Settings(deviation=0.02)
+    archive = riq.compress(model, data, settings, preset="paper", epsilon=0.0, search="bisection")
+    assert archive.manifest.settings == {"deviation": 0.02, "allocation": "norm", "epsilon": 0.0, "holdout": 0.0}
+    with pytest.raises(SettingsError, match="no preset is named 'tiny'; there are fast, balanced, small, smallest"):
+        riq.compress(model, data, preset="tiny")
 
 
 def test_layers_are_values(tmp_path: Path) -> None:

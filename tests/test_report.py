@@ -342,8 +342,9 @@ def test_commands_options_and_choices_are_completed(models: Path) -> None:
     assert completed(models, "riq c") == ["plain,compress", "plain,completion"]
     assert completed(models, "riq report --ma") == ["plain,--markdown", "plain,--max-size", "plain,--max-rate"]
     assert completed(models, "riq compress a.onnx --preset ") == [
-        f"plain,{name}" for name in ("paper", "uniform", "fast", "balanced", "small", "smallest")
+        f"plain,{name}" for name in ("fast", "balanced", "small", "smallest", "paper", "uniform")
     ]
+    assert completed(models, "riq help com") == ["plain,commands", "plain,compress", "plain,completion"]
     assert completed(models, "riq completion ") == ["plain,bash", "plain,zsh", "plain,fish"]
 
 
@@ -396,9 +397,3 @@ def test_scripts_for_all_shells_name_riq(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         assert word in done.stdout and "_RIQ_COMPLETE" in done.stdout
     assert riq(tmp_path, "completion", "tcsh").returncode == 2
-
-
-def test_help_is_a_word_too(tmp_path: Path) -> None:
-    assert riq(tmp_path, "help").stdout == riq(tmp_path, "--help").stdout
-    assert riq(tmp_path, "help", "report").stdout == riq(tmp_path, "report", "--help").stdout
-    assert riq(tmp_path, "help", "nothing").returncode == 2

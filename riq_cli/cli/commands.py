@@ -12,12 +12,12 @@ from dataclasses import fields
 import click
 
 from riq_cli.cli import interruption
-from riq_cli.cli.help import FAILED, TARGET, USAGE, WIDTH
+from riq_cli.cli.help import FAILED, TARGET, USAGE, WIDTH, known
 from riq_cli.cli.terminal import error_line, say
 from riq_cli.errors import RiqError, SettingsError, TargetError
 from riq_cli.version import VERSION
 
-_COMMANDS = ("compress", "decompress", "report", "verify", "sweep", "plot", "completion")
+_COMMANDS = ("compress", "decompress", "verify", "report", "sweep", "plot", "completion", "help")
 
 
 class _Lazy(click.Group):
@@ -29,15 +29,14 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"riq_cli.cli.{cmd_name}"), cmd_name)
+        name = "topics" if cmd_name == "help" else cmd_name  # `help` is the module of what all of them share
+        command: click.Command = getattr(importlib.import_module(f"riq_cli.cli.{name}"), name)
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args and not ctx.resilient_parsing:  # completion parses too
             click.echo(ctx.get_help(), err=True)
             ctx.exit(USAGE)
-        if args[:1] == ["help"]:  # `riq help compress`, as other tools have it
-            args = [*args[1:2], "--help"]
         return super().parse_args(ctx, args)
 
     def resolve_command(
@@ -46,7 +45,18 @@ class _Lazy(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            raise click.UsageError(f"{error.message} There are {', '.join(_COMMANDS)}.", ctx) from None
+            raise click.UsageError(f"{error.message} {known(args[0], _COMMANDS)}", ctx) from None
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the topics and the exit codes."""
+        from riq_cli.cli.topics import TOPICS
+
+        with formatter.section("Topics (riq help TOPIC)"):
+            formatter.write_dl(list(TOPICS.items()))
+        formatter.write_paragraph()
+        formatter.write_text(
+            "Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 target not reached, verification failed or gate missed."
+        )
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH})
@@ -55,12 +65,9 @@ def riq() -> None:
     """Make ONNX models small: say how far the outputs may move, get the smallest file that keeps the promise.
 
     \b
-      riq compress model.onnx --deviation 0.01 --calibration samples.npz
-      riq report model.riqz
-      riq decompress model.riqz
+      riq compress model.onnx --calibration samples.npz --deviation 0.01
       riq verify model.riqz --against model.onnx --calibration heldout.npz
-
-    Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 target not reached, verification failed or gate missed.
+      riq decompress model.riqz
     """
 
 

@@ -55,6 +55,7 @@ riq compress model.onnx --calibration samples.npz \
     --metric evaluation:accuracy --max-drop 0.004
 """,
     target="no archive keeps the target",
+    table=("Presets (size and time beside small)", [(name, "  ".join(row)) for name, row in options.PRESETS.items()]),
     short_help="Model to archive: the smallest that keeps the deviation.",
 )
 @click.argument("model", type=options.model_type)
@@ -74,10 +75,7 @@ riq compress model.onnx --calibration samples.npz \
 @grouped("Samples", options.calibration_option, options.holdout_option)
 @grouped(
     "Method",
-    click.option("--preset", type=click.Choice(options.PRESETS),
-                 help="From fast to smallest: fast allocates bits by norm. balanced: by measured deviations, with GPTQ "
-                 "and a trellis. small: by gradients of the outputs too. smallest: with more work. Baselines, paper: "
-                 "norm, algorithm1, epsilon 0.01. uniform: the same number of bins for every layer. [default: small]"),
+    click.option("--preset", type=click.Choice(options.PRESETS), help="How much work: see below. [default: small]"),
     click.option("--allocation", type=click.Choice(["norm", "measured", "uniform"]),
                  help="Bin widths: by norm, as in the paper; by the deviation that each layer causes; by range."),
     click.option("--rounding", type=click.Choice(["nearest", "compensated", "trellis", "directed"]),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import click
@@ -31,12 +32,26 @@ def grouped(heading: str, *options: Callable[[Any], Any]) -> Callable[[Decorated
     return decorate
 
 
-class Command(click.Command):
-    """A command with a synopsis, examples, and what its exit code 3 means, if it has one."""
+def known(name: str, names: Sequence[str]) -> str:
+    """The end of an error about a name that there is not: the one that was probably meant, and all that there are."""
+    close = get_close_matches(name, names, 1)
+    return f"{f'Did you mean {close[0]}? ' if close else ''}There are {', '.join(names)}."
 
-    def __init__(self, *arguments: Any, synopsis: str, examples: str, target: str | None = None, **others: Any) -> None:
+
+class Command(click.Command):
+    """A command with a synopsis and examples; some have an exit code 3 too, or a table with a heading."""
+
+    def __init__(
+        self,
+        *arguments: Any,
+        synopsis: str,
+        examples: str,
+        target: str | None = None,
+        table: tuple[str, list[tuple[str, str]]] | None = None,
+        **others: Any,
+    ) -> None:
         super().__init__(*arguments, **others)
-        self._synopsis, self._examples, self._target = synopsis, examples, target
+        self._synopsis, self._examples, self._target, self._table = synopsis, examples, target, table
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the synopsis."""
@@ -56,7 +71,11 @@ class Command(click.Command):
                 formatter.write_dl([(term.ljust(width), text) for term, text in records], col_max=_TERMS)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the examples and the exit codes."""
+        """Write the table, the examples and the exit codes."""
+        if self._table is not None:
+            heading, rows = self._table
+            with formatter.section(heading):
+                formatter.write_dl(rows)
         with formatter.section("Examples"):
             for line in self._examples.strip().splitlines():
                 formatter.write(f"{'':{formatter.current_indent}}{line}\n")

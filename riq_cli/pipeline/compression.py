@@ -24,7 +24,7 @@ from riq_cli.pipeline.measuring import Measuring
 from riq_cli.pipeline.objective import ConstraintObjective, DeviationObjective, Objective, base_scheme
 from riq_cli.pipeline.restoration import decompress, measure_restored
 from riq_cli.pipeline.samples import compensates, roles
-from riq_cli.pipeline.settings import DEFAULT_EPSILON, Phase, Progress, Report, Settings, Warn, once
+from riq_cli.pipeline.settings import DEFAULT_EPSILON, PRESETS, Phase, Progress, Report, Settings, Warn, once
 from riq_cli.pipeline.solution import Scheme, Solution
 from riq_cli.pipeline.solver import Preparation, Solver
 from riq_cli.pipeline.unchangeable import UnchangeableError
@@ -44,6 +44,7 @@ def compress(
     calibration: Calibration | None = None,
     settings: Settings | None = None,
     *,
+    preset: str | None = None,
     progress: Report | None = None,
     warn: Warn | None = None,
     executor: Executor | None = None,
@@ -55,6 +56,7 @@ def compress(
         model: what to compress; not changed.
         calibration: samples on which the deviation is measured; None: seeded random ones, which predict poorly.
         settings: what is asked for; its fields can be given as keywords too: `compress(model, data, deviation=0.005)`.
+        preset: name of one of `PRESETS`; what it sets wins over `settings`, and other keywords win over it.
         progress: called at every step. The measurements of the search are its steps of the phase `search`; the archive
             does not keep them.
         warn: called with what the user should know.
@@ -69,6 +71,10 @@ def compress(
     """
     if settings is not None and "constraint" in options:
         raise SettingsError("give the constraint with the settings: without it they have a deviation for their goal")
+    if preset is not None:
+        if preset not in PRESETS:
+            raise SettingsError(f"no preset is named {preset!r}; there are {', '.join(PRESETS)}")
+        options = PRESETS[preset] | options
     settings = replace(settings, **options) if settings is not None else Settings(**options)
     job = Compression(model, calibration or Calibration.random(), settings, progress, warn)
     while True:

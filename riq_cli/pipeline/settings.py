@@ -20,6 +20,10 @@ K_LEAST, K_MOST = 1e-30, 1e30  # far beyond all that is of use: coarser leaves n
 
 # What the presets set; options that are given win over them.
 PRESETS: dict[str, dict[str, Any]] = {
+    "fast": {"allocation": "norm", "rounding": "nearest", "search": "bisection"},
+    "balanced": {"allocation": "measured", "rounding": None, "search": "bisection", "effort": "balanced"},
+    "small": {"allocation": "measured", "rounding": None, "search": "bisection", "effort": "small"},
+    "smallest": {"allocation": "measured", "rounding": None, "search": "bisection", "effort": "smallest"},
     "paper": {
         "allocation": "norm",
         "rounding": "nearest",
@@ -27,11 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epsilon": DEFAULT_EPSILON,
         "holdout": 0.0,
     },
-    "fast": {"allocation": "norm", "rounding": "nearest", "search": "bisection"},
     "uniform": {"allocation": "uniform", "rounding": "nearest", "search": "bisection", "holdout": 0.0},
-    "balanced": {"allocation": "measured", "rounding": None, "search": "bisection", "effort": "balanced"},
-    "small": {"allocation": "measured", "rounding": None, "search": "bisection", "effort": "small"},
-    "smallest": {"allocation": "measured", "rounding": None, "search": "bisection", "effort": "smallest"},
 }
 
 

@@ -1,11 +1,12 @@
-"""Measures, prints, asserts nothing: `python -m tests.bench [speed] [models] [presets] [loss] [ablation]`.
+"""Measures, prints, asserts nothing: `python -m tests.bench [speed] [models] [int8] [presets] [loss] [ablation]`.
 
-Without a name the first two.
+Without a name the first three.
 
-`models` compresses real models with the default preset, and prints the table of the README; `presets` compresses them
-with several presets at the same targets, and compares with the paper's; `speed` prints how fast riq's own parts are;
-`loss` trains small networks and holds fixed layouts against riq, under a loss and under a deviation; `ablation` leaves
-out one stage of the search after the other.
+`models` compresses real models with the default preset, and prints sizes, deviations and task metrics; `int8`
+prints the table of the README, riq beside int8; `presets` compresses real models with several presets at the same
+targets, and compares with the paper's; `speed` prints how fast riq's own parts are; `loss` trains small networks and
+holds fixed layouts against riq, under a loss and under a deviation; `ablation` leaves out one stage of the search after
+the other.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from riq_cli.pipeline import PRESETS
 from tests import zoo
 
 from .ablation import LARGE, SMALL, ablation
+from .int8 import int8
 from .loss import loss
 from .models import models
 from .presets import Plan, presets
@@ -30,7 +32,10 @@ def main() -> None:
     """Do what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument(
-        "what", nargs="*", choices=["speed", "models", "presets", "loss", "ablation"], default=["speed", "models"]
+        "what",
+        nargs="*",
+        choices=["speed", "models", "int8", "presets", "loss", "ablation"],
+        default=["speed", "models", "int8"],
     )
     parser.add_argument(
         "--model", action="append", choices=(*SAMPLES, *zoo.NAMES), help="only this one; repeatable", metavar="NAME"
@@ -59,6 +64,8 @@ def main() -> None:
         speed()
     if "models" in arguments.what:
         models(names, unique(arguments.deviation or (0.01, 0.001)), arguments.samples, arguments.heldout)
+    if "int8" in arguments.what:
+        int8(unique(arguments.model or SAMPLES))
     if "loss" in arguments.what:
         loss()
     if "ablation" in arguments.what:

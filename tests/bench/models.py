@@ -1,4 +1,4 @@
-"""What the default preset does to real models: the table of the README."""
+"""What the default preset does to real models."""
 
 from __future__ import annotations
 
