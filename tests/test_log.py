@@ -106,6 +106,8 @@ def test_report_plots_the_search_from_the_log(ready: Path) -> None:
     met = sum(value <= 0.01 for _, value in facts["trace"])
     assert page.count('<circle class="holds"') == met + 1  # one is the key's
     assert page.count('<path class="misses"') == len(facts["trace"]) - met + 1
+    every = [line for line in lines(ready / "model.jsonl") if line["phase"] == "search"]
+    assert page.count('<circle class="other"') == len(every) - len(facts["trace"]) + 1  # other schemes are there too
     assert HOW_TO not in page
     assert facts["command"] in page and facts["command"].startswith("riq compress model.onnx ")
 

@@ -15,7 +15,7 @@ import pytest
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
 from riq_cli.entropy.histogram import Histogram, Table, encode_symbols
 from riq_cli.report import page
-from riq_cli.report.figures import Axis
+from riq_cli.report.figures import Axis, trace
 from riq_cli.report.histogram import histogram, histograms
 from riq_cli.text import tick
 from tests.command import riq
@@ -49,6 +49,10 @@ def archive(*names: str, result: dict[str, object] = RESULT) -> Archive:
         layer(name, np.rint(generator.normal(0, 3, 100 * number)), "Gemm" if "dense" in name else "Conv", number)
         for number, name in enumerate(names, 1)
     ]
+    return built(layers, result)
+
+
+def built(layers: list[tuple[LayerEntry, list[bytes]]], result: dict[str, object] = RESULT) -> Archive:
     stored = deflate(b"skeleton")
     manifest = Manifest(
         SkeletonEntry(len(stored), 8, 0),
@@ -221,6 +225,26 @@ def test_ticks_are_round_numbers() -> None:
     assert Axis(-4.5, 4.5, 0, 1).ticks(6) == pytest.approx([-4, -2, 0, 2, 4])
 
 
+def test_a_search_that_began_far_off_leaves_room_for_what_is_near_the_solution() -> None:
+    near = [(250.0, 0.013), (280.0, 0.011), (300.0, 0.009)]
+    far = [(1e6, 1e-9), (300.0, 0.8)]
+    text = trace([*near, *far], [], 0.01, near[-1])
+    assert text.count('<g class="far">') == 2
+    xs = [float(x) for x in re.findall(r'<circle class="(?:holds|chosen)" cx="([^"]*)"', text)]
+    assert 0.2 * 520 < min(xs) < 0.5 * 520 < max(xs) < 520  # up to four times k
+
+
+def test_the_rate_of_a_bias_does_not_squeeze_the_bars_of_large_layers() -> None:
+    weights = np.rint(np.random.default_rng(0).normal(0, 3, 10_000))
+    text = page(built([layer("bias", np.arange(9), place=1), layer("weight", weights, place=2)]), "model.riqz")
+    bars = re.findall(
+        r'<td class="number barred rate" data-value="(.*?)"><div><i aria-hidden="true"><b(.*?)></b>', text
+    )
+    (large, full), (small, pale) = bars
+    assert float(small) > 3 * float(large)
+    assert full == ' style="width: 100.00%"' and pale == ' class="pale" style="width: 100.00%"'
+
+
 # ---- in a browser ----
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -262,7 +286,7 @@ def test_the_page_opens_without_a_word_on_the_console(saved: Path) -> None:
     tree, said = dumped(saved)
     assert said == []
     assert [shown for _, shown in tree.rows] == [True] * 5
-    assert tree.headers == ["none"] * 10 + ["descending", "none"]
+    assert tree.headers == ["none"] * 4 + ["descending"] + ["none"] * 7
     assert re.search(r"5 of 5 layers, [\d,]+ bytes", tree.text)
     saved.with_name("bad.html").write_text("<script>nothing()</script>")
     assert "nothing is not defined" in dumped(saved.with_name("bad.html"))[1][0]  # errors would have been seen
@@ -274,7 +298,7 @@ def test_the_address_sorts_and_filters(saved: Path) -> None:
     assert said == []
     assert [name for name, _ in tree.rows][1:] == ["dense", "conv9", "conv10", "stem"]
     assert [name for name, shown in tree.rows if shown] == ["conv10"]
-    assert tree.headers == ["none"] * 10 + ["descending", "none"]
+    assert tree.headers == ["none"] * 4 + ["descending"] + ["none"] * 7
 
 
 @in_browser
@@ -287,7 +311,7 @@ def test_clicks_on_a_header_sort_up_and_down(saved: Path) -> None:
     assert [name for name, _ in tree.rows][:4] == ["stem", "dense", "conv10", "conv9"]
     tree = clicked(saved, click.format("bytes"))  # the other way round than it is at first
     assert [name for name, _ in tree.rows][:4] == ["stem", "conv10", "conv9", "dense"]
-    assert tree.headers == ["none"] * 10 + ["ascending", "none"]
+    assert tree.headers == ["none"] * 4 + ["ascending"] + ["none"] * 7
 
 
 @in_browser

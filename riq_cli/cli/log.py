@@ -12,7 +12,7 @@ from riq_cli import limits
 from riq_cli.archive import schema
 from riq_cli.errors import LogError
 from riq_cli.files import growing_file
-from riq_cli.report import with_derived
+from riq_cli.report import SearchLog, with_derived
 from riq_cli.text import finite
 
 if TYPE_CHECKING:
@@ -84,23 +84,29 @@ def trace(
         result: names the allocation, rounding and epsilon that were chosen.
         measure: `deviation` or `constraint`.
     """
-    points: list[list[Any]] = []
+    return _traces(records, result, measure)[0]
+
+
+def _traces(
+    records: Iterable[Mapping[str, Any]], result: Mapping[str, Any], measure: str
+) -> tuple[list[list[Any]], list[list[Any]]]:
+    """The pairs of the chosen scheme, and those of the others."""
+    chosen: list[list[Any]] = []
+    others: list[list[Any]] = []
     for record in records:
         if record["phase"] != "search" or measure not in record:
             continue
         if record.get("evaluation") == 1:  # a search begins: of another run, or without unchangeable layers
-            points.clear()
-        if record[measure] is not None and all(record.get(key) == result.get(key) for key in _SCHEME):
-            points.append([record.get("k"), record[measure]])
-    return points
+            chosen.clear()
+            others.clear()
+        if record[measure] is not None:
+            found = chosen if all(record.get(key) == result.get(key) for key in _SCHEME) else others
+            found.append([record.get("k"), record[measure]])
+    return chosen, others
 
 
-def read_log(path: str, archive: Archive) -> tuple[list[list[float]], str | None]:
-    """What the log of an archive's compression holds.
-
-    Returns:
-        Pairs of k and deviation, one for each evaluation of the archive's scheme; and the command as it was typed, None
-        in a log that does not tell it.
+def read_log(path: str, archive: Archive) -> SearchLog:
+    """What the log of an archive's compression tells.
 
     Raises:
         LogError: the file is no such log, or that of another archive.
@@ -123,8 +129,8 @@ def read_log(path: str, archive: Archive) -> tuple[list[list[float]], str | None
             raise LogError(
                 f"{path}: is the log of another archive ({key} differs); give the one written with this archive"
             )
-    points = trace(records[:last], archive.manifest.result)
+    chosen, others = _traces(records[:last], archive.manifest.result, "deviation")
     command = records[last].get("command")
-    if not schema.PAIRS.accepts(points) or not isinstance(command, str | None):
+    if not (schema.PAIRS.accepts(chosen) and schema.PAIRS.accepts(others) and isinstance(command, str | None)):
         raise no_log
-    return points, command
+    return SearchLog(chosen, others, command)

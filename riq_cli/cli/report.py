@@ -63,7 +63,7 @@ riq report old.riqz new.riqz --markdown
     click.option("--html", "page_path", type=options.output_type, metavar="FILE",
                  help="Write one self-contained page instead, - for stdout."),
     click.option("--log", "log_path", type=FileOf(".jsonl"), metavar="FILE",
-                 help="Plot the search on the page, from the log that riq compress --log wrote."),
+                 help="Show the search and the command on the page, from the log of riq compress --log."),
     click.option("--plot", "picture", type=picture_type, metavar="FILE", help="Draw the layers' rates: .png or .svg."),
     click.option("--markdown", "as_markdown", is_flag=True,
                  help="Print markdown, for a pull request or a job's summary."),
@@ -120,9 +120,9 @@ def report(
     else:
         name = "model.riqz" if archives[0] == "-" else Path(archives[0]).name
         if page_path is not None:
-            trace, typed = (None, None) if log_path is None else read_log(log_path, opened[0])
+            log = None if log_path is None else read_log(log_path, opened[0])
             with options.naming(archives[0], ArchiveError):
-                write(page_path, page(opened[0], name, trace, typed).encode(), force)
+                write(page_path, page(opened[0], name, log).encode(), force)
         if picture is not None:
             _draw(opened[0], name, sort, picture, force)
         document = as_document(opened[0], name, sort)

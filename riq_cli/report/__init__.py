@@ -12,9 +12,9 @@ from riq_cli.report.facts import (
     top1_text,
     with_derived,
 )
-from riq_cli.report.page import page
+from riq_cli.report.page import SearchLog, page
 from riq_cli.report.totals import PARTS, SortKey, Totals, cells, fixed_rate, rows, totals
 
-__all__ = ["NUMBERS", "PARTS", "SortKey", "Totals", "cells", "command", "difference", "facts", "fixed_rate", "flag",
-           "judgement", "layers_at", "page", "reservation", "rows", "searched", "top1_text", "totals",
-           "with_derived"]  # fmt: skip
+__all__ = ["NUMBERS", "PARTS", "SearchLog", "SortKey", "Totals", "cells", "command", "difference", "facts",
+           "fixed_rate", "flag", "judgement", "layers_at", "page", "reservation", "rows", "searched", "top1_text",
+           "totals", "with_derived"]  # fmt: skip

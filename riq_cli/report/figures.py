@@ -11,8 +11,10 @@ from riq_cli.report.histogram import Histogram
 from riq_cli.text import html_text, tick
 
 _MANTISSAS = (range(1, 10), (1, 2, 5), (1,))  # of logarithmic ticks, from fine to coarse
-Kind = Literal["holds", "misses", "chosen"]
-_RADIUS: dict[Kind, float] = {"holds": 4.5, "misses": 4.5, "chosen": 7}
+Kind = Literal["holds", "misses", "other", "chosen"]
+_RADIUS: dict[Kind, float] = {"holds": 4.5, "misses": 4.5, "other": 3, "chosen": 7}
+_NEAR = 4.0  # factor on k up to which an evaluation is where it belongs; farther ones are drawn at the edge
+_LINEAR = 5.0  # factor between its ends up to which a logarithmic axis has linear ticks
 _FEW = 3  # with fewer ticks an axis cannot be read
 
 
@@ -33,7 +35,7 @@ class Axis:
 
     def ticks(self, most: int) -> list[float]:
         """At most `most` round numbers on the axis, or a few more where the coarsest choice gives more."""
-        if not self.log:
+        if not self.log or self.high < _LINEAR * self.low:
             return _linear_ticks(self.low, self.high, most)
         decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
         found: list[float] = []
@@ -52,18 +54,27 @@ def _linear_ticks(low: float, high: float, most: int) -> list[float]:
     return [n * step for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def trace(points: Sequence[tuple[float, float]], target: float | None, chosen: tuple[float, float] | None) -> str:
+def trace(
+    points: Sequence[tuple[float, float]],
+    others: Sequence[tuple[float, float]],
+    target: float | None,
+    chosen: tuple[float, float] | None,
+) -> str:
     """The deviation over k of a search, both logarithmic, with the target and a line of 1/k² through the solution.
 
+    Searches begin far off: what is beyond 4 times k or 16 times the deviation of the solution is drawn at the edge.
+
     Args:
-        points: k and deviation of each evaluation, in order; all > 0.
+        points: k and deviation of each evaluation of the chosen scheme, in order; all > 0.
+        others: the same of other schemes.
         target: the deviation that had to be met, if one was given.
         chosen: k and deviation of the solution.
     """
     width, height, left, right, top, bottom = 520, 320, 74, 12, 12, 46
-    drawn = [*points, *([chosen] if chosen else [])]
-    x = Axis(*_widened([k for k, _ in drawn]), left, width - right, log=True)
-    values = [value for _, value in drawn] + ([target] if target else [])
+    middle = chosen or points[-1]
+    drawn = [*points, *others, middle]
+    x = Axis(*_widened([_within(k, middle[0], _NEAR) for k, _ in drawn]), left, width - right, log=True)
+    values = [_within(value, middle[1], _NEAR**2) for _, value in drawn] + ([target] if target else [])
     y = Axis(*_widened(values), height - bottom, top, log=True)
     parts = [_frame(x, y, x.ticks(6), y.ticks(7), "k (larger is finer)", "deviation")]
     if chosen:
@@ -73,9 +84,11 @@ def trace(points: Sequence[tuple[float, float]], target: float | None, chosen: t
         parts.append(line("theory", x1, y1, x2, y2))
     if target:
         parts.append(line("target", x.start, y(target), x.end, y(target)))
-    for number, (k, value) in enumerate(points, 1):
-        kind: Kind = "misses" if target is not None and value > target else "holds"
-        parts.append(mark(kind, x(k), y(value), f"{number}: k = {k:.5g}, deviation {value:.4g}"))
+    kinds: list[Kind] = ["misses" if target is not None and value > target else "holds" for _, value in points]
+    for kind, (k, value) in [*(("other", point) for point in others), *zip(kinds, points, strict=True)]:
+        near = _within(k, middle[0], _NEAR), _within(value, middle[1], _NEAR**2)
+        drawn_at = mark(kind, x(near[0]), y(near[1]), f"k = {k:.5g}, deviation {value:.4g}")
+        parts.append(drawn_at if near == (k, value) else f'<g class="far">{drawn_at}</g>')
     if chosen:
         k, value = chosen
         parts.append(mark("chosen", x(k), y(value), f"solution: k = {k:.5g}, deviation {value:.4g}"))
@@ -115,6 +128,11 @@ def mark(kind: Kind, x: float, y: float, title: str = "") -> str:
 def line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
     """A line of a kind that the style sheet knows."""
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _within(value: float, middle: float, factor: float) -> float:
+    """The value, or the end of the range that lies up to a factor about the middle."""
+    return min(max(value, middle / factor), middle * factor)
 
 
 def _widened(values: Sequence[float]) -> tuple[float, float]:

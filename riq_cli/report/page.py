@@ -11,6 +11,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, TypeGuard
 
@@ -18,11 +19,12 @@ from riq_cli.archive import Archive
 from riq_cli.report import figures
 from riq_cli.report.facts import command, facts, judgement, top1_text
 from riq_cli.report.histogram import Histogram, histograms
-from riq_cli.report.totals import Totals, cells, rows, totals
+from riq_cli.report.totals import PARTS, Totals, cells, rows, totals
 from riq_cli.text import deviation_text, html_text, human_size, percent, relative_error, shortened, shown
 
 _HISTOGRAMS = 6
 _SMALLEST = 1e-30  # on a logarithmic axis
+_LARGE = 0.01  # share of the archive from which a layer's rate matters
 _NAME = 56  # characters of a layer's name, two lines of the table
 _CODES = "scales 576+64, classes 64: bin widths of 576 slices and of 64 others, and the classes of 64"
 _HOW_TO_PLOT = (
@@ -32,27 +34,41 @@ _HOW_TO_PLOT = (
 # By header: the key in the page's address, and the number that sorts, largest first; None: the text does.
 _COLUMNS: dict[str, tuple[str, Callable[[Mapping[str, Any]], float] | None]] = {
     "layer": ("name", None),
-    "op": ("op", None),
     "shape": ("shape", lambda row: math.prod(row["shape"])),
+    "bits/weight": ("rate", lambda row: row["rate"]),
+    "bytes": ("bytes", lambda row: row["bytes"]),
+    "share": ("share", lambda row: row["share"]),
+    "op": ("op", None),
     "coding": ("coding", None),
     "symbols": ("symbols", lambda row: row["symbols"]),
     "bin width": ("bin_width", lambda row: row["bin_width"] or 0),
     "codes": ("codes", None),
     "entropy": ("entropy", lambda row: row["entropy"]),
-    "bits/weight": ("rate", lambda row: row["rate"]),
-    "bytes": ("bytes", lambda row: row["bytes"]),
-    "share": ("share", lambda row: row["share"]),
 }
 
 
-def page(archive: Archive, name: str, trace: Sequence[Sequence[float]] | None = None, typed: str | None = None) -> str:
+@dataclass(frozen=True)
+class SearchLog:
+    """What the log of a compression tells that the archive does not.
+
+    Attributes:
+        trace: k and deviation of each evaluation of the scheme that was chosen, in order.
+        others: the same of schemes that were tried beside it.
+        command: the command as it was typed, if the log tells it.
+    """
+
+    trace: Sequence[Sequence[float]]
+    others: Sequence[Sequence[float]]
+    command: str | None
+
+
+def page(archive: Archive, name: str, log: SearchLog | None = None) -> str:
     """The page about an archive that is called `name`.
 
     Args:
         archive: its manifest is read, and its largest layers are.
         name: for the title.
-        trace: k and deviation of each evaluation of the search; None: what an old archive holds of them, if anything.
-        typed: the command that made the archive; None: one is put together, with placeholders for names of files.
+        log: that of its compression; None: what an old archive itself holds of the search is shown.
 
     Raises:
         CorruptArchive: a layer is damaged.
@@ -68,8 +84,8 @@ def page(archive: Archive, name: str, trace: Sequence[Sequence[float]] | None = 
         _parts(sums),
         _layers(archive),
         _histograms(histograms(archive, _HISTOGRAMS)),
-        _search(archive, trace),
-        _made(archive, name, typed),
+        _search(archive, log),
+        _made(archive, name, log.command if log else None),
     )
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -127,9 +143,10 @@ def _totals(archive: Archive, sums: Totals) -> str:
 
 
 def _parts(sums: Totals) -> str:
-    bar = "".join(f'<span class="{name}" style="flex: {max(size, 1)} 0 0"></span>' for name, size in sums.parts)
+    bar = "".join(f'<span class="part-{name}" style="flex: {max(size, 1)} 0 0"></span>' for name, size in sums.parts)
     key = "".join(
-        f'<li><i class="{name}"></i>{name} {human_size(size)} ({size / sums.archive_bytes:.1%})</li>'
+        f'<li{_title(name)}><i class="part-{name}"></i>{PARTS[name]} <span class="soft">({name})</span> '
+        f"{human_size(size)}, {size / sums.archive_bytes:.1%}</li>"
         for name, size in sums.parts
     )
     return (
@@ -144,7 +161,8 @@ def _layers(archive: Archive) -> str:
     layers = rows(archive, "model")
     if not layers:
         return "<h2>Layers</h2>\n<p>Nothing was coded: all of the model is in the skeleton.</p>\n"
-    largest = {key: max(row[key] for row in layers) or 1 for key in ("rate", "bytes")}
+    large = [row for row in layers if row["share"] >= _LARGE] or layers  # a bias may have ten times the rate of others
+    largest = {key: max(row[key] for row in large) or 1 for key in ("rate", "bytes")}
     head = _header("number", "#", "none", "ascending") + "".join(
         _header(key, header, "descending" if key == "bytes" else "none", "ascending" if value is None else "descending")
         for header, (key, value) in _COLUMNS.items()
@@ -155,7 +173,8 @@ def _layers(archive: Archive) -> str:
         "<h2>Layers</h2>\n"
         '<div class="controls" hidden><label>Filter by name, operator, shape or coding'
         '<input type="search" id="filter" autocomplete="off"></label><span id="shown" role="status"></span>'
-        '<span class="soft">A click on a header sorts.</span></div>\n'
+        '<span class="soft">A click on a header sorts.<span class="hint"> The table scrolls sideways →</span></span>'
+        "</div>\n"
         '<div class="scroll"><table class="layers">\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n"
     )
@@ -180,8 +199,10 @@ def _row(number: int, row: Mapping[str, Any], largest: Mapping[str, float]) -> s
             line.append(f'<td class="name"{_title(row["name"]) if name != row["name"] else ""}>{_breakable(name)}</td>')
         elif value is None:
             line.append(f'<td class="{key}">{text}</td>')
-        elif key in largest:  # a bar beside the number, as long as its share of the largest in the column
-            bar = f'<i aria-hidden="true"><b style="width: {100 * value(row) / largest[key]:.2f}%"></b></i>'
+        elif key in largest:  # a bar beside the number: full for the largest of the large layers, and above
+            width = 100 * min(value(row) / largest[key], 1)
+            pale = "" if row["share"] >= _LARGE else ' class="pale"'
+            bar = f'<i aria-hidden="true"><b{pale} style="width: {width:.2f}%"></b></i>'
             text = f"<div>{bar}<span>{text}</span></div>"
             line.append(f'<td class="number barred {key}" data-value="{value(row)!r}">{text}</td>')
         else:
@@ -222,16 +243,18 @@ def _histograms(found: Sequence[Histogram]) -> str:
     )
 
 
-def _search(archive: Archive, trace: Sequence[Sequence[float]] | None) -> str:
+def _search(archive: Archive, log: SearchLog | None) -> str:
     """The plot of the search; without its measurements, how to get it."""
     result = archive.manifest.result
     target = archive.manifest.settings.get("deviation")
     k, deviation = result.get("k"), result.get("deviation")
     chosen = (k, deviation) if _plottable(k) and _plottable(deviation) else None
-    measured = result.get("trace", ()) if trace is None else trace
-    points = [(k, value) for k, value in measured if _plottable(value)]
+    points, others = (
+        [(k, value) for k, value in measured if _plottable(value)]
+        for measured in ((log.trace, log.others) if log else (result.get("trace", ()), ()))
+    )
     if not points:
-        return _HOW_TO_PLOT if trace is None and chosen else ""
+        return _HOW_TO_PLOT if log is None and chosen else ""
     target = target if _plottable(target) else None
     numbers = "".join(
         f'<tr><td class="number">{n}</td><td class="number">{k:.5g}</td><td class="number">{value:.4g}</td></tr>'
@@ -240,6 +263,7 @@ def _search(archive: Archive, trace: Sequence[Sequence[float]] | None) -> str:
     key = [
         (figures.mark("holds", 11, 8), "meets the target" if target else "an evaluation"),
         *([(figures.mark("misses", 11, 8), "misses it")] if target else []),
+        *([(figures.mark("other", 11, 8), "another allocation, rounding or ε₀")] if others else []),
         (figures.mark("chosen", 11, 8), "the solution, as restored"),
         (figures.line("theory", 0, 8, 22, 8), "1/k², what theory expects"),
         *([(figures.line("target", 0, 8, 22, 8), f"target {target:g}")] if target else []),
@@ -251,8 +275,9 @@ def _search(archive: Archive, trace: Sequence[Sequence[float]] | None) -> str:
         "<h2>The search</h2>\n"
         f'<p class="soft">Deviation of the {html_text(result.get("allocation", "–"))} allocation with '
         f"{html_text(result.get('rounding', 'nearest'))} rounding at each k that was evaluated: "
-        "on the samples of the search, on those held out, and of the restored model.</p>\n"
-        f'<figure class="trace">{figures.trace(points, target, chosen)}'
+        "on the samples of the search, on those held out, and of the restored model. What is far off is drawn pale, at "
+        "the edge.</p>\n"
+        f'<figure class="trace">{figures.trace(points, others, target, chosen)}'
         f'<ul class="key">{explained}</ul></figure>\n'
         "<details><summary>The numbers</summary><table><thead>"
         '<tr><th scope="col" class="number">#</th><th scope="col" class="number">k</th>'
