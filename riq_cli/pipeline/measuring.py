@@ -1,4 +1,4 @@
-"""What schemes cause at a k, measured on the samples of a role."""
+"""The deviation of a scheme at a k, measured on some of the samples."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Measuring:
         return found
 
     def promise(self, scheme: Scheme, k: float) -> float:
-        """What a target bounds, measured on all samples; of a base scheme it is measured once."""
+        """`promised` of a scheme at k, measured on all samples; that of a base scheme is measured once."""
         key = scheme.allocation.epsilon, scheme.guarded, k
         value = self._promises.get(key) if scheme.is_base else None
         if value is None:
@@ -91,17 +91,13 @@ class Measuring:
         return max(deviation.mean, seen.mean + margin * (seen.standard_error or 0.0))
 
     def unseen(self, scheme: Scheme) -> Sequence[int]:
-        """The samples that a scheme was not fitted to."""
+        """The samples that a scheme was not fitted to; all of them for one that is not fitted."""
         return self.roles.unfitted if scheme.is_fitted else self.roles.every
 
     def solution(self, scheme: Scheme, k: float, deviation: float = math.nan) -> Solution:
-        """A scheme at a k, with the bits that it takes."""
+        """The solution of a scheme at a k: its bin widths and about its bits."""
         widths = self.weights.widths(scheme.allocation, k)
         return Solution(scheme, k, widths, self.weights.bits(widths, scheme.plans, self.pool), deviation)
-
-    def bits(self, scheme: Scheme, k: float) -> float:
-        """About the bits that a scheme takes at k."""
-        return self.weights.bits(self.weights.widths(scheme.allocation, k), scheme.plans, self.pool)
 
     def _evaluated(self, scheme: Scheme, k: float, among: Sequence[int]) -> Deviation:
         try:
@@ -111,7 +107,7 @@ class Measuring:
             return self.evaluator.failure(among)
 
     def values(self, scheme: Scheme, k: float) -> list[Array]:
-        """The restored weights of a scheme at k, good until the next ones; the newest are still there."""
+        """The restored weights of a scheme at k; they are valid until this is called again with others."""
         widths, plans, newest = self.weights.widths(scheme.allocation, k), scheme.plans, self._newest
         if newest is None or newest[0] is not plans or newest[1] != widths:
             self._newest = None
@@ -130,10 +126,10 @@ class Measuring:
     # ---- failures ----
 
     def explain(self, error: RiqError) -> None:
-        """Return nothing, unless layers that cannot be changed are why something failed.
+        """Find out whether something failed because of layers that cannot be changed.
 
         Raises:
-            UnchangeableError: they are.
+            UnchangeableError: it did.
         """
         if isinstance(error, TargetError) and math.isfinite(error.best):
             return  # a target that is merely too small
@@ -143,7 +139,7 @@ class Measuring:
             raise UnchangeableError(numbers) from error
 
     def explain_once(self, error: RiqError) -> None:
-        """`explain` the first candidate with which the model fails; where finer ones run, failing is infinitely bad."""
+        """`explain` the first candidate with which the model fails; where finer ones run, it was just too coarse."""
         if not self._explained:
             self.explain(error)
         self._explained = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
@@ -55,6 +55,15 @@ EFFORTS = {
     "balanced": Effort(False, 0, 0.0, 4),
     "small": Effort(True, 8, 0.25, 5),
     "smallest": Effort(True, 16, 1.0, 10),
+}
+
+
+# The values of settings that are chosen by name.
+_NAMES: dict[str, Sequence[str]] = {
+    "search": ("bisection", "algorithm1"),
+    "effort": tuple(EFFORTS),
+    "allocation": ("norm", "measured", "uniform"),
+    "rounding": ("nearest", "compensated", "trellis", "directed"),
 }
 
 
@@ -209,16 +218,10 @@ class Settings:
                 raise SettingsError(f"{name!r} is not valid UTF-8, as all names in a model are")
         if self.max_bits is not None and not 2 <= self.max_bits <= 16:
             raise SettingsError(f"max_bits = {self.max_bits} is not in 2 … 16")
-        if self.search not in ("bisection", "algorithm1"):
-            raise SettingsError(f"no search is named {self.search!r}; there are bisection and algorithm1")
-        if self.effort not in EFFORTS:
-            raise SettingsError(f"no effort is named {self.effort!r}; there are {', '.join(EFFORTS)}")
-        if self.allocation not in ("norm", "measured", "uniform"):
-            raise SettingsError(f"no allocation is named {self.allocation!r}; there are norm, measured and uniform")
-        if self.rounding not in (None, "nearest", "compensated", "trellis", "directed"):
-            raise SettingsError(
-                f"no rounding is named {self.rounding!r}; there are nearest, compensated, trellis and directed"
-            )
+        for name, known in _NAMES.items():
+            value = getattr(self, name)
+            if value not in known and not (name == "rounding" and value is None):
+                raise SettingsError(f"no {name} is named {value!r}; there are {', '.join(known)}")
         if self._looks_ahead and (self.k is not None or self.max_bits is not None):
             other = "k" if self.k is not None else "max_bits"
             raise SettingsError(f"{self.rounding} rounding does not go with {other}; leave one of them away")

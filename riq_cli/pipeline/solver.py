@@ -159,9 +159,9 @@ class Solver:
         return min(found, key=lambda solution: solution.bits)
 
     def for_bits(self, budget: float) -> Solution:
-        """The solution that takes no more than `budget` bits and causes least there and thereabouts.
+        """The solution of least deviation that takes no more than `budget` bits.
 
-        Where nearest rounding by norm causes nothing that can be seen with less, it is that, and takes less.
+        Where nearest rounding by norm takes less and no deviation can be seen, it is that one.
         """
         measuring = self._measuring
         base = base_scheme(measuring, measuring.settings.epsilon or 0.0)
@@ -183,11 +183,11 @@ class Solver:
     def within(self, scheme: Scheme, budget: float, start: float) -> Solution:
         """The finest solution of a scheme within a budget of bits, not measured yet."""
         total = self._measuring.weights.total
-        k = search.largest(lambda k: self._measuring.bits(scheme, k), budget, total, start, LOWEST)
+        k = search.largest(lambda k: self._measuring.solution(scheme, k).bits, budget, total, start, LOWEST)
         return self._measuring.solution(scheme, k)
 
     def _with_deviation(self, solution: Solution) -> Solution:
-        """The solution with its deviation at about its k: at one k that is a matter of luck, at a few it is less so."""
+        """The solution with its deviation, as the geometric mean over three k around its own: a single one is rough."""
         measuring, among = self._measuring, self._measuring.roles.unfitted
         found = [measuring.deviation(solution.scheme, solution.k * factor, among).mean for factor in _AROUND]
         mean = math.inf if math.inf in found else math.prod(found) ** (1 / len(found))
