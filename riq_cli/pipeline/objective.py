@@ -26,7 +26,7 @@ LOWEST = 1e-3  # k where Proposition 2 says nothing: it bounds that of nearest r
 _CLOSER, _CLOSER_MOST = 1.01, 1.2  # factors on k where the restored model misses what the search met
 _STEPS, _STEP, _STEP_MAX = 20, 1.01, 1.5  # factors on k where it does not hold yet: at least this more with each step
 _ROUGH_SAMPLES = 16  # by which the octave of k is found
-_SPARE = 0.9  # share of the target below which a coarser k is tried
+_SPARE, _COARSER = 0.9, 2  # share of the target below which a coarser k is tried, and tries
 _LETTER = 0.7  # share of the bits of another search below which the paper's own, which may be lucky, is not tried
 _PATIENCE = 200  # steps that the paper's own search may take
 _COARSEST = 0.05  # k under a constraint: coarser than any solution
@@ -109,20 +109,32 @@ class DeviationObjective(Objective):
         return root(measure, self.deviation, start, LOWEST, highest, margin, 2 if few else settings.work.points)
 
     def confirm(self, scheme: Scheme, k: float) -> Solution:
-        """The solution at k, or at the next k that was measured to hold on all samples."""
-        best = math.inf
+        """The solution at k, or at the next k that was measured to hold on all samples.
+
+        Where that leaves room below the target, coarser k are tried: it was luck in part that it came out so small.
+        """
+        best, failed = math.inf, 0.0
         for number in range(1, _STEPS + 1):
             found = self._measuring.promise(scheme, k)
             if found <= self.deviation:
-                if number == 1 and found < _SPARE * self.deviation:  # it was luck in part that it came out so small
-                    coarser = k * (found / self.deviation) ** 0.25
-                    if (value := self._measuring.promise(scheme, coarser)) <= self.deviation:
-                        return self._measuring.solution(scheme, coarser, value)
-                return self._measuring.solution(scheme, k, found)
-            best = min(best, found)
+                return self._coarser(scheme, k, found, failed)
+            best, failed = min(best, found), k
             # Half of what the law says: that it does not hold is luck in part.
             k *= min(max(_STEP**number, (found / self.deviation) ** 0.25), _STEP_MAX)
         raise _not_held(self.deviation, best)
+
+    def _coarser(self, scheme: Scheme, k: float, found: float, failed: float) -> Solution:
+        """The solution at a coarser k that holds, between one that failed (or 0) and k; at k where none is found."""
+        for _ in range(_COARSER):
+            if found > _SPARE * self.deviation:
+                break
+            coarser = max(k * max((found / self.deviation) ** 0.25, 1 / _STEP_MAX), math.sqrt(k * failed))
+            value = self._measuring.promise(scheme, coarser)
+            if value <= self.deviation:
+                k, found = coarser, value
+            else:
+                failed = coarser
+        return self._measuring.solution(scheme, k, found)
 
     def base_solution(self, best: Solution | None) -> Solution:
         """The smallest solution with ε0 = 0.01 or 0, or with the ε0 that was asked for; or `best`.
