@@ -76,8 +76,10 @@ def test_a_wheel_holds_every_package() -> None:
     project = (PACKAGE.parent / "pyproject.toml").read_text()
     listed = re.search(r"^packages = \[(.*)\]$", project, re.MULTILINE)
     assert listed is not None
-    folders = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("__init__.py")}
-    assert set(re.findall(r'"([^"]*)"', listed[1])) == folders
+    folders = {path.parent for path in PACKAGE.rglob("__init__.py")} | {PACKAGE / "docs"}
+    assert set(re.findall(r'"([^"]*)"', listed[1])) == {
+        ".".join(folder.relative_to(PACKAGE.parent).parts) for folder in folders
+    }
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["compress", "--help"], ["report", "--help"], ["sweep", "--help"]])

@@ -185,7 +185,7 @@ def test_presets_are_shown_as_help_has_them(page: str) -> None:
 
 def test_help_shows_the_pages_that_ship(tmp_path: Path) -> None:
     project = (ROOT / "pyproject.toml").read_text()
-    assert '"FORMAT.md"' in project and '"docs/*.md"' in project  # data of the package
+    assert '"FORMAT.md"' in project and '"riq_cli.docs" = ["*.md"]' in project
     assert {f"{topic}.md" for topic in TOPICS} == {*PAGES, "format.md"} - {"README.md"}
     for topic in TOPICS:
         page = ROOT / "riq_cli" / "FORMAT.md" if topic == "format" else PAGES[f"{topic}.md"]
@@ -207,3 +207,24 @@ def test_a_topic_that_there_is_not_is_wrong_usage(tmp_path: Path) -> None:
     assert b"No such topic or command 'comands'. Did you mean commands? There are commands, how-it-works" in done.stderr
     assert b"Did you mean" not in run("help", "xyz", folder=tmp_path).stderr
     assert b"Did you mean compress?" in run("compres", folder=tmp_path).stderr
+
+
+@pytest.mark.skipif(shutil.which("sed") is None or os.name != "posix", reason="needs a terminal and sed")
+@pytest.mark.parametrize(("lines", "paged"), [(24, True), (200, False)])
+def test_what_is_longer_than_the_terminal_goes_through_the_pager(lines: int, paged: bool) -> None:
+    import pty
+
+    command = [sys.executable, "-m", "riq_cli", "help", "limits"]
+    variables = os.environ | {"PAGER": "sed s/^/paged/", "LINES": str(lines), "COLUMNS": "80", "PYTHONPATH": str(ROOT)}
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, env=variables) as running:
+        os.close(theirs)
+        shown = b""
+        try:
+            while part := os.read(ours, 4096):
+                shown += part
+        except OSError:  # the other end is closed
+            pass
+    os.close(ours)
+    assert running.returncode == 0
+    assert shown.decode().startswith("paged# Limits" if paged else "# Limits")
