@@ -377,6 +377,16 @@ def test_curves_are_named_by_what_differs(sweeps: dict[str, list[Point]], labels
     assert [text for text in texts if text in labels] == labels
 
 
+def test_over_k_points_of_another_epsilon_are_another_curve() -> None:
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+    from riq_cli import plots
+
+    points = [point(epsilon=0.01, k=300.0), point(target=0.001, epsilon=0.0, k=900.0)]
+    for kind, labels in (("k", 2), ("epsilon", 2), ("curve", 0)):
+        texts = written(plots.picture(kind, {"m": points}, ".svg").decode())  # type: ignore[arg-type]
+        assert len([text for text in texts if text.startswith("ε₀ = ")]) == labels
+
+
 def written(picture: str) -> list[str]:
     """The texts of a picture, which are drawn as paths."""
     return re.findall(r"<!-- (.*?) -->", picture)

@@ -39,7 +39,8 @@ def picture(kind: Kind, sweeps: Sweeps, suffix: str, title: str | None = None) -
         OutputError: matplotlib is not there.
         PointsError: there is nothing to draw.
     """
-    chosen, series = _FIGURES[kind], _series(sweeps)
+    chosen = _FIGURES[kind]
+    series = _series(sweeps, by_epsilon=chosen.x == _K)  # with another ε₀ the law over k is another
     model = next(iter(sweeps)) if title is None and len(sweeps) == 1 else title
     shown = f"{model}: {chosen.title}" if model else chosen.title[0].upper() + chosen.title[1:]
     corner = chosen.corner if len(series) <= _FEW else ""
@@ -160,13 +161,18 @@ class _Series:
         return [(float(one), float(other)) for one, other in known if one and other]
 
 
-def _series(sweeps: Sweeps) -> list[_Series]:
-    """The curves, labelled by what differs between them: model, preset, settings, calibration samples."""
+def _series(sweeps: Sweeps, by_epsilon: bool) -> list[_Series]:
+    """The curves, labelled by what differs between them: model, preset, settings, calibration samples.
+
+    By default presets take the ε₀ of the smaller archive; `by_epsilon`, points of one ε₀ are a curve each.
+    """
     found: dict[tuple[str, str, str, str], list[Point]] = {}
     for name, points in sweeps.items():
         for point in points:
-            settings = "; ".join(part for part in point.settings.split("; ") if not part.startswith("k="))
-            found.setdefault((name, point.preset, settings, point.calibration), []).append(point)
+            parts = [part for part in point.settings.split("; ") if not part.startswith("k=")]
+            if by_epsilon and point.epsilon is not None:
+                parts = [f"epsilon={point.epsilon:g}", *(part for part in parts if not part.startswith("epsilon="))]
+            found.setdefault((name, point.preset, "; ".join(filter(None, parts)), point.calibration), []).append(point)
     varied = [len(set(values)) > 1 for values in zip(*found, strict=True)]
     models = {name: {key[3] for key in found if key[0] == name} for name in sweeps}
     resampled = any(len(samples) > 1 for samples in models.values())  # models have samples of their own anyhow

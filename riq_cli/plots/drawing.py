@@ -81,6 +81,21 @@ def figure_of(title: str, x: str, ys: Sequence[str], size: tuple[float, float]) 
     return figure, axes
 
 
+def bars_of(title: str, names: Sequence[str], size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """A figure of a size in inches, and two axes side by side, with room for a bar at each name from the top down."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = list(figure.subplots(1, 2, sharey=True))
+    axes[0].set_title(visible(title))
+    axes[0].set_yticks(range(len(names)), names, fontsize=8)
+    axes[0].set_ylim(len(names) - 0.4, -0.6)
+    for one in axes:
+        one.tick_params(axis="y", length=0)
+        one.grid(False, axis="y")
+    return figure, axes
+
+
 def line(
     axes: Axes,
     points: Points,
