@@ -179,7 +179,8 @@ def test_links_lead_somewhere(page: str) -> None:
 @pytest.mark.parametrize("page", ["README.md", "commands.md"])
 def test_presets_are_shown_as_help_has_them(page: str) -> None:
     rows = [f"| `{name}` | {' | '.join(cells)} |" for name, cells in PRESETS.items()]
-    table = "\n".join(["| preset | size | time | |", "|---|--:|--:|---|", *rows])
+    shown = rows[:4] if page == "README.md" else rows  # without the paper's presets
+    table = "\n".join(["| preset | size | time | |", "|---|--:|--:|---|", *shown])
     assert f"<!-- presets:begin -->\n{table}\n<!-- presets:end -->" in PAGES[page].read_text()
 
 
