@@ -161,7 +161,7 @@ LABELS = ("--labels", "calibration_labels.npy")
         (2, "'much' is not a fraction; write 0.01 or 1%", (*LABELS, "--max-loss-increase", "much")),
         (2, "size and a constraint are two goals", (*LABELS, "--size", "5kB")),
         (2, "a margin of -1 standard errors is negative", (*LABELS, "--margin", "-1")),
-        (2, "a fixed layout is chosen by a loss or a metric", ("--layout", "fixed")),
+        (2, "a fixed layout is chosen by a constraint", ("--layout", "fixed")),
         (2, "--bits belongs to --layout fixed", (*LABELS, "--bits", "4")),
         (2, "'4,half' is not a list of widths in bits", (*LABELS, "--layout", "fixed", "--bits", "4,half")),
         (2, "'nhwc' is the order of the axes of images; write --image-layout nhwc", ("--layout", "nhwc")),

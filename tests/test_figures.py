@@ -10,7 +10,7 @@ import pytest
 
 import riq_cli as riq
 from riq_cli.model import Model, class_axes
-from riq_cli.report import top1_text, with_derived
+from riq_cli.report import judgement, top1_text, with_derived
 from riq_cli.runtime import cosine_distance
 from riq_cli.runtime.deviation import compared
 from riq_cli.text import deviation_text, percent, relative_error, wilson
@@ -188,3 +188,18 @@ def largest(model: Model, images: np.ndarray) -> np.ndarray:
     """The number of the largest output for each image."""
     session = onnxruntime.InferenceSession(model.to_bytes(), providers=["CPUExecutionProvider"])
     return np.array([session.run(None, {"image": image[None]})[0].argmax() for image in images])
+
+
+def test_a_judgement_says_what_the_margin_added() -> None:
+    """And nothing that a file may hold in its place breaks it."""
+    loss = {"value": 0.021, "limit": 0.05, "holds": True, "loss_before": 0.5, "loss_after": 0.51}
+    assert judgement(loss | {"margin": 1.65}, brief=True) == "loss 0.5 → 0.51 (+2.1 % with 1.65 standard errors ≤ 5 %)"
+    assert judgement(loss, brief=True) == "loss 0.5 → 0.51 (+2.1 % ≤ 5 %)"
+    kl = {"value": 0.02, "limit": 0.01, "holds": False, "kl": 0.015, "standard_error": 0.005, "margin": 1, "choices": 9}
+    assert judgement(kl | {"tensor": "y"}) == (
+        "KL divergence at y 0.015 ± 0.005 nats (0.02 with 1 standard error ABOVE 0.01), 9 choices"
+    )
+    for fact in ("text", None, True, -1e30):
+        strange = {"value": None, "limit": None, "tensor": fact, "margin": fact, "choices": fact, "low": fact}
+        assert judgement(strange | {"changed": fact}).startswith("top-1 at ")
+        assert judgement(strange | {"kl": fact}).startswith("KL divergence at ")

@@ -158,7 +158,7 @@ def test_a_metric_chooses_a_layout_too(cnn: riq.Model, data: riq.Calibration) ->
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"layout": FixedLayout()}, "a fixed layout is chosen by a loss or a metric"),
+        ({"layout": FixedLayout()}, "a fixed layout is chosen by a constraint"),
         ({"rounding": "directed"}, "directed rounding belongs to the fixed layout"),
         (
             {"layout": FixedLayout(), "rounding": "compensated", "constraint": LossConstraint(np.array([0]))},

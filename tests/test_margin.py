@@ -67,7 +67,7 @@ def test_a_margin_of_nothing_is_refused(folder: Path) -> None:
                    folder=folder)  # fmt: skip
     assert done.returncode == 2
     assert b"a margin of -1e+09 standard errors is negative or not finite" in done.stderr
-    with pytest.raises(SettingsError, match="a margin is added to a deviation or a loss; give one of them"):
+    with pytest.raises(SettingsError, match="a margin is added to a deviation, a loss, flips or a divergence"):
         compressed(folder, margin=1.0, size=5000)
     with pytest.raises(SettingsError, match="needs two samples at least"):
         compressed(folder, "one.npz", margin=1.0)

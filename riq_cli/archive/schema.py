@@ -187,6 +187,8 @@ _SETTINGS = Record(
         "outputs": _STRINGS,
         "objective": _STRING,
         "max_loss_increase": _NOT_NEGATIVE,
+        "max_flips": _NOT_NEGATIVE,
+        "max_kl": _NOT_NEGATIVE,
         "margin": _NUMBER,
         "max_drop": Kind("a number or a string", lambda value: isinstance(value, str) or _NOT_NEGATIVE.accepts(value)),
         "direction": Kind("'higher' or 'lower'", lambda value: value in ("higher", "lower")),

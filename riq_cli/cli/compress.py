@@ -49,6 +49,7 @@ riq compress model.onnx --calibration mydata:samples --exclude '*embedding*'
 riq compress model.onnx --calibration samples.npz --size 500kB --json
 riq compress model.onnx --calibration samples.npz -o small.riqz --log s.jsonl
 cat model.onnx | riq compress - --calibration samples.npz -o model.riqz
+riq compress model.onnx --calibration samples.npz --max-flips 1%
 riq compress model.onnx --calibration samples.npz --labels labels.npy \
     --max-loss-increase 1% --margin 1
 riq compress model.onnx --calibration samples.npz \
@@ -144,7 +145,7 @@ def compress(
     images = options.taken(settings, options.IMAGES)
     layout = _layout(settings)
     asked = options.taken(settings, constraints.OPTIONS)
-    constraint, data = constraints.load(asked, calibration, images)
+    constraint, data = constraints.load(asked, calibration, images, settings["outputs"])
     chosen = PRESETS[preset or "small"] | options.given(settings)
     if settings["k"] is not None and (preset or settings["allocation"]):
         options.check_k(chosen["allocation"])

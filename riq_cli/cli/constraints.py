@@ -1,8 +1,8 @@
-"""Options that ask for a constraint: labels and a loss, or a metric."""
+"""Options that ask for a constraint: a loss on labels, a metric, or how much a choice among classes may change."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,23 +22,33 @@ _OF = {  # options by their objective
     "metric": "metric",
     "max_drop": "metric",
     "direction": "metric",
+    "max_flips": "flips",
+    "max_kl": "kl",
 }
+_NEEDED = {"loss": "labels", "metric": "metric", "flips": "max_flips", "kl": "max_kl"}
 OPTIONS = ("objective", "margin", *_OF)
-_TOLD = ("max_loss_increase", "margin", "max_drop", "direction")  # settings of an archive that stand in for options
+# Settings of an archive that stand in for options.
+_TOLD = ("max_loss_increase", "margin", "max_drop", "direction", "max_flips", "max_kl")
 
 constraint_options = grouped(
     "Constraint",
-    click.option("--objective", type=click.Choice(["deviation", "loss", "metric"]),
-                 help="What is kept. [default: loss with --labels, metric with --metric, else deviation]"),
+    click.option("--objective", type=click.Choice(["deviation", "loss", "metric", "flips", "kl"]),
+                 help="What is kept. [default: as the other options here tell; without any, the deviation]"),
+    click.option("--max-flips", type=parse_fraction, metavar="X",
+                 help="Flips: on how many of the samples (or positions of sequences) the top-1 may change: 0.01 or 1%. "
+                 "Where: first output that is a choice among classes, or --output."),
+    click.option("--max-kl", type=parse_number, metavar="X",
+                 help="KL: how large the mean Kullback–Leibler divergence of an output's softmax may be, in nats. "
+                 "Where: as --max-flips."),
     click.option("--labels", type=FileOf(".npy", ".npz", must_be_file=False), metavar="FILE",
                  help="Loss: labels of the samples, .npy, .npz:KEY, or a key of the calibration .npz. Integers: "
                  "cross-entropy; floats: mean squared error. Where: first float output, or --output."),
     click.option("--max-loss-increase", type=parse_fraction, metavar="X",
                  help="Loss: how much it may rise, relative: 0.01 or 1%. [default: 0]"),
     click.option("--margin", type=parse_number, metavar="Z",
-                 help="Standard errors of the mean to add to a deviation or a loss increase before it is compared; "
-                 "1.65 is a one-sided bound of 95 %. [default: 0; for the deviation of n held-out samples 1/√n, 1/4 "
-                 "from 16 on]"),
+                 help="Standard errors of the mean to add to a deviation, a loss increase, flips or KL before it is "
+                 "compared; 1.65 is a one-sided bound of 95 %. [default: 0; for the deviation of n held-out samples "
+                 "1/√n, 1/4 from 16 on]"),
     click.option("--metric", metavar="MODULE:FUNCTION",
                  help="Metric: called with an onnxruntime session (or, by the parameter's name, `predict`), returns a "
                  "score."),
@@ -59,6 +69,7 @@ def load(
     given: dict[str, Any],
     calibration: str | None,
     images: Mapping[str, Any],
+    outputs: Sequence[str],
     told: Mapping[str, Any] | None = None,
 ) -> tuple[Constraint | None, Calibration | None]:
     """The constraint that the options ask for, and the calibration data without the labels that may lie in it.
@@ -67,18 +78,24 @@ def load(
         given: those of `OPTIONS` that have a value.
         calibration: where the data is; None: there is none.
         images: options for images.
+        outputs: tensors to measure; the first is the one that may not change.
         told: settings that an archive was made with, which stand in for options that are not given.
     """
     objectives = {_OF[name]: name for name in given if name in _OF}
-    objective = given.get("objective") or next(iter(objectives), "deviation")
+    told = told or {}
+    default = told["objective"] if told.get("objective") in ("flips", "kl") else "deviation"  # without further data
+    objective = given.get("objective") or next(iter(objectives), default)
     for other, name in objectives.items():
         if other != objective:
-            raise click.UsageError(f"--{name.replace('_', '-')} belongs to --objective {other}, not to {objective}")
-    needed = {"loss": "labels", "metric": "metric"}.get(objective)
-    if needed is not None and needed not in given:
-        raise click.UsageError(f"--objective {objective} needs --{needed}")
-    if told is not None and told.get("objective") == objective:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} belongs to --objective {other}, not to {objective}; "
+                "there is one constraint at a time"
+            )
+    if told.get("objective") == objective:
         given = {name: told[name] for name in _TOLD if name in told} | given
+    needed = _NEEDED.get(objective)
+    if needed is not None and needed not in given:
+        raise click.UsageError(f"--objective {objective} needs --{needed.replace('_', '-')}")
     if objective == "loss":
         if calibration is None:
             raise click.UsageError("--labels are those of real samples; give these with --calibration")
@@ -91,6 +108,12 @@ def load(
     samples = None if calibration is None else options.load_calibration(calibration, images)
     if objective == "deviation":
         return None, samples
+    if objective in ("flips", "kl"):
+        from riq_cli.constraint import FlipsConstraint, KLConstraint
+
+        kind = FlipsConstraint if objective == "flips" else KLConstraint
+        output = next(iter(outputs or told.get("outputs", ())), None)
+        return kind(given[f"max_{objective}"], output, given.get("margin", 0.0)), samples
     if ":" not in given["metric"]:
         raise click.UsageError(f"--metric {given['metric']}: write module:function")
     from riq_cli.callables import imported

@@ -56,9 +56,9 @@ def verify(
 ) -> None:
     """Restore ARCHIVE in memory and measure how far its outputs are from the original's on given samples.
 
-    With --labels or --metric, also judge it as riq compress does, by default with the tolerance that ARCHIVE was made
-    for. Exits with 3 when the deviation is above the bound or the constraint is not kept: a gate for continuous
-    integration.
+    With a constraint, also judge it as riq compress does, by default with the tolerance that ARCHIVE was made for;
+    where that is of --max-flips or --max-kl, these options may be left away. Exits with 3 when the deviation is above
+    the bound or the constraint is not kept: a gate for continuous integration.
     """
     from riq_cli.constraint import check_margin
     from riq_cli.pipeline import check
@@ -72,7 +72,7 @@ def verify(
     check_margin(margin)
     with options.open_archive(archive, max_size) as opened:
         manifest = opened.manifest
-        constraint, data = constraints.load(asked, calibration, images, manifest.settings)
+        constraint, data = constraints.load(asked, calibration, images, running["outputs"], manifest.settings)
         assert data is not None
         original = options.load_model(against, follow_links)
         if not quiet and original.source and manifest.source.get("sha256") not in (None, original.source.sha256):

@@ -94,6 +94,8 @@ class LossConstraint(Constraint):
                 "standard_error": error,
                 "samples": count,
             }
+            if self.margin:
+                facts["margin"] = self.margin
             if loss.form != "values":
                 facts |= {"accuracy_before": float(old_right.mean()), "accuracy_after": float(new_right.mean())}
             return Judgement(value if math.isfinite(value) else math.inf, self.max_increase, facts)
@@ -143,11 +145,7 @@ class _Loss:
         else:
             classes = np.moveaxis(values, self.axis, -1).reshape(-1, values.shape[self.axis])
         flat = labels.reshape(-1).astype(np.int64)
-        if self.form == "probabilities":
-            logarithms = np.log(np.maximum(classes, tiny))
-        else:
-            shifted = classes - classes.max(axis=1, keepdims=True)
-            logarithms = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        logarithms = log_probabilities(classes, self.form == "probabilities", tiny)
         return -logarithms[np.arange(len(flat)), flat], classes.argmax(axis=1) == flat
 
 
@@ -208,11 +206,30 @@ def _fitted(tensor: str, labels: Sequence[Array], outputs: Sequence[Array]) -> _
     classes = output.shape[axis]
     if low < 0 or high >= classes:
         raise ConstraintError(f"class ids go from {low} to {high}; {tensor!r} has {classes} classes, from 0 on")
-    probable = all(
+    return _Loss(tensor, labels, "probabilities" if are_probabilities(outputs, axis) else "logits", axis)
+
+
+def are_probabilities(outputs: Sequence[Array], axis: int) -> bool:
+    """Whether outputs are probabilities along an axis, not negative and of sum 1; if not, they are taken as logits."""
+    return all(
         bool(np.all(value >= 0)) and bool(np.all(np.abs(value.astype(np.float64).sum(axis=axis) - 1) < _SUM))
         for value in outputs
     )
-    return _Loss(tensor, labels, "probabilities" if probable else "logits", axis)
+
+
+def log_probabilities(classes: Floats, are_probabilities: bool, tiny: float) -> Floats:
+    """Logarithms of probabilities, or of the softmax of logits, along the last axis.
+
+    Args:
+        classes: probabilities or logits, f64[…, class]; log-probabilities are logits too.
+        are_probabilities: which of both.
+        tiny: what a smaller probability counts as.
+    """
+    if are_probabilities:
+        return np.asarray(np.log(np.maximum(classes, tiny)))
+    shifted = classes - classes.max(axis=-1, keepdims=True)
+    result: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
 
 
 def _class_axis(labels: Array, output: Array) -> int | None:

@@ -211,8 +211,8 @@ class Settings:
             raise SettingsError(f"holdout = {self.holdout:g} is not in [0, 1)")
         if self.margin is not None:
             check_margin(self.margin)
-            if self.deviation is None and not isinstance(self.constraint, LossConstraint):
-                raise SettingsError("a margin is added to a deviation or a loss; give one of them")
+            if self.deviation is None and not hasattr(self.constraint, "margin"):
+                raise SettingsError("a margin is added to a deviation, a loss, flips or a divergence; give one of them")
         for name in (*self.include, *self.exclude, *self.dims):
             if any("\ud800" <= letter <= "\udfff" for letter in name):  # what a command line makes of other bytes
                 raise SettingsError(f"{name!r} is not valid UTF-8, as all names in a model are")
@@ -238,7 +238,9 @@ class Settings:
     def _check_layout(self) -> None:
         assert self.layout is not None
         if self.constraint is None:
-            raise SettingsError("a fixed layout is chosen by a loss or a metric; give --labels or --metric")
+            raise SettingsError(
+                "a fixed layout is chosen by a constraint; give --labels, --metric, --max-flips or --max-kl"
+            )
         if self._looks_ahead:
             raise SettingsError(f"{self.rounding} rounding does not go with a fixed layout; leave one of them away")
         by_slope = "mu" if self.layout.mu else "directed rounding" if self.rounding == "directed" else None

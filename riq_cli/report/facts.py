@@ -124,22 +124,41 @@ def searched(result: Mapping[str, Any]) -> str:
 
 
 def judgement(found: Mapping[str, Any], brief: bool = False) -> str:
-    """A constraint's judgement in words: of a loss, a score, or whatever facts a user's own holds.
+    """A constraint's judgement in words: of a loss, flips, a divergence, a score, or whatever facts a user's own holds.
 
-    A `brief` one of a loss leaves out on what it was measured.
+    A `brief` one leaves out where and on what it was measured.
     """
-    value, limit = found["value"], found["limit"]
+    value, limit, margin = found["value"], found["limit"], found.get("margin")
+    added = ""
+    if isinstance(margin, int | float) and margin:
+        added = f" with {margin:g} standard error{'' if margin == 1 else 's'}"
     sign = "≤" if found.get("holds") else "ABOVE"
+    where = "" if brief or "tensor" not in found else f" at {shortened(str(found['tensor']))}"
     if "loss_before" in found:
-        change = "–" if value is None or limit is None else f"{100 * value:+.3g} % {sign} {100 * limit:g} %"
+        change = "–" if value is None or limit is None else f"{100 * value:+.3g} %{added} {sign} {100 * limit:g} %"
         text = f"loss {_fact(found['loss_before'])} → {_fact(found.get('loss_after'))} ({change})"
         if "accuracy_before" in found:
             text += f", accuracy {_fact(found['accuracy_before'])} → {_fact(found.get('accuracy_after'))}"
         return text if brief else f"{text}, {_fact(found.get('samples'))} samples; {found.get('measure', '')}"
-    bound = f"{shown(value)} {sign} {shown(limit, 'g')}"
+    if "changed" in found:
+        low, high = (_percent(found.get(name)) for name in ("low", "high"))
+        return (
+            f"top-1{where} changed on {_fact(found['changed'])} of {_fact(found.get('choices'))} choices "
+            f"({_percent(value)}{added} {sign} {_percent(limit)}; 95 % interval {low} to {high})"
+        )
+    bound = f"{shown(value)}{added} {sign} {shown(limit, 'g')}"
+    if "kl" in found:
+        error = _fact(found.get("standard_error"))
+        choices = _fact(found.get("choices"))
+        return f"KL divergence{where} {_fact(found['kl'])} ± {error} nats ({bound}), {choices} choices"
     if "score_before" in found:
         return f"score {_fact(found['score_before'])} → {_fact(found.get('score_after'))} (drop {bound})"
     return ", ".join([bound, *(f"{key} {_fact(fact)}" for key, fact in found.items() if key not in _VALUES)])
+
+
+def _percent(fact: Any) -> str:
+    """A fact that should be a share, in percent."""
+    return percent(fact) if isinstance(fact, int | float) else _fact(fact)
 
 
 def _fact(fact: Any) -> str:

@@ -1,6 +1,14 @@
 """Weights → deviation: runs the model in onnxruntime and compares its outputs, eq. (1), or shows its inner tensors."""
 
-from riq_cli.runtime.deviation import Array, Deviation, TensorDeviation, cosine_distance, sample_deviations, short
+from riq_cli.runtime.deviation import (
+    Array,
+    Deviation,
+    TensorDeviation,
+    cosine_distance,
+    sample_deviations,
+    short,
+    top1_changes,
+)
 from riq_cli.runtime.evaluator import Candidate, Evaluator
 from riq_cli.runtime.observer import Observer, inlined
 from riq_cli.runtime.prober import Prober
@@ -21,4 +29,5 @@ __all__ = [
     "inlined",
     "sample_deviations",
     "short",
+    "top1_changes",
 ]

@@ -182,14 +182,15 @@ def compared(
 
 
 def _top1(reference: Array, candidate: Array, axis: int, samples: int) -> Top1:
-    changed = top1_changes(reference, candidate, axis)
-    return Top1(samples if changed.size else 0, changed.size, changed.size - int(changed.sum()))
+    changes = top1_changes(reference, candidate, axis)
+    choices = int(np.count_nonzero(~np.isnan(changes)))
+    return Top1(samples if choices else 0, choices, choices - int(np.nansum(changes)))
 
 
-def top1_changes(reference: Array, candidate: Array, axis: int) -> NDArray[np.bool_]:
-    """For each choice among classes, whether the largest score is that of another class.
+def top1_changes(reference: Array, candidate: Array, axis: int) -> NDArray[np.float64]:
+    """For each choice among classes 1 where the largest score is that of another class, else 0.
 
-    Where the original has no single largest score, or it is NaN or infinite, there is no choice.
+    NaN where the original has no single largest score, or it is NaN or infinite: that is no choice.
 
     Args:
         reference: scores of the original model.
@@ -198,11 +199,10 @@ def top1_changes(reference: Array, candidate: Array, axis: int) -> NDArray[np.bo
     """
     largest = reference.max(axis)
     choices = np.isfinite(largest) & ((reference == np.expand_dims(largest, axis)).sum(axis) == 1)
-    if reference.shape != candidate.shape:
-        return np.ones(int(choices.sum()), bool)
-    changed = (reference.argmax(axis) != candidate.argmax(axis)) | np.isnan(candidate.max(axis))
-    found: NDArray[np.bool_] = changed[choices]
-    return found
+    changed = np.ones(choices.shape, bool)
+    if reference.shape == candidate.shape:
+        changed = (reference.argmax(axis) != candidate.argmax(axis)) | np.isnan(candidate.max(axis))
+    return np.where(choices, changed, np.nan)
 
 
 def sample_deviations(reference: Array, candidate: Array, rows: int = 1) -> list[float]:

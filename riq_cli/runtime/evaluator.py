@@ -162,7 +162,7 @@ class Evaluator:
     def loaded(self, form: SessionForm, weights: Sequence[Array], among: Sequence[int] | None = None) -> Candidate:
         """The model with other weights, on all samples or on those of some numbers."""
         numbers = range(len(self._samples)) if among is None else among
-        return Candidate(form, weights, self.measured, numbers, self._samples, self._runtime)
+        return Candidate(form, weights, self.measured, self._axes, numbers, self._samples, self._runtime)
 
     def similarity(self) -> NDArray[np.float64]:
         """How similar the original outputs of every two samples are, f64[samples, samples], 1 for equal ones.
@@ -199,6 +199,7 @@ class Candidate:
         form: the model with its layers as initializers from outside.
         weights: data of each layer, in storage type.
         tensors: names that `outputs` knows, the model's own float outputs first.
+        axes: along which the classes lie, by names of those tensors that are a choice among classes.
         samples: numbers of the samples to run.
         feeds: all samples, and the number of rows in each.
         runtime: how onnxruntime runs it.
@@ -207,6 +208,7 @@ class Candidate:
     form: SessionForm
     weights: Sequence[Array]
     tensors: Sequence[str]
+    axes: Mapping[str, int]
     samples: Sequence[int]
     feeds: Sequence[tuple[Mapping[str, Array], int]]
     runtime: Runtime
