@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from riq_cli import limits
 from riq_cli.archive import Archive, CodesEntry, LayerEntry, Manifest, SkeletonEntry, deflate
 from riq_cli.decode import trellis
-from riq_cli.decode.dequantize import STORAGE, Quantized
+from riq_cli.decode.dequantize import Quantized
 from riq_cli.decode.layers import decode_layer
 from riq_cli.entropy.codes import Codes
 from riq_cli.entropy.contexts import placed
@@ -30,6 +30,7 @@ from riq_cli.entropy.histogram import Histogram, Table, encode_symbols
 from riq_cli.entropy.student import StudentCoding
 from riq_cli.errors import ArchiveError
 from riq_cli.model import Layer
+from riq_cli.model.tensors import STORAGE
 from riq_cli.pipeline.layer_entry import encode_layer
 
 MAGIC = b"\x89RIQZ\r\n\x1a"

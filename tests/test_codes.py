@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from riq_cli import limits
 from riq_cli.archive import CodesEntry, LayerEntry, Manifest, SkeletonEntry, manifest
-from riq_cli.decode.dequantize import STORAGE, Quantized
+from riq_cli.decode.dequantize import Quantized
 from riq_cli.decode.layers import decode_layer
 from riq_cli.entropy.codes import Codes
 from riq_cli.errors import CorruptArchive, UnsupportedArchive
 from riq_cli.model import Layer
+from riq_cli.model.tensors import STORAGE
 from riq_cli.pipeline import layer_entry
 from riq_cli.pipeline.layer_entry import encode_layer
 from riq_cli.quantize.scalar import bin_widths, nearest, requantize, widened

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from reference_decoder import FormatError
 
 from riq_cli.archive import DTYPE_BYTES, Archive, Manifest, SkeletonEntry, deflate
-from riq_cli.decode.dequantize import STORAGE, Quantized
+from riq_cli.decode.dequantize import Quantized
 from riq_cli.decode.layers import decode_layer
 from riq_cli.model import Layer
+from riq_cli.model.tensors import STORAGE
 from riq_cli.pipeline.layer_entry import encode_layer
 from riq_cli.quantize.scalar import nearest
 

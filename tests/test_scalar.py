@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from riq_cli.decode import dequantize
 from riq_cli.entropy.codes import Codes, Symbols
 from riq_cli.entropy.histogram import Histogram
+from riq_cli.model.tensors import STORAGE
 from riq_cli.quantize import scalar
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -28,7 +29,7 @@ def stored(values: object, dtype: str) -> NDArray[np.generic]:
     array = np.asarray(values, np.float64)
     if dtype == "bfloat16":
         return array.astype(np.float32).astype(ml_dtypes.bfloat16).view(np.uint16)
-    return array.astype(dequantize.STORAGE[dtype])
+    return array.astype(STORAGE[dtype])
 
 
 def as_float64(values: NDArray[np.generic], dtype: str) -> NDArray[np.float64]:
@@ -38,7 +39,7 @@ def as_float64(values: NDArray[np.generic], dtype: str) -> NDArray[np.float64]:
 def restored_at(
     symbols: Symbols, dtype: str, width: dequantize.Width, shape: tuple[int, ...] | None = None
 ) -> NDArray[np.generic]:
-    out = np.empty(symbols.size, dequantize.STORAGE[dtype])
+    out = np.empty(symbols.size, STORAGE[dtype])
     dequantize.dequantize(symbols, dtype, dequantize.block_widths(width, shape or symbols.shape), out)
     return out
 

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from riq_cli.archive import Archive, Manifest, SkeletonEntry, deflate
-from riq_cli.decode import dequantize, trellis
+from riq_cli.decode import trellis
 from riq_cli.decode.dequantize import Quantized
 from riq_cli.entropy.codes import Codes
 from riq_cli.errors import CorruptArchive
 from riq_cli.model import Layer
 from riq_cli.model.matrix import Arrangement
+from riq_cli.model.tensors import STORAGE
 from riq_cli.pipeline.layer_entry import encode_layer
 from riq_cli.report import cells, rows
 from riq_cli.report.histogram import histograms
@@ -111,11 +112,11 @@ def archive_of(layer: Layer, quantized: Quantized) -> Archive:
 
 
 def numbers(dtype: str, data: bytes) -> Floats:
-    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else dequantize.STORAGE[dtype]
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else STORAGE[dtype]
     return np.frombuffer(data, kind).astype(np.float64)
 
 
-@pytest.mark.parametrize("dtype", dequantize.STORAGE)
+@pytest.mark.parametrize("dtype", STORAGE)
 @pytest.mark.parametrize("shape", [(12, 40), (3, 4, 5, 6), (50,)])
 def test_a_layer_goes_through_an_archive(dtype: str, shape: tuple[int, ...]) -> None:
     generator = np.random.default_rng(7)

@@ -21,16 +21,10 @@ from numpy.typing import NDArray
 from riq_cli.decode import trellis
 from riq_cli.entropy.codes import Codes, Symbols, elements, sum_of
 from riq_cli.limits import CODE_MAX, QUARTERS
+from riq_cli.model.tensors import STORAGE, Array
 
-Array = NDArray[Any]  # weights in storage type: float16, float32, float64, or uint16 for bfloat16
 Width = float | NDArray[np.float64]  # of a whole layer, or of each of its weights after broadcasting
 
-STORAGE: dict[str, np.dtype[Any]] = {
-    "float16": np.dtype("<f2"),
-    "bfloat16": np.dtype("<u2"),
-    "float32": np.dtype("<f4"),
-    "float64": np.dtype("<f8"),
-}
 BLOCK = 1 << 15  # weights that are worked on at a time
 _DECODED_MAX = 1 << 31  # |symbol| in any archive is below
 _LARGEST = {  # finite value of a type

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from riq_cli.archive import LayerEntry, inflate_into
 from riq_cli.decode import trellis
-from riq_cli.decode.dequantize import STORAGE, Array, block_widths, dequantize
+from riq_cli.decode.dequantize import block_widths, dequantize
 from riq_cli.entropy.bits import TOO_LONG
 from riq_cli.entropy.codes import Codes, Symbols
 from riq_cli.entropy.contexts import Contexts, Groups, placed
@@ -29,6 +29,7 @@ from riq_cli.entropy.student import Student, StudentCoding
 from riq_cli.errors import CorruptArchive
 from riq_cli.limits import CLASSES
 from riq_cli.model import Layer
+from riq_cli.model.tensors import STORAGE, Array
 
 _WINDOW_SHARE = 0.2  # of the layer's bytes, for symbols that wait for their place
 _WINDOW_LEAST = 1 << 25  # bytes of them at any rate: each window goes through all of the layer

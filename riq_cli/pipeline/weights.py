@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli.allocate.allocation import Allocation, Curve, expected_k
-from riq_cli.decode.dequantize import Array, Quantized, Width
+from riq_cli.decode.dequantize import Quantized, Width
 from riq_cli.entropy.codes import Symbols
 from riq_cli.entropy.rate import ENTRY_BITS, estimated_bits
 from riq_cli.model import Layer
+from riq_cli.model.tensors import Array
 from riq_cli.pipeline.settings import DEFAULT_MIN_SIZE
 from riq_cli.quantize import scalar
 from riq_cli.quantize.plan import LayerPlan

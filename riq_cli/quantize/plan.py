@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli.decode import trellis
-from riq_cli.decode.dequantize import Array, Quantized, Width, scaled_widths
+from riq_cli.decode.dequantize import Quantized, Width, scaled_widths
 from riq_cli.entropy.codes import Codes
 from riq_cli.entropy.rate import estimated_bits
 from riq_cli.model import Layer, Matrix
-from riq_cli.model.tensors import computable
+from riq_cli.model.tensors import Array, computable
 from riq_cli.quantize import scalar
 from riq_cli.quantize.factor import CODES_MAX, Factor, Integers, PackedFactor
 from riq_cli.quantize.gptq import rounded

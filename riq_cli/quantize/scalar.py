@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 from riq_cli.decode.dequantize import (
     BLOCK,
-    STORAGE,
-    Array,
     Quantized,
     Width,
     block_widths,
@@ -18,7 +16,7 @@ from riq_cli.decode.dequantize import (
     scaled_widths,
 )
 from riq_cli.entropy.codes import Codes, Symbols, sum_of
-from riq_cli.model.tensors import computable
+from riq_cli.model.tensors import STORAGE, Array, computable
 
 SYMBOL_MAX = 1 << 23  # |symbol| at most: float32 itself is no finer
 

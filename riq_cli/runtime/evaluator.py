@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from riq_cli.errors import CalibrationError, ModelError, RiqError, SettingsError
 from riq_cli.model import SessionForm, class_axes, measurable, own_form, probe_form
 from riq_cli.runtime.deviation import NOTHING_TO_MEASURE, Array, Deviation, compared, has_direction, sample_deviations
-from riq_cli.runtime.sessions import DEFAULT_RUNTIME, LARGE, Runtime, explained, nbytes, runner, start
+from riq_cli.runtime.sessions import DEFAULT_RUNTIME, LARGE, Runtime, Samples, explained, nbytes, runner, start
 from riq_cli.text import counted
 
 _NAMED = 5  # samples, or tensors, in a message
@@ -29,7 +29,7 @@ class Evaluator:
         self,
         form: SessionForm,
         weights: Sequence[Array],
-        samples: Sequence[tuple[Mapping[str, Array], int]],
+        samples: Samples,
         runtime: Runtime = DEFAULT_RUNTIME,
         strict: bool = False,
         lean: bool = False,
@@ -210,7 +210,7 @@ class Candidate:
     tensors: Sequence[str]
     axes: Mapping[str, int]
     samples: Sequence[int]
-    feeds: Sequence[tuple[Mapping[str, Array], int]]
+    feeds: Samples
     runtime: Runtime
 
     @property

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from riq_cli.errors import ModelError
 from riq_cli.model import SessionForm, conditions, inlined_form, observed_form, probe_form
 from riq_cli.runtime.deviation import Array
-from riq_cli.runtime.sessions import DEFAULT_RUNTIME, Runtime, explained, runner
+from riq_cli.runtime.sessions import DEFAULT_RUNTIME, Runtime, Samples, explained, runner
 
 _OBSERVED = 1 << 25  # bytes of inner tensors that are held at the same time
 _OBSERVED_FIRST = 4  # tensors that are looked at before it is known how large they are
@@ -25,7 +25,7 @@ class Observer:
         self,
         form: SessionForm,
         weights: Sequence[Array],
-        samples: Sequence[tuple[Mapping[str, Array], int]],
+        samples: Samples,
         runtime: Runtime = DEFAULT_RUNTIME,
         lean: bool = False,
     ) -> None:
@@ -93,7 +93,7 @@ class Observer:
 def inlined(
     form: SessionForm,
     weights: Sequence[Array],
-    samples: Sequence[tuple[Mapping[str, Array], int]],
+    samples: Samples,
     runtime: Runtime = DEFAULT_RUNTIME,
 ) -> SessionForm:
     """The hoisted form in which each If that takes the same branch on all samples is replaced by that branch.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from riq_cli.model import SessionForm
 from riq_cli.runtime.deviation import Array, compared
-from riq_cli.runtime.sessions import DEFAULT_RUNTIME, Runtime, explained, fed_runner, ortvalue
+from riq_cli.runtime.sessions import DEFAULT_RUNTIME, Runtime, Samples, explained, fed_runner, ortvalue
 
 
 class Prober:
@@ -17,7 +17,7 @@ class Prober:
         form: SessionForm,
         weights: Sequence[Array],
         measured: Sequence[str],
-        samples: Sequence[tuple[Mapping[str, Array], int]],
+        samples: Samples,
         runtime: Runtime = DEFAULT_RUNTIME,
     ) -> None:
         """Start the session and keep the outputs of the original weights, which differ a little from other forms'.

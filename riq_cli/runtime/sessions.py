@@ -17,6 +17,7 @@ from riq_cli.model import SessionForm
 from riq_cli.runtime.deviation import Array
 from riq_cli.text import first_line
 
+Samples = Sequence[tuple[Mapping[str, Array], int]]  # feeds, each with the number of rows in it
 Run = Callable[[Sequence[str], Mapping[str, Array]], list[Array]]  # names of tensors and a feed → their values
 FedRun = Callable[[Sequence[str], Mapping[str, Array], Mapping[int, onnxruntime.OrtValue]], list[Array]]  # … of layers
 

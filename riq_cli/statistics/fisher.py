@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from riq_cli.model import Linear
 from riq_cli.statistics.autodiff import Array, Floats
 from riq_cli.statistics.gradients import Observed, Tick
-
-Float64 = NDArray[np.float64]
+from riq_cli.statistics.moments import Float64, bounds_of
 
 ERRORS = 8  # random errors of a row in each sample
 _PIECE = 1 << 20  # numbers of a layer's input that are held as rows at a time
@@ -86,8 +85,8 @@ class Fisher:
 
 def _zeros(rows: int) -> list[Floats]:
     """Moments of a block, a few rows after another, each with the columns from its own on: the others are the same."""
-    cuts = [number * rows // _PANELS for number in range(_PANELS + 1)]
-    return [np.zeros((end - begin, rows - begin), np.float32) for begin, end in itertools.pairwise(cuts) if end > begin]
+    bounds = bounds_of(rows, _PANELS)
+    return [np.zeros((end - begin, rows - begin), np.float32) for begin, end in bounds if end > begin]
 
 
 def _whole(panels: Sequence[Floats]) -> Float64:
@@ -103,9 +102,7 @@ def _whole(panels: Sequence[Floats]) -> Float64:
 
 def _blocks(rows: int, most: int) -> list[NDArray[np.int64]]:
     """All rows in blocks of about the same length, `most` at most."""
-    count = -(-rows // most)
-    cuts = [number * rows // count for number in range(count + 1)]
-    return [np.arange(begin, end) for begin, end in itertools.pairwise(cuts)]
+    return [np.arange(begin, end) for begin, end in bounds_of(rows, -(-rows // most))]
 
 
 def collect_fisher(

@@ -36,6 +36,11 @@ class PositionWeights:
 Weights = Mapping[LinearOutput, Sequence[PositionWeights]]  # by run
 
 
+def bounds_of(size: int, count: int) -> tuple[tuple[int, int], ...]:
+    """Where each of `count` parts of about the same length begins and ends."""
+    return tuple(itertools.pairwise(number * size // count for number in range(count + 1)))
+
+
 class Moments:
     """Second moments E[x xᵀ] and means E[x] of a layer's inputs, over all rows that were added.
 
@@ -50,8 +55,7 @@ class Moments:
             columns: length of a row.
             block: columns at most whose moments with each other are kept.
         """
-        cuts = [number * columns // -(-columns // block) for number in range(-(-columns // block) + 1)]
-        self.bounds = tuple(itertools.pairwise(cuts))
+        self.bounds = bounds_of(columns, -(-columns // block))
         self.count = 0
         self._weight = 0.0
         self._sums = [np.zeros((groups, end - begin, end - begin)) for begin, end in self.bounds]
