@@ -213,6 +213,22 @@ def test_flips_on_the_command_line(folder: Path) -> None:
     assert found["constraint"]["changed"] == found["top1"][0]["choices"] - found["top1"][0]["kept"] > 0
 
 
+def test_the_summary_gives_advice_where_the_top_1_changes_often(folder: Path) -> None:
+    text = command(*COMPRESS, "--deviation", "0.1", folder=folder).stderr.decode()
+    kept = re.search(r"held out: (\d+) of 16 choices, ", text)
+    assert kept is not None
+    changed = 16 - int(kept[1])
+    share = f"{100 * changed / 16:.2g} %"
+    assert (
+        f"\n  advice     top-1 changed on {changed} of 16 choices held out ({share}): --max-flips 1% or --max-kl 0.01 "
+        "bounds that, --deviation 0.025 about halves it\n"
+    ) in text
+    again = (*COMPRESS, "--force")
+    assert "advice     top-1 changed on" in command(*again, "--holdout", "0", folder=folder).stderr.decode()
+    for options in (("--deviation", "1e-6"), ("--size", "20kB"), ("--max-flips", "50%")):
+        assert "advice" not in command(*again, *options, folder=folder).stderr.decode()
+
+
 def test_a_divergence_on_the_command_line(folder: Path) -> None:
     done = command(*COMPRESS, "--max-kl", "0.01", "--margin", "1", "--output", "logits", folder=folder)
     text = done.stderr.decode()

@@ -21,7 +21,7 @@ from riq_cli.cli.quantities import parse_bits, parse_number, parse_ratio, parse_
 from riq_cli.cli.terminal import ProgressBar, print_json, say
 from riq_cli.memory import give_back_large_arrays
 from riq_cli.report import judgement, layers_at, reservation, searched, top1_text, totals, with_derived
-from riq_cli.text import counted, deviation_text, human_size, shortened, times
+from riq_cli.text import counted, deviation_text, human_size, percent, shortened, times
 
 if TYPE_CHECKING:
     from riq_cli.archive import Archive
@@ -36,6 +36,9 @@ class _Layout(click.Choice[str]):
         if value in ("nchw", "nhwc"):
             self.fail(f"{value!r} is the order of the axes of images; write --image-layout {value}", param, ctx)
         return super().convert(value, param, ctx)
+
+
+_TOP1_KEPT = 0.99  # share of the choices below which the summary gives advice
 
 
 @click.command(
@@ -228,6 +231,27 @@ def _facts(
     return facts
 
 
+def _advice(facts: Mapping[str, Any]) -> list[str]:
+    """A line that says what to do where the top-1 changes on more than 1 % of the choices, those held out if any are.
+
+    Nothing where it does not, on random samples, and where the deviation is not the goal.
+    """
+    seen = facts.get("holdout_top1") or facts.get("top1")
+    has_other_goal = not {"objective", "ratio", "size", "rate", "k"}.isdisjoint(facts["settings"])
+    if not seen or has_other_goal or facts["calibration"]["kind"] == "random":
+        return []
+    top1 = min(seen, key=lambda one: one["share"])
+    if top1["share"] >= _TOP1_KEPT:
+        return []
+    choices = f"{top1['choices'] - top1['kept']:,} of {top1['choices']:,} choices"
+    held = " held out" if "holdout_top1" in facts else ""
+    smaller = f"{facts['target'] / 4:.2g}"  # flips go with the relative error, the root of the deviation
+    return [
+        f"  advice     top-1 changed on {choices}{held} ({percent(1 - top1['share'])}): --max-flips 1% or "
+        f"--max-kl 0.01 bounds that, --deviation {smaller} about halves it"
+    ]
+
+
 def _summary(facts: dict[str, Any], verbose: int) -> list[str]:
     source = "the model on stdin" if facts["model"] == "-" else facts["model"]
     ratio = f", {times(facts['ratio'])} than {source}" if facts["ratio"] else ""
@@ -254,6 +278,7 @@ def _summary(facts: dict[str, Any], verbose: int) -> list[str]:
         lines.append(f"  top-1      kept on {top1_text(tensor)} at {shortened(tensor['name'])}")
     for tensor in facts.get("holdout_top1", ()):
         lines.append(f"    held out: {top1_text(tensor)} at {shortened(tensor['name'])}")
+    lines += _advice(facts)
     lines.append(
         f"  layers     {facts['layers']}, {facts['weights']:,} weights at {facts['rate']:.3g} bits/weight; "
         f"×{facts['ratio_eq2']:.2f} by eq. (2)"
