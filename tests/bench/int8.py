@@ -14,15 +14,15 @@ import riq_cli as riq
 
 from . import subjects
 from .measuring import measure
-from .tables import header, line, number
+from .tables import line, number
 
-TARGETS = (0.01, 0.001)
+TARGETS = (0.001, 0.01)
 
 
 def int8(names: Sequence[str]) -> None:
     """Print a table: one row a method, one column a model, with bytes and the task's metric of the file."""
     columns = [dict(_rows(subjects.get(name))) for name in names]
-    print(header(["", *(subjects.title(name) for name in names)]))
+    print(line(["", *names]) + "\n|---|" + "--:|" * len(names))
     for method in columns[0]:
         print(line([method, *(column[method] for column in columns)]))
 
@@ -42,7 +42,7 @@ def _rows(subject: subjects.Subject) -> Iterator[tuple[str, str]]:
 
 
 def _cell(size: int | None, score: float | None) -> str:
-    return f"{number(None if size is None else size / 1000, '{:,.1f} kB')}, {number(score, '{:.1%}')}"
+    return f"{number(size and size / 1000, '{:,.1f} kB')}, {number(score and 100 * score, '{:.1f} %')}"
 
 
 def _zstd(path: Path) -> int | None:
