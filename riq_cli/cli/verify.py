@@ -79,10 +79,12 @@ def verify(
             warn_line(f"{against}: is not the file that {archive} was made from (their SHA-256 differ)")
         bound = manifest.settings.get("deviation") if deviation is None else deviation
         with options.coding_executor(manifest.layers) as executor:
-            running = {**running, "outputs": running["outputs"] or None, "executor": executor}
             needed = constraint is None or bound is not None
-            found = measure(opened, original, data, warn=None if quiet else warn_line, needed=needed, **running)
-            judged = None if constraint is None else check(opened, original, data, constraint, **running)
+            warn = None if quiet else warn_line
+            found = measure(opened, original, data, executor=executor, warn=warn, needed=needed, **running)
+            judged = None
+            if constraint is not None:
+                judged = check(opened, original, data, constraint, executor=executor, **running)
     if margin and bound is not None and found.samples.size < 2:
         raise SettingsError("a margin in standard errors needs two samples at least")
     within = bound is None or found.mean + margin * (found.standard_error or 0.0) <= bound

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
+from typing import Any
 
 from riq_cli.archive import Archive
 from riq_cli.calibration import Calibration, Sample
@@ -11,8 +13,8 @@ from riq_cli.constraint import Constraint, Judge, Judgement
 from riq_cli.decode.layers import decode_layer
 from riq_cli.memory import give_back_free_memory
 from riq_cli.model import Model, SessionForm
-from riq_cli.pipeline.settings import Progress, Report, Warn
-from riq_cli.runtime import DEFAULT_PROVIDER, Array, Deviation, Evaluator, Runtime
+from riq_cli.pipeline.settings import Progress, Report, Settings, Warn
+from riq_cli.runtime import Array, Deviation, Evaluator
 
 
 def decompress(archive: Archive, *, progress: Report | None = None, executor: Executor | None = None) -> Model:
@@ -42,15 +44,10 @@ def verify(
     model: Model,
     calibration: Calibration,
     *,
-    outputs: Sequence[str] | None = None,
-    dims: Mapping[str, int] | None = None,
-    batch_size: int = 1,
-    threads: int = 0,
-    provider: str = DEFAULT_PROVIDER,
-    custom_ops: Sequence[str] = (),
     executor: Executor | None = None,
     warn: Warn | None = None,
     needed: bool = True,
+    **options: Any,
 ) -> Deviation:
     """How far the outputs of the restored model are from the original's, on given samples.
 
@@ -58,22 +55,21 @@ def verify(
         archive: restored in memory.
         model: the original.
         calibration: samples, at best ones that the search did not see.
-        outputs: tensors on which to measure; None: those that compress was told, or its default.
-        dims, batch_size, threads, provider, custom_ops: as in `Settings`.
         executor: where streams are decoded; None: here.
         warn: called with what the user should know.
         needed: refuse a model without anything to measure; if not, the deviation is that of no tensor.
+        options: `outputs`, `dims`, `batch_size`, `threads`, `provider` and `custom_ops` of `Settings`. Without
+            `outputs`, they are those that compress was given.
 
     Raises:
         ArchiveError, ModelError, CalibrationError, SettingsError: see there.
     """
-    outputs = _outputs(archive, outputs)
-    samples = calibration.samples(model.inputs, dims, batch_size, warn)
-    runtime = Runtime(threads, provider, tuple(custom_ops))
-    _, _, evaluator = _original(archive, model, samples, outputs, runtime, needed)
+    settings = _settings(archive, options)
+    samples = calibration.samples(model.inputs, settings.dims, settings.batch_size, warn)
+    _, _, evaluator = _original(archive, model, samples, settings, needed)
     if warn is not None:
         evaluator.warn_of_undefined(warn)
-    return measure_restored(evaluator, decompress(archive, executor=executor), outputs)
+    return measure_restored(evaluator, decompress(archive, executor=executor), settings.outputs)
 
 
 def check(
@@ -82,46 +78,41 @@ def check(
     calibration: Calibration,
     constraint: Constraint,
     *,
-    outputs: Sequence[str] | None = None,
-    dims: Mapping[str, int] | None = None,
-    batch_size: int = 1,
-    threads: int = 0,
-    provider: str = DEFAULT_PROVIDER,
-    custom_ops: Sequence[str] = (),
     executor: Executor | None = None,
+    **options: Any,
 ) -> Judgement:
     """What a constraint says of the restored model, on given samples.
 
     Args:
-        archive, model, calibration: as in `verify`.
+        archive, model, calibration, executor, options: as in `verify`.
         constraint: labels are those of the given samples.
-        outputs, dims, batch_size, threads, provider, custom_ops, executor: as in `verify`.
 
     Raises:
         ArchiveError, ModelError, CalibrationError, SettingsError, ConstraintError: see there.
     """
-    outputs = _outputs(archive, outputs)
-    samples = calibration.samples(model.inputs, dims, batch_size)
-    runtime = Runtime(threads, provider, tuple(custom_ops))
-    form, values, evaluator = _original(archive, model, samples, outputs, runtime, needed=False)
+    settings = _settings(archive, options)
+    samples = calibration.samples(model.inputs, settings.dims, settings.batch_size)
+    form, values, evaluator = _original(archive, model, samples, settings, needed=False)
     judge = constraint.begin(evaluator.loaded(form, values))
-    return judge_restored(judge, evaluator, decompress(archive, executor=executor), outputs)
+    return judge_restored(judge, evaluator, decompress(archive, executor=executor), settings.outputs)
 
 
-def _outputs(archive: Archive, outputs: Sequence[str] | None) -> Sequence[str]:
-    """The tensors that were asked for, else those that compress was told."""
-    told: Sequence[str] = archive.manifest.settings.get("outputs", ())
-    return told if outputs is None else outputs
+def _settings(archive: Archive, options: Mapping[str, Any]) -> Settings:
+    """The settings that were given, with the outputs that compress was given if there are none among them."""
+    settings = Settings(**options)
+    return settings if settings.outputs else replace(settings, outputs=archive.manifest.settings.get("outputs", ()))
 
 
 def _original(
-    archive: Archive, model: Model, samples: Sequence[Sample], outputs: Sequence[str], runtime: Runtime, needed: bool
+    archive: Archive, model: Model, samples: Sequence[Sample], settings: Settings, needed: bool
 ) -> tuple[SessionForm, list[Array], Evaluator]:
     """The original with the archive's layers from outside, and what compares others with it."""
     names = {place for entry in archive.manifest.layers for place in entry.tensors}
     original = model.select(lambda layer: names.issuperset(layer.places))
-    form, values = original.session_form(outputs, hoist=False), [layer.values for layer in original.layers]
-    return form, values, Evaluator(form, values, samples, runtime=runtime, strict=bool(outputs), needed=needed)
+    form = original.session_form(settings.outputs, hoist=False)
+    values = [layer.values for layer in original.layers]
+    strict = bool(settings.outputs)
+    return form, values, Evaluator(form, values, samples, settings.runtime, strict=strict, needed=needed)
 
 
 def measure_restored(evaluator: Evaluator, restored: Model, outputs: Sequence[str]) -> Deviation:

@@ -250,7 +250,7 @@ class Settings:
     @property
     def runtime(self) -> Runtime:
         """How onnxruntime runs the model."""
-        return Runtime(self.threads, self.provider, self.custom_ops)
+        return Runtime(self.threads, self.provider, tuple(self.custom_ops))
 
     @property
     def work(self) -> Effort:
