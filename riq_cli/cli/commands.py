@@ -12,7 +12,7 @@ from dataclasses import fields
 import click
 
 from riq_cli.cli import interruption
-from riq_cli.cli.help import FAILED, TARGET, USAGE, WIDTH, known
+from riq_cli.cli.help import FAILED, TARGET, USAGE, WIDTH, alternatives
 from riq_cli.cli.terminal import error_line, say
 from riq_cli.errors import RiqError, SettingsError, TargetError
 from riq_cli.version import VERSION
@@ -45,7 +45,7 @@ class _Lazy(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            raise click.UsageError(f"{error.message} {known(args[0], _COMMANDS)}", ctx) from None
+            raise click.UsageError(f"{error.message} {alternatives(args[0], _COMMANDS)}", ctx) from None
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the topics and the exit codes."""

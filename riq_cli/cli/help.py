@@ -32,10 +32,11 @@ def grouped(heading: str, *options: Callable[[Any], Any]) -> Callable[[Decorated
     return decorate
 
 
-def known(name: str, names: Sequence[str]) -> str:
-    """The end of an error about a name that there is not: the one that was probably meant, and all that there are."""
+def alternatives(name: str, names: Sequence[str]) -> str:
+    """The end of an error about an unknown name: the name that was probably meant, and all that there are."""
     close = get_close_matches(name, names, 1)
-    return f"{f'Did you mean {close[0]}? ' if close else ''}There are {', '.join(names)}."
+    meant = f"Did you mean {close[0]}? " if close else ""
+    return f"{meant}There are {', '.join(names)}."
 
 
 class Command(click.Command):

@@ -9,7 +9,7 @@ from importlib.resources import files
 
 import click
 
-from riq_cli.cli.help import Command, known
+from riq_cli.cli.help import Command, alternatives
 
 TOPICS = {
     "commands": "Every command by example: data, options, exit codes.",
@@ -51,7 +51,7 @@ def topics(ctx: click.Context, topic: str | None) -> None:
     elif command := _group(ctx).get_command(root, topic):
         _show(command.get_help(click.Context(command, root, topic)))
     else:
-        raise click.UsageError(f"No such topic or command {topic!r}. {known(topic, _names(ctx))}", ctx)
+        raise click.UsageError(f"No such topic or command {topic!r}. {alternatives(topic, _names(ctx))}", ctx)
 
 
 def _group(ctx: click.Context) -> click.Group:
