@@ -205,6 +205,8 @@ def test_verify_is_a_gate(ready: Path) -> None:
     made = json.loads(riq("report", "model.riqz", "--json", folder=ready).stdout)["result"]
     assert document["deviation"] == made["deviation"]
     assert document["measured"] == made["measured"]
+    assert len(document["samples"]) == 12
+    assert max(document["samples"]) == document["worst"]
     strict = riq(*arguments, "heldout.npz", "--deviation", "1e-6", folder=ready)
     assert strict.returncode == 3
     assert b"ABOVE the bound of 1e-06" in strict.stdout
@@ -212,6 +214,20 @@ def test_verify_is_a_gate(ready: Path) -> None:
         json.loads(riq(*arguments, "heldout.npz", "--deviation", "1e-6", "--json", folder=ready).stdout)["holds"]
         is False
     )
+
+
+def test_verify_writes_a_page_beside_its_verdict(folder: Path) -> None:
+    arguments = ("verify", "model.riqz", "--against", "model.onnx", "--calibration", "heldout.npz", "--html")
+    done = riq(*arguments, "page.html", "--deviation", "1e-6", folder=folder)
+    assert done.returncode == 3
+    assert b"ABOVE the bound" in done.stdout and done.stderr.startswith(b"page.html: ")
+    page = (folder / "page.html").read_text()
+    assert "does not hold" in page and "The worst samples" in page
+    fails(1, "page.html: exists already", *arguments, "page.html", folder=folder)
+    fails(1, "heldout.npz: is read by this command", *arguments, "heldout.npz", "-f", folder=folder)
+    fails(2, "--json and --html - both want stdout", *arguments, "-", "--json", folder=folder)
+    done = riq(*arguments, "-", "--deviation", "1e-6", folder=folder)
+    assert (done.returncode, done.stdout.decode()) == (3, page)
 
 
 @pytest.mark.parametrize(

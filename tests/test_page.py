@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
 from riq_cli.entropy.histogram import Histogram, Table, encode_symbols
-from riq_cli.report import page
+from riq_cli.report import page, verification_page
 from riq_cli.report.figures import Axis, trace
 from riq_cli.report.histogram import histogram, histograms
 from riq_cli.text import tick
@@ -243,6 +244,45 @@ def test_the_rate_of_a_bias_does_not_squeeze_the_bars_of_large_layers() -> None:
     (large, full), (small, pale) = bars
     assert float(small) > 3 * float(large)
     assert full == ' style="width: 100.00%"' and pale == ' class="pale" style="width: 100.00%"'
+
+
+VERIFIED = {
+    "archive": "models/model.riqz", "against": "model.onnx", "deviation": 0.01, "standard_error": 0.005, "worst": 0.04,
+    "measured": [{"name": HOSTILE, "mean": 0.01, "worst": 0.04, "samples": 4, "standard_error": 0.005}],
+    "top1": [{"name": "logits", "samples": 4, "choices": 4, "kept": 3}],
+    "bound": 0.005, "margin": 1.0, "holds": False,
+    "constraint": {"value": 0.1, "limit": 0.05, "holds": False},
+}  # fmt: skip
+
+
+def test_a_verification_is_a_page_of_the_same_kind() -> None:
+    text = verification_page(VERIFIED, [0.0, 0.0, math.nan, 0.04, 0.0])
+    tree = Tree(text)
+    assert "<title>model.riqz: riq verify</title>" in text and tree.tags.count("script") == 1
+    said = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", text))
+    assert "verdict does not hold bound 0.005 on the deviation, with 1 standard errors added" in said
+    assert "deviation 0.01 ± 0.005; mean of 4 samples" in said
+    assert "relative error 14 %" in said and "top-1 kept 75 % 3 of 4 choices" in said
+    assert "constraint does not hold 0.1 ABOVE 0.05" in said
+    worst = re.findall(r'<tr><td class="number">(\d+)</td><td class="number">(.*?)</td>', text)
+    assert worst == [("3", "0.04"), ("0", "0"), ("1", "0"), ("4", "0")]
+    assert text.count(": 3 of the samples") == text.count(": 1 of the samples") == 1  # those of 0 in the first bar
+
+
+def test_a_verification_of_nothing_or_of_equal_outputs_is_a_page_too() -> None:
+    nothing = {"archive": "m.riqz", "against": "-", "bound": None, "margin": 0.0, "holds": True}
+    text = verification_page(nothing, [])
+    assert "No float output was measured." in text and "no bound on the deviation" in text
+    equal = nothing | {
+        "deviation": 0.0, "standard_error": None, "worst": 0.0,
+        "measured": [{"name": "y", "mean": 0.0, "worst": 0.0, "samples": 1, "standard_error": None}],
+    }  # fmt: skip
+    text = verification_page(equal, [0.0])
+    assert '<figure class="trace">' not in text and "The worst samples" in text
+    broken = equal | {"deviation": math.inf, "worst": math.inf, "bound": 0.01}
+    broken["measured"] = [{"name": "y", "mean": math.inf, "worst": math.inf, "samples": 2, "standard_error": None}]
+    text = verification_page(broken, [math.inf, 0.02])
+    assert "nan" not in "".join(re.findall(r'(?:cx|cy|x1|y1|x2|y2|d|width|height)="([^"]*)"', text))
 
 
 # ---- in a browser ----

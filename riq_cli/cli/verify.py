@@ -8,10 +8,11 @@ import click
 
 from riq_cli.cli import constraints, options
 from riq_cli.cli.help import TARGET, Command, grouped
+from riq_cli.cli.paths import check_outputs, check_stdout, write
 from riq_cli.cli.quantities import parse_fraction
 from riq_cli.cli.terminal import print_json, say, warn_line
 from riq_cli.errors import SettingsError
-from riq_cli.report import judgement, reservation, top1_text, with_derived
+from riq_cli.report import judgement, reservation, top1_text, verification_page, with_derived
 from riq_cli.text import counted, deviation_text, shortened
 
 
@@ -24,6 +25,8 @@ riq verify model.riqz --against model.onnx --calibration heldout.npz \
     --deviation 0.012 --json
 riq verify model.riqz --against model.onnx --calibration heldout.npz \
     --labels heldout_labels.npy
+riq verify model.riqz --against model.onnx --calibration heldout.npz \
+    --html verified.html
 """,
     target="the deviation is above the bound",
     short_help="Measure the deviation on other data; exit 3 if above the bound.",
@@ -41,14 +44,25 @@ riq verify model.riqz --against model.onnx --calibration heldout.npz \
 @grouped("Model", options.follow_links_option)
 @options.running_options
 @options.image_options
-@grouped("Output", options.json_option, options.max_size_option, options.quiet_option, options.verbose_option)
+@grouped(
+    "Output",
+    click.option("--html", "page_path", type=options.output_type, metavar="FILE",
+                 help="Write one self-contained page as well, with the worst samples; - for stdout."),
+    options.json_option,
+    options.force_option,
+    options.max_size_option,
+    options.quiet_option,
+    options.verbose_option,
+)  # fmt: skip
 def verify(
     archive: str,
     against: str,
     calibration: str,
     deviation: float | None,
     follow_links: bool,
+    page_path: str | None,
     max_size: int,
+    force: bool,
     as_json: bool,
     quiet: bool,
     verbose: int,
@@ -66,6 +80,8 @@ def verify(
 
     if archive == against == "-":
         raise click.UsageError("only one of ARCHIVE and --against can come from stdin")
+    check_stdout({"--json": as_json, "--html -": page_path == "-"})
+    check_outputs((page_path,), (archive, against, calibration, *constraints.files(running)), force)
     images = options.taken(running, options.IMAGES)
     asked = options.taken(running, constraints.OPTIONS)
     margin = asked.get("margin", 0.0)
@@ -89,11 +105,15 @@ def verify(
         raise SettingsError("a margin in standard errors needs two samples at least")
     within = bound is None or found.mean + margin * (found.standard_error or 0.0) <= bound
     holds = within and (judged is None or judged.holds)
+    samples = found.by_sample.tolist() if found.is_measured else []
+    document = {"archive": archive, "against": against, **with_derived(found.recorded())}
+    document |= {"bound": bound, "margin": margin, "holds": holds}
+    document |= {} if judged is None else {"constraint": judged.recorded()}
+    if page_path is not None:
+        write(page_path, verification_page(document, samples).encode(), force, quiet)
     if as_json:
-        document = {"archive": archive, "against": against, **with_derived(found.recorded())}
-        document |= {"bound": bound, "margin": margin, "holds": holds}
-        print_json(document | ({} if judged is None else {"constraint": judged.recorded()}))
-    elif not quiet:
+        print_json(document | {"samples": samples})
+    elif not quiet and page_path != "-":
         verdict = "" if bound is None else f", {'within' if within else 'ABOVE'} the bound of {bound:g}"
         verdict += f" with {margin:g} standard errors added" if verdict and margin else ""
         measured = (

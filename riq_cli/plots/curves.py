@@ -170,7 +170,9 @@ def _series(sweeps: Sweeps, by_epsilon: bool) -> list[_Series]:
     for name, points in sweeps.items():
         for point in points:
             parts = [part for part in point.settings.split("; ") if not part.startswith("k=")]
-            if by_epsilon and point.epsilon is not None:
+            if by_epsilon:
+                if point.epsilon is None:  # out of reach
+                    continue
                 parts = [f"epsilon={point.epsilon:g}", *(part for part in parts if not part.startswith("epsilon="))]
             found.setdefault((name, point.preset, "; ".join(filter(None, parts)), point.calibration), []).append(point)
     varied = [len(set(values)) > 1 for values in zip(*found, strict=True)]

@@ -15,6 +15,7 @@ Kind = Literal["holds", "misses", "other", "chosen"]
 _RADIUS: dict[Kind, float] = {"holds": 4.5, "misses": 4.5, "other": 3, "chosen": 7}
 _NEAR = 4.0  # factor on k up to which an evaluation is where it belongs; farther ones are drawn at the edge
 _LINEAR = 5.0  # factor between its ends up to which a logarithmic axis has linear ticks
+_BARS = 26  # of a histogram of deviations
 _FEW = 3  # with fewer ticks an axis cannot be read
 
 
@@ -106,14 +107,37 @@ def histogram(one: Histogram) -> str:
     parts = [_frame(x, y, whole, y.ticks(5), label, "", percent=True)]
     for number, fraction in enumerate(one.fractions):
         symbol, top_of_bar = one.first + number * one.step, y(fraction)
-        begin, end = x(symbol - 0.5), x(symbol + one.step - 0.5)
-        gap = min(1.0, (end - begin) / 5)
         symbols = f"{symbol} to {symbol + one.step - 1}" if one.step > 1 else f"{symbol}"
-        parts.append(
-            f'<rect class="bar" x="{begin:.2f}" y="{top_of_bar:.2f}" width="{end - begin - gap:.2f}" '
-            f'height="{y.start - top_of_bar:.2f}"><title>symbol {symbols}: {fraction:.2%} of the weights</title></rect>'
-        )
+        title = f"symbol {symbols}: {fraction:.2%} of the weights"
+        parts.append(_bar(x(symbol - 0.5), x(symbol + one.step - 0.5), top_of_bar, y.start, title))
     return _svg(width, height, f"Symbols of {one.layer.name}", parts)
+
+
+def deviations(values: Sequence[float], mean: float, bound: float | None) -> str:
+    """How many samples have which deviation, on a logarithmic axis, with their mean and its bound.
+
+    Nothing where no deviation is above 0 and finite; deviations of 0 are in the first bar, infinite ones in the last.
+    """
+    seen = [value for value in values if 0 < value < math.inf]
+    if not seen:
+        return ""
+    width, height, left, right, top, bottom = 520, 240, 46, 12, 12, 46
+    lines = {"mean": mean, "target": bound}
+    drawn = {kind: value for kind, value in lines.items() if value and math.isfinite(value)}
+    x = Axis(*_widened([*seen, *drawn.values()]), left, width - right, log=True)
+    step = (x.high / x.low) ** (1 / _BARS)
+    counts = [0] * _BARS
+    for value in values:
+        place = math.log(min(max(value, x.low), x.high) / x.low) / math.log(step)
+        counts[min(int(place), _BARS - 1)] += 1
+    y = Axis(0.0, max(counts) * 1.05, height - bottom, top)
+    whole = [at for at in y.ticks(5) if at == round(at)]
+    parts = [_frame(x, y, x.ticks(7), whole, "deviation", "samples")]
+    for number, count in enumerate(counts):
+        low, high = x.low * step**number, x.low * step ** (number + 1)
+        parts.append(_bar(x(low), x(high), y(count), y.start, f"{low:.3g} to {high:.3g}: {count} of the samples"))
+    parts += [line(kind, x(value), y.start, x(value), y.end) for kind, value in drawn.items()]
+    return _svg(width, height, f"Deviations of {len(values)} samples", parts)
 
 
 def mark(kind: Kind, x: float, y: float, title: str = "") -> str:
@@ -128,6 +152,15 @@ def mark(kind: Kind, x: float, y: float, title: str = "") -> str:
 def line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
     """A line of a kind that the style sheet knows."""
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _bar(begin: float, end: float, top: float, bottom: float, title: str) -> str:
+    """A bar with a gap beside it."""
+    gap = min(1.0, (end - begin) / 5)
+    return (
+        f'<rect class="bar" x="{begin:.2f}" y="{top:.2f}" width="{end - begin - gap:.2f}" '
+        f'height="{bottom - top:.2f}"><title>{title}</title></rect>'
+    )
 
 
 def _within(value: float, middle: float, factor: float) -> float:

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, TypeGuard
@@ -73,11 +73,6 @@ def page(archive: Archive, name: str, log: SearchLog | None = None) -> str:
     Raises:
         CorruptArchive: a layer is damaged.
     """
-    folder = files("riq_cli.report")
-    style = folder.joinpath("page.css").read_text(encoding="utf-8")
-    script = folder.joinpath("page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
     sums = totals(archive)
     sections = (
         _totals(archive, sums),
@@ -87,19 +82,32 @@ def page(archive: Archive, name: str, log: SearchLog | None = None) -> str:
         _search(archive, log),
         _made(archive, name, log.command if log else None),
     )
+    return document(f"{name}: riq report", name, sections)
+
+
+# ---- what pages have in common ----
+
+
+def document(title: str, heading: str, sections: Iterable[str]) -> str:
+    """A page of sections of HTML; its title and its heading are untrusted text."""
+    folder = files("riq_cli.report")
+    style = folder.joinpath("page.css").read_text(encoding="utf-8")
+    script = folder.joinpath("page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html_text(name)}: riq report</title>
+<title>{html_text(title)}</title>
 <style>
 {style}</style>
 </head>
 <body>
 <main>
-<h1>{html_text(name)}</h1>
+<h1>{html_text(heading)}</h1>
 {"".join(sections)}
 </main>
 <script>{script}</script>
@@ -108,13 +116,35 @@ def page(archive: Archive, name: str, log: SearchLog | None = None) -> str:
 """
 
 
+def cards(items: Iterable[tuple[str, str, str]]) -> str:
+    """Figures in boxes, each as a term, a value and a note in HTML."""
+    boxes = (f"<div><dt>{term}</dt><dd>{value} <small>{note}</small></dd></div>" for term, value, note in items)
+    return f'<dl class="totals">{"".join(boxes)}</dl>\n'
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
+    """A table of cells in HTML; the first `left` columns to the left, numbers in the others to the right."""
+    kinds = [""] * left + [' class="number"'] * (len(header) - left)
+    head = "".join(f'<th scope="col"{kind}>{text}</th>' for kind, text in zip(kinds, header, strict=True))
+    body = "".join(
+        f"<tr>{''.join(f'<td{kind}>{cell}</td>' for kind, cell in zip(kinds, row, strict=True))}</tr>" for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>\n'
+
+
+def key_of(items: Iterable[tuple[str, str]]) -> str:
+    """What the marks and lines of a picture mean, each as SVG and a text in HTML."""
+    marks = (f'<li><svg viewBox="0 0 22 16" aria-hidden="true">{mark}</svg>{text}</li>' for mark, text in items)
+    return f'<ul class="key">{"".join(marks)}</ul>'
+
+
 # ---- totals ----
 
 
 def _totals(archive: Archive, sums: Totals) -> str:
     result, settings, source = archive.manifest.result, archive.manifest.settings, sums.source_bytes
     whence = f"from {human_size(source)}" if source else f"{sums.archive_bytes:,} bytes"
-    cards = [
+    boxes = [
         ("size", human_size(sums.archive_bytes), whence),
         ("compression ratio", f"×{shown(sums.ratio, '.2f')}", f"×{sums.ratio_eq2:.2f} by eq. (2), layers alone"),
         ("rate", f"{sums.rate:.3g}", f"bits/weight; {sums.weights:,} weights in {sums.layers} layers"),
@@ -127,19 +157,18 @@ def _totals(archive: Archive, sums: Totals) -> str:
         notes += [f"worst sample {shown(result.get('worst'), '.3g')}"]
         if "holdout" in result:
             notes.append(f"held out {deviation_text(result['holdout'], result.get('holdout_standard_error'))}")
-        cards.append(("deviation", shown(result["deviation"], ".3g"), "; ".join(notes)))
+        boxes.append(("deviation", shown(result["deviation"], ".3g"), "; ".join(notes)))
     for found in result.get("top1", ()):
         notes = [top1_text(found, brief=True), f"at {html_text(shortened(found['name']))}"]
         held = [one for one in result.get("holdout_top1", ()) if one["name"] == found["name"]]
         notes += [f"held out {top1_text(one)}" for one in held]
-        cards.append(("top-1 kept", percent(found["kept"] / found["choices"]), "; ".join(notes)))
+        boxes.append(("top-1 kept", percent(found["kept"] / found["choices"]), "; ".join(notes)))
     if "constraint" in result:
         note = judgement(result["constraint"], brief=True)
         if "constraint_holdout" in result:
             note += f"; held out: {judgement(result['constraint_holdout'], brief=True)}"
-        cards.append(("constraint", html_text(settings.get("objective", "–")), html_text(note)))
-    shown_cards = (f"<div><dt>{term}</dt><dd>{value} <small>{note}</small></dd></div>" for term, value, note in cards)
-    return f'<dl class="totals">{"".join(shown_cards)}</dl>\n'
+        boxes.append(("constraint", html_text(settings.get("objective", "–")), html_text(note)))
+    return cards(boxes)
 
 
 def _parts(sums: Totals) -> str:
@@ -256,10 +285,7 @@ def _search(archive: Archive, log: SearchLog | None) -> str:
     if not points:
         return _HOW_TO_PLOT if log is None and chosen else ""
     target = target if _plottable(target) else None
-    numbers = "".join(
-        f'<tr><td class="number">{n}</td><td class="number">{k:.5g}</td><td class="number">{value:.4g}</td></tr>'
-        for n, (k, value) in enumerate(points, 1)
-    )
+    numbers = [(f"{n}", f"{k:.5g}", f"{value:.4g}") for n, (k, value) in enumerate(points, 1)]
     key = [
         (figures.mark("holds", 11, 8), "meets the target" if target else "an evaluation"),
         *([(figures.mark("misses", 11, 8), "misses it")] if target else []),
@@ -268,9 +294,6 @@ def _search(archive: Archive, log: SearchLog | None) -> str:
         (figures.line("theory", 0, 8, 22, 8), "1/k², what theory expects"),
         *([(figures.line("target", 0, 8, 22, 8), f"target {target:g}")] if target else []),
     ]
-    explained = "".join(
-        f'<li><svg viewBox="0 0 22 16" aria-hidden="true">{symbol}</svg>{text}</li>' for symbol, text in key
-    )
     return (
         "<h2>The search</h2>\n"
         f'<p class="soft">Deviation of the {html_text(result.get("allocation", "–"))} allocation with '
@@ -278,10 +301,8 @@ def _search(archive: Archive, log: SearchLog | None) -> str:
         "on the samples of the search, on those held out, and of the restored model. What is far off is drawn pale, at "
         "the edge.</p>\n"
         f'<figure class="trace">{figures.trace(points, others, target, chosen)}'
-        f'<ul class="key">{explained}</ul></figure>\n'
-        "<details><summary>The numbers</summary><table><thead>"
-        '<tr><th scope="col" class="number">#</th><th scope="col" class="number">k</th>'
-        f'<th scope="col" class="number">deviation</th></tr></thead><tbody>{numbers}</tbody></table></details>\n'
+        f"{key_of(key)}</figure>\n"
+        f"<details><summary>The numbers</summary>{table(('#', 'k', 'deviation'), numbers, left=0)}</details>\n"
     )
 
 
