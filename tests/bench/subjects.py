@@ -13,22 +13,6 @@ import riq_cli as riq
 from tests import zoo
 from tests.zoo.recipe import batched, runner
 
-PUBLIC = (
-    "magika",
-    "efficientnet-lite0",
-    "minilm-l6",
-    "ppocr4-rec",
-    "ppocr4-det",
-    "ppocr4-cls",
-    "silero-vad",
-    "silero-vad-seq",
-    "basic-pitch",
-    "romanizer-encoder",
-    "romanizer-decoder",
-    "mnist-cnn",
-    "ddddocr",
-    "ddddocr-det",
-)
 SAMPLES = ("cnn", "lstm", "transformer")  # in sample_models/
 _FOLDER = Path(__file__).parent.parent.parent / "sample_models"
 
