@@ -45,8 +45,8 @@ def test_a_row_says_what_the_default_gives_and_how_others_compare() -> None:
 
 def test_a_model_that_int8_does_not_take_has_dashes() -> None:
     assert list(beside_int8(ROWS, {"a": Int8(1_000_000, 800_000, 0.5)}, ["a", "b"]))[1:] == [
-        "| a | top-1 | 4 MB, 90.0% | 1 MB, 50.0% | 800 kB, 50.0% | 200 kB, 87.5% | 500 kB, 87.5% |",
-        "| b | top-1 | 4 MB, 90.0% | – | – | 1.23 MB, 87.5% | – |",
+        "| a | top-1 | 4 MB, 90.0 % | 1 MB, 50.0 % | 800 kB, 50.0 % | 200 kB, 87.5 % | 500 kB, 87.5 % |",
+        "| b | top-1 | 4 MB, 90.0 % | – | – | 1.23 MB, 87.5 % | – |",
     ]
 
 

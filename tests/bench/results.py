@@ -139,10 +139,10 @@ def page(rows: Rows, baselines: dict[str, Int8], names: Sequence[str], commit: s
     yield from beside_int8(rows, baselines, names)
     yield "\n## Targets\n"
     yield (
-        "Archives of the default preset, `small`. × fast and × paper: size of the archive\n"
-        "of that preset over its size; * where the paper's ε₀ = 0.01 does not reach the\n"
-        "target and was lowered for it. Deviation: on the calibration samples, and held\n"
-        "out.\n"
+        "Archives of the default preset, `small`. × fast and × paper: size of the\n"
+        "archive of that preset over its size; * where the paper's ε₀ = 0.01 does not\n"
+        "reach the target and was lowered for it. Deviation: on the calibration samples,\n"
+        "and on held-out data.\n"
     )
     for target in TARGETS:
         yield f"At a deviation of {target:g}:\n"
@@ -150,9 +150,9 @@ def page(rows: Rows, baselines: dict[str, Int8], names: Sequence[str], commit: s
         yield ""
     yield "## Presets\n"
     yield (
-        "Size of the archive and time of the search, both over those of the default preset:\n"
-        "geometric means over models and both targets. Some presets are measured on models\n"
-        f"below {_FEW_BYTES / 1e6:g} MB alone.\n"
+        "Size of the archive and time of the search, both over those of the default\n"
+        "preset: geometric means over models and both targets. Some presets are measured\n"
+        f"on models below {_FEW_BYTES / 1e6:g} MB alone.\n"
     )
     yield from beside_default(rows)
 
@@ -241,4 +241,4 @@ def _cell(size: int | None, score: float | None) -> str:
     if size is None:
         return NONE
     shown = f"{size / 1e6:.3g} MB" if size >= 1e6 else f"{size / 1e3:.3g} kB"
-    return shown if score is None else f"{shown}, {score:.1%}"
+    return shown if score is None else f"{shown}, {100 * score:.1f} %"
