@@ -134,8 +134,9 @@ def test_every_command_works(page: str, command: str, folder: Path) -> None:
 
 
 def shape(printed: str) -> str:
-    """What a command prints, without the numbers, and without the trellis, which pays where there is more to round."""
-    return re.sub(r"\d[\d,.]*(e-\d+)?( [kM]?B\b)?", "#", printed.strip()).replace(" trellis", "")
+    """What a command prints, without its numbers, and without what depends on them: the trellis and the advice."""
+    numbered = re.sub(r"\d[\d,.]*(e-\d+)?( [kM]?B\b)?", "#", printed.strip())
+    return re.sub(r" trellis|\n  advice .*", "", numbered)
 
 
 def test_the_readme_shows_what_the_commands_print(folder: Path) -> None:
