@@ -20,7 +20,7 @@ FLOORS = {
 }  # fmt: skip
 DOORS = {
     "onnx": {"model"}, "google": {"model"}, "onnxruntime": {"runtime"}, "constriction": {"entropy"},
-    "click": {"cli"}, "tqdm": {"cli"}, "PIL": {"calibration"},
+    "click": {"cli"}, "PIL": {"calibration"},
     "matplotlib": {"plots"},
 }  # fmt: skip
 WITHOUT_NUMPY = {
@@ -87,7 +87,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys; sys.argv = ['riq', *sys.argv[1:]]\n"
         "from riq_cli.cli import main\n"
-        "heavy = {'numpy', 'onnx', 'onnxruntime', 'constriction', 'tqdm', 'matplotlib'}\n"
+        "heavy = {'numpy', 'onnx', 'onnxruntime', 'constriction', 'matplotlib'}\n"
         "try: main()\n"
         "finally: print(sorted(heavy & set(sys.modules)))"
     )

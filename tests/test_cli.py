@@ -129,7 +129,7 @@ def test_the_log_of_a_search_that_fails_ends_with_why(folder: Path) -> None:
     *searched, last = [json.loads(line) for line in (folder / "search.jsonl").read_text().splitlines()]
     assert last["phase"] == "failed"
     assert re.match("a deviation of 1e-06 is not reached with epsilon = 0.2: the best is", last["error"])
-    assert searched and {line["phase"] for line in searched} == {"search"}
+    assert searched and {line["phase"] for line in searched} == {"original", "search"}
 
 
 def test_pipes_carry_archive_and_model(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import sys
 import time
@@ -17,8 +16,9 @@ from riq_cli.cli import constraints, options
 from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.log import search_log, step_record, trace
 from riq_cli.cli.paths import check_binary, check_outputs, check_stdout, refuse_sources
+from riq_cli.cli.progress import Wait
 from riq_cli.cli.quantities import parse_bits, parse_number, parse_ratio, parse_size, parse_target
-from riq_cli.cli.terminal import ProgressBar, print_json, say
+from riq_cli.cli.terminal import print_json, say
 from riq_cli.memory import give_back_large_arrays
 from riq_cli.report import judgement, layers_at, reservation, searched, top1_text, totals, with_derived
 from riq_cli.text import counted, deviation_text, human_size, percent, shortened, times
@@ -155,36 +155,30 @@ def compress(
     wanted = Settings(layout=layout, constraint=constraint, margin=asked.get("margin"), **chosen)
     source = options.load_model(model, follow_links)
     refuse_sources((path, log_path), source.external_files)
-    bar = ProgressBar(quiet)
+    wait = Wait("running the original", quiet, verbose, may_be_faster=wanted.is_free)
     if data is None and not all(layer.is_quantized or layer.structural for layer in source.layers):
-        bar.warn(
+        wait.warn(
             "no --calibration: measured on random samples, which predict real data poorly (the paper's Fig. 1a); "
             "give real ones for a promise that holds on them"
         )
     records: list[dict[str, Any]] = []
-    stages: dict[str, float] = {}  # seconds of each phase
-    last = time.monotonic()
     with search_log(log_path, force) as log:
 
         def tell(step: Progress) -> None:
-            nonlocal last
-            bar(step)
-            now = time.monotonic()
-            stages[step.phase] = stages.get(step.phase, 0.0) + now - last
-            last = now
+            wait(step)
             if record := step_record(step):
                 log(record)
                 records.append(record)
 
-        with contextlib.closing(bar), options.coding_executor(source.layers) as executor:
-            archive = compress_model(source, data, wanted, progress=tell, warn=bar.warn, executor=executor)
+        with wait, options.coding_executor(source.layers) as executor:
+            archive = compress_model(source, data, wanted, progress=tell, warn=wait.warn, executor=executor)
         if path == "-":
             archive.write(sys.stdout.buffer)
             sys.stdout.flush()  # what fails here is told before, and not after, that it was done
         else:
             archive.save(path, force)
         facts = _facts(archive, model, path, time.monotonic() - began, records)
-        facts["stage_seconds"] = {phase: round(seconds, 3) for phase, seconds in stages.items()}
+        facts["stage_seconds"] = {phase: round(seconds, 3) for phase, seconds in wait.seconds.items()}
         log({"phase": "result"} | {key: value for key, value in facts.items() if not key.endswith("trace")})
     if as_json:
         print_json(facts)

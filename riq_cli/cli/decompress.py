@@ -13,7 +13,8 @@ import click
 from riq_cli.cli import options
 from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.paths import check_binary, check_outputs
-from riq_cli.cli.terminal import ProgressBar, say
+from riq_cli.cli.progress import Wait
+from riq_cli.cli.terminal import say
 from riq_cli.errors import ModelError, OutputError
 from riq_cli.text import human_size
 
@@ -58,8 +59,8 @@ def decompress(archive: str, model_path: str | None, max_size: int, force: bool,
         layers = opened.manifest.layers
         if model_path != "-":
             _refuse_original(Path(model_path), opened.manifest.source)
-        with contextlib.closing(ProgressBar(quiet)) as bar, options.coding_executor(layers) as executor:
-            model = restore(opened, progress=bar, executor=executor)
+        with Wait("restoring layers", quiet, verbose) as wait, options.coding_executor(layers) as executor:
+            model = restore(opened, progress=wait, executor=executor)
     if model_path == "-":
         model.write(sys.stdout.buffer)
         return

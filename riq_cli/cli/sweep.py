@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,9 @@ from riq_cli.cli import options
 from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.log import search_log, step_record
 from riq_cli.cli.paths import check_outputs, check_stdout, picture_type, refuse_sources, write
+from riq_cli.cli.progress import Wait
 from riq_cli.cli.quantities import parse_number, parse_numbers, parse_targets
-from riq_cli.cli.terminal import ProgressBar, print_json, say
+from riq_cli.cli.terminal import print_json, say
 from riq_cli.errors import CalibrationError, Interrupted, PointsError
 from riq_cli.files import growing_file
 from riq_cli.memory import give_back_large_arrays
@@ -125,7 +126,7 @@ def sweep(
     give_back_large_arrays()
     from riq_cli.calibration import Calibration
     from riq_cli.pipeline import sweep as sweep_model
-    from riq_cli.pipeline.settings import once
+    from riq_cli.pipeline.progress import once
 
     ks, deviations = ks and tuple(dict.fromkeys(ks)), tuple(dict.fromkeys(deviations))  # each is one point
     curves = {preset: _goals(preset, ks, deviations, options.given(settings)) for preset in presets}
@@ -144,8 +145,8 @@ def sweep(
         raise PointsError(
             f"{path}: holds points of another model (SHA-256 {other}…, not {identity['model']}…); {_ANOTHER_FILE}"
         )
-    bar = ProgressBar(quiet)
-    warn = once(bar.warn)  # each curve may have the same to say
+    wait = Wait("running the original", quiet, verbose)
+    warn = once(wait.warn)  # each curve may have the same to say
     if calibration is None:
         warn("no --calibration: measured on random samples, which predict real data poorly (the paper's Fig. 1a)")
     points = list(kept)
@@ -154,11 +155,11 @@ def sweep(
             search_log(log_path, force) as log,
             _lines(path, size, as_json) as add,
             options.coding_executor(source.layers) as executor,
-            contextlib.closing(bar),
+            wait,
         ):
 
             def tell(step: Progress) -> None:
-                bar(step)
+                wait(replace(step, expected=()))  # of one goal of many
                 log(step_record(step))
 
             for preset, goals in curves.items():
@@ -171,7 +172,7 @@ def sweep(
                     point = _point(_asked(preset, outcome.settings, identity), outcome)
                     points.append(point)
                     add(point)
-                    bar.close()
+                    wait.clear()
                     if not quiet:
                         say(_summary(point), err=True)
     except Interrupted as error:

@@ -1,20 +1,15 @@
-"""What goes to the terminal: messages, tables, progress."""
+"""What goes to the terminal: messages, tables."""
 
 from __future__ import annotations
 
 import json
-import math
-import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from riq_cli.cli.help import WIDTH
 from riq_cli.text import finite, printable, shortened
-
-if TYPE_CHECKING:
-    from riq_cli.pipeline import Progress
 
 _NAME = 16  # letters of a name in a narrow table, at least
 
@@ -64,56 +59,3 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int, narro
         ).rstrip()
         for line in lines
     ]
-
-
-_UNITS = {"search": " evaluations", "statistics": " layers", "gradients": " steps", "probe": " layers"}
-
-
-class ProgressBar:
-    """A tqdm bar on stderr, only where that is a terminal; call it with each `Progress`."""
-
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
-        self._bar: Any = None
-        self._phase = ""
-
-    def __call__(self, step: Progress) -> None:
-        """Show a step."""
-        if self._quiet or not sys.stderr.isatty():
-            return
-        if step.phase != self._phase:
-            self.close()
-            self._open(step)
-        self._bar.update(step.done - self._bar.n)
-        if step.phase == "search":
-            upper = "…" if math.isinf(step.high) else f"{step.high:.5g}"
-            value = f"{step.measure} {step.value:.3g}"
-            self._bar.set_postfix_str(f"k {step.k:.5g}, {value}, k in [{step.low:.5g}, {upper}]")
-
-    def _open(self, step: Progress) -> None:
-        from tqdm import tqdm
-
-        self._phase = step.phase
-        search = step.phase == "search"
-        self._bar = tqdm(
-            desc=step.phase,
-            total=None if search else step.total,
-            unit=_UNITS.get(step.phase, " weights"),
-            unit_scale=step.phase not in _UNITS,
-            bar_format="{desc}: {n_fmt}{unit} [{elapsed}{postfix}]" if search else None,
-            leave=False,
-            file=sys.stderr,
-            dynamic_ncols=True,
-        )
-
-    def warn(self, message: str) -> None:
-        """Print a warning in the bar's place, unless nothing is to be printed."""
-        self.close()
-        if not self._quiet:
-            warn_line(message)
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar, self._phase = None, ""

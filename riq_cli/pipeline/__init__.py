@@ -1,8 +1,9 @@
 """compress, decompress, verify and sweep."""
 
 from riq_cli.pipeline.compression import compress
+from riq_cli.pipeline.progress import Progress
 from riq_cli.pipeline.restoration import check, decompress, verify
-from riq_cli.pipeline.settings import PRESETS, FixedLayout, Progress, Settings
+from riq_cli.pipeline.settings import PRESETS, FixedLayout, Settings
 from riq_cli.pipeline.sweep import Outcome, sweep
 
 __all__ = [

@@ -9,7 +9,8 @@ from dataclasses import asdict, replace
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
 from riq_cli.model import Model
 from riq_cli.pipeline.layer_entry import encode_layer
-from riq_cli.pipeline.settings import Progress, Report, Settings
+from riq_cli.pipeline.progress import Progress, Report
+from riq_cli.pipeline.settings import Settings
 from riq_cli.pipeline.weights import Plans, Shift, Weights, Widths
 from riq_cli.version import VERSION
 

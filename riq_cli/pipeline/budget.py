@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from riq_cli.archive import Archive
 from riq_cli.errors import TargetError
 from riq_cli.model import Model
-from riq_cli.pipeline.settings import Settings, Warn
+from riq_cli.pipeline.progress import Warn
+from riq_cli.pipeline.settings import Settings
 from riq_cli.pipeline.solution import Solution
 from riq_cli.pipeline.solver import INVISIBLE, Solver
 from riq_cli.pipeline.weights import Weights, Widths

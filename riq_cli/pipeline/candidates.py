@@ -6,7 +6,8 @@ import fnmatch
 from collections.abc import Iterable
 
 from riq_cli.model import Layer, Model
-from riq_cli.pipeline.settings import Settings, Warn
+from riq_cli.pipeline.progress import Warn
+from riq_cli.pipeline.settings import Settings
 from riq_cli.pipeline.weights import is_matrix
 from riq_cli.text import counted, shortened
 

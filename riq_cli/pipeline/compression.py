@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,9 +23,11 @@ from riq_cli.pipeline.fitting import Fit
 from riq_cli.pipeline.fixed_layout import FixedLayoutSearch
 from riq_cli.pipeline.measuring import Measuring
 from riq_cli.pipeline.objective import ConstraintObjective, DeviationObjective, Objective, base_scheme
+from riq_cli.pipeline.progress import Expected, Progress, Report, Warn, once
 from riq_cli.pipeline.restoration import decompress, measure_restored
 from riq_cli.pipeline.samples import compensates, roles
-from riq_cli.pipeline.settings import DEFAULT_EPSILON, PRESETS, Phase, Progress, Report, Settings, Warn, once
+from riq_cli.pipeline.schedule import schedule
+from riq_cli.pipeline.settings import DEFAULT_EPSILON, PRESETS, Settings
 from riq_cli.pipeline.solution import Scheme, Solution
 from riq_cli.pipeline.solver import Preparation, Solver
 from riq_cli.pipeline.unchangeable import UnchangeableError
@@ -183,7 +186,9 @@ class Compression:
     def _bench(self, pool: Executor) -> Bench:
         settings, searches = self._settings, self._settings.k is None
         form = self._form(searches)
+        began = time.perf_counter()
         evaluator = self._evaluator(form, self._samples, lean=searches)
+        seconds = time.perf_counter() - began
         evaluator.warn_of_undefined(self._warn)
         defined = evaluator.defined
         measurable = [number for number, rows in enumerate(defined) if any(rows)]
@@ -201,12 +206,17 @@ class Compression:
         judging = sum(samples[number].rows for number in parts.held_out or parts.every)
         if settings.margin and settings.deviation is not None and judging < 2:
             raise SettingsError("a margin in standard errors needs two samples at least, held-out ones if any are")
-        measuring = Measuring(settings, self._weights, evaluator, form, parts, pool, self._note)
+        measuring = Measuring(settings, self._weights, evaluator, form, parts, pool, self._note, self._progress)
         fit = self._fit(form, [[samples[n] for n in half] for half in parts.fit], evaluator, pool) if fits else None
-        probed = [samples[number] for number in parts.others if any(defined[kept[number]])]
+        others = [samples[number] for number in parts.others if any(defined[kept[number]])]
         probes = settings.allocation == "measured" and "allocation" not in settings.without and searches
-        prober = self._prober(form, evaluator, probed) if probes and evaluator.measured and probed else None
-        preparation = Preparation(measuring, fit, prober, self._progress, self._warn)
+        step = -(-len(others) // _PROBE_SAMPLES[self._weights.total > _SMALL]) or 1
+        probed = others[::step] if probes and evaluator.measured else []
+        prober = self._prober(form, evaluator, probed) if probed else None
+        preparation = Preparation(measuring, fit, prober, self._warn)
+        expected = schedule(settings, self._weights, parts, fit, len(probed), seconds / len(self._samples))
+        original = Expected("original", seconds)
+        self._progress(Progress("original", len(samples), len(samples), expected=(original, *expected)))
         if form.hoisted or evaluator.is_lean:  # what is measured last is the model as it is restored
             evaluator = self._evaluator(self._model.session_form(settings.outputs, hoist=False), samples)
         rows = sum(map(sum, defined))
@@ -237,17 +247,12 @@ class Compression:
             self._model.layers, observed, evaluator.measured, samples, second, settings.runtime, evaluator.is_lean,
             self._model.release,
         )  # fmt: skip
-
-        def tell(phase: Phase, done: int, total: int) -> None:
-            self._progress(Progress(phase, done, total))
-
-        return Fit(weights, chosen, seen, settings.work, pool, tell, self._warn)
+        return Fit(weights, chosen, seen, settings.work, pool, self._progress, self._warn)
 
     def _prober(self, form: SessionForm, evaluator: Evaluator, samples: Sequence[Sample]) -> Callable[[], Prober]:
-        """What starts a session that probes layers on a few of the samples."""
-        step = -(-len(samples) // _PROBE_SAMPLES[self._weights.total > _SMALL])
+        """What starts a session that probes layers on samples."""
         runtime = self._settings.runtime
-        return lambda: Prober(probe_form(form), self._originals, evaluator.measured, samples[::step], runtime)
+        return lambda: Prober(probe_form(form), self._originals, evaluator.measured, samples, runtime)
 
     def _evaluator(self, form: SessionForm, samples: Sequence[Sample], lean: bool = False) -> Evaluator:
         settings = self._settings
@@ -324,7 +329,7 @@ class Compression:
         if settings.constraint is None:
             return DeviationObjective(bench.measuring, settings.deviation or 0.0)
         kind = ConstraintObjective if settings.layout is None else FixedLayoutSearch
-        objective = kind(bench.measuring, settings.constraint, self._originals, self._progress)
+        objective = kind(bench.measuring, settings.constraint, self._originals)
         self._judged = lambda: len(objective.trace)
         return objective
 
@@ -348,7 +353,7 @@ class Compression:
         measuring, outputs, scheme = bench.measuring, self._settings.outputs, solution.scheme
         measuring.free_memory()
         archive = self._assembled(solution.widths, scheme.plans, executor)
-        restored = decompress(archive, executor=executor)
+        restored = decompress(archive, progress=self._progress, executor=executor)
         try:
             deviation = measure_restored(bench.evaluator, restored, outputs)
         except ModelError:  # the original ran: it is what these weights make of the model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,8 @@ import numpy as np
 from riq_cli.calibration import augmented
 from riq_cli.errors import ModelError
 from riq_cli.model import Linear
-from riq_cli.pipeline.settings import Effort, Phase, Tell, Warn
+from riq_cli.pipeline.progress import Progress, Report, Warn
+from riq_cli.pipeline.settings import Effort
 from riq_cli.pipeline.weights import Plans, Weights, Widths
 from riq_cli.quantize import stages
 from riq_cli.quantize.plan import LayerPlan
@@ -42,7 +43,7 @@ class Fit:
         samples: the model, and samples to fit to in two halves.
         effort: how much work goes into it.
         pool: its threads work at the same time.
-        tell: called with what is done, steps of it, and their number in all.
+        tell: called at every step.
         warn: called if gradients cannot be taken.
     """
 
@@ -51,7 +52,7 @@ class Fit:
     samples: Observed
     effort: Effort
     pool: Executor
-    tell: Tell
+    tell: Report
     warn: Warn
 
     def plans(self, widths: Widths) -> Plans:
@@ -61,12 +62,11 @@ class Fit:
             widths: about the bin widths that layers will have.
         """
         without, varied = self.weights.without, self._varied()
-        rows = sum(sample.rows for sample in self.samples.samples)
-        with_gradients = self.effort.gradients and "gradients" not in without and rows >= LEAST_SAMPLES
+        with_gradients = self.takes_gradients
         weights: moments.Weights = {}
         if with_gradients and not self.samples.lean:
             try:
-                weights = position_weights(self.samples, self.linear, self._tick("gradients"), self.effort.probes)
+                weights = position_weights(self.samples, self.linear, self._tick, self.effort.probes)
             except ModelError as error:
                 with_gradients = False
                 self.warn(f"gradients cannot be taken, so all rows and positions count the same: {error}")
@@ -76,6 +76,12 @@ class Fit:
         if with_gradients:
             plans |= self._fed_along_rows(plans, widths, varied)
         return plans
+
+    @property
+    def takes_gradients(self) -> bool:
+        """Whether gradients of the outputs are taken."""
+        rows = sum(sample.rows for sample in self.samples.samples)
+        return self.effort.gradients and "gradients" not in self.weights.without and rows >= LEAST_SAMPLES
 
     def _varied(self) -> Observed | None:
         """Variations of the samples of each half; None beside a large model, where there is no room for them."""
@@ -98,7 +104,7 @@ class Fit:
         layers, without = self.weights.layers, self.weights.without
         chosen = {n: item for n, item in self.linear.items() if widths[n] is not None and not item.is_table}
         block = _block(chosen, sum(layers[number].values.nbytes for number in chosen))
-        more = {} if varied is None or not weights else try_position_weights(varied, chosen, self._tick("gradients"), 1)
+        more = {} if varied is None or not weights else try_position_weights(varied, chosen, self._tick, 1)
         plans: dict[int, LayerPlan] = {}
         done = 0
 
@@ -120,8 +126,8 @@ class Fit:
             for number, plan in zip(batch, self.pool.map(fit, batch), strict=True):
                 if plan.factors:
                     plans[number] = plan
-            done += len(batch)
-            self.tell("statistics", done, len(chosen))
+                done += 1
+                self.tell(Progress("statistics", done, len(chosen)))
             halves.clear()  # or they would stay until those of the next layers are complete
             others.clear()
         return plans
@@ -152,7 +158,7 @@ class Fit:
         most = self._most(chosen, 1 if varied is None else 2)
 
         def collected(observed: Observed, probes: int) -> dict[int, tuple[Fisher, Fisher]]:
-            return collect_fisher(observed, chosen, errors, most, stages.FEW, self._tick("gradients"), probes)
+            return collect_fisher(observed, chosen, errors, most, stages.FEW, self._tick, probes)
 
         try:
             halves = collected(self.samples, self.effort.probes)
@@ -173,8 +179,12 @@ class Fit:
             return fitted
 
         numbers = list(halves)
-        found = zip(numbers, self.pool.map(fit, numbers), strict=True)
-        return {number: plan for number, plan in found if not plan.is_elementwise or plan.rows.any()}
+        fitted: dict[int, LayerPlan] = {}
+        for done, (number, plan) in enumerate(zip(numbers, self.pool.map(fit, numbers), strict=True), 1):
+            if not plan.is_elementwise or plan.rows.any():
+                fitted[number] = plan
+            self.tell(Progress("rows", done, len(numbers)))
+        return fitted
 
     def _errors(self, plan: LayerPlan | None, number: int) -> Floats:
         """Random errors of a row of weights as GPTQ leaves them, f32[groups, columns, errors]."""
@@ -202,8 +212,8 @@ class Fit:
                 break
         return most
 
-    def _tick(self, phase: Phase) -> Callable[[int, int], None]:
-        return lambda done, total: self.tell(phase, done, total)
+    def _tick(self, done: int, total: int) -> None:
+        self.tell(Progress("gradients", done, total))
 
 
 def _block(linear: Mapping[int, Linear], nbytes: int) -> int:

@@ -17,7 +17,6 @@ from riq_cli.errors import TargetError
 from riq_cli.model import Linear, Model, SessionForm, linear_layers, offset_form
 from riq_cli.pipeline.measuring import Measuring
 from riq_cli.pipeline.objective import ConstraintObjective
-from riq_cli.pipeline.settings import Report
 from riq_cli.pipeline.solution import Scheme, Solution
 from riq_cli.quantize import scalar
 from riq_cli.quantize.factor import CODES_MAX
@@ -49,9 +48,9 @@ class FixedLayoutSearch(ConstraintObjective):
     out too. Where a move is refused, the layer's next is tried.
     """
 
-    def __init__(self, measuring: Measuring, constraint: Constraint, originals: Sequence[Array], tell: Report) -> None:
+    def __init__(self, measuring: Measuring, constraint: Constraint, originals: Sequence[Array]) -> None:
         """Begin with the original model, see `ConstraintObjective`; the settings have a layout."""
-        super().__init__(measuring, constraint, originals, tell)
+        super().__init__(measuring, constraint, originals)
         assert measuring.settings.layout is not None
         self._layout, self._weights = measuring.settings.layout, measuring.weights
         self._chosen: dict[int, int] = {}

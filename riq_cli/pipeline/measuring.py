@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from riq_cli.errors import ModelError, RiqError, TargetError
 from riq_cli.memory import give_back_free_memory
 from riq_cli.model import SessionForm
+from riq_cli.pipeline.progress import Report
 from riq_cli.pipeline.samples import Roles, default_margin
 from riq_cli.pipeline.settings import Settings
 from riq_cli.pipeline.solution import Scheme, Solution
@@ -31,6 +32,7 @@ class Measuring:
         roles: Roles,
         pool: Executor,
         note: Note,
+        progress: Report,
     ) -> None:
         """Take what is measured with.
 
@@ -42,9 +44,10 @@ class Measuring:
             roles: what each sample is for.
             pool: threads that quantize.
             note: called with the scheme, k and deviation of every measurement.
+            progress: called at every other step.
         """
-        self.settings, self.weights, self.roles, self.pool, self.note = settings, weights, roles, pool, note
-        self.evaluator, self.form = evaluator, form
+        self.settings, self.weights, self.roles, self.pool = settings, weights, roles, pool
+        self.evaluator, self.form, self.note, self.progress = evaluator, form, note, progress
         self._buffers: list[Array] | None = None  # made when needed: they are as large as the model
         self._newest: tuple[Plans, Widths, list[Array]] | None = None  # what the buffers hold
         self._explained = False

@@ -15,10 +15,11 @@ from riq_cli.errors import ConstraintError, ModelError, TargetError
 from riq_cli.model import Model
 from riq_cli.pipeline import search
 from riq_cli.pipeline.measuring import Measuring
+from riq_cli.pipeline.progress import Progress
 from riq_cli.pipeline.restoration import judge_restored
 from riq_cli.pipeline.root import Floats, root
 from riq_cli.pipeline.samples import default_margin
-from riq_cli.pipeline.settings import DEFAULT_DEVIATION, DEFAULT_EPSILON, Progress, Report
+from riq_cli.pipeline.settings import DEFAULT_DEVIATION, DEFAULT_EPSILON
 from riq_cli.pipeline.solution import Scheme, Solution
 from riq_cli.runtime import Array, Evaluator
 
@@ -248,20 +249,19 @@ class ConstraintObjective(Objective):
     It has to hold on the samples that the search may see, on those held out, and on all together.
     """
 
-    def __init__(self, measuring: Measuring, constraint: Constraint, originals: Sequence[Array], tell: Report) -> None:
+    def __init__(self, measuring: Measuring, constraint: Constraint, originals: Sequence[Array]) -> None:
         """Begin with the original model.
 
         Args:
             measuring: measures candidates.
             constraint: what is to be kept.
             originals: the original data of each layer.
-            tell: called with every candidate.
 
         Raises:
             ConstraintError: the original cannot be judged.
         """
         super().__init__(measuring, measuring.settings.deviation or DEFAULT_DEVIATION)
-        self._constraint, self._originals, self._tell_of = constraint, originals, tell
+        self._constraint, self._originals = constraint, originals
         self.judge: Judge = constraint.begin(measuring.evaluator.loaded(measuring.form, originals))
         self.trace: list[tuple[Scheme, float, Judgement]] = []
 
@@ -327,13 +327,15 @@ class ConstraintObjective(Objective):
             raise
 
     def tell(self, scheme: Scheme, k: float, found: Judgement) -> None:
-        """Keep a judgement, and tell of it."""
+        """Keep a judgement, and report it."""
         self.trace.append((scheme, k, found))
         same = [(k, one.holds) for other, k, one in self.trace if other is scheme]
         held = min((k for k, holds in same if holds), default=math.inf)
         failed = max((k for k, holds in same if not holds and k < held), default=0.0)
         count = len(self.trace)
-        self._tell_of(Progress("search", count, 0, k, found.value, failed, held, *scheme.name, measure="constraint"))
+        self._measuring.progress(
+            Progress("search", count, 0, k, found.value, failed, held, *scheme.name, measure="constraint")
+        )
 
     def visible(self, scheme: Scheme) -> Sequence[int]:
         """The samples that the search may see."""

@@ -13,7 +13,8 @@ from riq_cli.constraint import Constraint, Judge, Judgement
 from riq_cli.decode.layers import decode_layer
 from riq_cli.memory import give_back_free_memory
 from riq_cli.model import Model, SessionForm
-from riq_cli.pipeline.settings import Progress, Report, Settings, Warn
+from riq_cli.pipeline.progress import Progress, Report, Warn
+from riq_cli.pipeline.settings import Settings
 from riq_cli.runtime import Array, Deviation, Evaluator
 
 

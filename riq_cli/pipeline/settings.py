@@ -1,9 +1,9 @@
-"""What compress is asked for, and what it says while it works."""
+"""What compress is asked for."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
@@ -299,48 +299,3 @@ class Settings:
         for part in (constraint, layout):
             result |= {} if part is None else part.recorded()
         return result
-
-
-Phase = Literal["gradients", "statistics", "probe", "search", "coding", "decoding"]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """A step of the work, for a progress display.
-
-    In a `search`, `done` counts evaluations, `k` and `value` are the newest one, of an `allocation`, a `rounding` and
-    an `epsilon`, and `low` and `high` the bracket: the largest k that failed and the smallest that held. In a `probe`,
-    `done` of `total` layers are through, and `value` is the deviation that `layer` caused alone. In `statistics`,
-    `done` of `total` layers are through, with `gradients` steps back through the model, otherwise `done` of `total`
-    weights.
-    """
-
-    phase: Phase
-    done: int
-    total: int = 0
-    k: float = 0.0
-    value: float = 0.0
-    low: float = 0.0
-    high: float = math.inf
-    allocation: str = ""
-    rounding: str = ""
-    epsilon: float = 0.0
-    layer: str = ""
-    measure: Literal["deviation", "constraint"] = "deviation"
-
-
-Report = Callable[[Progress], None]
-Tell = Callable[[Phase, int, int], None]  # phase, steps done, and in all
-Warn = Callable[[str], None]
-
-
-def once(warn: Warn) -> Warn:
-    """What says each warning only once, however often the work begins again."""
-    told: set[str] = set()
-
-    def tell(message: str) -> None:
-        if message not in told:
-            told.add(message)
-            warn(message)
-
-    return tell

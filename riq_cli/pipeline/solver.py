@@ -14,7 +14,8 @@ from riq_cli.pipeline import search
 from riq_cli.pipeline.fitting import Fit
 from riq_cli.pipeline.measuring import Measuring
 from riq_cli.pipeline.objective import LOWEST, DeviationObjective, Objective, base_scheme
-from riq_cli.pipeline.settings import DEFAULT_DEVIATION, Progress, Report, Warn
+from riq_cli.pipeline.progress import Progress, Warn
+from riq_cli.pipeline.settings import DEFAULT_DEVIATION
 from riq_cli.pipeline.solution import Scheme, Solution
 from riq_cli.pipeline.unchangeable import UnchangeableError
 from riq_cli.pipeline.weights import Plans, Widths
@@ -44,10 +45,8 @@ class Preparation:
     session that probes layers and is None where they are not to be probed.
     """
 
-    def __init__(
-        self, measuring: Measuring, fit: Fit | None, prober: Callable[[], Prober] | None, tell: Report, warn: Warn
-    ) -> None:
-        self._measuring, self._fit, self._prober, self._tell, self._warn = measuring, fit, prober, tell, warn
+    def __init__(self, measuring: Measuring, fit: Fit | None, prober: Callable[[], Prober] | None, warn: Warn) -> None:
+        self._measuring, self._fit, self._prober, self._warn = measuring, fit, prober, warn
         self._kept: Prepared | None = None
         self.probes = 0
 
@@ -108,16 +107,18 @@ class Preparation:
             probes[number] = found
             self.probes += 1
             layer = weights.layers[number].name
-            self._tell(Progress("probe", done, len(weights.codable), value=found.deviation, layer=layer))
+            self._measuring.progress(Progress("probe", done, len(weights.codable), value=found.deviation, layer=layer))
         if failed := [number for number, found in probes.items() if found.failed]:
             raise UnchangeableError(failed)
         readable = [number for number, found in probes.items() if found.is_readable]
         drawn = self._measuring.pool.map(lambda n: weights.curve(n, probes[n].width, plans.get(n)), readable)
         curves = dict(zip(readable, drawn, strict=True))
         sensitivities = Sensitivities(probes, curves, weights.sizes, weights.norms, weights.peaks)
-        for number, width in sensitivities.widths(budget).items():
+        chosen = sensitivities.widths(budget)
+        for done, (number, width) in enumerate(chosen.items(), 1):
             quantize = partial(weights.alone, number, plan=plans.get(number))
             probes[number] = probe_again(prober, quantize, probes[number], width)
+            self._measuring.progress(Progress("reprobe", done, len(chosen)))
         return sensitivities
 
 
@@ -206,6 +207,10 @@ class Solver:
             plan = scheme.plans.get(number) or LayerPlan.nearest(layer)
             return plan if width is None else plan.with_trellis(layer, width)
 
+        plans: dict[int, LayerPlan] = {}
         found = zip(weights.matrices, measuring.pool.map(tried, weights.matrices), strict=True)
-        plans = {number: plan for number, plan in found if plan.trellis}
+        for done, (number, plan) in enumerate(found, 1):
+            if plan.trellis:
+                plans[number] = plan
+            measuring.progress(Progress("trellis", done, len(weights.matrices)))
         return replace(scheme, plans={**scheme.plans, **plans}) if plans else None

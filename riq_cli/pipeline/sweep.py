@@ -14,7 +14,8 @@ from riq_cli.calibration import Calibration
 from riq_cli.errors import TargetError
 from riq_cli.model import Model
 from riq_cli.pipeline.compression import Compression
-from riq_cli.pipeline.settings import Report, Settings, Warn
+from riq_cli.pipeline.progress import Report, Warn
+from riq_cli.pipeline.settings import Settings
 from riq_cli.pipeline.unchangeable import UnchangeableError
 from riq_cli.runtime import Deviation
 

@@ -1,0 +1,221 @@
+"""The wait for a command: one line on stderr for all of it, which says what is done and about how long it will take."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from riq_cli.cli.terminal import say, warn_line
+from riq_cli.text import counted
+
+if TYPE_CHECKING:
+    from riq_cli.pipeline.progress import Expected, Progress
+
+# What is done in each phase, and what is counted there.
+_PHASES = {
+    "original": ("running the original", "sample"),
+    "search": ("measuring", "evaluation"),
+    "gradients": ("taking gradients", "step"),
+    "statistics": ("taking statistics", "layer"),
+    "rows": ("fitting rows", "layer"),
+    "probe": ("probing layers", "layer"),
+    "reprobe": ("probing again", "layer"),
+    "trellis": ("trying the trellis", "layer"),
+    "coding": ("coding layers", "weight"),
+    "decoding": ("restoring layers", "weight"),
+}
+_REDRAWN = 1.0  # seconds between two drawings where no step comes
+_PLAIN, _PLAIN_SAME = 10.0, 60.0  # seconds between two lines without a terminal: of two phases, of the same one
+_LONG = 60.0  # seconds to come that are worth a line at the start
+_KNOWN = 5.0  # seconds until that is said: then costs are measured
+_FAST = 6  # times as long as --preset fast others take, about
+_MANY = 10_000  # things of a phase from which on their percentage is shown
+_PRIOR = 0.1  # share of all expected seconds that is taken to have been measured as expected
+_UNSURE = 0.1  # share of a phase that is taken to remain where it lasts longer than expected
+
+
+class Wait:
+    """Shows the steps of a command; inside of `with`, it is drawn anew every second.
+
+    On a terminal it is one line that is written over. Elsewhere a line is printed now and then, the first after 10
+    seconds.
+
+    Attributes:
+        seconds: of each phase, in the order in which they began.
+    """
+
+    def __init__(
+        self,
+        work: str,
+        quiet: bool,
+        verbose: int = 0,
+        may_be_faster: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begin.
+
+        Args:
+            work: what is done before the first step.
+            quiet: show nothing.
+            verbose: from 1 on, each phase leaves a line with its seconds as it ends.
+            may_be_faster: a long wait names --preset fast.
+            clock: gives seconds.
+        """
+        self.seconds: dict[str, float] = {}
+        self._work, self._quiet, self._verbose, self._may_be_faster = work, quiet, verbose, may_be_faster
+        self._clock = clock
+        self._began = self._newest = clock()  # when the command began, and when the newest step came
+        self._step: Progress | None = None  # the newest one of a phase that goes on
+        self._steps, self._phase_seconds = 0, 0.0  # of that phase, up to the newest step
+        self._expected: tuple[Expected, ...] = ()
+        self._spent: list[float] = []  # seconds of each expected phase, up to the newest step
+        self._number = 0  # of the expected phase that goes on
+        self._drawn = ""  # what stands on the terminal
+        self._printed, self._printed_at = "", self._began  # the work of the newest plain line
+        self._is_announced = False
+        self._lock, self._ended = threading.RLock(), threading.Event()
+
+    def __enter__(self) -> Wait:
+        if not self._quiet:
+            threading.Thread(target=self._keep_drawing, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        with self._lock:
+            self._end_phase()
+            self.clear()
+
+    def _keep_drawing(self) -> None:
+        while not self._ended.wait(_REDRAWN):
+            self.draw()
+
+    # ---- steps ----
+
+    def __call__(self, step: Progress) -> None:
+        """Take a step in: the time since the one before it belongs to its phase."""
+        with self._lock:
+            if self._step is not None and step.phase != self._step.phase:
+                self._end_phase()
+            if step.expected:
+                self._expected, self._spent, self._number = step.expected, [0.0] * len(step.expected), 0
+            phases = [expected.phase for expected in self._expected]
+            if step.phase in phases[self._number :]:
+                self._number = phases.index(step.phase, self._number)
+            now = self._clock()
+            seconds, self._newest = now - self._newest, now
+            self.seconds[step.phase] = self.seconds.get(step.phase, 0.0) + seconds
+            self._phase_seconds += seconds
+            if self._spent:
+                self._spent[self._number] += seconds
+            self._step, self._work = step, _PHASES[step.phase][0]
+            self._steps += 1
+            if step.done == step.total:
+                self._end_phase()
+        self.draw()
+
+    def _end_phase(self) -> None:
+        """Go on to the next expected phase; with `verbose`, leave a line for the one that ends."""
+        if self._step is None:
+            return
+        if self._verbose and not self._quiet:
+            work, noun = _PHASES[self._step.phase]
+            done = counted(self._step.total or self._steps, noun)
+            self.clear()
+            say(f"{work:<20}  {done:>16}  {self._phase_seconds:7.1f} s", err=True)
+        self._step, self._steps, self._phase_seconds = None, 0, 0.0
+        if self._number + 1 < len(self._expected):
+            self._number += 1
+            self._work = _PHASES[self._expected[self._number].phase][0]
+
+    def _left(self, now: float) -> float:
+        """About the seconds that are left: as expected, times how much longer the phases so far took than expected."""
+        expected, number = [phase.seconds for phase in self._expected], self._number
+        spent = self._spent[number] + now - self._newest
+        share = self._step.done / self._step.total if self._step is not None and self._step.total else 0.0
+        over = [n for n in range(number) if self._spent[n]]  # others were left out
+        prior = _PRIOR * sum(expected)
+        took = prior + sum(self._spent[n] for n in over) + (spent if share else 0.0)
+        longer = took / (prior + sum(expected[n] for n in over) + share * expected[number])
+        own = longer * expected[number]
+        own = (1 - share) * ((1 - share) * own + spent) if share else max(own - spent, _UNSURE * own)
+        return own + longer * sum(expected[number + 1 :])
+
+    # ---- what is shown ----
+
+    def draw(self) -> None:
+        """Show what is done, and the time."""
+        if self._quiet:
+            return
+        with self._lock:
+            now = self._clock()
+            left = self._left(now) if self._expected else None
+            if left is not None and not self._is_announced and now - self._began >= _KNOWN:
+                self._announce(now - self._began, left)
+            if sys.stderr.isatty():
+                self._write(self._line(now, left)[: _columns() - 1])
+            elif now - self._printed_at >= (_PLAIN_SAME if self._printed == self._work else _PLAIN):
+                say(self._line(now, left), err=True)
+                self._printed, self._printed_at = self._work, now
+
+    def _line(self, now: float, left: float | None) -> str:
+        place = f"{self._number + 1}/{len(self._expected)} " if self._expected else ""
+        step, count = self._step, ""
+        if step is not None and step.phase == "search":
+            count = f" k = {step.k:.4g}, {step.measure} {step.value:.2g}"
+        elif step is not None and step.total:
+            count = f"  {step.done}/{step.total}" if step.total < _MANY else f"  {step.done / step.total:.0%}"
+        elapsed = f"{_minutes(now - self._began)} elapsed"
+        if left is not None:
+            elapsed += f", about {_minutes(_rounded(left))} left"
+        return f"riq {place}{self._work}{count} · {elapsed}"
+
+    def _announce(self, elapsed: float, left: float) -> None:
+        """Say at the start how long it will take, if that is more than a minute."""
+        self._is_announced = True
+        if left > _LONG:
+            faster = f"; --preset fast takes about {_words((elapsed + left) / _FAST)}" if self._may_be_faster else ""
+            self.clear()
+            say(f"riq: this will take about {_words(elapsed + left)}{faster}", err=True)
+
+    def warn(self, message: str) -> None:
+        """Print a warning above the line, unless nothing is to be shown."""
+        if not self._quiet:
+            with self._lock:
+                self.clear()
+                warn_line(message)
+
+    def clear(self) -> None:
+        """Take the line away, for something else to be printed there."""
+        with self._lock:
+            if self._drawn:
+                self._write("")
+                sys.stderr.write("\r")
+                sys.stderr.flush()
+
+    def _write(self, line: str) -> None:
+        sys.stderr.write(f"\r{line.ljust(len(self._drawn))}")
+        sys.stderr.flush()
+        self._drawn = line
+
+
+def _columns() -> int:
+    return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+
+
+def _rounded(seconds: float) -> float:
+    """Seconds as an estimate may tell them: of 5, from a minute on of 10, from ten minutes on of 60."""
+    step = 5 if seconds < 60 else 10 if seconds < 600 else 60
+    return max(round(seconds / step), 1) * step
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+def _words(seconds: float) -> str:
+    return f"{_rounded(seconds):.0f} s" if seconds < 90 else counted(round(seconds / 60), "minute")

@@ -1,0 +1,61 @@
+"""What compress says while it works: its steps, the phases to come, and warnings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+Phase = Literal[
+    "original", "gradients", "statistics", "rows", "probe", "reprobe", "search", "trellis", "coding", "decoding"
+]
+
+
+class Expected(NamedTuple):
+    """A phase that is to come, and about the seconds that it will take."""
+
+    phase: Phase
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A step of the work, for a progress display.
+
+    The first phase, `original`, runs the original model; `expected` are all phases then, itself included. In a
+    `search`, `done` counts evaluations, `k` and `value` are the newest one, of an `allocation`, a `rounding` and an
+    `epsilon`, and `low` and `high` the bracket: the largest k that failed and the smallest that held. In a `probe`,
+    `value` is the deviation that `layer` caused alone. What `done` and `total` count is weights in `coding` and
+    `decoding`, steps back through the model in `gradients`, samples in `original`, and layers elsewhere.
+    """
+
+    phase: Phase
+    done: int
+    total: int = 0
+    k: float = 0.0
+    value: float = 0.0
+    low: float = 0.0
+    high: float = math.inf
+    allocation: str = ""
+    rounding: str = ""
+    epsilon: float = 0.0
+    layer: str = ""
+    measure: Literal["deviation", "constraint"] = "deviation"
+    expected: tuple[Expected, ...] = ()
+
+
+Report = Callable[[Progress], None]
+Warn = Callable[[str], None]
+
+
+def once(warn: Warn) -> Warn:
+    """What says each warning only once, however often the work begins again."""
+    told: set[str] = set()
+
+    def tell(message: str) -> None:
+        if message not in told:
+            told.add(message)
+            warn(message)
+
+    return tell

@@ -1,0 +1,78 @@
+"""The phases that are to come, and about the seconds of each, from what one run of the model was seen to take.
+
+The costs below are rough. Whoever shows them corrects them by what the phases so far took. They come from ten models of
+0.1 to 25 million weights on two cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from riq_cli.pipeline.fitting import Fit
+from riq_cli.pipeline.progress import Expected
+from riq_cli.pipeline.samples import Roles
+from riq_cli.pipeline.settings import Settings
+from riq_cli.pipeline.weights import Weights
+
+_LAYER = 0.02  # seconds that any work on a layer takes beside that on its weights
+_NEAREST, _COMPENSATED, _TRELLIS = 5e-8, 3e-7, 1e-6  # seconds to round a weight
+_PROBE, _CODE, _DECODE = 1e-6, 1e-6, 1e-7  # seconds for other work on a weight
+_MOMENT = 1e-9  # seconds for each multiplication of columns, or of rows, in factors of their second moments
+_BACK, _BACK_VARIED = 8.0, 10.0  # runs that gradients of one sample take, and those of its variations
+_ROUGH, _SEARCH, _FINE, _BY_FORMULA = 4, 4, 4, 24  # evaluations of each search for k
+_JUDGED = 16  # evaluations of a search under a constraint
+_ROUGH_SAMPLES, _FORMULA_SAMPLES = 8, 24  # samples of an evaluation
+
+
+def schedule(
+    settings: Settings, weights: Weights, roles: Roles, fit: Fit | None, probed: int, run: float
+) -> tuple[Expected, ...]:
+    """The phases of compress after the run of the original, in their order.
+
+    Args:
+        settings: what is asked for.
+        weights: all layers that may be coded.
+        roles: what each sample is for.
+        fit: what plans of layers are fitted with; None: they are not.
+        probed: samples on which layers are probed; 0: they are not.
+        run: seconds that a run of the model on one sample takes.
+    """
+    total, layers, every = weights.total, len(weights.codable), len(roles.every)
+
+    def search(evaluations: int, samples: int, rounding: float) -> Expected:
+        count = evaluations if settings.constraint is None else _JUDGED
+        return Expected("search", count * (min(samples, every) * run + total * rounding))
+
+    coding = Expected("coding", layers * _LAYER + total * _CODE)
+    found: list[Expected] = []
+    if settings.ratio or settings.size or settings.rate:
+        found.append(coding)  # of no weights, to see whether the budget can be kept
+    if settings.k is None and settings.layout is None and settings.is_free:
+        found.append(search(_ROUGH, _ROUGH_SAMPLES, _NEAREST))
+        found += [] if fit is None else _fitting(fit, run)
+        if probed:
+            seconds = layers * (_LAYER + probed * run) + total * _PROBE
+            found += [Expected("probe", seconds), Expected("reprobe", seconds)]
+        found.append(search(_SEARCH, len(roles.unfitted), _COMPENSATED))
+        if settings.may_use_trellis:
+            found += [Expected("trellis", total * _TRELLIS), search(_FINE, every, _TRELLIS)]
+    elif settings.k is None:
+        found.append(search(_BY_FORMULA, _FORMULA_SAMPLES, _NEAREST))
+    return (*found, coding, Expected("decoding", total * _DECODE), Expected("search", every * run))
+
+
+def _fitting(fit: Fit, run: float) -> Iterator[Expected]:
+    """The phases in which plans of layers are fitted."""
+    samples, is_varied = len(fit.samples.samples), bool(fit.effort.augmentation) and not fit.samples.lean
+    gradients = [Expected("gradients", samples * _BACK * run)]
+    if is_varied:
+        gradients.append(Expected("gradients", samples * _BACK_VARIED * run))
+    shapes = [item.matrix.shape for item in fit.linear.values() if not item.is_table]
+    columns = sum(groups * columns**2 * (columns + rows) for groups, rows, columns in shapes)
+    rows = sum(groups * rows**3 for groups, rows, _ in shapes)
+    if fit.takes_gradients and not fit.samples.lean:
+        yield from gradients
+    yield Expected("statistics", len(shapes) * _LAYER + columns * _MOMENT + samples * 4 * run)
+    if fit.takes_gradients:
+        yield from gradients
+        yield Expected("rows", len(shapes) * _LAYER + rows * _MOMENT)
