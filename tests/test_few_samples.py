@@ -1,4 +1,4 @@
-"""Few samples, samples that are all alike, random ones: a result, and a word on what it is worth."""
+"""Few samples, samples that are all the same, random ones: a result, and a word on what it is worth."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_samples_that_are_all_alike_give_a_result(copies: int, seed: int, tmp_pa
     warnings: list[str] = []
     archive = riq.compress(model, riq.Calibration.from_arrays({"x": rows}), warn=warnings.append)
     assert archive.manifest.result["deviation"] <= 0.01
-    assert warnings == [f"the {copies} samples are all alike{REMEDY}"]
+    assert warnings == [f"the {copies} samples are all the same{REMEDY}"]
 
 
 def feeds(*values: float, rows: int = 1) -> list[Sample]:
@@ -47,7 +47,7 @@ def test_fewer_than_eight_samples_that_differ_are_few() -> None:
     assert scarcity(feeds(*range(7))) == f"only 7 samples{REMEDY}"
     assert scarcity(feeds(*range(8))) is None
     assert scarcity(feeds(1, 2, 1, 2, 1, 2, 1, 2)) == f"only 2 of the 8 samples differ{REMEDY}"
-    assert scarcity(feeds(1, 1)) == f"the 2 samples are all alike{REMEDY}"
+    assert scarcity(feeds(1, 1)) == f"the 2 samples are all the same{REMEDY}"
     assert scarcity(feeds(1, rows=8)) is None  # its rows may differ
     assert scarcity(feeds(1, 2, rows=2)) == f"only 4 samples{REMEDY}"
 

@@ -144,7 +144,7 @@ def scarcity(samples: Sequence[Sample]) -> str | None:
     if different == count:
         found = f"only {counted(count, 'sample')}"
     elif len(rows) == 1:
-        found = f"the {count} samples are all alike"
+        found = f"the {count} samples are all the same"
     else:
         found = f"only {different} of the {count} samples differ"
     return f"{found}: on others the deviation may be many times as large; give {_WANTED} samples or more that differ"

@@ -106,9 +106,8 @@ class _Coded:
             student = Student.from_bytes(table)
             contexts = Contexts(others, entry.shape, scales if student.relative else ())
             pieces = StudentCoding(student, contexts, entry.trellis is not None).decode(streams, executor, step)
-            low = student.first << student.low_bits
-            high = ((student.first + student.cells) << student.low_bits) - 1
-            return cls(pieces, low, high, scales, contexts.groups if contexts.span > 1 else None, contexts.sizes)
+            groups = contexts.groups if contexts.span > 1 else None
+            return cls(pieces, student.low, student.high, scales, groups, contexts.sizes)
         groups, sizes = None, np.array([entry.size])
         if others:  # an archive of version 0.1 may have classes, each with a table
             sizes = _class_sizes(others[0], entry.size)

@@ -4,10 +4,11 @@ Along a lane of weights, symbol q stands for +(q + ¼) or −(q + ¼) bin widths
 first weight is plus, and the sign after a weight is the one before it, turned if the weight's symbol is odd. The points
 for plus and for minus are each other's mirror images, half a bin width apart.
 
-Symbols cost as many bits as those of a uniform quantizer of the same bin width, but there are many ways through a lane:
-a symbol that is not the nearest turns a sign, which may bring later weights closer to their points. The best way has
-0.8 times the squared error, which is worth 0.15 of the 0.25 bits/weight that no scalar quantizer can reach (Marcellin
-and Fischer 1990; theirs is the trellis of four states, here the signs of the next weight and of the one before it).
+Symbols cost as many bits as those of a uniform quantizer of the same bin width, but there are many paths through a
+lane: a symbol that is not the nearest turns a sign, which may bring later weights closer to their points. The best path
+has 0.8 times the squared error, which is worth 0.15 of the 0.25 bits/weight that no scalar quantizer can reach
+(Marcellin and Fischer 1990; theirs is the trellis of four states, here the signs of the next weight and of the one
+before it).
 """
 
 from __future__ import annotations

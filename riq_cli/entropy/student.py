@@ -1,8 +1,8 @@
 """Coding by Student's t: frequencies of symbols follow from a few numbers and from contexts, without a table.
 
 The distribution function of an even number of degrees of freedom is made of products, quotients and a square root,
-which IEEE 754 rounds alike everywhere: FORMAT.md, "Student", gives frequencies to the last bit. Two degrees of freedom
-have heavy tails, 32 are a Gaussian to all purposes.
+which IEEE 754 rounds identically everywhere: FORMAT.md, "Student", gives frequencies to the last bit. Two degrees of
+freedom have heavy tails, 32 are a Gaussian to all purposes.
 """
 
 from __future__ import annotations
@@ -53,15 +53,24 @@ class Student:
     cells: int
 
     def __post_init__(self) -> None:
-        low, high = self.first << self.low_bits, ((self.first + self.cells) << self.low_bits) - 1
         if (
             not 0 <= self.freedom <= FREEDOM_MAX
             or not 0 <= self.low_bits <= LOW_BITS_MAX
             or not 2 <= self.cells <= CELLS
-            or max(abs(self.center), -low, high) >= _SYMBOL_BOUND
+            or max(abs(self.center), -self.low, self.high) >= _SYMBOL_BOUND
             or abs(self.scale) > CODE_MAX
         ):
             raise ValueError("a distribution has impossible numbers")
+
+    @property
+    def low(self) -> int:
+        """The smallest symbol of its cells."""
+        return self.first << self.low_bits
+
+    @property
+    def high(self) -> int:
+        """The largest symbol of its cells."""
+        return ((self.first + self.cells) << self.low_bits) - 1
 
     def to_bytes(self) -> bytes:
         """The numbers as FORMAT.md packs them."""

@@ -44,7 +44,7 @@ class Viterbi:
         Args:
             left: the weights f32[groups, K, rows], as errors of earlier columns left them.
             bins: bin widths f32[groups, K, rows].
-            upper: how errors spread, as in `Factor`, f32[groups, K, K]; None: they do not.
+            upper: how errors are fed forward, as in `Factor`, f32[groups, K, K]; None: they are not.
             levels: written, i32[groups, K, rows].
             errors: written, what is missing from the weights over U_jj.
         """

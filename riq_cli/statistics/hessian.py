@@ -49,9 +49,9 @@ def least_damping(cost: Callable[[Damping], float], lowest: int) -> tuple[Dampin
     def descended(begin: int, step: int, share: float) -> int:
         """From one damping to the next as long as the cost falls, upwards or else downwards."""
         half = begin
-        for way in (step, -step):
-            while lowest <= half + way <= _HIGHEST and tried(half + way, share) < tried(half, share):
-                half += way
+        for move in (step, -step):
+            while lowest <= half + move <= _HIGHEST and tried(half + move, share) < tried(half, share):
+                half += move
             if half != begin:
                 break
         return half

@@ -142,7 +142,7 @@ def collect(
 ) -> dict[int, Halves]:
     """For each layer the moments of its inputs over two halves of the samples; layers with equal inputs share them.
 
-    About 8192 rows of each layer are used, more of one with many columns: as many of each run, evenly spread. Those of
+    About 8192 rows of each layer are used, more of one with many columns: as many of each run, evenly spaced. Those of
     an activation with more positions count for more.
 
     Args:
