@@ -260,7 +260,7 @@ def test_a_verification_is_a_page_of_the_same_kind() -> None:
     tree = Tree(text)
     assert "<title>model.riqz: riq verify</title>" in text and tree.tags.count("script") == 1
     said = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", text))
-    assert "verdict does not hold bound 0.005 on the deviation, with 1 standard errors added" in said
+    assert "verdict does not hold bound 0.005 on the deviation, with a margin of 1 standard error" in said
     assert "deviation 0.01 ± 0.005; mean of 4 samples" in said
     assert "relative error 14 %" in said and "top-1 kept 75 % 3 of 4 choices" in said
     assert "constraint does not hold 0.1 ABOVE 0.05" in said

@@ -79,7 +79,7 @@ def test_layers_are_paired_by_name_and_order_and_sorted_by_how_much_they_changed
         ("fresh", "added", 30),
         ("gone", "removed", -100),
     ]
-    assert [name for name, *_ in layers("size")[:4]] == ["finer", "gone", "fresh", "twice"]
+    assert [name for name, *_ in layers("bytes")[:4]] == ["finer", "gone", "fresh", "twice"]
     assert [name for name, *_ in layers("rate")[:2]] == ["finer", "twice"]
     assert [name for name, *_ in layers("name")] == ["finer", "fresh", "gone", "same", "twice", "twice"]
 
@@ -229,7 +229,7 @@ def test_one_archive_as_markdown(folder: Path) -> None:
 
 
 def test_long_tables_are_cut_in_markdown() -> None:
-    text = "\n".join(markdown.report(archive(*(entry(f"w{n}", n, 100 + n) for n in range(130))), "m.riqz", "size"))
+    text = "\n".join(markdown.report(archive(*(entry(f"w{n}", n, 100 + n) for n in range(130))), "m.riqz", "bytes"))
     assert text.count("| ans |") == 100
     assert "| `w129` |" in text and "| `w29` |" not in text
     assert "… and 30 more" in text
@@ -247,6 +247,7 @@ def test_an_archive_above_its_source_is_larger_in_words(tmp_path: Path) -> None:
 def test_gates_pass_quietly(folder: Path) -> None:
     plain = riq(folder, "report", "old.riqz")
     exactly = ("--max-size", str(OLD.size), "--max-rate", str(totals(OLD).rate))
+    assert riq(folder, "report", "old.riqz", "-q", *exactly).stdout == ""
     for gates in (("--max-size", "2MB", "--min-ratio", "8", "--max-rate", "3"), exactly):
         done = riq(folder, "report", "old.riqz", *gates)
         assert (done.returncode, done.stdout, done.stderr) == (0, plain.stdout, "")

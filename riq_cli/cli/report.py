@@ -57,7 +57,7 @@ riq report old.riqz new.riqz --markdown
 @click.argument("archives", nargs=-1, required=True, metavar="ARCHIVE [NEW]", type=options.archive_type)
 @grouped(
     "Output",
-    click.option("--sort", type=click.Choice(["size", "rate", "name", "model"]), default="size", show_default=True,
+    click.option("--sort", type=click.Choice(["bytes", "rate", "name", "model"]), default="bytes", show_default=True,
                  help="Order of the layers: largest first, by name, or as in the model."),
     click.option("--wide", is_flag=True, help="Print all columns and whole names, wider than 80 characters."),
     click.option("--html", "page_path", type=options.output_type, metavar="FILE",
@@ -70,6 +70,7 @@ riq report old.riqz new.riqz --markdown
                  help="Print markdown, for a pull request or a job's summary."),
     options.json_option,
     options.force_option,
+    options.quiet_option,
 )  # fmt: skip
 @grouped(
     "Bounds",
@@ -91,6 +92,7 @@ def report(
     min_ratio: float | None,
     max_rate: float | None,
     force: bool,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Say what ARCHIVE holds: every layer's rate and bytes, the totals, and how it was made.
@@ -123,14 +125,14 @@ def report(
         if page_path is not None:
             log = None if log_path is None else read_log(log_path, opened[0])
             with options.naming(archives[0], ArchiveError):
-                write(page_path, page(opened[0], name, log).encode(), force)
+                write(page_path, page(opened[0], name, log).encode(), force, quiet)
         if picture is not None:
-            _draw(opened[0], name, sort, picture, force)
+            write(picture, _drawn(opened[0], name, sort, Path(picture).suffix.lower()), force, quiet)
         document = as_document(opened[0], name, sort)
         lines = markdown.report(opened[0], name, sort) if as_markdown else text(opened[0], name, sort, wide)
     if as_json:
         print_json(document | {"gates": gates})
-    elif page_path is picture is None or as_markdown:
+    elif as_markdown or (page_path is picture is None and not quiet):
         say(*lines)
     missed = [gate for gate in gates if not gate["holds"]]
     if missed:
@@ -185,13 +187,13 @@ def _compared(
     return found | paths, lines
 
 
-def _draw(archive: Archive, name: str, sort: SortKey, path: str, force: bool) -> None:
+def _drawn(archive: Archive, name: str, sort: SortKey, suffix: str) -> bytes:
     from riq_cli import plots
 
     layers = rows(archive, sort)
     if not layers:
         raise click.UsageError(f"{name} holds no coded layers; there is nothing to draw")
-    write(path, plots.layer_rates(layers, totals(archive).rate, name, Path(path).suffix.lower()), force)
+    return plots.layer_rates(layers, totals(archive).rate, name, suffix)
 
 
 def as_document(archive: Archive, name: str, sort: SortKey) -> dict[str, Any]:
@@ -220,13 +222,13 @@ def text(archive: Archive, name: str, sort: SortKey, wide: bool) -> list[str]:
     whole = human_size(sums.archive_bytes)
     if sums.ratio is not None and sums.source_bytes is not None:
         whole += f", {times(sums.ratio)} than the source ({human_size(sums.source_bytes)})"
+    counts = f"{counted(sums.layers, 'layer')}, {sums.weights:,} weights at {sums.rate:.3g} bits/weight"
     parts = [
         (f"  {PARTS[part]} ({part})", human_size(size), f"{size / sums.archive_bytes:.1%}") for part, size in sums.parts
     ]
     lines += [
         "",
-        f"{counted(sums.layers, 'layer')}, {sums.weights:,} weights at {sums.rate:.3g} bits/weight; "
-        f"×{sums.ratio_eq2:.2f} by eq. (2)",
+        *([f"{counts}; ×{sums.ratio_eq2:.2f} by eq. (2)"] if layers else []),
         f"{whole}:",
         *table(("", "", ""), parts, left=1)[1:],
     ]

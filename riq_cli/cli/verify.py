@@ -115,7 +115,7 @@ def verify(
         print_json(document | {"samples": samples})
     elif not quiet and page_path != "-":
         verdict = "" if bound is None else f", {'within' if within else 'ABOVE'} the bound of {bound:g}"
-        verdict += f" with {margin:g} standard errors added" if verdict and margin else ""
+        verdict += f" with {_standard_errors(margin)} added" if verdict and margin else ""
         measured = (
             f"deviation {deviation_text(found.mean, found.standard_error)}{verdict}; "
             f"{counted(found.samples.size, 'sample')}"
@@ -142,5 +142,9 @@ def _excess(errors: float, samples: int) -> str:
     """How far a mean is above its bound, in its standard errors, and what to do about it."""
     if errors < 0:
         return f"the mean of {samples} samples is within the bound, but by less than the margin"
-    by = "less than one standard error" if errors < 1 else f"{errors:.1f} standard errors"
+    by = "less than one standard error" if errors < 1 else _standard_errors(errors)
     return f"above by {by} of {samples} samples; give riq compress a --margin or more samples"
+
+
+def _standard_errors(count: float) -> str:
+    return "1 standard error" if count == 1 else f"{count:.3g} standard errors"

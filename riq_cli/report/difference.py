@@ -32,7 +32,7 @@ _TOLD = ("shape", "dtype", "coding", "symbols", "bin_width", "entropy", "rate") 
 _SAME = ("shape", "dtype", "coding", "bin_width", "crc32", "stored")  # of one that restores the same from as much
 
 
-def difference(old: Archive, new: Archive, sort: SortKey = "size") -> dict[str, Any]:
+def difference(old: Archive, new: Archive, sort: SortKey = "bytes") -> dict[str, Any]:
     """What changed from one archive to another, as --json prints it; layers are the same when their names are.
 
     Numbers that an archive does not tell are None. `same_source` and `same_calibration` compare fingerprints, which are
@@ -42,14 +42,14 @@ def difference(old: Archive, new: Archive, sort: SortKey = "size") -> dict[str, 
     Args:
         old: the archive before.
         new: the archive after.
-        sort: order of the layers: `size` and `rate` by how much these changed, `model` as in the new archive and then
+        sort: order of the layers: `bytes` and `rate` by how much these changed, `model` as in the new archive and then
             those removed.
     """
     layers = _layers(_numbered(old), _numbered(new))
     if sort == "name":
         layers.sort(key=lambda layer: layer["name"])
     elif sort != "model":
-        layers.sort(key=lambda layer: -abs(layer["bytes" if sort == "size" else "rate"] or 0.0))
+        layers.sort(key=lambda layer: -abs(layer[sort] or 0.0))
     before, after = _numbers(old), _numbers(new)
     first, second = old.manifest, new.manifest
     settings = {"old": named(first.settings), "new": named(second.settings)}

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from riq_cli.archive import DTYPE_BYTES, HEADER, Archive, CodesEntry, LayerEntry
 from riq_cli.text import shown
 
-SortKey = Literal["model", "size", "rate", "name"]
+SortKey = Literal["bytes", "rate", "name", "model"]
 
 PARTS = {  # of an archive, in words
     "streams": "coded weights",
@@ -91,13 +91,13 @@ def fixed_rate(archive: Archive) -> float:
 
 
 _ORDERS: dict[SortKey, Callable[[LayerEntry], Any]] = {
-    "size": lambda layer: -layer.stored,
+    "bytes": lambda layer: -layer.stored,
     "rate": lambda layer: -layer.rate,
     "name": lambda layer: layer.name,
 }
 
 
-def rows(archive: Archive, sort: SortKey = "size") -> list[dict[str, Any]]:
+def rows(archive: Archive, sort: SortKey = "bytes") -> list[dict[str, Any]]:
     """One row per layer, with the keys that `riq report --json` documents."""
     layers = archive.manifest.layers
     return [

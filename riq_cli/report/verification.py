@@ -36,7 +36,7 @@ def _cards(found: Mapping[str, Any], samples: Sequence[float]) -> list[tuple[str
     bound, margin = found["bound"], found["margin"]
     limit = "no bound on the deviation" if bound is None else f"bound {bound:g} on the deviation"
     if bound is not None and margin:
-        limit += f", with {margin:g} standard errors added"
+        limit += f", with a margin of {margin:g} standard error{'' if margin == 1 else 's'}"
     boxes = [("verdict", _verdict(found["holds"]), limit)]
     if "deviation" in found:
         mean, error = found["deviation"], found["standard_error"]
