@@ -112,14 +112,14 @@ def percent(share: float) -> str:
     return f"{value:.2g} %" if value < 50 else f"{min(value, 99.9) if value < 100 else value:.3g} %"
 
 
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a probability, by Wilson.
+def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """The interval of a probability by Wilson: its ends are z of their own standard errors from the share.
 
     Args:
         share: of the trials that came out so, in 0 … 1.
         count: of independent trials, >= 1.
+        z: by default that of a 95 % interval.
     """
-    z = 1.959964  # quantile of the normal distribution at 97.5 %
     middle = share + z * z / (2 * count)
     half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
     scale = 1 + z * z / count

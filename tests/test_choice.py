@@ -63,30 +63,53 @@ def test_flips_are_the_share_of_the_choices_whose_largest_score_is_another() -> 
     assert flips(Given(ONES), Given(ONES)).value == 0
 
 
+def is_above(value: float, share: float, errors: float, count: int) -> bool:
+    """Whether a value is so many of its own standard errors above a share of so many independent choices."""
+    return value > share and value - share == pytest.approx(errors * math.sqrt(value * (1 - value) / count), rel=1e-9)
+
+
 def test_the_margin_adds_standard_errors_of_the_share() -> None:
-    error = math.sqrt(0.3 * 0.7 / 9)  # of 0 and 1: s/√n with s² = n p (1 − p) / (n − 1)
     found = flips(Given(ONES), Given(THREE_OF_TEN), margin=1.65)
-    assert found.value == pytest.approx(0.3 + 1.65 * error, rel=1e-12)
+    assert is_above(found.value, 0.3, 1.65, 10)
     assert found.facts["margin"] == 1.65
+    # Where nothing changed, the share may still be larger than 0.
+    assert is_above(flips(Given(ONES), Given(ONES), margin=1.65).value, 0.0, 1.65, 10)
+    with pytest.raises(ConstraintError) as error:
+        flips(Given(ONES[:8]), Given(ONES[:8]), margin=1.65)
+    assert str(error.value) == (
+        "8 samples are too few for 25 % flips with a margin of 1.65: if none changes, it may still be 25 %; "
+        "give more samples, a smaller --margin, or --holdout 0"
+    )
 
 
-def test_positions_of_a_sequence_count_each_and_their_error_is_that_of_samples() -> None:
+def test_positions_of_a_sequence_count_each() -> None:
     before, after = np.zeros((2, 4, 1, 5, 3))
-    before[..., 0] = 1
-    after[..., 0] = 1
-    after[0, 0, :, 2] = after[1, 0, 0, 2] = 2  # all five positions of the first sample, one of the second
+    before[..., 0] = after[..., 0] = 1
+    after[range(4), 0, range(4), 2] = 2  # one position of each sample
     found = flips(Given(before), Given(after), margin=1.0)
-    shares = np.array([1, 0.2, 0, 0])
-    assert found.value == pytest.approx(shares.mean() + shares.std(ddof=1) / 2, rel=1e-12)
-    assert (found.facts["changed"], found.facts["choices"], found.facts["samples"]) == (6, 20, 4)
+    assert is_above(found.value, 0.2, 1.0, 20)  # none depends on the others of its sample
+    assert (found.facts["changed"], found.facts["choices"], found.facts["samples"]) == (4, 20, 4)
     swapped = [Given(values.swapaxes(2, 3), axes={"y": 1}) for values in (before, after)]
     assert flips(*swapped, margin=1.0) == found
 
 
+def test_positions_that_change_together_count_as_fewer() -> None:
+    before, after = np.zeros((2, 4, 1, 5, 3))
+    before[..., 0] = after[..., 0] = 1
+    after[0, ..., 2] = 2  # all positions of one sample
+    assert is_above(flips(Given(before), Given(after), margin=1.0).value, 0.25, 1.0, 4)
+    after[1, 0, :3, 2] = 2  # and three of the second: the standard error is that of 1, 0.6, 0, 0
+    shares = np.array([1, 0.6, 0, 0])
+    independent = 0.4 * 0.6 / (shares.var(ddof=1) / 4)
+    assert independent < 4
+    assert is_above(flips(Given(before), Given(after), margin=1.0).value, 0.4, 1.0, 4)
+    assert is_above(flips(Given(before[1:]), Given(after[1:]), margin=1.0).value, 0.2, 1.0, 4)
+
+
 def test_each_row_of_a_batch_is_a_sample() -> None:
     rows = [np.concatenate(list(values)) for values in (ONES, THREE_OF_TEN)]
-    found = flips(*(Given([batch[:5], batch[5:]], rows=5) for batch in rows), margin=2.0)
-    assert found == flips(Given(ONES), Given(THREE_OF_TEN), margin=2.0)
+    found = flips(*(Given([batch[:5], batch[5:]], rows=5) for batch in rows), margin=1.0)
+    assert found == flips(Given(ONES), Given(THREE_OF_TEN), margin=1.0)
 
 
 def test_a_candidate_on_some_samples_is_held_against_the_same_of_the_original() -> None:

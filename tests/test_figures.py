@@ -135,14 +135,14 @@ def test_the_top_1_is_counted_by_sample_and_position() -> None:
     after = np.array([[[2.5, 1, 2], [0, 4, 5]]])  # 0 and 2
     assert counts([before], [after]) == [{"name": "y", "samples": 1, "choices": 2, "kept": 1}]
     turned = counts([before.swapaxes(1, 2)] * 3, [after.swapaxes(1, 2)] * 3, axis=1)
-    assert turned == [{"name": "y", "samples": 3, "choices": 6, "kept": 3}]
+    assert turned == [{"name": "y", "samples": 3, "choices": 6, "kept": 3, "effective": 6}]
     batch = counts([before[0]], [after[0]], rows=2)
     assert batch == [{"name": "y", "samples": 2, "choices": 2, "kept": 1}]
 
 
 def test_where_the_original_has_no_single_largest_score_nothing_is_counted() -> None:
     before = np.array([[1.0, 1, 0], [math.nan, 0, 1], [-math.inf] * 3, [0, 0, 0], [-math.inf, 0, 1]])
-    assert counts([before], [before], rows=5) == [{"name": "y", "samples": 5, "choices": 1, "kept": 1}]
+    assert counts([before], [before], rows=5) == [{"name": "y", "samples": 5, "choices": 1, "kept": 1, "effective": 1}]
     assert counts([before[:4]], [before[:4]], rows=4) == []
 
 
@@ -167,6 +167,8 @@ def test_top_1_in_words() -> None:
     assert top1_text(found) == "62 of 64 choices, 96.9 % (95 % interval 89.3 to 99.1 %)"
     several = top1_text(found | {"samples": 1, "choices": 12_000, "kept": 11_999})
     assert several == "11,999 of 12,000 choices in 1 sample, 99.9 % (95 % interval 20.7 to 100 %)"
+    several = top1_text(found | {"samples": 64, "choices": 640, "kept": 620, "effective": 320})
+    assert several == "620 of 640 choices in 64 samples, 96.9 % (95 % interval 94.3 to 98.3 %)"
     assert [percent(share) for share in (0, 0.0047, 0.5, 0.99999, 1)] == ["0 %", "0.47 %", "50 %", "99.9 %", "100 %"]
 
 

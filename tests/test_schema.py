@@ -12,7 +12,7 @@ from riq_cli.errors import CorruptArchive
 from tests.archives import MANIFEST, opened, packed, refused
 
 MEASURED = {"name": "y", "mean": 0.01, "worst": 0.02, "samples": 4}
-TOP1 = {"name": "y", "samples": 4, "choices": 8, "kept": 7}
+TOP1 = {"name": "y", "samples": 4, "choices": 8, "kept": 7, "effective": 6}
 JUDGED = {"value": 0.1, "limit": None, "holds": True, "loss_before": 1.0, "measure": "cross-entropy"}
 MADE: dict[str, dict[str, Any]] = {
     "source": {"bytes": 12, "sha256": "ab"},
@@ -84,8 +84,9 @@ def test_a_value_that_is_not_of_its_kind(place: str, key: str, value: Any, kind:
     [
         ("measured", [MEASURED, {"name": "x"}], "measured[1]: 'mean' is missing"),
         ("measured", [MEASURED | {"worst": "0"}], "measured[0]: 'worst' is not a number from 0 to 1e+30"),
-        ("top1", [{"name": "y"}], "top1[0]: 'samples' is missing"),
+        ("top1", [{"name": "y"}], "top1[0]: 'kept' is missing"),
         ("top1", [TOP1 | {"choices": 0}], "top1[0]: 'choices' is not a positive integer"),
+        ("top1", [TOP1 | {"effective": 0}], "top1[0]: 'effective' is not a positive integer"),
         ("holdout_top1", [TOP1, TOP1 | {"kept": 9}], "holdout_top1[1]: more are 'kept' than there are 'choices'"),
         ("constraint", {"value": 1.0}, "constraint: 'limit' is missing"),
         ("constraint", JUDGED | {"holds": 1}, "constraint: 'holds' is not true or false"),

@@ -200,7 +200,8 @@ _MEASURED = Record({"name": _STRING, "mean": _NOT_NEGATIVE, "worst": _NOT_NEGATI
 
 def _check_top1(value: Mapping[str, Any], where: str) -> None:
     """Nothing, or a CorruptArchive for what is not how often the top-1 of a tensor was kept."""
-    Record({"name": _STRING, "samples": _COUNT, "choices": _COUNT, "kept": _INTEGER}).check(value, where)
+    counts = dict.fromkeys(("samples", "choices"), _COUNT)
+    Record({"name": _STRING, "kept": _INTEGER, **counts}, {"effective": _COUNT}).check(value, where)
     if value["kept"] > value["choices"]:
         raise CorruptArchive(f"{where}: more are 'kept' than there are 'choices'; the archive is damaged")
 

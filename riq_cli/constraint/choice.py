@@ -13,8 +13,8 @@ import numpy as np
 from riq_cli.constraint.constraint import Constraint, Judge, Judgement, check_margin
 from riq_cli.constraint.loss import Floats, are_probabilities, log_probabilities
 from riq_cli.errors import ConstraintError, SettingsError
-from riq_cli.runtime import Array, Candidate, short, top1_changes
-from riq_cli.text import wilson
+from riq_cli.runtime import Array, Candidate, effective, share_of, short, top1_changes
+from riq_cli.text import percent, wilson
 
 # Scores of the original and of a candidate → a value for each choice; NaN where the original has none.
 Compare = Callable[[Array, Array], Floats]
@@ -58,6 +58,10 @@ class _ChoiceConstraint(Constraint):
     def comparison(self, scores: Sequence[Array], axis: int) -> Compare:
         """What compares scores, given those of the original, whose classes lie along an axis."""
 
+    def bound(self, mean: float, error: float, choices: int, samples: int) -> float:
+        """The mean of some choices of some samples with the margin of its standard errors added."""
+        return mean + self.margin * error
+
     @abc.abstractmethod
     def facts(self, mean: float, error: float, choices: int, samples: int) -> dict[str, Any]:
         """What there is to tell of a mean, its standard error, and how many choices of how many samples it is of."""
@@ -99,11 +103,10 @@ class _ChoiceConstraint(Constraint):
         def judge(candidate: Candidate) -> Judgement:
             sums, counts = measured(candidate.samples, candidate.outputs(tensor))
             choices, samples = int(counts.sum()), len(counts)
-            mean = float(sums.sum()) / max(choices, 1)  # of samples without a choice, 0: all together have some
-            with np.errstate(invalid="ignore"):  # an infinite mean has no standard error
-                variance = np.sum((sums - mean * counts) ** 2) * samples / max(samples - 1, 1)
-            error = math.sqrt(variance) / max(choices, 1)
-            value = mean + self.margin * error
+            if not choices:  # all samples together have some
+                return Judgement(0.0, self.limit)
+            mean, error = share_of(sums, counts)
+            value = self.bound(mean, error, choices, samples)
             facts: dict[str, float | str] = {"tensor": tensor, "choices": choices, "samples": samples}
             facts |= self.facts(mean, error, choices, samples) | ({"margin": self.margin} if self.margin else {})
             return Judgement(value if math.isfinite(value) else math.inf, self.limit, facts)
@@ -122,9 +125,23 @@ class FlipsConstraint(_ChoiceConstraint):
         """What finds for each choice 1 if the largest score is another class's, else 0."""
         return lambda before, after: top1_changes(before, after, axis)
 
+    def bound(self, mean: float, error: float, choices: int, samples: int) -> float:
+        """The share that is the margin of its own standard errors above the one that was measured, which may be 0.
+
+        Raises:
+            ConstraintError: even if nothing changes, that is above the limit.
+        """
+        _, least = wilson(0.0, choices, self.margin)
+        if least > self.limit:
+            raise ConstraintError(
+                f"{samples} samples are too few for {percent(self.limit)} flips with a margin of {self.margin:g}: if "
+                f"none changes, it may still be {percent(least)}; give more samples, a smaller --margin, or --holdout 0"
+            )
+        return wilson(mean, effective(mean, error, samples, choices), self.margin)[1]
+
     def facts(self, mean: float, error: float, choices: int, samples: int) -> dict[str, Any]:
-        """How many choices changed, and the 95 % interval of their share as one of the samples' number."""
-        low, high = wilson(mean, max(samples, 1))
+        """How many choices changed, and the 95 % interval of their share."""
+        low, high = wilson(mean, effective(mean, error, samples, choices))
         return {"changed": round(mean * choices), "low": short(low), "high": short(high)}
 
 

@@ -72,14 +72,14 @@ def facts(archive: Archive) -> list[tuple[str, str]]:
 def top1_text(found: Mapping[str, Any], brief: bool = False) -> str:
     """How often the top-1 of a tensor was kept, in words: `62 of 64 choices, 96.9 % (95 % interval 89.3 to 99.1 %)`.
 
-    The interval counts samples, since the choices of one sample, such as those along a sequence, are not independent. A
-    `brief` text leaves out the share.
+    The interval is that of as many independent choices: those of one sample, as in a sequence, are not. A `brief` text
+    leaves out the share.
     """
     samples, choices, kept = found["samples"], found["choices"], found["kept"]
     of = "" if samples == choices else f" in {counted(samples, 'sample')}"
     share = kept / choices
     share_text = "" if brief else f", {percent(share)}"
-    return f"{kept:,} of {choices:,} choices{of}{share_text} ({interval_text(share, samples)})"
+    return f"{kept:,} of {choices:,} choices{of}{share_text} ({interval_text(share, found.get('effective', samples))})"
 
 
 def with_derived(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def with_derived(result: Mapping[str, Any]) -> dict[str, Any]:
 
     def shares(found: Mapping[str, Any]) -> dict[str, Any]:
         share = found["kept"] / found["choices"]
-        return {**found, "share": share, "interval": list(wilson(share, found["samples"]))}
+        return {**found, "share": share, "interval": list(wilson(share, found.get("effective", found["samples"])))}
 
     derived = errors(result, "deviation", "standard_error")
     derived |= errors(result, "holdout", "holdout_standard_error", "holdout_")
@@ -163,6 +163,8 @@ def _percent(fact: Any) -> str:
 
 def _fact(fact: Any) -> str:
     """A fact that may be a number, a text, true, false, or not known."""
+    if isinstance(fact, int) and not isinstance(fact, bool):
+        return f"{fact:,}"
     return shown(fact) if fact is None or isinstance(fact, float) else str(fact)
 
 

@@ -5,7 +5,9 @@ from riq_cli.runtime.deviation import (
     Deviation,
     TensorDeviation,
     cosine_distance,
+    effective,
     sample_deviations,
+    share_of,
     short,
     top1_changes,
 )
@@ -26,8 +28,10 @@ __all__ = [
     "TensorDeviation",
     "available_threads",
     "cosine_distance",
+    "effective",
     "inlined",
     "sample_deviations",
+    "share_of",
     "short",
     "top1_changes",
 ]

@@ -111,9 +111,16 @@ class Deviation:
     @property
     def top1(self) -> list[dict[str, Any]]:
         """The top-1 of all samples at each tensor that is a choice among classes, as manifests keep it."""
-        names = self.tops[0] if self.tops else ()
-        sums = {name: Top1(*map(sum, zip(*(run[name] for run in self.tops), strict=True))) for name in names}
-        return [{"name": name, **found._asdict()} for name, found in sums.items() if found.choices]
+        found = []
+        for name in self.tops[0] if self.tops else ():
+            runs = np.array([run[name] for run in self.tops if run[name].choices])
+            if len(runs):
+                top1 = Top1(*map(int, runs.sum(axis=0)))
+                share, error = share_of(runs[:, 2], runs[:, 1])
+                independent = effective(share, error, top1.samples, top1.choices)
+                more = {} if independent == top1.samples else {"effective": independent}
+                found.append({"name": name, **top1._asdict(), **more})
+        return found
 
     def recorded(self) -> dict[str, Any]:
         """What manifests keep of it, by the keys of their `result`; nothing if nothing was measured."""
@@ -150,6 +157,29 @@ def standard_error(values: Sequence[float]) -> float | None:
     if len(values) < 2 or not all(map(math.isfinite, values)):
         return None
     return float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
+def share_of(parts: Array, counts: Array) -> tuple[float, float]:
+    """Σ parts / Σ counts over samples, and its standard error as these differ; 0 of a single sample."""
+    total, samples = float(counts.sum()), len(counts)
+    share = float(parts.sum()) / total
+    with np.errstate(invalid="ignore"):  # an infinite mean has no standard error
+        variance = float(np.sum((parts - share * counts) ** 2)) * samples / max(samples - 1, 1)
+    return share, math.sqrt(variance) / total
+
+
+def effective(share: float, error: float, samples: int, choices: int) -> int:
+    """How many independent choices would tell a share as well: those of one sample, as in a sequence, are not.
+
+    Args:
+        share: of the choices.
+        error: its standard error, see `share_of`; 0 tells nothing of how they depend on each other.
+        samples: how many there are; so many choices are independent at least.
+        choices: how many there are in all samples.
+    """
+    if samples == 1 or error == 0:
+        return 1 if samples == 1 else choices
+    return round(min(max(share * (1 - share) / error**2, samples), choices))
 
 
 def short(error: float | None) -> float | None:
