@@ -28,7 +28,7 @@ from riq_cli.pipeline.restoration import decompress, measure_restored
 from riq_cli.pipeline.samples import compensates, roles
 from riq_cli.pipeline.schedule import schedule
 from riq_cli.pipeline.settings import DEFAULT_EPSILON, PRESETS, Settings
-from riq_cli.pipeline.solution import Scheme, Solution
+from riq_cli.pipeline.solution import Solution
 from riq_cli.pipeline.solver import Preparation, Solver
 from riq_cli.pipeline.unchangeable import UnchangeableError
 from riq_cli.pipeline.weights import Plans, Weights, Widths
@@ -38,8 +38,6 @@ from riq_cli.statistics.gradients import Observed
 _TRIES = 20  # of a k for which the restored model holds
 _PROBE_SAMPLES = 8, 4  # of small models, of large ones
 _SMALL = 1 << 22  # weights
-
-Kind = tuple[str, str, float, bool]  # of a scheme: allocation, rounding, epsilon, whether it is guarded
 
 
 def compress(
@@ -127,8 +125,6 @@ class Compression:
             model.layers, settings.max_bits, settings.min_size, model.release, threads, settings.without
         )
         model.release()
-        self._trace: list[tuple[Kind, float, float]] = []  # kind of scheme, k, deviation
-        self._judged: Callable[[], int] = lambda: 0  # candidates that a constraint judged
 
     @cached_property
     def _samples(self) -> list[Sample]:
@@ -146,14 +142,11 @@ class Compression:
         places = {layer.places for layer in layers}
         self._take(self._model.select(lambda layer: layer.places not in places))
 
-    def aim(self, settings: Settings) -> None:
-        """Take another goal; what the bench depends on stays the same."""
+    def aim(self, settings: Settings, bench: Bench | None) -> None:
+        """Take another goal; the bench stays what it is."""
         self._settings = settings
-
-    def counted(self) -> int:
-        """Evaluations since they were counted last."""
-        count, self._trace = len(self._trace), []
-        return count
+        if bench is not None:
+            bench.measuring.aim(settings)
 
     def judge(self, validation: Calibration) -> Callable[[Archive, Executor | None], Deviation]:
         """What measures archives on other samples."""
@@ -206,7 +199,7 @@ class Compression:
         judging = sum(samples[number].rows for number in parts.held_out or parts.every)
         if settings.margin and settings.deviation is not None and judging < 2:
             raise SettingsError("a margin in standard errors needs two samples at least, held-out ones if any are")
-        measuring = Measuring(settings, self._weights, evaluator, form, parts, pool, self._note, self._progress)
+        measuring = Measuring(settings, self._weights, evaluator, form, parts, pool, self._progress)
         fit = self._fit(form, [[samples[n] for n in half] for half in parts.fit], evaluator, pool) if fits else None
         others = [samples[number] for number in parts.others if any(defined[kept[number]])]
         probes = settings.allocation == "measured" and "allocation" not in settings.without and searches
@@ -329,9 +322,7 @@ class Compression:
         if settings.constraint is None:
             return DeviationObjective(bench.measuring, settings.deviation or 0.0)
         kind = ConstraintObjective if settings.layout is None else FixedLayoutSearch
-        objective = kind(bench.measuring, settings.constraint, self._originals)
-        self._judged = lambda: len(objective.trace)
-        return objective
+        return kind(bench.measuring, settings.constraint, self._originals)
 
     def _within_budget(self, bench: Bench, executor: Executor | None) -> Archive:
         """The archive of least deviation within a budget of real bytes, or of bits/weight."""
@@ -359,7 +350,7 @@ class Compression:
         except ModelError:  # the original ran: it is what these weights make of the model
             deviation = bench.evaluator.failure()
         mean = deviation.mean if deviation.is_measured else math.nan  # under a constraint there may be none
-        self._note(scheme, solution.k, mean)
+        measuring.note(scheme, solution.k, mean)
         if deviation.is_measured and not math.isfinite(mean):
             raise TargetError(
                 f"at k = {solution.k:g} the restored model fails, or its outputs hold NaN or infinity where those of "
@@ -372,7 +363,7 @@ class Compression:
             "allocation": scheme.allocation.name,
             "rounding": scheme.rounding,
             **deviation.recorded(),
-            "evaluations": len(self._trace) + self._judged(),
+            "evaluations": measuring.evaluations,
             "probes": bench.preparation.probes,
         }
         held = deviation.of(measuring.roles.held_out)
@@ -385,17 +376,6 @@ class Compression:
                 result["holdout_top1"] = held.top1
         promised = measuring.promised(scheme, deviation)
         return archive.described(calibration=bench.calibration, result=result), promised
-
-    def _note(self, scheme: Scheme, k: float, value: float) -> None:
-        kind = (*scheme.name, scheme.guarded)
-        if (kind, k, value) in self._trace:
-            return
-        self._trace.append((kind, k, value))
-        target = self._settings.deviation or 0.0
-        points = [(k, value) for other, k, value in self._trace if other == kind]
-        held = min((k for k, v in points if v <= target), default=math.inf)
-        failed = max((k for k, v in points if v > target and k < held), default=0.0)
-        self._progress(Progress("search", len(self._trace), 0, k, value, failed, held, *scheme.name))
 
     def _assembled(self, widths: Widths, plans: Plans, executor: Executor | None) -> Archive:
         return assembled(self._model, self._weights, widths, plans, self._settings, self._progress, executor)

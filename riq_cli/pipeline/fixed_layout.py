@@ -66,7 +66,7 @@ class FixedLayoutSearch(ConstraintObjective):
         layout = {} if self._layout.may_stay else dict.fromkeys(self._weights.matrices, widths[-1])
         begin = self._scheme(layout)
         if self.excess(begin, 1.0) > 0:
-            raise self._unkept(self.trace[-1][2])
+            raise self._unkept(self.judgements[-1])
         self._greedy(layout, [number for number in self._weights.matrices if not self._stays(number)])
         self._chosen = layout
         return self._measuring.solution(self._scheme(layout), 1.0)
@@ -122,7 +122,7 @@ class FixedLayoutSearch(ConstraintObjective):
         """The constraint's value of the whole model in a layout, on the samples that the search may see."""
         scheme = self._scheme(layout)
         found = self.judged(self._measuring.values(scheme, 1.0), self.visible(scheme))
-        self.tell(scheme, 1.0, found)
+        self.keep(scheme, 1.0, found)
         return found.value
 
     def _bytes(self, number: int, bits: int | None) -> float:

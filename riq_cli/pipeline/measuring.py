@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
+from typing import Literal
 
 from riq_cli.errors import ModelError, RiqError, TargetError
 from riq_cli.memory import give_back_free_memory
 from riq_cli.model import SessionForm
-from riq_cli.pipeline.progress import Report
+from riq_cli.pipeline.progress import Progress, Report
 from riq_cli.pipeline.samples import Roles, default_margin
 from riq_cli.pipeline.settings import Settings
 from riq_cli.pipeline.solution import Scheme, Solution
@@ -17,11 +18,9 @@ from riq_cli.pipeline.unchangeable import UnchangeableError, unchangeable
 from riq_cli.pipeline.weights import Plans, Weights, Widths
 from riq_cli.runtime import Array, Deviation, Evaluator
 
-Note = Callable[[Scheme, float, float], None]  # called with the scheme, k and deviation of every measurement
-
 
 class Measuring:
-    """Measures schemes for one model and one set of samples."""
+    """Measures schemes for one model and one set of samples, and counts the evaluations of a goal."""
 
     def __init__(
         self,
@@ -31,7 +30,6 @@ class Measuring:
         form: SessionForm,
         roles: Roles,
         pool: Executor,
-        note: Note,
         progress: Report,
     ) -> None:
         """Take what is measured with.
@@ -43,15 +41,49 @@ class Measuring:
             form: the model that it runs.
             roles: what each sample is for.
             pool: threads that quantize.
-            note: called with the scheme, k and deviation of every measurement.
-            progress: called at every other step.
+            progress: called at every step.
         """
         self.settings, self.weights, self.roles, self.pool = settings, weights, roles, pool
-        self.evaluator, self.form, self.note, self.progress = evaluator, form, note, progress
+        self.evaluator, self.form, self.progress = evaluator, form, progress
         self._buffers: list[Array] | None = None  # made when needed: they are as large as the model
         self._newest: tuple[Plans, Widths, list[Array]] | None = None  # what the buffers hold
         self._explained = False
+        self._evaluations: list[tuple[tuple[object, ...], float, bool]] = []  # kind of scheme, k, and whether it holds
+        self._noted: set[tuple[object, ...]] = set()  # kind of scheme, k and deviation
         self._promises: dict[tuple[float, bool, float], float] = {}  # of base schemes, by ε0, being guarded, and k
+
+    # ---- evaluations ----
+
+    @property
+    def evaluations(self) -> int:
+        """How many there were for this goal."""
+        return len(self._evaluations)
+
+    def aim(self, settings: Settings) -> None:
+        """Take a goal that differs in `deviation` or `k`, and count evaluations from now on."""
+        self.settings = settings
+        self._evaluations.clear()
+        self._noted.clear()
+
+    def note(self, scheme: Scheme, k: float, deviation: float) -> None:
+        """Count and report an evaluation, unless the same deviation was noted for such a scheme at this k."""
+        evaluation = (scheme.name, scheme.guarded, k, deviation)
+        if evaluation not in self._noted:
+            self._noted.add(evaluation)
+            self.report(scheme, k, deviation, deviation <= (self.settings.deviation or 0.0), "deviation")
+
+    def report(
+        self, scheme: Scheme, k: float, value: float, holds: bool, measure: Literal["deviation", "constraint"]
+    ) -> None:
+        """Count and report an evaluation, with the largest k that failed and the smallest that held."""
+        series = (measure, scheme.name, scheme.guarded)
+        self._evaluations.append((series, k, holds))
+        same = [(k, holds) for other, k, holds in self._evaluations if other == series]
+        held = min((k for k, holds in same if holds), default=math.inf)
+        failed = max((k for k, holds in same if not holds and k < held), default=0.0)
+        self.progress(
+            Progress("search", len(self._evaluations), 0, k, value, failed, held, *scheme.name, measure=measure)
+        )
 
     # ---- measurements ----
 

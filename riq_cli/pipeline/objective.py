@@ -15,7 +15,6 @@ from riq_cli.errors import ConstraintError, ModelError, TargetError
 from riq_cli.model import Model
 from riq_cli.pipeline import search
 from riq_cli.pipeline.measuring import Measuring
-from riq_cli.pipeline.progress import Progress
 from riq_cli.pipeline.restoration import judge_restored
 from riq_cli.pipeline.root import Floats, root
 from riq_cli.pipeline.samples import default_margin
@@ -263,7 +262,7 @@ class ConstraintObjective(Objective):
         super().__init__(measuring, measuring.settings.deviation or DEFAULT_DEVIATION)
         self._constraint, self._originals = constraint, originals
         self.judge: Judge = constraint.begin(measuring.evaluator.loaded(measuring.form, originals))
-        self.trace: list[tuple[Scheme, float, Judgement]] = []
+        self.judgements: list[Judgement] = []
 
     def find_k(self, scheme: Scheme, start: float, few: bool = False) -> float:
         """The smallest k at which all holds, by bisection: a judgement need not fall as k grows."""
@@ -272,7 +271,7 @@ class ConstraintObjective(Objective):
                 lambda k: self.excess(scheme, k), 0.0, _COARSEST, search.K_UNBOUNDED, max(start, _COARSEST)
             ).k
         except TargetError as error:
-            raise self._unkept(min((one for _, _, one in self.trace), key=lambda one: one.value)) from error
+            raise self._unkept(min(self.judgements, key=lambda one: one.value)) from error
 
     def confirm(self, scheme: Scheme, k: float) -> Solution:
         """The solution at k, which was measured on all samples already."""
@@ -310,7 +309,7 @@ class ConstraintObjective(Objective):
             excess = self._over(found, deviation)
             if excess > 0:
                 break
-        self.tell(scheme, k, found)
+        self.keep(scheme, k, found)
         return excess
 
     def judged(self, values: Sequence[Array], among: Sequence[int]) -> Judgement:
@@ -323,19 +322,13 @@ class ConstraintObjective(Objective):
                 evaluator.deviation(form, values, among)
             except ModelError:
                 self._measuring.explain_once(error)
-                return Judgement(math.inf, self.trace[-1][2].limit if self.trace else 0.0)
+                return Judgement(math.inf, self.judgements[-1].limit if self.judgements else 0.0)
             raise
 
-    def tell(self, scheme: Scheme, k: float, found: Judgement) -> None:
+    def keep(self, scheme: Scheme, k: float, found: Judgement) -> None:
         """Keep a judgement, and report it."""
-        self.trace.append((scheme, k, found))
-        same = [(k, one.holds) for other, k, one in self.trace if other is scheme]
-        held = min((k for k, holds in same if holds), default=math.inf)
-        failed = max((k for k, holds in same if not holds and k < held), default=0.0)
-        count = len(self.trace)
-        self._measuring.progress(
-            Progress("search", count, 0, k, found.value, failed, held, *scheme.name, measure="constraint")
-        )
+        self.judgements.append(found)
+        self._measuring.report(scheme, k, found.value, found.holds, "constraint")
 
     def visible(self, scheme: Scheme) -> Sequence[int]:
         """The samples that the search may see."""

@@ -95,10 +95,10 @@ def _outcomes(
         if bench is not None and about is not None:
             with contextlib.suppress(TargetError):  # then each goal starts from a solution of its own
                 bench.preparation.keep(about)
-        shared, before = job.counted(), 0
+        shared, before = 0 if bench is None else bench.measuring.evaluations, 0
         judge = None if validation is None or bench is None else job.judge(validation)
         for goal in goals:
-            job.aim(goal)
+            job.aim(goal, bench)
             archive, deviation = None, math.inf
             try:
                 archive = job.archive(bench, executor)
@@ -108,7 +108,7 @@ def _outcomes(
                     bench.measuring.explain(error)
                 deviation = error.best
             found = None if archive is None or judge is None else judge(archive, executor)
-            evaluations, probes = job.counted(), 0 if bench is None else bench.preparation.probes
+            evaluations, probes = (0, 0) if bench is None else (bench.measuring.evaluations, bench.preparation.probes)
             seconds = time.monotonic() - began
             yield Outcome(goal, archive, deviation, found, shared + evaluations, probes - before, seconds)
             shared, before, began = 0, probes, time.monotonic()

@@ -101,7 +101,7 @@ def measure(model: riq.Model, calibration: riq.Calibration, heldout: riq.Calibra
         judge = job.judge(heldout)
         for goal in goals:
             assert goal.deviation is not None
-            job.aim(goal)
+            job.aim(goal, bench)
             solution = solver.for_objective(DeviationObjective(measuring, goal.deviation))
             seconds += time.process_time() - began
             points = []
