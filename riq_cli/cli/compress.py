@@ -155,7 +155,7 @@ def compress(
     wanted = Settings(layout=layout, constraint=constraint, margin=asked.get("margin"), **chosen)
     source = options.load_model(model, follow_links)
     refuse_sources((path, log_path), source.external_files)
-    wait = Wait("running the original", quiet, verbose, may_be_faster=wanted.is_free)
+    wait = Wait("running the original", quiet, verbose)
     if data is None and not all(layer.is_quantized or layer.structural for layer in source.layers):
         wait.warn(
             "no --calibration: measured on random samples, which predict real data poorly (the paper's Fig. 1a); "

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from riq_cli.cli.terminal import say, warn_line
@@ -32,10 +32,10 @@ _REDRAWN = 1.0  # seconds between two drawings where no step comes
 _PLAIN, _PLAIN_SAME = 10.0, 60.0  # seconds between two lines without a terminal: of two phases, of the same one
 _LONG = 60.0  # seconds to come that are worth a line at the start
 _KNOWN = 5.0  # seconds until that is said: then costs are measured
-_FAST = 6  # times as long as --preset fast others take, about
+_FAST = 8  # times as long as --preset fast others take, about
 _MANY = 10_000  # things of a phase from which on their percentage is shown
 _PRIOR = 0.1  # share of all expected seconds that is taken to have been measured as expected
-_UNSURE = 0.1  # share of a phase that is taken to remain where it lasts longer than expected
+_MOST = 0.9  # share of a phase of unknown length that is taken to be done, at most
 
 
 class Wait:
@@ -48,35 +48,26 @@ class Wait:
         seconds: of each phase, in the order in which they began.
     """
 
-    def __init__(
-        self,
-        work: str,
-        quiet: bool,
-        verbose: int = 0,
-        may_be_faster: bool = False,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, work: str, quiet: bool, verbose: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
         """Begin.
 
         Args:
             work: what is done before the first step.
             quiet: show nothing.
             verbose: from 1 on, each phase leaves a line with its seconds as it ends.
-            may_be_faster: a long wait names --preset fast.
             clock: gives seconds.
         """
         self.seconds: dict[str, float] = {}
-        self._work, self._quiet, self._verbose, self._may_be_faster = work, quiet, verbose, may_be_faster
-        self._clock = clock
+        self._work, self._quiet, self._verbose, self._clock = work, quiet, verbose, clock
         self._began = self._newest = clock()  # when the command began, and when the newest step came
         self._step: Progress | None = None  # the newest one of a phase that goes on
         self._steps, self._phase_seconds = 0, 0.0  # of that phase, up to the newest step
-        self._expected: tuple[Expected, ...] = ()
+        self._expected: Sequence[Expected] = ()
         self._spent: list[float] = []  # seconds of each expected phase, up to the newest step
         self._number = 0  # of the expected phase that goes on
+        self._is_announced = False
         self._drawn = ""  # what stands on the terminal
         self._printed, self._printed_at = "", self._began  # the work of the newest plain line
-        self._is_announced = False
         self._lock, self._ended = threading.RLock(), threading.Event()
 
     def __enter__(self) -> Wait:
@@ -103,9 +94,9 @@ class Wait:
                 self._end_phase()
             if step.expected:
                 self._expected, self._spent, self._number = step.expected, [0.0] * len(step.expected), 0
-            phases = [expected.phase for expected in self._expected]
-            if step.phase in phases[self._number :]:
-                self._number = phases.index(step.phase, self._number)
+            coming = [expected.phase for expected in self._expected[self._number :]]
+            if step.phase in coming:
+                self._number += coming.index(step.phase)
             now = self._clock()
             seconds, self._newest = now - self._newest, now
             self.seconds[step.phase] = self.seconds.get(step.phase, 0.0) + seconds
@@ -123,26 +114,27 @@ class Wait:
         if self._step is None:
             return
         if self._verbose and not self._quiet:
-            work, noun = _PHASES[self._step.phase]
-            done = counted(self._step.total or self._steps, noun)
+            done = counted(self._step.total or self._steps, _PHASES[self._step.phase][1])
             self.clear()
-            say(f"{work:<20}  {done:>16}  {self._phase_seconds:7.1f} s", err=True)
+            say(f"{self._work:<20}  {done:>16}  {self._phase_seconds:7.1f} s", err=True)
         self._step, self._steps, self._phase_seconds = None, 0, 0.0
         if self._number + 1 < len(self._expected):
             self._number += 1
             self._work = _PHASES[self._expected[self._number].phase][0]
 
     def _left(self, now: float) -> float:
-        """About the seconds that are left: as expected, times how much longer the phases so far took than expected."""
-        expected, number = [phase.seconds for phase in self._expected], self._number
-        spent = self._spent[number] + now - self._newest
-        share = self._step.done / self._step.total if self._step is not None and self._step.total else 0.0
+        """About the seconds that are left: those expected, times how much longer than expected phases have taken."""
+        number, expected = self._number, [phase.seconds for phase in self._expected]
+        spent, share = self._spent[number] + now - self._newest, 0.0
+        if self._step is not None:
+            evaluations = self._expected[number].evaluations
+            share = self._step.done / self._step.total if self._step.total else min(self._steps / evaluations, _MOST)
         over = [n for n in range(number) if self._spent[n]]  # others were left out
+        took = sum(self._spent[n] for n in over) + (spent if share else 0.0)
         prior = _PRIOR * sum(expected)
-        took = prior + sum(self._spent[n] for n in over) + (spent if share else 0.0)
-        longer = took / (prior + sum(expected[n] for n in over) + share * expected[number])
+        longer = (prior + took) / (prior + sum(expected[n] for n in over) + share * expected[number])
         own = longer * expected[number]
-        own = (1 - share) * ((1 - share) * own + spent) if share else max(own - spent, _UNSURE * own)
+        own = (1 - share) * ((1 - share) * own + spent) if share else max(own - spent, (1 - _MOST) * own)
         return own + longer * sum(expected[number + 1 :])
 
     # ---- what is shown ----
@@ -164,21 +156,20 @@ class Wait:
 
     def _line(self, now: float, left: float | None) -> str:
         place = f"{self._number + 1}/{len(self._expected)} " if self._expected else ""
-        step, count = self._step, ""
+        step, done = self._step, ""
         if step is not None and step.phase == "search":
-            count = f" k = {step.k:.4g}, {step.measure} {step.value:.2g}"
-        elif step is not None and step.total:
-            count = f"  {step.done}/{step.total}" if step.total < _MANY else f"  {step.done / step.total:.0%}"
-        elapsed = f"{_minutes(now - self._began)} elapsed"
-        if left is not None:
-            elapsed += f", about {_minutes(_rounded(left))} left"
-        return f"riq {place}{self._work}{count} · {elapsed}"
+            done = f" k = {step.k:.4g}, {step.measure} {step.value:.2g}"
+        elif step is not None:
+            done = f"  {step.done}/{step.total}" if step.total < _MANY else f"  {step.done / step.total:.0%}"
+        rest = "" if left is None else f", about {_minutes(_rounded(left))} left"
+        return f"riq {place}{self._work}{done} · {_minutes(now - self._began)} elapsed{rest}"
 
     def _announce(self, elapsed: float, left: float) -> None:
-        """Say at the start how long it will take, if that is more than a minute."""
+        """Say at the start how long it will take, if that is more than a minute, and which preset is fast."""
         self._is_announced = True
         if left > _LONG:
-            faster = f"; --preset fast takes about {_words((elapsed + left) / _FAST)}" if self._may_be_faster else ""
+            has_faster = any(expected.phase == "probe" for expected in self._expected)
+            faster = f"; --preset fast takes about {_words((elapsed + left) / _FAST)}" if has_faster else ""
             self.clear()
             say(f"riq: this will take about {_words(elapsed + left)}{faster}", err=True)
 
@@ -208,7 +199,7 @@ def _columns() -> int:
 
 
 def _rounded(seconds: float) -> float:
-    """Seconds as an estimate may tell them: of 5, from a minute on of 10, from ten minutes on of 60."""
+    """Seconds as an estimate may tell them: in steps of 5, from a minute on of 10, from ten minutes on of 60."""
     step = 5 if seconds < 60 else 10 if seconds < 600 else 60
     return max(round(seconds / step), 1) * step
 

@@ -13,10 +13,11 @@ Phase = Literal[
 
 
 class Expected(NamedTuple):
-    """A phase that is to come, and about the seconds that it will take."""
+    """A phase that is to come, and about the seconds and, in a search, the evaluations that it will take."""
 
     phase: Phase
     seconds: float
+    evaluations: int = 0
 
 
 @dataclass(frozen=True)
