@@ -9,6 +9,7 @@ import click
 from riq_cli.cli import constraints, options
 from riq_cli.cli.help import TARGET, Command, grouped
 from riq_cli.cli.paths import check_outputs, check_stdout, write
+from riq_cli.cli.progress import Wait
 from riq_cli.cli.quantities import parse_fraction
 from riq_cli.cli.terminal import print_json, say, warn_line
 from riq_cli.errors import SettingsError
@@ -94,10 +95,9 @@ def verify(
         if not quiet and original.source and manifest.source.get("sha256") not in (None, original.source.sha256):
             warn_line(f"{against}: is not the file that {archive} was made from (their SHA-256 differ)")
         bound = manifest.settings.get("deviation") if deviation is None else deviation
-        with options.coding_executor(manifest.layers) as executor:
+        with options.coding_executor(manifest.layers) as executor, Wait("measuring", quiet) as wait:
             needed = constraint is None or bound is not None
-            warn = None if quiet else warn_line
-            found = measure(opened, original, data, executor=executor, warn=warn, needed=needed, **running)
+            found = measure(opened, original, data, executor=executor, warn=wait.warn, needed=needed, **running)
             judged = None
             if constraint is not None:
                 judged = check(opened, original, data, constraint, executor=executor, **running)
