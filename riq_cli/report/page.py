@@ -118,7 +118,10 @@ def document(title: str, heading: str, sections: Iterable[str]) -> str:
 
 def cards(items: Iterable[tuple[str, str, str]]) -> str:
     """Figures in boxes, each as a term, a value and a note in HTML."""
-    boxes = (f"<div><dt>{term}</dt><dd>{value} <small>{note}</small></dd></div>" for term, value, note in items)
+    boxes = (
+        f"<div><dt>{term}</dt><dd>{value} <small>{note.replace(' %', '&nbsp;%')}</small></dd></div>"
+        for term, value, note in items
+    )
     return f'<dl class="totals">{"".join(boxes)}</dl>\n'
 
 
