@@ -272,4 +272,8 @@ def test_what_does_not_go_together_is_a_usage_error(folder: Path) -> None:
 
 def test_a_model_without_a_choice_names_its_outputs(tmp_path: Path) -> None:
     builders.save(builders.dense(), tmp_path)
-    fails(1, NONE, "compress", "model.onnx", "--max-flips", "1%", folder=tmp_path)
+    words = ("compress", "model.onnx", "--max-flips", "1%")
+    fails(2, "--max-flips says nothing on random samples; give real ones with --calibration", *words, folder=tmp_path)
+    (image,) = (feed["x"] for feed in builders.feeds(builders.dense(), 1))
+    np.savez(tmp_path / "samples.npz", x=image)
+    fails(1, NONE, *words, "--calibration", "samples.npz", folder=tmp_path)

@@ -109,6 +109,10 @@ def load(
     if objective == "deviation":
         return None, samples
     if objective in ("flips", "kl"):
+        if calibration is None:
+            raise click.UsageError(
+                f"--max-{objective} says nothing on random samples; give real ones with --calibration"
+            )
         from riq_cli.constraint import FlipsConstraint, KLConstraint
 
         kind = FlipsConstraint if objective == "flips" else KLConstraint
