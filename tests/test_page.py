@@ -124,7 +124,7 @@ def test_the_page_tells_the_totals_the_layers_and_how_to_make_it_again() -> None
     assert "<dd>96.9 % <small>62 of 64 choices (95 % interval 89.3 to 99.1 %); at logits; " in text
     assert "held out 16 of 16 choices, 100 % (95 % interval 80.6 to 100 %)</small>" in text
     assert "0.009 ± 0.00087 (relative error 13 %), worst sample 0.04 at logits" in text
-    assert "riq compress model.onnx --calibration DATA --deviation 0.01 --exclude '*<b>*'" in tree.text
+    assert "riq compress MODEL --calibration DATA --deviation 0.01 --exclude '*<b>*'" in tree.text
     assert text.count('<circle class="holds"') == 3  # two points that hold, and the key
     assert text.count('<path class="misses"') == 2  # one that does not, and the key
     assert text.count('<line class="target"') == 2 and "target 0.01</li>" in text
@@ -250,7 +250,7 @@ VERIFIED = {
     "archive": "models/model.riqz", "against": "model.onnx", "deviation": 0.01, "standard_error": 0.005, "worst": 0.04,
     "measured": [{"name": HOSTILE, "mean": 0.01, "worst": 0.04, "samples": 4, "standard_error": 0.005}],
     "top1": [{"name": "logits", "samples": 4, "choices": 4, "kept": 3}],
-    "bound": 0.005, "margin": 1.0, "holds": False,
+    "bound": 0.005, "margin": 1.0, "within": False, "holds": False,
     "constraint": {"value": 0.1, "limit": 0.05, "holds": False},
 }  # fmt: skip
 
@@ -260,7 +260,7 @@ def test_a_verification_is_a_page_of_the_same_kind() -> None:
     tree = Tree(text)
     assert "<title>model.riqz: riq verify</title>" in text and tree.tags.count("script") == 1
     said = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", text.replace("&nbsp;", " ")))
-    assert "verdict does not hold bound 0.005 on the deviation, with a margin of 1 standard error" in said
+    assert "verdict does not hold deviation ABOVE its bound of 0.005, with a margin of 1 standard error" in said
     assert "deviation 0.01 ± 0.005; mean of 4 samples" in said
     assert "relative error 14 %" in said and "top-1 kept 75 % 3 of 4 choices" in said
     assert "constraint does not hold 0.1 ABOVE 0.05" in said
@@ -270,7 +270,7 @@ def test_a_verification_is_a_page_of_the_same_kind() -> None:
 
 
 def test_a_verification_of_nothing_or_of_equal_outputs_is_a_page_too() -> None:
-    nothing = {"archive": "m.riqz", "against": "-", "bound": None, "margin": 0.0, "holds": True}
+    nothing = {"archive": "m.riqz", "against": "-", "bound": None, "margin": 0.0, "within": True, "holds": True}
     text = verification_page(nothing, [])
     assert "No float output was measured." in text and "no bound on the deviation" in text
     equal = nothing | {

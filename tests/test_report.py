@@ -106,8 +106,8 @@ def test_a_preset_is_named_by_what_the_archive_says_of_its_settings(preset: str)
     assert found["settings"] == {"deviation": {"old": None, "new": 0.02}, "exclude": {"old": None, "new": ["w"]}}
     of_k = archive(settings=Settings(k=300.0).recorded())
     assert difference(made, of_k)["presets"] == {"old": preset, "new": None}
-    first = "riq compress m.onnx --calibration DATA" + ("" if preset == "small" else f" --preset {preset}")
-    assert command(made.manifest, "m.riqz") == f"{first} --deviation 0.02 --exclude w"
+    first = "riq compress MODEL --calibration DATA" + ("" if preset == "small" else f" --preset {preset}")
+    assert command(made.manifest) == f"{first} --deviation 0.02 --exclude w"
 
 
 def test_samples_are_the_same_by_a_whole_digest_and_by_the_beginning_that_newer_archives_keep() -> None:
@@ -293,12 +293,12 @@ def test_the_command_holds_every_setting() -> None:
         "outputs": ["a b", "c"], "dims": {"height": 224}, "exclude": ["*em'b*"], "new_flag": True, "off": False,
     }  # fmt: skip
     manifest = replace(OLD.manifest, settings=settings)
-    assert command(manifest, "models.riqz") == (
-        "riq compress models.onnx --calibration DATA --preset fast --batch-size 4 --dim height=224 "
+    assert command(manifest) == (
+        "riq compress MODEL --calibration DATA --preset fast --batch-size 4 --dim height=224 "
         """--exclude '*em'"'"'b*' --min-size 100 --new-flag --output 'a b' --output c --ratio 8.0"""
     )
     manifest = replace(OLD.manifest, settings={"$(rm)": "`x`\x1b"}, calibration={"kind": "random"})
-    assert command(manifest, "-") == r"riq compress model.onnx '--$(rm)' '`x`\x1b'"
+    assert command(manifest) == r"riq compress MODEL '--$(rm)' '`x`\x1b'"
 
 
 def test_the_command_makes_the_same_bytes_again(tmp_path: Path) -> None:
@@ -314,7 +314,8 @@ def test_the_command_makes_the_same_bytes_again(tmp_path: Path) -> None:
     again = json.loads(riq(tmp_path, "report", "model.riqz", "--json").stdout)["command"]
     program, *arguments = shlex.split(again)
     assert program == "riq"
-    arguments[arguments.index("DATA")] = "calibration.npz"
+    for placeholder, name in (("MODEL", "model.onnx"), ("DATA", "calibration.npz")):
+        arguments[arguments.index(placeholder)] = name
     assert riq(tmp_path, *arguments, "-f", "-q").returncode == 0
     assert (tmp_path / "model.riqz").read_bytes() == first
 

@@ -128,8 +128,8 @@ def report(
                 write(page_path, page(opened[0], name, log).encode(), force, quiet)
         if picture is not None:
             write(picture, _drawn(opened[0], name, sort, Path(picture).suffix.lower()), force, quiet)
-        document = as_document(opened[0], name, sort)
-        lines = markdown.report(opened[0], name, sort) if as_markdown else text(opened[0], name, sort, wide)
+        document = as_document(opened[0], sort)
+        lines = markdown.report(opened[0], name, sort) if as_markdown else text(opened[0], sort, wide)
     if as_json:
         print_json(document | {"gates": gates})
     elif as_markdown or (page_path is picture is None and not quiet):
@@ -196,7 +196,7 @@ def _drawn(archive: Archive, name: str, sort: SortKey, suffix: str) -> bytes:
     return plots.layer_rates(layers, totals(archive).rate, name, suffix)
 
 
-def as_document(archive: Archive, name: str, sort: SortKey) -> dict[str, Any]:
+def as_document(archive: Archive, sort: SortKey) -> dict[str, Any]:
     """The report as --json prints it."""
     manifest = archive.manifest
     return {
@@ -207,11 +207,11 @@ def as_document(archive: Archive, name: str, sort: SortKey) -> dict[str, Any]:
         "settings": dict(manifest.settings),
         "source": dict(manifest.source),
         "creator": manifest.creator,
-        "command": command(manifest, name),
+        "command": command(manifest),
     }
 
 
-def text(archive: Archive, name: str, sort: SortKey, wide: bool) -> list[str]:
+def text(archive: Archive, sort: SortKey, wide: bool) -> list[str]:
     """The lines of the report for a terminal."""
     layers = [cells(row) for row in rows(archive, sort)]
     lines = ["nothing to code: the model has no float weights large enough; all of it is in the skeleton"]
@@ -234,5 +234,5 @@ def text(archive: Archive, name: str, sort: SortKey, wide: bool) -> list[str]:
     ]
     if found := facts(archive):
         lines += ["", *(f"{title}: {fact}" for title, fact in found)]
-        lines += ["", f"made by: {command(archive.manifest, name)}"]
+        lines += ["", f"again with: {command(archive.manifest)}"]
     return lines

@@ -107,7 +107,7 @@ def verify(
     holds = within and (judged is None or judged.holds)
     samples = found.by_sample.tolist() if found.is_measured else []
     document = {"archive": archive, "against": against, **with_derived(found.recorded())}
-    document |= {"bound": bound, "margin": margin, "holds": holds}
+    document |= {"bound": bound, "margin": margin, "within": within, "holds": holds}
     document |= {} if judged is None else {"constraint": judged.recorded()}
     if page_path is not None:
         write(page_path, verification_page(document, samples).encode(), force, quiet)

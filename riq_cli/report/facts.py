@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
-from pathlib import PurePath
 from typing import Any
 
 from riq_cli.archive import Archive, Manifest
@@ -181,14 +180,12 @@ def layers_at(layout: Mapping[str, int]) -> str:
     )
 
 
-def command(manifest: Manifest, name: str) -> str:
-    """The `riq compress` command line that makes the archive `name` again from the same model and samples.
+def command(manifest: Manifest) -> str:
+    """The `riq compress` command line that makes an archive again from the same model and samples.
 
-    An archive holds no paths: the model is called after the archive, DATA and LABELS stand for the samples and their
-    labels. Options of images are not recorded either.
+    An archive holds no names of files: MODEL, DATA and LABELS stand for them. Nor does it hold the options of images.
     """
-    stem = "model" if name == "-" else PurePath(name).stem
-    words = ["riq", "compress", f"{stem}.onnx"]
+    words = ["riq", "compress", "MODEL"]
     if manifest.calibration.get("kind", "random") != "random":
         words += ["--calibration", "DATA"]
     if manifest.settings.get("objective") == "loss":

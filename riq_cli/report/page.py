@@ -80,7 +80,7 @@ def page(archive: Archive, name: str, log: SearchLog | None = None) -> str:
         _layers(archive),
         _histograms(histograms(archive, _HISTOGRAMS)),
         _search(archive, log),
-        _made(archive, name, log.command if log else None),
+        _made(archive, log.command if log else None),
     )
     return document(f"{name}: riq report", name, sections)
 
@@ -317,7 +317,7 @@ def _plottable(value: float | None) -> TypeGuard[float]:
 # ---- how it was made ----
 
 
-def _made(archive: Archive, name: str, typed: str | None) -> str:
+def _made(archive: Archive, typed: str | None) -> str:
     manifest = archive.manifest
     found = [*facts(archive), ("source SHA-256", manifest.source.get("sha256", "–"))]
     lines = "".join(
@@ -326,12 +326,12 @@ def _made(archive: Archive, name: str, typed: str | None) -> str:
     names = (
         "The command is as it was typed, from the log."
         if typed is not None
-        else "An archive keeps no names of files: the model is called after it here, and DATA stands for the samples; "
-        "a page made with <code>--log</code> has the command as it was typed."
+        else "An archive keeps no names of files: MODEL and DATA stand for them. A page made with "
+        "<code>--log</code> has the command as it was typed."
     )
     return (
         f'<h2>How it was made</h2>\n<div class="scroll"><table class="facts"><tbody>{lines}</tbody></table></div>\n'
-        f"<h2>How to reproduce</h2>\n<pre><code>{html_text(typed or command(manifest, name))}</code></pre>\n"
+        f"<h2>How to reproduce</h2>\n<pre><code>{html_text(typed or command(manifest))}</code></pre>\n"
         '<p class="soft">With the model and the samples of the SHA-256 above, the same versions and the same machine, '
         f"the archive is the same byte for byte. {names}</p>\n"
     )

@@ -34,7 +34,8 @@ def verification_page(found: Mapping[str, Any], samples: Sequence[float]) -> str
 
 def _cards(found: Mapping[str, Any], samples: Sequence[float]) -> list[tuple[str, str, str]]:
     bound, margin = found["bound"], found["margin"]
-    limit = "no bound on the deviation" if bound is None else f"bound {bound:g} on the deviation"
+    within = "within" if found["within"] else "ABOVE"
+    limit = "no bound on the deviation" if bound is None else f"deviation {within} its bound of {bound:g}"
     if bound is not None and margin:
         limit += f", with a margin of {margin:g} standard error{'' if margin == 1 else 's'}"
     boxes = [("verdict", _verdict(found["holds"]), limit)]
