@@ -114,7 +114,7 @@ def test_the_log_holds_every_evaluation_and_probe_as_a_line_of_json(folder: Path
         "seconds", "phase", "evaluation", "allocation", "rounding", "epsilon", "k", "deviation", "failed_below",
         "held_from",
     }  # fmt: skip
-    probed = [line for line in lines if line["phase"] == "probe"]
+    probed = [line for line in lines if line["phase"] in ("probe", "reprobe")]
     assert set(probed[0]) == {"seconds", "phase", "done", "total", "layer", "deviation"}
     assert all(0 < line["deviation"] < 1 and line["done"] <= line["total"] for line in probed)
     assert {line["layer"] for line in probed} >= {"first.weight", "second.weight"}

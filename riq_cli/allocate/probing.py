@@ -41,6 +41,10 @@ class Probe:
         """Whether the deviation is the layer's, and no rounding of the runs."""
         return self.deviation >= _READABLE
 
+    def is_near(self, width: float) -> bool:
+        """Whether a bin width is so near to that of the probe that the layer need not be probed there."""
+        return 1 / _NEAR < width / self.width < _NEAR
+
 
 def probe(prober: Prober, quantize: Quantize, width: float, budget: float) -> Probe:
     """The deviation of a layer at about a bin width, or at others near it until it can be read.
@@ -72,12 +76,10 @@ def probe(prober: Prober, quantize: Quantize, width: float, budget: float) -> Pr
 
 
 def probe_again(prober: Prober, quantize: Quantize, found: Probe, width: float) -> Probe:
-    """The probe, measured again at the bin width that was chosen if that width is far from the probe's own.
+    """The probe at the bin width that was chosen, if its deviation can be read there; else the same.
 
-    At low rates the deviation grows in another way than the error.
+    At low rates the deviation does not grow as the error does.
     """
-    if 1 / _NEAR < width / found.width < _NEAR:
-        return found
     deviation = min(_deviation(prober, quantize(width)), _LARGEST)
     return found if deviation < _READABLE else replace(found, width=width, deviation=deviation)
 

@@ -69,7 +69,7 @@ def step_record(step: Progress) -> dict[str, Any] | None:
             "held_from": finite(step.high),
         }
     done = {"phase": step.phase, "done": step.done, "total": step.total}
-    if step.phase == "probe":
+    if step.layer:
         return done | {"layer": step.layer, "deviation": finite(step.value)}
     return done if step.done in (1, step.total) else None
 

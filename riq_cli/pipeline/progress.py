@@ -26,9 +26,9 @@ class Progress:
 
     The first phase, `original`, runs the original model; `expected` are all phases then, itself included. In a
     `search`, `done` counts evaluations, `k` and `value` are the newest one, of an `allocation`, a `rounding` and an
-    `epsilon`, and `low` and `high` the bracket: the largest k that failed and the smallest that held. In a `probe`,
-    `value` is the deviation that `layer` caused alone. What `done` and `total` count is weights in `coding` and
-    `decoding`, steps back through the model in `gradients`, samples in `original`, and layers elsewhere.
+    `epsilon`, and `low` and `high` the bracket: the largest k that failed and the smallest that held. In a `probe` or
+    `reprobe`, `value` is the deviation that `layer` caused alone. What `done` and `total` count is weights in `coding`
+    and `decoding`, steps back through the model in `gradients`, samples in `original`, and layers elsewhere.
     """
 
     phase: Phase

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 from riq_cli.allocate.probing import Probe, Sensitivities, probe, probe_again
 from riq_cli.errors import ModelError, TargetError
@@ -100,14 +101,18 @@ class Preparation:
     def _probed(self, prober: Prober, plans: Plans, widths: Widths, k: float, budget: float) -> Sensitivities:
         weights = self._measuring.weights
         probes: dict[int, Probe] = {}
+
+        def report(phase: Literal["probe", "reprobe"], done: int, total: int, number: int) -> None:
+            self.probes += 1
+            layer = weights.layers[number].name
+            self._measuring.progress(Progress(phase, done, total, value=probes[number].deviation, layer=layer))
+
         for done, number in enumerate(weights.codable, 1):
             width, plan = widths[number], plans.get(number)
             first = weights.norms[number] / k if width is None else width
             found = probe(prober, partial(weights.alone, number, plan=plan), first, budget)
             probes[number] = found
-            self.probes += 1
-            layer = weights.layers[number].name
-            self._measuring.progress(Progress("probe", done, len(weights.codable), value=found.deviation, layer=layer))
+            report("probe", done, len(weights.codable), number)
         if failed := [number for number, found in probes.items() if found.failed]:
             raise UnchangeableError(failed)
         readable = [number for number, found in probes.items() if found.is_readable]
@@ -115,10 +120,11 @@ class Preparation:
         curves = dict(zip(readable, drawn, strict=True))
         sensitivities = Sensitivities(probes, curves, weights.sizes, weights.norms, weights.peaks)
         chosen = sensitivities.widths(budget)
-        for done, (number, width) in enumerate(chosen.items(), 1):
+        again = {number: width for number, width in chosen.items() if not probes[number].is_near(width)}
+        for done, (number, width) in enumerate(again.items(), 1):
             quantize = partial(weights.alone, number, plan=plans.get(number))
             probes[number] = probe_again(prober, quantize, probes[number], width)
-            self._measuring.progress(Progress("reprobe", done, len(chosen)))
+            report("reprobe", done, len(again), number)
         return sensitivities
 
 
