@@ -1,4 +1,4 @@
-"""Outputs of two models → how far they are from each other: the deviation, eq. (1)."""
+"""Outputs of two models → how far they are from each other: the deviation, eq. (1), and how often the top-1 changes."""
 
 from __future__ import annotations
 
