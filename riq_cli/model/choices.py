@@ -26,10 +26,11 @@ def class_axes(form: SessionForm) -> dict[str, int]:
     """The axes along which classes lie, by the names of those measured tensors that are a choice among classes.
 
     A choice is what a final Softmax or LogSoftmax makes, or where this is not measured, what enters it, and what enters
-    a final ArgMax or Hardmax. An output [batch, …, class] that is a product with weights, perhaps scaled and with a bias,
-    is one too if its name speaks of logits, probabilities, scores, classes or labels, or if it has as many entries as
-    ImageNet has classes. Without these signs it may be an embedding, and is none. Neither is what is called an embedding,
-    feature, state, attention, alignment or box, nor what ends in a Sigmoid, whose classes do not exclude each other.
+    a final ArgMax or Hardmax. An output [batch, …, class] that is a product with weights, perhaps scaled and with a
+    bias, is one too if its name speaks of logits, probabilities, scores, classes or labels, or if it has as many
+    entries as ImageNet has classes. Without these signs it may be an embedding, and is none. Neither is what is called
+    an embedding, feature, state, attention, alignment or box, nor what ends in a Sigmoid, whose classes do not exclude
+    each other.
     """
     model = onnx.ModelProto.FromString(form.model)
     producers, numbers = producers_of(model.graph), single_numbers(model)
