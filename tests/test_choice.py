@@ -248,6 +248,10 @@ def test_the_summary_gives_advice_where_the_top_1_changes_often(folder: Path) ->
     ) in text
     again = (*COMPRESS, "--force")
     assert "advice     top-1 changed on" in command(*again, "--holdout", "0", folder=folder).stderr.decode()
+    few = (
+        "\n  advice     64 samples are few for 1 %: on others, 5.7 % may change; give more, or --max-kl, for which each"
+    )
+    assert few in command(*again, "--max-flips", "1%", folder=folder).stderr.decode()
     for options in (("--deviation", "1e-6"), ("--size", "20kB"), ("--max-flips", "50%")):
         assert "advice" not in command(*again, *options, folder=folder).stderr.decode()
 

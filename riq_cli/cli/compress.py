@@ -226,10 +226,17 @@ def _facts(
 
 
 def _advice(facts: Mapping[str, Any]) -> list[str]:
-    """A line that says what to do where the top-1 changes on more than 1 % of the choices, those held out if any are.
+    """A line that says what to do where the top-1 changes too often, or where samples are too few to tell.
 
-    Nothing where it does not, on random samples, and where the deviation is not the goal.
+    With the deviation as the goal: on more than 1 % of the choices, those held out if any are. Random samples tell
+    nothing of it.
     """
+    flips = facts.get("constraint", {})
+    if "changed" in flips and flips["high"] > 2 * flips["limit"]:
+        return [
+            f"  advice     {flips['samples']:,} samples are few for {percent(flips['limit'])}: on others, "
+            f"{percent(flips['high'])} may change; give more, or --max-kl, for which each of them counts"
+        ]
     seen = facts.get("holdout_top1") or facts.get("top1")
     has_other_goal = not {"objective", "ratio", "size", "rate", "k"}.isdisjoint(facts["settings"])
     if not seen or has_other_goal or facts["calibration"]["kind"] == "random":
