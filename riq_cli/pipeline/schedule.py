@@ -15,13 +15,14 @@ from riq_cli.pipeline.settings import Settings
 from riq_cli.pipeline.weights import Weights
 
 _LAYER = 0.02  # seconds that any work on a layer takes beside that on its weights
-_NEAREST, _COMPENSATED, _TRELLIS = 5e-8, 3e-7, 1e-6  # seconds to round a weight …
+_NEAREST, _COMPENSATED, _TRELLIS = 5e-8, 2e-7, 7e-7  # seconds to round a weight …
 _COMPENSATED_COLUMN, _TRELLIS_COLUMN = 1e-4, 5e-4  # … and, where errors are fed forward, a column
-_PROBE, _CODE, _DECODE = 1e-6, 1e-6, 1e-7  # seconds for other work on a weight
-_MOMENT = 1e-9  # seconds for each multiplication of columns, or of rows, in factors of their second moments
+_PROBE, _CODE, _DECODE = 6e-7, 1e-6, 1e-7  # seconds for other work on a weight
+_MOMENT = 7e-10  # seconds for each multiplication of columns, or of rows, in factors of their second moments
 _BACK, _BACK_VARIED = 8.0, 10.0  # runs that gradients of one sample take, and those of its variations
-_ROUGH, _SEARCH, _FINE, _BY_FORMULA = 4, 4, 6, 30  # evaluations of each search for k
-_JUDGED = 16  # evaluations of a search under a constraint
+_ROUGH, _SEARCH, _FINE, _BY_FORMULA = 4, 4, 5, 30  # evaluations of each search for k
+_JUDGED, _MOVES = 16, 5  # evaluations of a search under a constraint, and in a fixed layout for each layer
+_TRIES, _COUNTED = 3, 6  # archives until one fits a budget, and estimates of bits before each
 _ROUGH_SAMPLES, _FORMULA_SAMPLES = 8, 16  # samples of an evaluation
 
 
@@ -40,29 +41,33 @@ def schedule(
     """
     total, layers, every = weights.total, len(weights.codable), len(roles.every)
     columns = 0 if fit is None else sum(item.matrix.shape[2] for item in fit.linear.values() if not item.is_table)
+    nearest, coding = total * _NEAREST, layers * _LAYER + total * _CODE
+    compensated = total * _COMPENSATED + columns * _COMPENSATED_COLUMN
+    trellis = total * _TRELLIS + columns * _TRELLIS_COLUMN
 
     def search(evaluations: int, samples: int, rounding: float) -> Expected:
-        count = evaluations if settings.constraint is None else _JUDGED
-        return Expected("search", count * (min(samples, every) * run + rounding), count)
+        if settings.layout is not None:
+            evaluations = _MOVES * len(weights.matrices)
+        elif settings.constraint is not None:
+            evaluations = _JUDGED
+        return Expected("search", evaluations * (min(samples, every) * run + rounding), evaluations)
 
-    coding = Expected("coding", layers * _LAYER + total * _CODE)
-    found: list[Expected] = []
-    if settings.ratio or settings.size or settings.rate:
-        found.append(coding)  # of no weights, to see whether the budget can be kept
+    is_budget = bool(settings.ratio or settings.size or settings.rate)
+    found = [Expected("coding", coding)] if is_budget else []  # of no weights, to see what the least is
     if settings.k is None and settings.layout is None and settings.is_free:
-        found.append(search(_ROUGH, _ROUGH_SAMPLES, total * _NEAREST))
+        found.append(search(_ROUGH, _ROUGH_SAMPLES, nearest))
         found += [] if fit is None else _fitting(fit, run)
         if probed:
             seconds = layers * (_LAYER + probed * run) + total * _PROBE
             found += [Expected("probe", seconds), Expected("reprobe", seconds)]
-        rounding = total * _COMPENSATED + columns * _COMPENSATED_COLUMN
-        found.append(search(_SEARCH, len(roles.unfitted), rounding))
+        found.append(search(_SEARCH, len(roles.unfitted), compensated))
         if settings.may_use_trellis:
-            rounding = total * _TRELLIS + columns * _TRELLIS_COLUMN
-            found += [Expected("trellis", rounding / 2), search(_FINE, every, rounding)]
+            found += [Expected("trellis", trellis / 2), search(_FINE, every, trellis)]
     elif settings.k is None:
-        found.append(search(_BY_FORMULA, _FORMULA_SAMPLES, total * _NEAREST))
-    return (*found, coding, Expected("decoding", total * _DECODE), Expected("search", every * run, 1))
+        found.append(search(_BY_FORMULA, _FORMULA_SAMPLES, nearest))
+    coding += _COUNTED * trellis if is_budget else 0.0
+    end = [Expected("coding", coding), Expected("decoding", total * _DECODE), Expected("search", every * run, 1)]
+    return (*found, *end * (_TRIES if is_budget else 1))
 
 
 def _fitting(fit: Fit, run: float) -> Iterator[Expected]:
