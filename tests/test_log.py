@@ -85,7 +85,8 @@ def test_json_has_those_of_a_constraint_beside_them(folder: Path) -> None:
         assert facts[key] == [[line["k"], line[measure]] for line in found if line[measure] is not None] != []
     assert "constraint_trace" not in Archive.open(folder / "model.riqz").manifest.result
     page = riq("report", "model.riqz", "--html", "-", "--log", "loss.jsonl", folder=folder).stdout.decode()
-    assert points(page) == [(f"{k:.5g}", f"{value:.4g}") for k, value in facts["trace"]]
+    assert points(page) == [(f"{k:.5g}", f"{value:.4g}") for k, value in facts["constraint_trace"]]
+    assert "Value of the constraint at each k" in page and ">limit 0.05</li>" in page
 
 
 def test_a_fixed_layout_is_searched_without_k_and_has_no_constraint_trace(folder: Path) -> None:

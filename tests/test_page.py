@@ -128,7 +128,7 @@ def test_the_page_tells_the_totals_the_layers_and_how_to_make_it_again() -> None
     assert text.count('<circle class="holds"') == 3  # two points that hold, and the key
     assert text.count('<path class="misses"') == 2  # one that does not, and the key
     assert text.count('<line class="target"') == 2 and "target 0.01</li>" in text
-    assert "Deviation of the blend allocation with compensated rounding at each k" in text
+    assert "Deviation at each k of the blend allocation with compensated rounding" in text
     assert "<code>blend allocation, compensated rounding, k = 300, epsilon = 0; 9 evaluations, 4 probes" in text
 
 
@@ -233,6 +233,14 @@ def test_a_search_that_began_far_off_leaves_room_for_what_is_near_the_solution()
     assert text.count('<g class="far">') == 2
     xs = [float(x) for x in re.findall(r'<circle class="(?:holds|chosen)" cx="([^"]*)"', text)]
     assert 0.2 * 520 < min(xs) < 0.5 * 520 < max(xs) < 520  # up to four times k
+
+
+def test_a_search_under_a_constraint_has_a_linear_axis_and_its_outliers_at_the_edge() -> None:
+    points = [(100.0, 40.0), (200.0, 0.3), (250.0, 0.1), (300.0, -0.02), (310.0, 0.2), (1e5, 0.0)]
+    text = trace(points, [], 0.05, (300.0, -0.02), "constraint")
+    assert text.count('<g class="far">') == 2  # 40, and k = 1e5
+    heights = [float(y) for y in re.findall(r"<path class=\"misses\" d=\"M[\d.]+ ([\d.]+)L", text)]
+    assert heights[0] < heights[1] < heights[3] < heights[2]  # down the picture: 40, 0.3, 0.2, 0.1
 
 
 def test_the_rate_of_a_bias_does_not_squeeze_the_bars_of_large_layers() -> None:

@@ -12,7 +12,7 @@ from riq_cli import limits
 from riq_cli.archive import schema
 from riq_cli.errors import LogError
 from riq_cli.files import growing_file
-from riq_cli.report import SearchLog, with_derived
+from riq_cli.report import SearchLog, measured_in_search, with_derived
 from riq_cli.text import finite
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def read_log(path: str, archive: Archive) -> SearchLog:
             raise LogError(
                 f"{path}: is the log of another archive ({key} differs); give the one written with this archive"
             )
-    chosen, others = _traces(records[:last], archive.manifest.result, "deviation")
+    chosen, others = _traces(records[:last], archive.manifest.result, measured_in_search(archive.manifest.result))
     command = records[last].get("command")
     if not (schema.PAIRS.accepts(chosen) and schema.PAIRS.accepts(others) and isinstance(command, str | None)):
         raise no_log

@@ -12,10 +12,10 @@ from riq_cli.report.facts import (
     top1_text,
     with_derived,
 )
-from riq_cli.report.page import SearchLog, page
+from riq_cli.report.page import SearchLog, measured_in_search, page
 from riq_cli.report.totals import PARTS, SortKey, Totals, cells, fixed_rate, rows, totals
 from riq_cli.report.verification import verification_page
 
 __all__ = ["NUMBERS", "PARTS", "SearchLog", "SortKey", "Totals", "cells", "command", "difference", "facts",
-           "fixed_rate", "flag", "judgement", "layers_at", "page", "reservation", "rows", "searched", "top1_text",
-           "totals", "verification_page", "with_derived"]  # fmt: skip
+           "fixed_rate", "flag", "judgement", "layers_at", "measured_in_search", "page", "reservation", "rows",
+           "searched", "top1_text", "totals", "verification_page", "with_derived"]  # fmt: skip

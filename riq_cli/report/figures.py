@@ -11,6 +11,7 @@ from riq_cli.report.histogram import Histogram
 from riq_cli.text import html_text, tick
 
 _MANTISSAS = (range(1, 10), (1, 2, 5), (1,))  # of logarithmic ticks, from fine to coarse
+Measure = Literal["deviation", "constraint"]
 Kind = Literal["holds", "misses", "other", "chosen"]
 _RADIUS: dict[Kind, float] = {"holds": 4.5, "misses": 4.5, "other": 3, "chosen": 7}
 _NEAR = 4.0  # factor on k up to which an evaluation is where it belongs; farther ones are drawn at the edge
@@ -58,42 +59,53 @@ def _linear_ticks(low: float, high: float, most: int) -> list[float]:
 def trace(
     points: Sequence[tuple[float, float]],
     others: Sequence[tuple[float, float]],
-    target: float | None,
+    limit: float | None,
     chosen: tuple[float, float] | None,
+    measure: Measure = "deviation",
 ) -> str:
-    """The deviation over k of a search, both logarithmic, with the target and a line of 1/k² through the solution.
+    """The deviation, or the value of a constraint, over k in a search, with its limit and the solution.
 
-    Searches begin far off: what is beyond 4 times k or 16 times the deviation of the solution is drawn at the edge.
+    A search begins far off. Its points beyond 4 times k of the solution are drawn at the edge. So are deviations beyond
+    16 times that of the solution, and the largest quarter of a constraint's values. Deviations have a logarithmic axis,
+    and a line of 1/k² through the solution.
 
     Args:
-        points: k and deviation of each evaluation of the chosen scheme, in order; all > 0.
+        points: k and value of each evaluation of the chosen scheme, in order; k > 0, and deviations > 0.
         others: the same of other schemes.
-        target: the deviation that had to be met, if one was given.
-        chosen: k and deviation of the solution.
+        limit: what the value had to be within, if anything.
+        chosen: k and value of the solution.
+        measure: what the values are.
     """
     width, height, left, right, top, bottom = 520, 320, 74, 12, 12, 46
     middle = chosen or points[-1]
     drawn = [*points, *others, middle]
+    limits = [] if limit is None else [limit]
     x = Axis(*_widened([_within(k, middle[0], _NEAR) for k, _ in drawn]), left, width - right, log=True)
-    values = [_within(value, middle[1], _NEAR**2) for _, value in drawn] + ([target] if target else [])
-    y = Axis(*_widened(values), height - bottom, top, log=True)
-    parts = [_frame(x, y, x.ticks(6), y.ticks(7), "k (larger is finer)", "deviation")]
-    if chosen:
+    if measure == "deviation":
+        values = [_within(value, middle[1], _NEAR**2) for _, value in drawn]
+        y = Axis(*_widened([*values, *limits]), height - bottom, top, log=True)
+    else:
+        values = sorted(value for _, value in drawn)
+        values = [*values[: -(-3 * len(values) // 4)], middle[1], *limits, 0.0]
+        room = 0.06 * (max(values) - min(values)) or 0.01
+        y = Axis(min(values) - room, max(values) + room, height - bottom, top)
+    parts = [_frame(x, y, x.ticks(6), y.ticks(7), "k (larger is finer)", measure)]
+    if chosen and measure == "deviation":
         k, value = chosen
         ends = max(x.low, k * math.sqrt(value / y.high)), min(x.high, k * math.sqrt(value / y.low))  # in the frame
         (x1, y1), (x2, y2) = ((x(end), y(value * (k / end) ** 2)) for end in ends)
         parts.append(line("theory", x1, y1, x2, y2))
-    if target:
-        parts.append(line("target", x.start, y(target), x.end, y(target)))
-    kinds: list[Kind] = ["misses" if target is not None and value > target else "holds" for _, value in points]
+    if limit is not None:
+        parts.append(line("target", x.start, y(limit), x.end, y(limit)))
+    kinds: list[Kind] = ["misses" if limit is not None and value > limit else "holds" for _, value in points]
     for kind, (k, value) in [*(("other", point) for point in others), *zip(kinds, points, strict=True)]:
-        near = _within(k, middle[0], _NEAR), _within(value, middle[1], _NEAR**2)
-        drawn_at = mark(kind, x(near[0]), y(near[1]), f"k = {k:.5g}, deviation {value:.4g}")
+        near = min(max(k, x.low), x.high), min(max(value, y.low), y.high)
+        drawn_at = mark(kind, x(near[0]), y(near[1]), f"k = {k:.5g}, {measure} {value:.4g}")
         parts.append(drawn_at if near == (k, value) else f'<g class="far">{drawn_at}</g>')
     if chosen:
         k, value = chosen
-        parts.append(mark("chosen", x(k), y(value), f"solution: k = {k:.5g}, deviation {value:.4g}"))
-    return _svg(width, height, f"Deviation over k in {len(points)} evaluations of the search", parts)
+        parts.append(mark("chosen", x(k), y(value), f"solution: k = {k:.5g}, {measure} {value:.4g}"))
+    return _svg(width, height, f"{measure.capitalize()} over k in {len(points)} evaluations of the search", parts)
 
 
 def histogram(one: Histogram) -> str:

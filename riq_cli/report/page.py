@@ -1,22 +1,19 @@
 """An archive as one HTML page that needs nothing else: no network, no fonts, no further files.
 
-Text that stands in a manifest is untrusted and goes through `html_text`; numbers are what its schema says. The
-page's policy also forbids all scripts but the one that is written here, by its hash.
+Text that stands in a manifest is untrusted and goes through `html_text`; numbers are what its schema says.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any, TypeGuard
 
 from riq_cli.archive import Archive
 from riq_cli.report import figures
+from riq_cli.report.document import cards, document, key_of, table
 from riq_cli.report.facts import command, facts, judgement, top1_text
 from riq_cli.report.histogram import Histogram, histograms
 from riq_cli.report.totals import PARTS, Totals, cells, rows, totals
@@ -25,6 +22,8 @@ from riq_cli.text import deviation_text, html_text, human_size, percent, relativ
 _HISTOGRAMS = 6
 _SMALLEST = 1e-30  # on a logarithmic axis
 _LARGE = 0.01  # share of the archive from which a layer's rate matters
+_MEASURED = {"deviation": "Deviation", "constraint": "Value of the constraint"}
+_LIMITS = {"deviation": "target", "constraint": "limit"}
 _NAME = 56  # characters of a layer's name, two lines of the table
 _CODES = "scales 576+64, classes 64: bin widths of 576 slices and of 64 others, and the classes of 64"
 _HOW_TO_PLOT = (
@@ -52,7 +51,7 @@ class SearchLog:
     """What the log of a compression tells that the archive does not.
 
     Attributes:
-        trace: k and deviation of each evaluation of the scheme that was chosen, in order.
+        trace: k and deviation, or value of the constraint, of each evaluation of the chosen scheme, in order.
         others: the same of schemes that were tried beside it.
         command: the command as it was typed, if the log tells it.
     """
@@ -83,62 +82,6 @@ def page(archive: Archive, name: str, log: SearchLog | None = None) -> str:
         _made(archive, log.command if log else None),
     )
     return document(f"{name}: riq report", name, sections)
-
-
-# ---- what pages have in common ----
-
-
-def document(title: str, heading: str, sections: Iterable[str]) -> str:
-    """A page of sections of HTML; its title and its heading are untrusted text."""
-    folder = files("riq_cli.report")
-    style = folder.joinpath("page.css").read_text(encoding="utf-8")
-    script = folder.joinpath("page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html_text(title)}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-<h1>{html_text(heading)}</h1>
-{"".join(sections)}
-</main>
-<script>{script}</script>
-</body>
-</html>
-"""
-
-
-def cards(items: Iterable[tuple[str, str, str]]) -> str:
-    """Figures in boxes, each as a term, a value and a note in HTML."""
-    boxes = (
-        f"<div><dt>{term}</dt><dd>{value} <small>{note.replace(' %', '&nbsp;%')}</small></dd></div>"
-        for term, value, note in items
-    )
-    return f'<dl class="totals">{"".join(boxes)}</dl>\n'
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
-    """A table of cells in HTML; the first `left` columns to the left, numbers in the others to the right."""
-    kinds = [""] * left + [' class="number"'] * (len(header) - left)
-    head = "".join(f'<th scope="col"{kind}>{text}</th>' for kind, text in zip(kinds, header, strict=True))
-    body = "".join(
-        f"<tr>{''.join(f'<td{kind}>{cell}</td>' for kind, cell in zip(kinds, row, strict=True))}</tr>" for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>\n'
-
-
-def key_of(items: Iterable[tuple[str, str]]) -> str:
-    """What the marks and lines of a picture mean, each as SVG and a text in HTML."""
-    marks = (f'<li><svg viewBox="0 0 22 16" aria-hidden="true">{mark}</svg>{text}</li>' for mark, text in items)
-    return f'<ul class="key">{"".join(marks)}</ul>'
 
 
 # ---- totals ----
@@ -275,38 +218,52 @@ def _histograms(found: Sequence[Histogram]) -> str:
     )
 
 
+def measured_in_search(result: Mapping[str, Any]) -> figures.Measure:
+    """What the search for k of an archive with such a result was about."""
+    return "constraint" if "constraint" in result and "layout" not in result else "deviation"
+
+
 def _search(archive: Archive, log: SearchLog | None) -> str:
     """The plot of the search; without its measurements, how to get it."""
     result = archive.manifest.result
-    target = archive.manifest.settings.get("deviation")
-    k, deviation = result.get("k"), result.get("deviation")
-    chosen = (k, deviation) if _plottable(k) and _plottable(deviation) else None
+    measure = measured_in_search(result)
+    k, value, limit = result.get("k"), result.get("deviation"), archive.manifest.settings.get("deviation")
+    old = "trace"
+    if measure == "constraint":
+        value, limit, old = result["constraint"]["value"], result["constraint"]["limit"], "constraint_trace"
+    is_drawn = _plottable if measure == "deviation" else _known
+    chosen = (k, value) if _plottable(k) and is_drawn(value) else None
     points, others = (
-        [(k, value) for k, value in measured if _plottable(value)]
-        for measured in ((log.trace, log.others) if log else (result.get("trace", ()), ()))
+        [(k, value) for k, value in measured if is_drawn(value)]
+        for measured in ((log.trace, log.others) if log else (result.get(old, ()), ()))
     )
     if not points:
         return _HOW_TO_PLOT if log is None and chosen else ""
-    target = target if _plottable(target) else None
+    limit = limit if is_drawn(limit) else None
     numbers = [(f"{n}", f"{k:.5g}", f"{value:.4g}") for n, (k, value) in enumerate(points, 1)]
     key = [
-        (figures.mark("holds", 11, 8), "meets the target" if target else "an evaluation"),
-        *([(figures.mark("misses", 11, 8), "misses it")] if target else []),
+        (figures.mark("holds", 11, 8), "an evaluation" if limit is None else "holds"),
+        *([] if limit is None else [(figures.mark("misses", 11, 8), "does not hold")]),
         *([(figures.mark("other", 11, 8), "another allocation, rounding or ε₀")] if others else []),
         (figures.mark("chosen", 11, 8), "the solution, as restored"),
-        (figures.line("theory", 0, 8, 22, 8), "1/k², what theory expects"),
-        *([(figures.line("target", 0, 8, 22, 8), f"target {target:g}")] if target else []),
+        *([(figures.line("theory", 0, 8, 22, 8), "1/k², what theory expects")] if measure == "deviation" else []),
+        *([] if limit is None else [(figures.line("target", 0, 8, 22, 8), f"{_LIMITS[measure]} {limit:g}")]),
     ]
     return (
         "<h2>The search</h2>\n"
-        f'<p class="soft">Deviation of the {html_text(result.get("allocation", "–"))} allocation with '
-        f"{html_text(result.get('rounding', 'nearest'))} rounding at each k that was evaluated: "
+        f'<p class="soft">{_MEASURED[measure]} at each k of the {html_text(result.get("allocation", "–"))} allocation '
+        f"with {html_text(result.get('rounding', 'nearest'))} rounding that was evaluated: "
         "on the samples of the search, on those held out, and of the restored model. What is far off is drawn pale, at "
         "the edge.</p>\n"
-        f'<figure class="trace">{figures.trace(points, others, target, chosen)}'
+        f'<figure class="trace">{figures.trace(points, others, limit, chosen, measure)}'
         f"{key_of(key)}</figure>\n"
-        f"<details><summary>The numbers</summary>{table(('#', 'k', 'deviation'), numbers, left=0)}</details>\n"
+        f"<details><summary>The numbers</summary>{table(('#', 'k', measure), numbers, left=0)}</details>\n"
     )
+
+
+def _known(value: float | None) -> TypeGuard[float]:
+    """Whether a linear axis can show a number."""
+    return value is not None
 
 
 def _plottable(value: float | None) -> TypeGuard[float]:

@@ -8,8 +8,8 @@ from pathlib import PurePath
 from typing import Any
 
 from riq_cli.report import figures
+from riq_cli.report.document import cards, document, key_of, table
 from riq_cli.report.facts import judgement, top1_text
-from riq_cli.report.page import cards, document, key_of, table
 from riq_cli.text import counted, estimate, html_text, percent, relative_error, shortened, shown
 
 _WORST = 20  # samples in the table
