@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +16,9 @@ from riq_cli.cli.terminal import print_json, say, warn_line
 from riq_cli.errors import SettingsError
 from riq_cli.report import judgement, reservation, top1_text, verification_page, with_derived
 from riq_cli.text import counted, deviation_text, shortened
+
+if TYPE_CHECKING:
+    from riq_cli.runtime import Deviation
 
 
 @click.command(
@@ -114,28 +118,38 @@ def verify(
     if as_json:
         print_json(document | {"samples": samples})
     elif not quiet and page_path != "-":
-        verdict = "" if bound is None else f", {'within' if within else 'ABOVE'} the bound of {bound:g}"
-        verdict += f" with {_standard_errors(margin)} added" if verdict and margin else ""
-        measured = (
-            f"deviation {deviation_text(found.mean, found.standard_error)}{verdict}; "
-            f"{counted(found.samples.size, 'sample')}"
-            if found.is_measured
-            else "no float output to measure"
-        )
-        say(f"{archive}: {measured}")
-        if bound is not None and not within and found.standard_error:
-            say(f"  {_excess((found.mean - bound) / found.standard_error, found.samples.size)}")
-        if not within and reservation(manifest.calibration.get("kind")):
-            say("  the archive was made on random samples, which promise nothing; give riq compress real ones")
-        for tensor in found.tensors:
-            mean = deviation_text(tensor.mean, tensor.standard_error)
-            say(f"  at {shortened(tensor.name)}: {mean}, worst sample {tensor.worst:.4g}")
-        for top1 in found.top1:
-            say(f"  top-1 kept on {top1_text(top1)} at {shortened(top1['name'])}")
-        if judged is not None:
-            say(f"  constraint: {judgement(judged.recorded())}")
+        say(*_text(document, found, reservation(manifest.calibration.get("kind"))))
     if not holds:
         raise click.exceptions.Exit(TARGET)
+
+
+def _text(document: Mapping[str, Any], found: Deviation, reserved: str) -> list[str]:
+    """The lines of a verification for a terminal, from its document for JSON.
+
+    Args:
+        document: what `--json` prints.
+        found: the deviation.
+        reserved: what the samples that the archive was made on leave open, if anything.
+    """
+    if not found.is_measured:
+        lines = [f"{document['archive']}: no float output to measure"]
+    else:
+        bound, margin, count = document["bound"], document["margin"], found.samples.size
+        verdict = "" if bound is None else f", {'within' if document['within'] else 'ABOVE'} the bound of {bound:g}"
+        verdict += f" with {_standard_errors(margin)} added" if verdict and margin else ""
+        mean = deviation_text(found.mean, found.standard_error)
+        lines = [f"{document['archive']}: deviation {mean}{verdict}; {counted(count, 'sample')}"]
+        if not document["within"] and found.standard_error:
+            lines.append(f"  {_excess((found.mean - bound) / found.standard_error, count)}")
+        if not document["within"] and reserved:
+            lines.append("  the archive was made on random samples, which promise nothing; give riq compress real ones")
+    for tensor in found.tensors:
+        mean = deviation_text(tensor.mean, tensor.standard_error)
+        lines.append(f"  at {shortened(tensor.name)}: {mean}, worst sample {tensor.worst:.4g}")
+    lines += [f"  top-1 kept on {top1_text(top1)} at {shortened(top1['name'])}" for top1 in found.top1]
+    if "constraint" in document:
+        lines.append(f"  constraint: {judgement(document['constraint'])}")
+    return lines
 
 
 def _excess(errors: float, samples: int) -> str:
