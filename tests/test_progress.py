@@ -33,6 +33,7 @@ class Clock:
 # What is expected to take 51 seconds takes 153: phases, their steps, and the seconds of each step.
 EXPECTED = (Expected("original", 1), Expected("probe", 20), Expected("search", 20, 5), Expected("coding", 10))
 TAKEN: list[tuple[Any, int, float]] = [("original", 1, 3), ("probe", 60, 1), ("search", 5, 12), ("coding", 30, 1)]
+FAST = (Expected("search", 5),)
 SECONDS = sum(steps * seconds for _, steps, seconds in TAKEN)
 
 
@@ -44,9 +45,9 @@ def lines(capsys: pytest.CaptureFixture[str], quiet: bool = False, **options: An
             for done in range(1, steps + 1):
                 clock.now += seconds
                 wait.draw()
-                expected = EXPECTED if phase == "original" else ()
+                expected, fast = (EXPECTED, FAST) if phase == "original" else ((), ())
                 total = 0 if phase == "search" else steps
-                wait(Progress(phase, done, total, k=done, value=1 / done, expected=expected))
+                wait(Progress(phase, done, total, k=done, value=1 / done, expected=expected, fast=fast))
     return capsys.readouterr().err.splitlines()
 
 

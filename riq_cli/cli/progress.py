@@ -32,9 +32,9 @@ _REDRAWN = 1.0  # seconds between two drawings where no step comes
 _PLAIN, _PLAIN_SAME = 10.0, 60.0  # seconds between two lines without a terminal: of two phases, of the same one
 _LONG = 60.0  # seconds to come that are worth a line at the start
 _KNOWN = 5.0  # seconds until that is said: then costs are measured
-_FAST = 8  # times as long as --preset fast others take, about
+_FASTER = 2  # times as long as --preset fast, from which on that is worth a word
 _MANY = 10_000  # things of a phase from which on their percentage is shown
-_PRIOR = 0.1  # share of all expected seconds that is taken to have been measured as expected
+_PRIOR = 0.15  # share of all expected seconds that is taken to have been measured as expected
 _MOST = 0.9  # share of a phase of unknown length that is taken to be done, at most
 
 
@@ -63,6 +63,7 @@ class Wait:
         self._step: Progress | None = None  # the newest one of a phase that goes on
         self._steps, self._phase_seconds = 0, 0.0  # of that phase, up to the newest step
         self._expected: Sequence[Expected] = ()
+        self._fast: Sequence[Expected] = ()
         self._spent: list[float] = []  # seconds of each expected phase, up to the newest step
         self._number = 0  # of the expected phase that goes on
         self._is_announced = False
@@ -93,7 +94,8 @@ class Wait:
             if self._step is not None and step.phase != self._step.phase:
                 self._end_phase()
             if step.expected:
-                self._expected, self._spent, self._number = step.expected, [0.0] * len(step.expected), 0
+                self._expected, self._fast, self._number = step.expected, step.fast, 0
+                self._spent = [0.0] * len(step.expected)
             coming = [expected.phase for expected in self._expected[self._number :]]
             if step.phase in coming:
                 self._number += coming.index(step.phase)
@@ -168,10 +170,11 @@ class Wait:
         """Say at the start how long it will take, if that is more than a minute, and which preset is fast."""
         self._is_announced = True
         if left > _LONG:
-            has_faster = any(expected.phase == "probe" for expected in self._expected)
-            faster = f"; --preset fast takes about {_words((elapsed + left) / _FAST)}" if has_faster else ""
+            total = elapsed + left
+            fast = total * sum(phase.seconds for phase in self._fast) / sum(phase.seconds for phase in self._expected)
             self.clear()
-            say(f"riq: this will take about {_words(elapsed + left)}{faster}", err=True)
+            faster = f"; --preset fast takes about {_words(fast)}" if _FASTER * fast < total else ""
+            say(f"riq: this will take about {_words(total)}{faster}", err=True)
 
     def warn(self, message: str) -> None:
         """Print a warning above the line, unless nothing is to be shown."""

@@ -207,9 +207,11 @@ class Compression:
         probed = others[::step] if probes and evaluator.measured else []
         prober = self._prober(form, evaluator, probed) if probed else None
         preparation = Preparation(measuring, fit, prober, self._warn)
-        expected = schedule(settings, self._weights, parts, fit, len(probed), seconds / len(self._samples))
-        original = Expected("original", seconds)
-        self._progress(Progress("original", len(samples), len(samples), expected=(original, *expected)))
+        original, run = Expected("original", seconds), seconds / len(self._samples)
+        expected = (original, *schedule(settings, self._weights, parts, fit, len(probed), run))
+        by_norm = replace(settings, allocation="norm", rounding="nearest")
+        fast = (original, *schedule(by_norm, self._weights, parts, None, 0, run))
+        self._progress(Progress("original", len(samples), len(samples), expected=expected, fast=fast))
         if form.hoisted or evaluator.is_lean:  # what is measured last is the model as it is restored
             evaluator = self._evaluator(self._model.session_form(settings.outputs, hoist=False), samples)
         rows = sum(map(sum, defined))
