@@ -33,7 +33,7 @@ from riq_cli.pipeline.solver import Preparation, Solver
 from riq_cli.pipeline.unchangeable import UnchangeableError
 from riq_cli.pipeline.weights import Plans, Weights, Widths
 from riq_cli.runtime import Deviation, Evaluator, Prober, available_threads, inlined, short
-from riq_cli.statistics.gradients import Observed
+from riq_cli.statistics.gradients import Halves, Observed
 
 _TRIES = 20  # of a k for which the restored model holds
 _PROBE_SAMPLES = 8, 4  # of small models, of large ones
@@ -200,7 +200,8 @@ class Compression:
         if settings.margin and settings.deviation is not None and judging < 2:
             raise SettingsError("a margin in standard errors needs two samples at least, held-out ones if any are")
         measuring = Measuring(settings, self._weights, evaluator, form, parts, pool, self._progress)
-        fit = self._fit(form, [[samples[n] for n in half] for half in parts.fit], evaluator, pool) if fits else None
+        first, second = ([samples[number] for number in half] for half in parts.fit)
+        fit = self._fit(form, (first, second), evaluator, pool) if fits else None
         others = [samples[number] for number in parts.others if any(defined[kept[number]])]
         probes = settings.allocation == "measured" and "allocation" not in settings.without and searches
         step = -(-len(others) // _PROBE_SAMPLES[self._weights.total > _SMALL]) or 1
@@ -226,7 +227,7 @@ class Compression:
             return inlined(form, self._originals, self._samples, self._settings.runtime)
         return form
 
-    def _fit(self, form: SessionForm, halves: Sequence[Sequence[Sample]], evaluator: Evaluator, pool: Executor) -> Fit:
+    def _fit(self, form: SessionForm, halves: Halves, evaluator: Evaluator, pool: Executor) -> Fit:
         """What fits plans to two halves of samples."""
         settings, weights = self._settings, self._weights
         observed, linear = linear_layers(form, self._model.layers)
@@ -236,10 +237,8 @@ class Compression:
             for number, item in linear.items()
             if number in set(weights.matrices)
         }
-        samples = [*halves[0], *halves[1]]
-        second = frozenset(range(len(halves[0]), len(samples)))
         seen = Observed(
-            self._model.layers, observed, evaluator.measured, samples, second, settings.runtime, evaluator.is_lean,
+            self._model.layers, observed, evaluator.measured, halves, settings.runtime, evaluator.is_lean,
             self._model.release,
         )  # fmt: skip
         return Fit(weights, chosen, seen, settings.work, pool, self._progress, self._warn)

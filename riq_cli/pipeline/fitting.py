@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,7 @@ from riq_cli.quantize.plan import LayerPlan
 from riq_cli.statistics import moments
 from riq_cli.statistics.autodiff import Floats
 from riq_cli.statistics.fisher import ERRORS, Fisher, collect_fisher
-from riq_cli.statistics.gradients import LEAST, Observed, position_weights, try_position_weights
+from riq_cli.statistics.gradients import LEAST, Observed, position_weights
 
 LEAST_SAMPLES = 8  # for gradients: two that judge two others know next to nothing of how samples differ
 _MOMENTS = 1 << 26  # bytes of second moments that are held at a time
@@ -85,15 +86,10 @@ class Fit:
 
     def _varied(self) -> Observed | None:
         """Variations of the samples of each half; None beside a large model, where there is no room for them."""
-        samples, second = self.samples.samples, self.samples.second
         if self.samples.lean or not self.effort.augmentation or "augmentation" in self.weights.without:
             return None
-        halves = [[s for number, s in enumerate(samples) if (number in second) == half] for half in (False, True)]
-        parts = [augmented(half, self.effort.augmentation) for half in halves]
-        if not all(parts):
-            return None
-        numbers = frozenset(range(len(parts[0]), len(parts[0]) + len(parts[1])))
-        return replace(self.samples, samples=[*parts[0], *parts[1]], second=numbers)
+        first, second = (augmented(half, self.effort.augmentation) for half in self.samples.halves)
+        return replace(self.samples, halves=(first, second)) if first and second else None
 
     # ---- along columns ----
 
@@ -104,7 +100,10 @@ class Fit:
         layers, without = self.weights.layers, self.weights.without
         chosen = {n: item for n, item in self.linear.items() if widths[n] is not None and not item.is_table}
         block = _block(chosen, sum(layers[number].values.nbytes for number in chosen))
-        more = {} if varied is None or not weights else try_position_weights(varied, chosen, self._tick, 1)
+        more: moments.Weights = {}
+        if varied is not None and weights:
+            with contextlib.suppress(ModelError):  # the model does not take what was made of its samples
+                more = position_weights(varied, chosen, self._tick, 1)
         plans: dict[int, LayerPlan] = {}
         done = 0
 
@@ -206,11 +205,11 @@ class Fit:
         """Rows of a block such that so many times their moments stay in proportion to the weights."""
         shapes = [item.matrix.shape for item in linear.values()]
         nbytes = _ROW_MOMENTS * sum(self.weights.layers[number].values.nbytes for number in linear)
-        bound = max(nbytes, _FEW - nbytes)
-        for most in _ROW_BLOCKS:
-            if times * sum(2 * 4 * groups * rows * min(rows, most) for groups, rows, _ in shapes) <= bound:
-                break
-        return most
+
+        def of_moments(most: int) -> int:
+            return times * sum(2 * 4 * groups * rows * min(rows, most) for groups, rows, _ in shapes)
+
+        return _first_within(_ROW_BLOCKS, of_moments, max(nbytes, _FEW - nbytes))
 
     def _tick(self, done: int, total: int) -> None:
         self.tell(Progress("gradients", done, total))
@@ -219,12 +218,16 @@ class Fit:
 def _block(linear: Mapping[int, Linear], nbytes: int) -> int:
     """Columns of a block such that the factors of all layers together stay in proportion to the weights."""
     shapes = [item.matrix.shape for item in linear.values()]
-    for block in _BLOCKS:
-        if sum(4 * groups * columns * min(columns, block) for groups, _, columns in shapes) <= max(
-            _FACTORS * nbytes, _FEW
-        ):
-            break
-    return block
+
+    def of_factors(block: int) -> int:
+        return sum(4 * groups * columns * min(columns, block) for groups, _, columns in shapes)
+
+    return _first_within(_BLOCKS, of_factors, max(_FACTORS * nbytes, _FEW))
+
+
+def _first_within(lengths: Sequence[int], nbytes: Callable[[int], int], bound: float) -> int:
+    """The first length of a block that takes no more bytes than a bound; the last if none does."""
+    return next((length for length in lengths if nbytes(length) <= bound), lengths[-1])
 
 
 def _batches(

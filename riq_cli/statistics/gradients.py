@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from riq_cli.calibration import Sample
-from riq_cli.errors import ModelError
 from riq_cli.model import GateOutput, Layer, Linear, LinearOutput, Operation, SessionForm, operations
 from riq_cli.model.tensors import computable
 from riq_cli.runtime import Observer, Runtime
@@ -25,6 +24,7 @@ _DISTINCT = 4096  # positions of a product in one run, about; of more, some that
 # Called with a layer, the number of a product of it and that of the run, what enters the product (if that is wanted),
 # and the gradients at what comes out, [probes, *shape].
 Found = Callable[[int, int, int, Array | None, Floats], None]
+Halves = tuple[Sequence[Sample], Sequence[Sample]]
 Tick = Callable[[int, int], None]  # steps done, and in all
 
 
@@ -36,8 +36,7 @@ class Observed:
         layers: of the model.
         form: the model, its tensors named as in the layers' products.
         measured: tensors that the deviation is of, all float.
-        samples: one run for each.
-        second: numbers of the runs in the second half.
+        halves: of the samples, one run for each.
         runtime: how onnxruntime runs it.
         lean: the model is large: its layers are inputs of the session, and few values are held.
         release: called when values of layers were read: their memory may be mapped from a file.
@@ -46,11 +45,20 @@ class Observed:
     layers: Sequence[Layer]
     form: SessionForm
     measured: Sequence[str]
-    samples: Sequence[Sample]
-    second: frozenset[int]
+    halves: Halves
     runtime: Runtime
     lean: bool
     release: Callable[[], None]
+
+    @property
+    def samples(self) -> list[Sample]:
+        """Those of both halves, in the order of the runs."""
+        return [*self.halves[0], *self.halves[1]]
+
+    @property
+    def second(self) -> range:
+        """Numbers of the runs in the second half."""
+        return range(len(self.halves[0]), len(self.samples))
 
     @property
     def observer(self) -> Observer:
@@ -155,14 +163,6 @@ def position_weights(observed: Observed, linear: Mapping[int, Linear], tick: Tic
             for (_, leaving), product in zip(item.products, products, strict=True):
                 weights[leaving] = [_weights(product[run], count / total) for run in runs]
     return weights
-
-
-def try_position_weights(observed: Observed, linear: Mapping[int, Linear], tick: Tick, probes: int) -> Weights:
-    """The same, or nothing where onnxruntime cannot run the model on such samples."""
-    try:
-        return position_weights(observed, linear, tick, probes)
-    except ModelError:
-        return {}
 
 
 def _weights(squares: PositionWeights, scale: float) -> PositionWeights:
