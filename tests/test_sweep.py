@@ -321,7 +321,8 @@ def test_a_sweep_draws_its_curve(suffix: str, folder: Path) -> None:
     arguments = (*SWEEP, "--validation", "validation.npz", "-o", "curve.csv", "--plot", picture)
     done = riq(*arguments, folder=folder)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(rf"curve\.{suffix}: [\d.]+ kB\n", done.stderr.decode())
+    said = rf"curve\.csv: holds (\d) of \1 points already\ncurve\.{suffix}: [\d.]+ kB\n"
+    assert re.fullmatch(said, done.stderr.decode())
     drawn(folder / picture)
     before = (folder / picture).read_bytes()
     assert riq("plot", "curve", "curve.csv", "-o", picture, folder=folder).returncode == 1

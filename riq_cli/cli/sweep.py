@@ -149,7 +149,10 @@ def sweep(
     warn = once(wait.warn)  # each curve may have the same to say
     if calibration is None:
         warn("no --calibration: measured on random samples, which predict real data poorly (the paper's Fig. 1a)")
-    points = list(kept)
+    points, present = list(kept), {key(asdict(point)) for point in kept}
+    asked = [key(_asked(preset, goal, identity)) for preset, goals in curves.items() for goal in goals]
+    if not quiet and (there := sum(goal in present for goal in asked)):
+        say(f"{path}: holds {there} of {counted(len(asked), 'point')} already", err=True)
     try:
         with (
             search_log(log_path, force) as log,
@@ -163,7 +166,6 @@ def sweep(
                 log(step_record(step))
 
             for preset, goals in curves.items():
-                present = {key(asdict(point)) for point in points}
                 missing = [goal for goal in goals if key(_asked(preset, goal, identity)) not in present]
                 targets = sorted(goal.deviation for goal in goals if goal.deviation is not None)
                 about = targets[len(targets) // 2] if targets else None  # of all: a resumed sweep finds the same points
