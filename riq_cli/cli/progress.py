@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from riq_cli.cli.terminal import say, warn_line
@@ -77,10 +78,9 @@ class Wait:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._ended.set()
-        with self._lock:
+        with self.hidden():
             self._end_phase()
-            self.clear()
+            self._ended.set()
 
     def _keep_drawing(self) -> None:
         while not self._ended.wait(_REDRAWN):
@@ -117,8 +117,8 @@ class Wait:
             return
         if self._verbose and not self._quiet:
             done = counted(self._step.total or self._steps, _PHASES[self._step.phase][1])
-            self.clear()
-            say(f"{self._work:<20}  {done:>16}  {self._phase_seconds:7.1f} s", err=True)
+            with self.hidden():
+                say(f"{self._work:<20}  {done:>16}  {self._phase_seconds:7.1f} s", err=True)
         self._step, self._steps, self._phase_seconds = None, 0, 0.0
         if self._number + 1 < len(self._expected):
             self._number += 1
@@ -143,9 +143,9 @@ class Wait:
 
     def draw(self) -> None:
         """Show what is done, and the time."""
-        if self._quiet:
-            return
         with self._lock:
+            if self._quiet or self._ended.is_set():
+                return
             now = self._clock()
             left = self._left(now) if self._expected else None
             if left is not None and not self._is_announced and now - self._began >= _KNOWN:
@@ -172,24 +172,25 @@ class Wait:
         if left > _LONG:
             total = elapsed + left
             fast = total * sum(phase.seconds for phase in self._fast) / sum(phase.seconds for phase in self._expected)
-            self.clear()
             faster = f"; --preset fast takes about {_words(fast)}" if _FASTER * fast < total else ""
-            say(f"riq: this will take about {_words(total)}{faster}", err=True)
+            with self.hidden():
+                say(f"riq: this will take about {_words(total)}{faster}", err=True)
 
     def warn(self, message: str) -> None:
         """Print a warning above the line, unless nothing is to be shown."""
         if not self._quiet:
-            with self._lock:
-                self.clear()
+            with self.hidden():
                 warn_line(message)
 
-    def clear(self) -> None:
-        """Take the line away, for something else to be printed there."""
+    @contextlib.contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Take the line away for a block that prints."""
         with self._lock:
             if self._drawn:
                 self._write("")
                 sys.stderr.write("\r")
                 sys.stderr.flush()
+            yield
 
     def _write(self, line: str) -> None:
         sys.stderr.write(f"\r{line.ljust(len(self._drawn))}")

@@ -173,10 +173,10 @@ def sweep(
                                            progress=tell, warn=warn, executor=executor):  # fmt: skip
                     point = _point(_asked(preset, outcome.settings, identity), outcome)
                     points.append(point)
-                    add(point)
-                    wait.clear()
-                    if not quiet:
-                        say(_summary(point), err=True)
+                    with wait.hidden():
+                        add(point)
+                        if not quiet:
+                            say(_summary(point), err=True)
     except Interrupted as error:
         again = "the same command" + (" without --force" if force else "")
         hint = "" if path is None else f"; {again} goes on with {path}"
