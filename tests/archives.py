@@ -21,16 +21,14 @@ from numpy.typing import NDArray
 
 from riq_cli import limits
 from riq_cli.archive import Archive, CodesEntry, LayerEntry, Manifest, SkeletonEntry, deflate
-from riq_cli.decode import trellis
+from riq_cli.decode import decode_layers, trellis
 from riq_cli.decode.dequantize import Quantized
-from riq_cli.decode.layers import decode_layer
 from riq_cli.entropy.codes import Codes
 from riq_cli.entropy.contexts import placed
 from riq_cli.entropy.histogram import Histogram, Table, encode_symbols
 from riq_cli.entropy.student import StudentCoding
 from riq_cli.errors import ArchiveError
 from riq_cli.model import Layer
-from riq_cli.model.tensors import STORAGE
 from riq_cli.pipeline.layer_entry import encode_layer
 
 MAGIC = b"\x89RIQZ\r\n\x1a"
@@ -82,7 +80,10 @@ def opened(data: bytes, max_size: int = limits.RESTORED) -> Archive:
 
 def restored(data: bytes, max_size: int = limits.RESTORED) -> tuple[bytes, list[Layer]]:
     with opened(data, max_size) as archive:
-        return archive.skeleton(), [decode_layer(*sections, None) for sections in archive.layer_sections()]
+        return archive.skeleton(), [
+            Layer(entry.name, entry.op, entry.tensors, entry.dtype, entry.shape, values)
+            for entry, values in decode_layers(archive)
+        ]
 
 
 def refused(data: bytes, error: type[ArchiveError], message: str) -> None:
@@ -144,7 +145,7 @@ def layer_of(values: Any, dtype: str = "float32") -> Layer:
     stored = np.asarray(values, np.float64)
     if dtype == "bfloat16":
         stored = stored.astype(np.float32).astype(ml_dtypes.bfloat16).view(np.uint16)
-    stored = stored.astype(STORAGE[dtype])
+    stored = stored.astype(limits.STORAGE[dtype])
     return Layer("w", "MatMul", ("graph.initializer[0]",), dtype, stored.shape, stored)
 
 

@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 
 from riq_cli import limits
 from riq_cli.archive import CodesEntry, LayerEntry, Manifest, SkeletonEntry, manifest
+from riq_cli.decode import decode_layer
 from riq_cli.decode.dequantize import Quantized
-from riq_cli.decode.layers import decode_layer
 from riq_cli.entropy.codes import Codes
 from riq_cli.errors import CorruptArchive, UnsupportedArchive
 from riq_cli.model import Layer
-from riq_cli.model.tensors import STORAGE
 from riq_cli.pipeline import layer_entry
 from riq_cli.pipeline.layer_entry import encode_layer
 from riq_cli.quantize.scalar import bin_widths, nearest, requantize, widened
@@ -293,7 +292,7 @@ def finer(draw: st.DrawFn) -> tuple[Layer, float, tuple[Codes, ...], Codes | Non
         numbers = np.unique(numbers, return_inverse=True)[1].reshape(numbers.shape)  # without holes
         classes = Codes(axes, numbers.astype(np.int32))
     values = random.laplace(size=shape) * draw(st.sampled_from([0, 1, 30]))
-    return layer_of(values, draw(st.sampled_from([*STORAGE]))), 0.37, tuple(scales), classes
+    return layer_of(values, draw(st.sampled_from([*limits.STORAGE]))), 0.37, tuple(scales), classes
 
 
 @given(finer())
@@ -336,9 +335,9 @@ def test_blocks_meet_at_any_axis() -> None:
     for classes in (Codes((0, 1), numbers), Codes((2,), np.arange(331, dtype=np.int32) % 3)):
         quantized = nearest(layer.values, "float16", 0.2, scales)
         entry, sections = encoded_in_classes(layer, quantized, classes)
-        assert decode_layer(entry, sections, None).values.tobytes() == expected.tobytes()
+        assert decode_layer(entry, sections, None).tobytes() == expected.tobytes()
         with ThreadPoolExecutor(2) as executor:
-            assert decode_layer(entry, sections, executor).values.tobytes() == expected.tobytes()
+            assert decode_layer(entry, sections, executor).tobytes() == expected.tobytes()
 
 
 def test_a_large_class_has_several_streams() -> None:
@@ -349,7 +348,7 @@ def test_a_large_class_has_several_streams() -> None:
     quantized = nearest(layer.values, "float32", 1.0)
     entry, sections = encoded_in_classes(layer, quantized, Codes((0,), int32(1, 0, 1)))
     assert (entry.symbols, len(entry.streams)) == (1 + 3, 3)  # class 0 is constant, class 1 twice a stream and a bit
-    assert decode_layer(entry, sections, None).values.tobytes() == values.tobytes()
+    assert decode_layer(entry, sections, None).tobytes() == values.tobytes()
 
 
 def test_codes_that_do_not_pay_leave_a_layer_raw() -> None:

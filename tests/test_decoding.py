@@ -11,9 +11,8 @@ import onnx
 import pytest
 
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
+from riq_cli.decode import decode_layer, symbol_counts, trellis
 from riq_cli.decode import layers as decoding
-from riq_cli.decode import trellis
-from riq_cli.decode.layers import decode_layer, symbol_counts
 from riq_cli.entropy import contexts
 from riq_cli.entropy.student import Student
 from riq_cli.errors import LimitExceeded
@@ -47,8 +46,8 @@ def test_a_layer_takes_a_third_more_than_its_bytes(shape: tuple[int, ...], axis:
     }  # fmt: skip
     (tmp_path / "x.riqz").write_bytes(packed(MANIFEST | {"layers": [layer], "requires": ["trellis"]}))
     taken = growth(
-        "import riq_cli.decode.layers as decoding\nfrom riq_cli.archive import Archive",
-        "layers = [decoding.decode_layer(*item, None) for item in Archive.open(sys.argv[1]).layer_sections()]",
+        "from riq_cli.archive import Archive\nfrom riq_cli.decode import decode_layers",
+        "layers = list(decode_layers(Archive.open(sys.argv[1])))",
         tmp_path / "x.riqz",
     )
     assert values.nbytes < taken < 1.32 * values.nbytes + (16 << 20)

@@ -12,7 +12,7 @@ import pytest
 import reference_decoder
 
 from riq_cli.archive import CODINGS, DTYPE_BYTES, Archive
-from riq_cli.decode.layers import decode_layer
+from riq_cli.decode import decode_layers
 from riq_cli.model.places import find_tensor
 from riq_cli.pipeline.restoration import decompress
 
@@ -44,16 +44,15 @@ def test_riq_decodes_a_golden(name: str) -> None:
     with Archive.open(FOLDER / name) as archive:
         assert sha256(archive.skeleton()) == expected["skeleton"]
         layers = []
-        for entry, sections in archive.layer_sections():
-            layer = decode_layer(entry, sections, None)
+        for entry, values in decode_layers(archive):
             layers.append(
                 {
-                    "name": layer.name,
-                    "dtype": layer.dtype,
-                    "shape": list(layer.shape),
+                    "name": entry.name,
+                    "dtype": entry.dtype,
+                    "shape": list(values.shape),
                     "coding": entry.coding,
-                    "places": list(layer.places),
-                    "sha256": sha256(layer.values.tobytes()),
+                    "places": list(entry.tensors),
+                    "sha256": sha256(values.tobytes()),
                 }
             )
     assert layers == expected["layers"]

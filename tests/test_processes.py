@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from riq_cli.archive import Archive
+from riq_cli.decode import decode_layer, decode_layers
 from riq_cli.decode.dequantize import Quantized
-from riq_cli.decode.layers import decode_layer
 from riq_cli.model import Layer
 from riq_cli.pipeline.layer_entry import encode_layer
 
@@ -25,12 +25,15 @@ def pool() -> Iterator[ProcessPoolExecutor]:
         yield executor
 
 
-@pytest.mark.parametrize("name", ["v1-student.riqz", "v1-classes.riqz", "v1-trellis.riqz", "v1-raw.riqz"])
+@pytest.mark.parametrize("name", ["student", "classes", "trellis", "raw", "two-streams"])
 def test_layers_are_decoded_in_processes(name: str, pool: ProcessPoolExecutor) -> None:
-    with Archive.open(GOLDENS / name) as archive:
-        for entry, sections in archive.layer_sections():
-            here, there = decode_layer(entry, sections, None), decode_layer(entry, sections, pool)
-            assert here.values.tobytes() == there.values.tobytes()
+    with Archive.open(GOLDENS / f"v1-{name}.riqz") as archive:
+        here, there = list(decode_layers(archive)), list(decode_layers(archive, pool))
+        assert [entry for entry, _ in there] == list(archive.manifest.layers)
+        expected = [values.tobytes() for _, values in here]
+        assert [values.tobytes() for _, values in there] == expected
+        in_streams = [decode_layer(entry, sections, pool) for entry, sections in archive.layer_sections()]
+        assert [values.tobytes() for values in in_streams] == expected
 
 
 @pytest.mark.parametrize("coding", ["ans", "student"])

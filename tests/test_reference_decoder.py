@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from reference_decoder import FormatError
 
 from riq_cli.archive import DTYPE_BYTES, Archive, Manifest, SkeletonEntry, deflate
+from riq_cli.decode import decode_layers
 from riq_cli.decode.dequantize import Quantized
-from riq_cli.decode.layers import decode_layer
+from riq_cli.limits import STORAGE
 from riq_cli.model import Layer
-from riq_cli.model.tensors import STORAGE
 from riq_cli.pipeline.layer_entry import encode_layer
 from riq_cli.quantize.scalar import nearest
 
@@ -51,10 +51,10 @@ def both(data: bytes) -> list[bytes]:
     skeleton, layers = reference_decoder.decode(data)
     with Archive.open(io.BytesIO(data)) as archive:
         assert skeleton == archive.skeleton()
-        ours = [decode_layer(*sections, None) for sections in archive.layer_sections()]
-    assert [entry["name"] for entry, _ in layers] == [layer.name for layer in ours]
-    assert [tuple(entry["shape"]) for entry, _ in layers] == [layer.shape for layer in ours]
-    assert [tensor for _, tensor in layers] == [layer.values.tobytes() for layer in ours]
+        ours = list(decode_layers(archive))
+    assert [entry["name"] for entry, _ in layers] == [entry.name for entry, _ in ours]
+    assert [tuple(entry["shape"]) for entry, _ in layers] == [values.shape for _, values in ours]
+    assert [tensor for _, tensor in layers] == [values.tobytes() for _, values in ours]
     return [tensor for _, tensor in layers]
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from riq_cli.decode import dequantize
 from riq_cli.entropy.codes import Codes, Symbols
 from riq_cli.entropy.histogram import Histogram
-from riq_cli.model.tensors import STORAGE
+from riq_cli.limits import STORAGE
 from riq_cli.quantize import scalar
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")

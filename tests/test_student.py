@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from riq_cli import limits
 from riq_cli.archive import manifest
+from riq_cli.decode import decode_layer
 from riq_cli.decode.dequantize import Quantized
-from riq_cli.decode.layers import decode_layer
 from riq_cli.entropy import contexts, fit
 from riq_cli.entropy import student as student_module
 from riq_cli.entropy.codes import Codes
@@ -354,7 +354,7 @@ def test_encoding_is_the_same_wherever_it_runs() -> None:
     assert entry.magnitudes
     with ThreadPoolExecutor(2) as executor:
         assert encode_layer(layer, quantized, executor) == (entry, sections)
-        assert decode_layer(entry, sections, executor).values.tobytes() == layer.values.tobytes()
+        assert decode_layer(entry, sections, executor).tobytes() == layer.values.tobytes()
     with patch.object(fit, "_BLOCK", 1000), patch.object(contexts, "_BLOCK", 1000):
         assert encode_layer(layer, quantized, None) == (entry, sections)
 

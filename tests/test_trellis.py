@@ -22,9 +22,9 @@ from riq_cli.decode import trellis
 from riq_cli.decode.dequantize import Quantized
 from riq_cli.entropy.codes import Codes
 from riq_cli.errors import CorruptArchive
+from riq_cli.limits import STORAGE
 from riq_cli.model import Layer
 from riq_cli.model.matrix import Arrangement
-from riq_cli.model.tensors import STORAGE
 from riq_cli.pipeline.layer_entry import encode_layer
 from riq_cli.report import cells, rows
 from riq_cli.report.histogram import histograms

@@ -16,7 +16,7 @@ from riq_cli.archive import schema
 from riq_cli.archive.deflation import deflate, inflate
 from riq_cli.errors import CorruptArchive, LimitExceeded, UnsupportedArchive
 
-DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+DTYPE_BYTES = {name: int(code[2:]) for name, code in limits.STORAGE.items()}
 CODINGS = ("ans", "constant", "raw", "student")
 FEATURES = frozenset({"scales", "classes", "trellis", "student"})  # what `requires` may name
 _OPTIONAL = ("scales", "classes", "trellis", "magnitudes")  # keys of a layer

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from riq_cli.decode import trellis
 from riq_cli.entropy.codes import Codes, Symbols, elements, sum_of
-from riq_cli.limits import CODE_MAX, QUARTERS
-from riq_cli.model.tensors import STORAGE, Array
+from riq_cli.limits import CODE_MAX, QUARTERS, STORAGE
 
+Array = NDArray[Any]  # weights in their storage type
 Width = float | NDArray[np.float64]  # of a whole layer, or of each of its weights after broadcasting
 
 BLOCK = 1 << 15  # weights that are worked on at a time

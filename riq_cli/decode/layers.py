@@ -1,4 +1,4 @@
-"""A layer's entry in the manifest and its sections → the restored layer, in little more memory than that takes.
+"""A layer's entry in the manifest and its sections → the restored weights, in little more memory than they take.
 
 Streams are decoded one after another, and each piece of symbols becomes weights in the layer's own type at once. Signs
 of a trellis depend on symbols that come earlier along its lanes, so they are set when all weights are there.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,26 +19,52 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from riq_cli.archive import LayerEntry, inflate_into
+from riq_cli.archive import Archive, LayerEntry, inflate_into
 from riq_cli.decode import trellis
-from riq_cli.decode.dequantize import block_widths, dequantize
+from riq_cli.decode.dequantize import Array, block_widths, dequantize
 from riq_cli.entropy.bits import TOO_LONG
 from riq_cli.entropy.codes import Codes, Symbols
 from riq_cli.entropy.contexts import Contexts, Groups, placed
 from riq_cli.entropy.histogram import Histogram, Table, decode_symbols
 from riq_cli.entropy.student import Student, StudentCoding
 from riq_cli.errors import CorruptArchive
-from riq_cli.limits import CLASSES
-from riq_cli.model import Layer
-from riq_cli.model.tensors import STORAGE, Array
+from riq_cli.executors import ordered
+from riq_cli.limits import CLASSES, STORAGE, STREAM_SYMBOLS
 
 _WINDOW_SHARE = 0.2  # of the layer's bytes, for symbols that wait for their place
 _WINDOW_LEAST = 1 << 25  # bytes of them at any rate: each window goes through all of the layer
 _COUNTED_STREAMS = 16  # of a layer at most, for a picture of its symbols
 
 
-def decode_layer(entry: LayerEntry, sections: Sequence[bytes], executor: Executor | None) -> Layer:
-    """The restored layer that an entry and its sections describe.
+def decode_layers(archive: Archive, executor: Executor | None = None) -> Iterator[tuple[LayerEntry, Array]]:
+    """Each layer's entry and its restored weights, in the order of the manifest, decoded when they are asked for.
+
+    At any time there is one layer in memory; with an executor, a few small ones too, and a few streams.
+
+    Args:
+        archive: opened, or fresh from compress.
+        executor: where small layers, and the streams of large ones, are decoded side by side; None: here.
+
+    Yields:
+        An entry, and weights of its shape in storage type (bfloat16 as uint16).
+
+    Raises:
+        CorruptArchive: codes, table, streams or a checksum do not agree.
+    """
+    for is_small, some in itertools.groupby(archive.layer_sections(), lambda item: item[0].size <= STREAM_SYMBOLS):
+        if is_small:
+            yield from ordered(executor, _decoded, some)
+        else:
+            yield from ((entry, decode_layer(entry, sections, executor)) for entry, sections in some)
+
+
+def _decoded(stored: tuple[LayerEntry, Sequence[bytes]]) -> tuple[LayerEntry, Array]:
+    """A layer decoded in one piece: a job of a pool of processes, which has to pickle."""
+    return stored[0], decode_layer(*stored, None)
+
+
+def decode_layer(entry: LayerEntry, sections: Sequence[bytes], executor: Executor | None) -> Array:
+    """The restored weights that an entry and its sections describe, of the layer's shape in storage type.
 
     Raises:
         CorruptArchive: codes, table, streams or checksum do not agree.
@@ -50,7 +77,7 @@ def decode_layer(entry: LayerEntry, sections: Sequence[bytes], executor: Executo
             _restore(entry, _Coded.of(entry, sections, executor), values)
     if zlib.crc32(values.data) != entry.crc32:
         raise CorruptArchive(f"layer {entry.name!r}: checksum differs; the archive is damaged")
-    return Layer(entry.name, entry.op, entry.tensors, entry.dtype, entry.shape, values.reshape(entry.shape))
+    return values.reshape(entry.shape)
 
 
 def symbol_counts(entry: LayerEntry, sections: Sequence[bytes]) -> dict[int, int]:

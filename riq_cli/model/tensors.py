@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from riq_cli.errors import ModelError
+from riq_cli.limits import STORAGE
 from riq_cli.text import shortened
 
 FLOAT_TYPES: dict[int, str] = {
@@ -21,12 +22,6 @@ FLOAT_TYPES: dict[int, str] = {
     onnx.TensorProto.DOUBLE: "float64",
 }
 ONNX_TYPES = {name: number for number, name in FLOAT_TYPES.items()}
-STORAGE: dict[str, np.dtype[Any]] = {
-    "float16": np.dtype("<f2"),
-    "bfloat16": np.dtype("<u2"),
-    "float32": np.dtype("<f4"),
-    "float64": np.dtype("<f8"),
-}
 # Bits of an element where several share a byte, by the numbers of their types: older versions of onnx lack some names.
 _PACKED = {21: 4, 22: 4, 23: 4, 25: 2, 26: 2}  # UINT4, INT4, FLOAT4E2M1, UINT2, INT2
 _TYPED_FIELDS = [f"{kind}_data" for kind in ("float", "int32", "int64", "double", "uint64", "string")]
@@ -67,7 +62,7 @@ def float_array(tensor: onnx.TensorProto, data: NDArray[np.uint8] | None = None)
     Raises:
         ModelError: the data does not fill the shape.
     """
-    storage = STORAGE[FLOAT_TYPES[tensor.data_type]]
+    storage = np.dtype(STORAGE[FLOAT_TYPES[tensor.data_type]])
     values: Array
     if data is not None:
         values = data

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
-from riq_cli.archive import Archive
+from riq_cli.archive import Archive, LayerEntry
 from riq_cli.calibration import Calibration, Sample
 from riq_cli.constraint import Constraint, Judge, Judgement
-from riq_cli.decode.layers import decode_layer
+from riq_cli.decode import decode_layers
 from riq_cli.memory import give_back_free_memory
 from riq_cli.model import Model, SessionForm
 from riq_cli.pipeline.progress import Progress, Report, Warn
 from riq_cli.pipeline.settings import Settings
 from riq_cli.runtime import Array, Deviation, Evaluator
+from riq_cli.session import restored
 
 
 def decompress(archive: Archive, *, progress: Report | None = None, executor: Executor | None = None) -> Model:
@@ -24,20 +25,21 @@ def decompress(archive: Archive, *, progress: Report | None = None, executor: Ex
     Args:
         archive: opened, or fresh from compress.
         progress: called after every layer.
-        executor: where streams are decoded; None: here.
+        executor: where layers are decoded; None: here.
 
     Raises:
         CorruptArchive: a checksum or a size does not agree.
     """
-    layers = []
-    total, done = sum(entry.size for entry in archive.manifest.layers), 0
-    for entry, sections in archive.layer_sections():
-        layers.append(decode_layer(entry, sections, executor))
-        done += entry.size
-        if progress:
-            progress(Progress("decoding", done, total))
-    room = None if archive.max_size is None else archive.max_size - sum(layer.values.nbytes for layer in layers)
-    return Model.from_skeleton(archive.skeleton(), layers, room)
+
+    def decoded() -> Iterator[tuple[LayerEntry, Array]]:
+        total, done = sum(entry.size for entry in archive.manifest.layers), 0
+        for entry, values in decode_layers(archive, executor):
+            yield entry, values
+            done += entry.size
+            if progress:
+                progress(Progress("decoding", done, total))
+
+    return restored(archive, decoded())
 
 
 def verify(

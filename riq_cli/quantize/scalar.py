@@ -16,7 +16,8 @@ from riq_cli.decode.dequantize import (
     scaled_widths,
 )
 from riq_cli.entropy.codes import Codes, Symbols, sum_of
-from riq_cli.model.tensors import STORAGE, Array, computable
+from riq_cli.limits import STORAGE
+from riq_cli.model.tensors import Array, computable
 
 SYMBOL_MAX = 1 << 23  # |symbol| at most: float32 itself is no finer
 

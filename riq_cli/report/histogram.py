@@ -39,7 +39,7 @@ def histograms(archive: Archive, most: int) -> list[Histogram]:
     largest = sorted(layers, key=lambda layer: -layer.stored)[:most]
     if not largest:
         return []
-    from riq_cli.decode.layers import symbol_counts  # which takes its time to import
+    from riq_cli.decode import symbol_counts  # which takes its time to import
 
     found = [histogram(layer, symbol_counts(layer, parts)) for layer, parts in archive.layer_sections()
              if layer in largest]  # fmt: skip
