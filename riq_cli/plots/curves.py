@@ -183,7 +183,7 @@ def _series(sweeps: Sweeps, by_epsilon: bool) -> list[_Series]:
     for (name, preset, settings, calibration), points in found.items():
         parts = [name] if varied[0] else []
         parts += [preset] if varied[1] or len(found) == 1 else []
-        parts += [_readable(settings, points)] if varied[2] else []
+        parts += [_readable(settings, points)] if varied[2] or by_epsilon else []
         kind = calibration.partition(" ")[0]
         if resampled:
             same = {samples for samples in models[name] if samples.partition(" ")[0] == kind}

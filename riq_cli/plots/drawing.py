@@ -20,6 +20,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 GREY = "#595959"
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 _LETTERS, _LINES = 80, 3  # of a title or a label
+_LINEAR = 5.0  # factor between its ends up to which a logarithmic axis has linear ticks
 _STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -133,12 +134,16 @@ def note(axes: Axes, text: str) -> None:
 
 def saved(figure: Figure, suffix: str) -> bytes:
     """The picture as a file with this suffix, `.png` or `.svg`; logarithmic axes get ticks that can be read."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) if axis.get_scale() == "log"):
         low, high = sorted(axis.get_view_interval())
-        fine = (1.0, 2.0, 5.0) if high < 3000 * low else (1.0,)
-        axis.set_major_locator(LogLocator(subs=fine, numticks=20))
+        if high < _LINEAR * low:
+            axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+            axis.set_minor_locator(NullLocator())
+        else:
+            fine = (1.0, 2.0, 5.0) if high < 3000 * low else (1.0,)
+            axis.set_major_locator(LogLocator(subs=fine, numticks=20))
         axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
         axis.set_minor_formatter(NullFormatter())
     out, kind = io.BytesIO(), suffix.removeprefix(".")
