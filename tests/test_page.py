@@ -290,6 +290,7 @@ def test_a_verification_of_nothing_or_of_equal_outputs_is_a_page_too() -> None:
     broken = equal | {"deviation": math.inf, "worst": math.inf, "bound": 0.01}
     broken["measured"] = [{"name": "y", "mean": math.inf, "worst": math.inf, "samples": 2, "standard_error": None}]
     text = verification_page(broken, [math.inf, 0.02])
+    assert "– times the mean" in text and "nan" not in Tree(text).text
     assert "nan" not in "".join(re.findall(r'(?:cx|cy|x1|y1|x2|y2|d|width|height)="([^"]*)"', text))
 
 

@@ -43,11 +43,10 @@ def _cards(found: Mapping[str, Any], samples: Sequence[float]) -> list[tuple[str
         mean, error = found["deviation"], found["standard_error"]
         count = counted(sum(not math.isnan(value) for value in samples), "sample")
         note = f"mean of {count}" if error is None else f"± {error:.2g}; mean of {count}"
-        times = found["worst"] / (mean or 1)
         boxes += [
             ("deviation", f"{mean:.3g}", note),
             ("relative error", percent(relative_error(mean, None)[0]), "√(2 · deviation)"),
-            ("worst sample", f"{found['worst']:.3g}", f"{times:.1f} times the mean"),
+            ("worst sample", f"{found['worst']:.3g}", f"{_times(found['worst'], mean)} times the mean"),
         ]
     for top1 in found.get("top1", ()):
         text = f"{top1_text(top1, brief=True)} at {shortened(top1['name'])}"
@@ -60,6 +59,10 @@ def _cards(found: Mapping[str, Any], samples: Sequence[float]) -> list[tuple[str
 
 def _verdict(holds: bool) -> str:
     return "holds" if holds else "does not hold"
+
+
+def _times(value: float, mean: float) -> str:
+    return f"{value / mean:.1f}" if 0 < mean < math.inf else "–"
 
 
 def _tensors(found: Mapping[str, Any]) -> str:
@@ -87,7 +90,7 @@ def _samples(found: Mapping[str, Any], samples: Sequence[float]) -> str:
     bound, mean = found["bound"], found["deviation"]
     worst = sorted(numbered, key=lambda pair: (-pair[0], pair[1]))[:_WORST]
     rows = [
-        (f"{number}", f"{value:.4g}", percent(relative_error(value, None)[0]), f"{value / (mean or 1):.1f}")
+        (f"{number}", f"{value:.4g}", percent(relative_error(value, None)[0]), _times(value, mean))
         for value, number in worst
     ]
     header = ("sample", "deviation", "relative error", "times the mean")
