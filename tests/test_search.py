@@ -15,7 +15,17 @@ from numpy.typing import NDArray
 
 from riq_cli.errors import TargetError
 from riq_cli.pipeline.root import root
-from riq_cli.pipeline.search import K_UNBOUNDED, algorithm1, bisection, largest, lower_bound, upper_bound
+from riq_cli.pipeline.search import (
+    K_UNBOUNDED,
+    Found,
+    Measure,
+    algorithm1,
+    bisection,
+    climb,
+    largest,
+    lower_bound,
+    upper_bound,
+)
 
 Floats = NDArray[np.float64]
 
@@ -83,10 +93,17 @@ def test_bisection_finds_the_k_of_algorithm_1_within_a_rung_in_fewer_evaluations
     assert found.k == pytest.approx(algorithm1(Curve(a, curve.b), 0.01, low, min(high, 1e6)).k, rel=0.012, abs=8)
 
 
+def search(measure: Measure, limit: float, lowest: float, highest: float, start: float | None) -> Found:
+    """By bisection, or from a start."""
+    if start is None:
+        return bisection(measure, limit, lowest, highest)
+    return climb(measure, limit, lowest, highest, start)
+
+
 @given(a=st.floats(1, 1e6), octaves=st.floats(-12, 12))
 def test_any_start_finds_it_in_two_evaluations_more_for_each_octave_away(a: float, octaves: float) -> None:
     curve, whole = Curve(a), Curve(a)
-    found = bisection(curve, 0.01, 1e-3, K_UNBOUNDED, max(curve.root(0.01) * 2**octaves, 1e-3))
+    found = climb(curve, 0.01, 1e-3, K_UNBOUNDED, max(curve.root(0.01) * 2**octaves, 1e-3))
     assert found.value == curve.measured[found.k] <= 0.01
     assert found.k == bisection(whole, 0.01, 1e-3, K_UNBOUNDED).k
     assert len(curve.measured) <= 2 * abs(octaves) + 14
@@ -113,7 +130,7 @@ def test_a_larger_limit_never_ends_at_a_larger_k(
     for limit in sorted(limits):
         measured.clear()
         try:
-            found = bisection(measure, limit, 10, 1e6, start)
+            found = search(measure, limit, 10, 1e6, start)
         except TargetError as error:
             assert error.best == min(measured.values()) > limit
             ends.append(math.inf)
@@ -126,10 +143,10 @@ def test_a_larger_limit_never_ends_at_a_larger_k(
 def test_bisection_stays_between_its_ends_and_survives_infinite_values() -> None:
     for start in (None, 20, 5000):
         curve = Curve(a=1e-9)
-        assert bisection(curve, 0.01, 20, K_UNBOUNDED, start).k == min(curve.measured) == 20
+        assert search(curve, 0.01, 20, K_UNBOUNDED, start).k == min(curve.measured) == 20
     for start in (None, 10, 200, 1000):
-        assert bisection(lambda k: 0.001 if k == 1000 else math.inf, 0.01, 10, 1000, start).k == 1000
-        assert 900 < bisection(lambda k: math.inf if k < 900 else 0.001, 0.01, 10, 1000, start).k < 910
+        assert search(lambda k: 0.001 if k == 1000 else math.inf, 0.01, 10, 1000, start).k == 1000
+        assert 900 < search(lambda k: math.inf if k < 900 else 0.001, 0.01, 10, 1000, start).k < 910
 
 
 @pytest.mark.parametrize("begin", [102, 105, 108, 111])

@@ -18,7 +18,8 @@ from riq_cli.text import counted
 
 _TRIES = 10
 _FULL = 0.998  # share of a budget that counts as all of it
-_NEARLY, _OVER = 0.99, 2  # share of it that will do where another try was beyond it; such tries, where it is less
+_NEARLY = 0.99  # share of it that is enough once a try was beyond it …
+_OVER = 2  # … and any share is, once more tries than these were
 _LARGEST = 1 << 62  # bytes; larger numbers mean no more
 _NOTHING = 4.0  # bin width in largest weights of a layer, at which all of them become 0
 
@@ -117,23 +118,26 @@ def within_budget(
             solution = solver.within(solution.scheme, 8 * aim, solution.k)
         archive, deviation = archive_of(solution)
         spent = budget.spent(archive)
+        is_within = spent <= budget.bytes
         least = min(least, spent)
-        if spent <= budget.bytes and solution.deviation <= INVISIBLE:
+        if is_within and solution.deviation <= INVISIBLE:
             warn(
                 f"{budget.wish} is more room than the model needs: with {budget.in_words(spent)}, the deviation is "
                 f"{deviation:.2g}, less than can be seen; ask for less room, or give a --deviation"
             )
             best = archive, deviation
             break
-        if spent <= budget.bytes and (best is None or spent > budget.spent(best[0])):
-            best = archive, deviation
-        over += spent > budget.bytes
-        enough = best is not None and (budget.spent(best[0]) >= _NEARLY * budget.bytes or over > _OVER)
-        if _FULL * budget.bytes <= spent <= budget.bytes or (spent > budget.bytes and enough) or aim <= 0:
-            break
-        if spent > budget.bytes:
+        if is_within:
+            if best is None or spent > budget.spent(best[0]):
+                best = archive, deviation
+            is_last = spent >= _FULL * budget.bytes
+        else:
+            over += 1
+            is_last = best is not None and (budget.spent(best[0]) >= _NEARLY * budget.bytes or over > _OVER)
             margin *= 2
-        aim += budget.bytes - spent - (margin if spent > budget.bytes else 0.0)
+        if is_last or aim <= 0:
+            break
+        aim += budget.bytes - spent - (0.0 if is_within else margin)
     if best is None:
         raise TargetError(
             f"the model was not brought into {budget.wish}; the least was {budget.in_words(least)}; give it more room",

@@ -265,9 +265,9 @@ class ConstraintObjective(Objective):
         self.judgements: list[Judgement] = []
 
     def find_k(self, scheme: Scheme, start: float, few: bool = False) -> float:
-        """The smallest k at which all holds, by bisection: a judgement need not fall as k grows."""
+        """A small k at which all holds: a judgement need not fall as k grows."""
         try:
-            return search.bisection(
+            return search.climb(
                 lambda k: self.excess(scheme, k), 0.0, _COARSEST, search.K_UNBOUNDED, max(start, _COARSEST)
             ).k
         except TargetError as error:

@@ -1,7 +1,8 @@
 """The smallest k whose measured value meets the limit. Only a k that was measured is ever returned.
 
-`algorithm1` is the paper's search, `bisection` that of allocations by a formula and of constraints, `largest` that of
-budgets. Where plans are fitted to samples, a deviation goes by `root.root`, a line through several measurements.
+`algorithm1` is the paper's search, `bisection` that of allocations by a formula, `climb` that of constraints, and
+`largest` that of budgets. Where plans are fitted to samples, a deviation goes by `root.root`, a line through several
+measurements.
 
 The search sees a function k → value and a limit; what is measured is the caller's. Deviation falls as 1/k² in the
 high-rate regime (Proposition 1), but not monotonically at a fine scale.
@@ -9,6 +10,7 @@ high-rate regime (Proposition 1), but not monotonically at a fine scale.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,19 +81,72 @@ def algorithm1(measure: Measure, limit: float, lowest: float, highest: float) ->
     return found
 
 
-_FINE = 64  # rungs of an octave, of which each step until the end takes four: 4.4 % of k
-_COARSE, _LEAP = 4, 32
+_FINE = 64  # rungs of an octave
+_COARSE = 4  # rungs that are taken at once until the end: 4.4 % of k
+_LEAP = 32  # rungs of half an octave
 _NEAR = 1.5  # times the limit: a value up to that may meet it at a k a little coarser, where the value is rough
 
 
-def bisection(
-    measure: Measure,
-    limit: float,
-    lowest: float,
-    highest: float,
-    start: float | None = None,
-    roughly: Measure | None = None,
-) -> Found:
+class _Ladder:
+    """Values at rungs of k, which are the same for all limits; each is measured once."""
+
+    def __init__(self, measure: Measure, limit: float, lowest: float, highest: float) -> None:
+        self._measure, self._limit, self._lowest, self._highest = measure, limit, lowest, highest
+        self._values: dict[int, float] = {}
+        self.last = math.ceil(_FINE / _COARSE * math.log2(highest / lowest)) * _COARSE
+
+    def k(self, rung: int) -> float:
+        """The k of a rung."""
+        return min(self._lowest * 2 ** (rung / _FINE), self._highest)
+
+    def value(self, rung: int) -> float:
+        """The value at a rung."""
+        if rung not in self._values:
+            self._values[rung] = self._measure(self.k(rung))
+        return self._values[rung]
+
+    def holds(self, rung: int) -> bool:
+        """Whether the value at a rung meets the limit."""
+        return self.value(rung) <= self._limit
+
+    def climbed(self, first: int) -> int:
+        """The first coarse rung from one on that holds.
+
+        Raises:
+            TargetError: none in an octave does, nor the last of all.
+        """
+        rung = first
+        while not self.holds(rung):
+            if rung >= self.last or (rung >= first + _FINE and not self.holds(self.last)):
+                raise self.failure()
+            rung = min(rung + _COARSE, self.last)
+        return rung
+
+    def refined(self, rung: int) -> Found:
+        """The solution at a coarse rung that holds, or at a rung between it and the coarse one before it."""
+        _, rung = _halved(self.value, max(rung - _COARSE, 0), rung, self._limit, 1, 1)
+        return self.found(rung)
+
+    def found(self, rung: int) -> Found:
+        """The solution at a rung."""
+        return Found(self.k(rung), self.value(rung))
+
+    def failure(self) -> TargetError:
+        """The error that no rung meets the limit."""
+        return TargetError("not reached", min(self._values.values()))
+
+
+def _halved(
+    value: Callable[[int], float], low: int, high: int, bound: float, apart: int, step: int = _COARSE
+) -> tuple[int, int]:
+    """Two rungs at most so far apart, between one that is beyond a bound and one that is not."""
+    while high - low > apart:
+        middle = (low + high) // (2 * step) * step
+        low, high = (low, middle) if value(middle) <= bound else (middle, high)
+    return low, high
+
+
+def bisection(measure: Measure, limit: float, lowest: float, highest: float, roughly: Measure | None = None) -> Found:
     """A small k that holds, on a ladder of k that is the same for all limits: a larger limit ends at no larger k.
 
     An octave of k is found by bisection, of which the coarse end fails and the fine end holds. In it the search begins
@@ -103,62 +158,53 @@ def bisection(
         measure: k → value.
         limit: what the value must not exceed.
         lowest, highest: ends of the ladder.
-        start: where k is looked for first, by half octaves, for a value that need not fall as k grows: in the half
-            octave whose fine end holds, every rung is tried upward. Limits with other starts may end in another order.
-            None: the whole ladder is halved.
         roughly: k → about the value, at less cost: the search begins where it comes to the limit, and the first rung
             from there on that holds is the solution. None: the value itself, and the rungs between are bisected.
 
     Raises:
         TargetError: neither the last rung nor any other that was tried meets the limit.
     """
-    values: dict[int, float] = {}
-    about: dict[int, float] = {}
-
-    def k(rung: int) -> float:
-        return min(lowest * 2 ** (rung / _FINE), highest)
-
-    def at(rung: int) -> float:
-        if rung not in values:
-            values[rung] = measure(k(rung))
-        return values[rung]
-
-    def near(rung: int) -> float:
-        if roughly is None:
-            return at(rung)
-        if rung not in about:
-            about[rung] = roughly(k(rung))
-        return about[rung]
-
-    def halved(low: int, high: int, bound: float, apart: int, step: int = _COARSE) -> tuple[int, int]:
-        """Two rungs at most so far apart, between one that is beyond a bound and one that is not."""
-        while high - low > apart:
-            middle = (low + high) // (2 * step) * step
-            low, high = (low, middle) if near(middle) <= bound else (middle, high)
-        return low, high
-
-    last = math.ceil(_FINE / _COARSE * math.log2(highest / lowest)) * _COARSE
-    if start is None:
-        low, high = halved(-_COARSE, last, limit, _FINE)
-    else:
-        high = min(max(round(_FINE / _COARSE * math.log2(start / lowest)) * _COARSE, 0), last)
-        low = -_COARSE
-        while at(high) > limit and high < last:
-            low, high = high, min(high + _LEAP, last)
-        while low < 0 < high and at(max(high - _LEAP, 0)) <= limit:
-            high = max(high - _LEAP, 0)
-        low = max(low, high - _LEAP)
-    if roughly is None and at(high) > limit:  # the last: no other rung held
-        raise TargetError("not reached", min(values.values()))
-    first = low + _COARSE if start is not None else halved(low, high, _NEAR * limit, _COARSE)[1]
-    held = first
-    while at(held) > limit:
-        if held >= last or (held >= first + _FINE and at(last) > limit):  # the value is far from what it roughly is
-            raise TargetError("not reached", min(values.values()))
-        held = min(held + _COARSE, last)
+    ladder = _Ladder(measure, limit, lowest, highest)
     if roughly is None:
-        _, held = halved(max(held - _COARSE, 0), held, limit, 1, 1)
-    return Found(k(held), at(held))
+        low, high = _halved(ladder.value, -_COARSE, ladder.last, limit, _FINE)
+        if not ladder.holds(high):  # the last: no other rung held
+            raise ladder.failure()
+        _, first = _halved(ladder.value, low, high, _NEAR * limit, _COARSE)
+        return ladder.refined(ladder.climbed(first))
+
+    @functools.cache
+    def about(rung: int) -> float:
+        return roughly(ladder.k(rung))
+
+    low, high = _halved(about, -_COARSE, ladder.last, limit, _FINE)
+    _, first = _halved(about, low, high, _NEAR * limit, _COARSE)
+    return ladder.found(ladder.climbed(first))
+
+
+def climb(measure: Measure, limit: float, lowest: float, highest: float, start: float) -> Found:
+    """A small k that holds, for a value that need not fall as k grows.
+
+    From `start` on, half octaves are tried until the fine end of one holds and its coarse end does not. In it every
+    coarse rung is tried upward; the rungs before the first that holds are bisected. Limits with other starts may end
+    in another order.
+
+    Args:
+        measure, limit, lowest, highest: as in `bisection`.
+        start: where k is looked for first.
+
+    Raises:
+        TargetError: neither the last rung nor any other that was tried meets the limit.
+    """
+    ladder = _Ladder(measure, limit, lowest, highest)
+    nearest = round(_FINE / _COARSE * math.log2(start / lowest)) * _COARSE
+    low, high = -_COARSE, min(max(nearest, 0), ladder.last)
+    while not ladder.holds(high) and high < ladder.last:
+        low, high = high, min(high + _LEAP, ladder.last)
+    while low < 0 < high and ladder.holds(max(high - _LEAP, 0)):
+        high = max(high - _LEAP, 0)
+    if not ladder.holds(high):
+        raise ladder.failure()
+    return ladder.refined(ladder.climbed(max(low, high - _LEAP) + _COARSE))
 
 
 _TRIES = 20
