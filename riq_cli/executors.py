@@ -24,6 +24,13 @@ Pool = TypeVar("Pool", bound=Executor)
 Result = TypeVar("Result")
 
 
+def available_threads() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def ordered(executor: Executor | None, function: Callable[..., Result], *arguments: Iterable[Any]) -> Iterator[Result]:
     """The results of a function for one set of arguments after another, as `map` gives them.
 

@@ -168,8 +168,7 @@ def coding_executor(layers: Iterable[Layer | LayerEntry]) -> Iterator[Executor |
     if sum(layer.size for layer in layers) < _PARALLEL_WEIGHTS:
         yield None
         return
-    from riq_cli.executors import interruptible, process_pool
-    from riq_cli.runtime import available_threads
+    from riq_cli.executors import available_threads, interruptible, process_pool
 
     with interruptible(process_pool(available_threads())) as executor:
         yield executor

@@ -14,7 +14,7 @@ from typing import Any
 from riq_cli.archive import Archive
 from riq_cli.calibration import Calibration, Sample, digest, scarcity
 from riq_cli.errors import ConstraintError, ModelError, SettingsError, TargetError
-from riq_cli.executors import interruptible
+from riq_cli.executors import available_threads, interruptible
 from riq_cli.model import Model, SessionForm, linear_layers, probe_form
 from riq_cli.pipeline.assembly import assembled
 from riq_cli.pipeline.budget import Budget, nothing, within_budget
@@ -32,7 +32,7 @@ from riq_cli.pipeline.solution import Solution
 from riq_cli.pipeline.solver import Preparation, Solver
 from riq_cli.pipeline.unchangeable import UnchangeableError
 from riq_cli.pipeline.weights import Plans, Weights, Widths
-from riq_cli.runtime import Deviation, Evaluator, Prober, available_threads, inlined, short
+from riq_cli.runtime import Deviation, Evaluator, Prober, inlined, short
 from riq_cli.statistics.gradients import Halves, Observed
 
 _TRIES = 20  # of a k for which the restored model holds

@@ -14,7 +14,7 @@ from riq_cli.runtime.deviation import (
 from riq_cli.runtime.evaluator import Candidate, Evaluator
 from riq_cli.runtime.observer import Observer, inlined
 from riq_cli.runtime.prober import Prober
-from riq_cli.runtime.sessions import DEFAULT_PROVIDER, Runtime, available_threads
+from riq_cli.runtime.sessions import DEFAULT_PROVIDER, Runtime
 
 __all__ = [
     "DEFAULT_PROVIDER",
@@ -26,7 +26,6 @@ __all__ = [
     "Prober",
     "Runtime",
     "TensorDeviation",
-    "available_threads",
     "cosine_distance",
     "effective",
     "inlined",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 import onnxruntime
 
 from riq_cli.errors import ModelError, SettingsError
+from riq_cli.executors import available_threads
 from riq_cli.model import SessionForm
 from riq_cli.runtime.deviation import Array
 from riq_cli.text import first_line
@@ -147,13 +147,6 @@ def explained() -> Iterator[None]:
                 "that holds it with --custom-ops LIBRARY"
             ) from error
         raise ModelError(f"onnxruntime cannot run the model: {first_line(error)}") from error
-
-
-def available_threads() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def ortvalue(weights: Array) -> onnxruntime.OrtValue:

@@ -15,8 +15,8 @@ from pathlib import Path
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 import riq_cli as riq
+from riq_cli.executors import available_threads
 from riq_cli.pipeline import PRESETS
-from riq_cli.runtime import available_threads
 from tests import zoo
 
 from . import subjects
