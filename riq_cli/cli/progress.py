@@ -36,7 +36,45 @@ _KNOWN = 5.0  # seconds until that is said: then costs are measured
 _FASTER = 2  # times as long as --preset fast, from which on that is worth a word
 _MANY = 10_000  # things of a phase from which on their percentage is shown
 _PRIOR = 0.15  # share of all expected seconds that is taken to have been measured as expected
-_MOST = 0.9  # share of a phase of unknown length that is taken to be done, at most
+_MOST = 0.8  # share of a phase of unknown length that is taken to be done, at most
+
+
+class _Estimate:
+    """The phases that are expected, which of them goes on, and the seconds that each took so far."""
+
+    def __init__(self, phases: Sequence[Expected]) -> None:
+        self.phases, self.number, self._spent = phases, 0, [0.0] * len(phases)
+
+    def enter(self, phase: str, seconds: float) -> None:
+        """Go on to the next phase of that name, if there is one; add seconds to the phase that goes on."""
+        coming = [expected.phase for expected in self.phases[self.number :]]
+        if phase in coming:
+            self.number += coming.index(phase)
+        self._spent[self.number] += seconds
+
+    def leave(self) -> None:
+        """Go on to the next phase; the last one stays."""
+        self.number = min(self.number + 1, len(self.phases) - 1)
+
+    def left(self, step: Progress | None, steps: int, seconds: float) -> float:
+        """About the seconds that are left: those expected, times how much longer than expected phases have taken.
+
+        Args:
+            step: the newest one of the phase that goes on; None: it begins.
+            steps: of that phase.
+            seconds: since that step.
+        """
+        number, expected = self.number, [phase.seconds for phase in self.phases]
+        spent, share = self._spent[number] + seconds, 0.0
+        if step is not None:
+            share = step.done / step.total if step.total else min(steps / self.phases[number].evaluations, _MOST)
+        over = [n for n in range(number) if self._spent[n]]  # others were left out
+        took = sum(self._spent[n] for n in over) + (spent if share else 0.0)
+        prior = _PRIOR * sum(expected)
+        longer = (prior + took) / (prior + sum(expected[n] for n in over) + share * expected[number])
+        own = longer * expected[number]
+        own = (1 - share) * ((1 - share) * own + spent) if share else max(own - spent, (1 - _MOST) * own)
+        return own + longer * sum(expected[number + 1 :])
 
 
 class Wait:
@@ -63,10 +101,8 @@ class Wait:
         self._began = self._newest = clock()  # when the command began, and when the newest step came
         self._step: Progress | None = None  # the newest one of a phase that goes on
         self._steps, self._phase_seconds = 0, 0.0  # of that phase, up to the newest step
-        self._expected: Sequence[Expected] = ()
-        self._fast: Sequence[Expected] = ()
-        self._spent: list[float] = []  # seconds of each expected phase, up to the newest step
-        self._number = 0  # of the expected phase that goes on
+        self._estimate: _Estimate | None = None
+        self._fast = 1.0  # expected seconds of --preset fast, over those of all phases
         self._is_announced = False
         self._drawn = ""  # what stands on the terminal
         self._printed, self._printed_at = "", self._began  # the work of the newest plain line
@@ -94,17 +130,14 @@ class Wait:
             if self._step is not None and step.phase != self._step.phase:
                 self._end_phase()
             if step.expected:
-                self._expected, self._fast, self._number = step.expected, step.fast, 0
-                self._spent = [0.0] * len(step.expected)
-            coming = [expected.phase for expected in self._expected[self._number :]]
-            if step.phase in coming:
-                self._number += coming.index(step.phase)
+                self._estimate = _Estimate(step.expected)
+                self._fast = sum(item.seconds for item in step.fast) / sum(item.seconds for item in step.expected)
             now = self._clock()
             seconds, self._newest = now - self._newest, now
             self.seconds[step.phase] = self.seconds.get(step.phase, 0.0) + seconds
             self._phase_seconds += seconds
-            if self._spent:
-                self._spent[self._number] += seconds
+            if self._estimate is not None:
+                self._estimate.enter(step.phase, seconds)
             self._step, self._work = step, _PHASES[step.phase][0]
             self._steps += 1
             if step.done == step.total:
@@ -120,24 +153,9 @@ class Wait:
             with self.hidden():
                 say(f"{self._work:<20}  {done:>16}  {self._phase_seconds:7.1f} s", err=True)
         self._step, self._steps, self._phase_seconds = None, 0, 0.0
-        if self._number + 1 < len(self._expected):
-            self._number += 1
-            self._work = _PHASES[self._expected[self._number].phase][0]
-
-    def _left(self, now: float) -> float:
-        """About the seconds that are left: those expected, times how much longer than expected phases have taken."""
-        number, expected = self._number, [phase.seconds for phase in self._expected]
-        spent, share = self._spent[number] + now - self._newest, 0.0
-        if self._step is not None:
-            evaluations = self._expected[number].evaluations
-            share = self._step.done / self._step.total if self._step.total else min(self._steps / evaluations, _MOST)
-        over = [n for n in range(number) if self._spent[n]]  # others were left out
-        took = sum(self._spent[n] for n in over) + (spent if share else 0.0)
-        prior = _PRIOR * sum(expected)
-        longer = (prior + took) / (prior + sum(expected[n] for n in over) + share * expected[number])
-        own = longer * expected[number]
-        own = (1 - share) * ((1 - share) * own + spent) if share else max(own - spent, (1 - _MOST) * own)
-        return own + longer * sum(expected[number + 1 :])
+        if self._estimate is not None:
+            self._estimate.leave()
+            self._work = _PHASES[self._estimate.phases[self._estimate.number].phase][0]
 
     # ---- what is shown ----
 
@@ -147,34 +165,35 @@ class Wait:
             if self._quiet or self._ended.is_set():
                 return
             now = self._clock()
-            left = self._left(now) if self._expected else None
-            if left is not None and not self._is_announced and now - self._began >= _KNOWN:
-                self._announce(now - self._began, left)
+            elapsed, left = now - self._began, None
+            if self._estimate is not None:
+                left = self._estimate.left(self._step, self._steps, now - self._newest)
+                if not self._is_announced and elapsed >= _KNOWN:
+                    self._announce(elapsed, left)
             if sys.stderr.isatty():
-                self._write(self._line(now, left)[: _columns() - 1])
+                self._write(self._line(elapsed, left)[: _columns() - 1])
             elif now - self._printed_at >= (_PLAIN_SAME if self._printed == self._work else _PLAIN):
-                say(self._line(now, left), err=True)
+                say(self._line(elapsed, left), err=True)
                 self._printed, self._printed_at = self._work, now
 
-    def _line(self, now: float, left: float | None) -> str:
-        place = f"{self._number + 1}/{len(self._expected)} " if self._expected else ""
-        step, done = self._step, ""
+    def _line(self, elapsed: float, left: float | None) -> str:
+        place, step, done = "", self._step, ""
+        if self._estimate is not None:
+            place = f"{self._estimate.number + 1}/{len(self._estimate.phases)} "
         if step is not None and step.phase == "search":
             done = f" k = {step.k:.4g}, {step.measure} {step.value:.2g}"
         elif step is not None:
             done = f"  {step.done}/{step.total}" if step.total < _MANY else f"  {step.done / step.total:.0%}"
         rest = "" if left is None else f", about {_minutes(_rounded(left))} left"
-        return f"riq {place}{self._work}{done} · {_minutes(now - self._began)} elapsed{rest}"
+        return f"riq {place}{self._work}{done} · {_minutes(elapsed)} elapsed{rest}"
 
     def _announce(self, elapsed: float, left: float) -> None:
-        """Say at the start how long it will take, if that is more than a minute, and which preset is fast."""
-        self._is_announced = True
+        """Say at the start how long it will take, if that is more than a minute, and which preset is faster."""
+        self._is_announced, total = True, elapsed + left
         if left > _LONG:
-            total = elapsed + left
-            fast = total * sum(phase.seconds for phase in self._fast) / sum(phase.seconds for phase in self._expected)
-            faster = f"; --preset fast takes about {_words(fast)}" if _FASTER * fast < total else ""
+            fast = f"; --preset fast takes about {_words(total * self._fast)}" if self._fast * _FASTER < 1 else ""
             with self.hidden():
-                say(f"riq: this will take about {_words(total)}{faster}", err=True)
+                say(f"riq: this will take about {_words(total)}{fast}", err=True)
 
     def warn(self, message: str) -> None:
         """Print a warning above the line, unless nothing is to be shown."""

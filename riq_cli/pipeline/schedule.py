@@ -16,11 +16,11 @@ from riq_cli.pipeline.weights import Weights
 
 _LAYER = 0.02  # seconds that any work on a layer takes beside that on its weights
 _NEAREST, _COMPENSATED, _TRELLIS = 5e-8, 2e-7, 7e-7  # seconds to round a weight …
-_COMPENSATED_COLUMN, _TRELLIS_COLUMN = 1e-4, 5e-4  # … and, where errors are fed forward, a column
+_COMPENSATED_COLUMN, _TRELLIS_COLUMN = 5e-5, 3e-4  # … and, where errors are fed forward, a column
 _PROBE, _CODE, _DECODE = 6e-7, 1e-6, 1e-7  # seconds for other work on a weight
 _MOMENT = 7e-10  # seconds for each multiplication of columns, or of rows, in factors of their second moments
 _BACK, _BACK_VARIED = 8.0, 10.0  # runs that gradients of one sample take, and those of its variations
-_ROUGH, _SEARCH, _FINE, _BY_FORMULA = 4, 4, 5, 30  # evaluations of each search for k
+_ROUGH, _SEARCH, _FINE, _BY_FORMULA = 5, 4, 5, 30  # evaluations of each search for k
 _JUDGED, _MOVES = 16, 5  # evaluations of a search under a constraint, and in a fixed layout for each layer
 _TRIES, _COUNTED = 3, 6  # archives until one fits a budget, and estimates of bits before each
 _ROUGH_SAMPLES, _FORMULA_SAMPLES = 8, 16  # samples of an evaluation
