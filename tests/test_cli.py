@@ -206,6 +206,10 @@ def test_verify_is_a_gate(ready: Path) -> None:
     assert document["deviation"] == made["deviation"]
     assert document["measured"] == made["measured"]
     assert len(document["samples"]) == 12
+    said = riq(*arguments, "calibration.npz", "-v", folder=ready).stdout.decode().splitlines()[-1]
+    worst = sorted(range(12), key=lambda number: -document["samples"][number])[:5]
+    listed = ", ".join(f"{number} ({document['samples'][number]:.4g})" for number in worst)
+    assert said == f"  worst samples, numbered from 0: {listed}"
     assert max(document["samples"]) == document["worst"]
     strict = riq(*arguments, "heldout.npz", "--deviation", "1e-6", folder=ready)
     assert strict.returncode == 3

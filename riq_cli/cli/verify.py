@@ -14,11 +14,13 @@ from riq_cli.cli.progress import Wait
 from riq_cli.cli.quantities import parse_fraction
 from riq_cli.cli.terminal import print_json, say, warn_line
 from riq_cli.errors import SettingsError
-from riq_cli.report import judgement, reservation, top1_text, verification_page, with_derived
+from riq_cli.report import judgement, reservation, top1_text, verification_page, with_derived, worst_samples
 from riq_cli.text import counted, deviation_text, shortened
 
 if TYPE_CHECKING:
     from riq_cli.runtime import Deviation
+
+_WORST = 5  # samples that -v names
 
 
 @click.command(
@@ -119,6 +121,9 @@ def verify(
         print_json(document | {"samples": samples})
     elif not quiet and page_path != "-":
         say(*_text(document, found, reservation(manifest.calibration.get("kind"))))
+        if verbose and found.is_measured:
+            worst = (f"{number} ({value:.4g})" for number, value in worst_samples(samples, _WORST))
+            say(f"  worst samples, numbered from 0: {', '.join(worst)}")
     if not holds:
         raise click.exceptions.Exit(TARGET)
 

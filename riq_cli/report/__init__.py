@@ -14,8 +14,8 @@ from riq_cli.report.facts import (
 )
 from riq_cli.report.page import SearchLog, measured_in_search, page
 from riq_cli.report.totals import PARTS, SortKey, Totals, cells, fixed_rate, rows, totals
-from riq_cli.report.verification import verification_page
+from riq_cli.report.verification import verification_page, worst_samples
 
 __all__ = ["NUMBERS", "PARTS", "SearchLog", "SortKey", "Totals", "cells", "command", "difference", "facts",
            "fixed_rate", "flag", "judgement", "layers_at", "measured_in_search", "page", "reservation", "rows",
-           "searched", "top1_text", "totals", "verification_page", "with_derived"]  # fmt: skip
+           "searched", "top1_text", "totals", "verification_page", "with_derived", "worst_samples"]  # fmt: skip

@@ -32,6 +32,12 @@ def verification_page(found: Mapping[str, Any], samples: Sequence[float]) -> str
     return document(f"{name}: riq verify", name, sections)
 
 
+def worst_samples(samples: Sequence[float], most: int) -> list[tuple[int, float]]:
+    """The numbers of so many samples of the largest deviations, counted from 0, and these; NaN is none."""
+    defined = [(number, value) for number, value in enumerate(samples) if not math.isnan(value)]
+    return sorted(defined, key=lambda pair: (-pair[1], pair[0]))[:most]
+
+
 def _cards(found: Mapping[str, Any], samples: Sequence[float]) -> list[tuple[str, str, str]]:
     bound, margin = found["bound"], found["margin"]
     within = "within" if found["within"] else "ABOVE"
@@ -83,21 +89,20 @@ def _tensors(found: Mapping[str, Any]) -> str:
 
 
 def _samples(found: Mapping[str, Any], samples: Sequence[float]) -> str:
-    numbered = [(value, number) for number, value in enumerate(samples) if not math.isnan(value)]
-    if not numbered:
+    worst = worst_samples(samples, _WORST)
+    if not worst:
         return ""
     largest = max(found["measured"], key=lambda tensor: tensor["mean"])["name"]
     bound, mean = found["bound"], found["deviation"]
-    worst = sorted(numbered, key=lambda pair: (-pair[0], pair[1]))[:_WORST]
     rows = [
         (f"{number}", f"{value:.4g}", percent(relative_error(value, None)[0]), _times(value, mean))
-        for value, number in worst
+        for number, value in worst
     ]
     header = ("sample", "deviation", "relative error", "times the mean")
     key = [(figures.line("mean", 0, 8, 22, 8), f"mean {mean:.3g}")]
     if bound:
         key.append((figures.line("target", 0, 8, 22, 8), f"bound {bound:g} on the mean"))
-    picture = figures.deviations([value for value, _ in numbered], mean, bound)
+    picture = figures.deviations([value for value in samples if not math.isnan(value)], mean, bound)
     drawn = f'<figure class="trace">{picture}{key_of(key)}</figure>\n' if picture else ""
     where = f'<span class="name">{html_text(shortened(largest))}</span>'
     return (
