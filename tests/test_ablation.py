@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 import riq_cli as riq
 from riq_cli.cli.commands import riq as command
-from riq_cli.pipeline.stages import STAGES
+from riq_cli.pipeline.settings import STAGES
 from tests.bench import subjects
 from tests.bench.ablation import ALL, LARGE, SMALL, Case, Row, bytes_at, cases, measure, table
 from tests.bench.journal import Journal

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ class FixedLayoutSearch(ConstraintObjective):
         assert measuring.settings.layout is not None
         self._layout, self._weights = measuring.settings.layout, measuring.weights
         self._chosen: dict[int, int] = {}
-        self._plans_of: dict[tuple[int, int], tuple[float, LayerPlan | None]] = {}
+        self._rounded_at = functools.cache(self._round_at)  # by the number of the layer, and bits
 
     def solution(self) -> Solution:
         """The layout that greedy choice comes to.
@@ -139,14 +139,8 @@ class FixedLayoutSearch(ConstraintObjective):
         plans = {number: plan for number, (_, plan) in found.items() if plan is not None}
         return Scheme(Allocation("fixed", {number: width for number, (width, _) in found.items()}), plans)
 
-    def _rounded_at(self, number: int, bits: int) -> tuple[float, LayerPlan | None]:
+    def _round_at(self, number: int, bits: int) -> tuple[float, LayerPlan | None]:
         """Bin width and plan of a layer at a width in bits."""
-        key = number, bits
-        if key not in self._plans_of:
-            self._plans_of[key] = self._made(number, bits)
-        return self._plans_of[key]
-
-    def _made(self, number: int, bits: int) -> tuple[float, LayerPlan | None]:
         layer = self._weights.layers[number]
         low, high = scalar.extremes(layer.values, layer.dtype)
         width, plan = ((high - low) or abs(high)) / (2**bits - 1) * _HAIR, None
@@ -174,7 +168,7 @@ class FixedLayoutSearch(ConstraintObjective):
 
     # ---- slopes ----
 
-    @cached_property
+    @functools.cached_property
     def _linear(self) -> tuple[SessionForm, dict[int, Linear]]:
         form, linear = linear_layers(self._measuring.form, self._weights.layers)
         return form, {number: item for number, item in linear.items() if not item.is_table}

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 from riq_cli.constraint import Constraint, LossConstraint, check_margin
 from riq_cli.errors import SettingsError
-from riq_cli.pipeline import stages
 from riq_cli.runtime import DEFAULT_PROVIDER, Runtime
 
 DEFAULT_DEVIATION = 0.01
@@ -57,6 +56,23 @@ EFFORTS = {
     "smallest": Effort(True, 16, 1.0, 10),
 }
 
+
+# The stages of compression by name: each is one decision about how layers are quantized, and may be left out.
+# Their order: statistics (`gradients`, `augmentation`) → plan of each layer (`gptq`, `columns`, `damping`, `bias`, rows
+# by `gradients`) → `allocation` of bits among layers → search for k → `trellis` → coding (`student`). A new stage that
+# decides about one layer is a function in `quantize/stages.py` that takes a plan and returns one, and a line in
+# `pipeline/fitting.py`, where its turn comes.
+STAGES = {
+    "allocation": "bin widths by the measured deviation of layers (reverse water-filling); without: by norm",
+    "gptq": "error feedback along columns; without: rounding to the nearest",
+    "columns": "bin widths of columns by the diagonal of the Hessian's factor, in GPTQ",
+    "damping": "damping of the Hessian, validated on the other half of the samples; without: 1 % of its mean diagonal",
+    "bias": "a bias takes over what rounding adds to the outputs on average",
+    "gradients": "output gradients weigh positions and rows: bin widths of rows, and error feedback along rows",
+    "augmentation": "statistics of variations of the samples, too",
+    "trellis": "trellis-coded quantization",
+    "student": "symbols are coded by Student's t distribution with scale contexts; without: by tables",
+}
 
 # The values of settings that are chosen by name.
 _NAMES: dict[str, Sequence[str]] = {
@@ -154,7 +170,7 @@ class Settings:
         custom_ops: files of libraries that hold custom operators; not recorded, since where they lie is no setting.
         layout: a fixed one, chosen greedily under the constraint; None: bin widths of any size, under one k.
         constraint: what is kept in place of a deviation, such as a loss on labels; `deviation` is a bound beside it.
-        without: names of stages to leave out (`stages.STAGES`).
+        without: names of stages to leave out (`STAGES`).
     """
 
     deviation: float | None = None
@@ -189,7 +205,9 @@ class Settings:
         Raises:
             SettingsError: one of them is out of range, or two contradict each other.
         """
-        stages.check(self.without)
+        for name in self.without:
+            if name not in STAGES:
+                raise SettingsError(f"no stage is named {name!r}; there are {', '.join(STAGES)}")
         goals = {name: getattr(self, name) for name in ("ratio", "size", "rate", "k")}
         given = [name for name, value in goals.items() if value is not None]
         if given and self.constraint is not None:

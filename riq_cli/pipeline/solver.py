@@ -40,13 +40,17 @@ class Prepared:
 
 
 class Preparation:
-    """Fits plans and probes layers, at the bin widths of a rough solution.
-
-    Args of the constructor are what it needs: `fit` is None where samples cannot carry statistics, `prober` starts a
-    session that probes layers and is None where they are not to be probed.
-    """
+    """Fits plans and probes layers, at the bin widths of a rough solution."""
 
     def __init__(self, measuring: Measuring, fit: Fit | None, prober: Callable[[], Prober] | None, warn: Warn) -> None:
+        """Take what that is done with; nothing is done yet.
+
+        Args:
+            measuring: measures schemes.
+            fit: fits plans; None: all layers are rounded to the nearest.
+            prober: starts the session in which layers are probed; None: they are not.
+            warn: called with what the user should know.
+        """
         self._measuring, self._fit, self._prober, self._warn = measuring, fit, prober, warn
         self._kept: Prepared | None = None
         self.probes = 0

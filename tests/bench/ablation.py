@@ -15,8 +15,8 @@ import numpy as np
 import riq_cli as riq
 from riq_cli.pipeline.compression import Compression
 from riq_cli.pipeline.objective import DeviationObjective
+from riq_cli.pipeline.settings import STAGES
 from riq_cli.pipeline.solver import Solver
-from riq_cli.pipeline.stages import STAGES
 from tests import zoo
 
 from . import subjects
