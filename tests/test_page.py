@@ -251,7 +251,7 @@ def test_the_rate_of_a_bias_does_not_squeeze_the_bars_of_large_layers() -> None:
     )
     (large, full), (small, pale) = bars
     assert float(small) > 3 * float(large)
-    assert full == ' style="width: 100.00%"' and pale == ' class="pale" style="width: 100.00%"'
+    assert full == ' style="width: 50.00%"' and pale == ' class="pale" style="width: 100.00%"'
 
 
 VERIFIED = {

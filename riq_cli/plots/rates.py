@@ -16,14 +16,15 @@ _BAR, _REST = 0.21, 1.1  # inches for each bar, and for the title and the axis
 _WIDE, _LETTER = 7.6, 0.066  # inches beside the names, and for each of their letters
 _NAME = 40
 _SMALL, _PALE = 0.01, "#a6c8e0"  # share of the archive below which a layer's rate hardly matters, and its colour
+_MOST = 2.0  # times the largest rate of a large layer that the axis of rates shows
 _ROOM = 1.3  # length of an axis in that of its longest bar: the numbers stand beside the bars
 
 
 def layer_rates(layers: Sequence[dict[str, Any]], mean: float, name: str, suffix: str) -> bytes:
     """The bytes of every layer beside its rate, as in Fig. 4b of the paper; of many layers those that take most bytes.
 
-    The axis of rates is as long as the large layers need: a bias of ten weights may have ten times their rate, and its
-    bar ends at the edge.
+    A bias of ten weights may have many times the rate of the large layers. The axis of rates ends at twice theirs, and
+    a longer bar goes to the edge.
 
     Args:
         layers: the rows of a report, in the order to draw.
@@ -48,7 +49,8 @@ def layer_rates(layers: Sequence[dict[str, Any]], mean: float, name: str, suffix
         texts = [f"{human_size(layer['bytes'])}, {layer['share']:.1%}" for layer in drawn]
         _bars(sizes, [layer["bytes"] for layer in drawn], max(layer["bytes"] for layer in drawn), texts, colours)
         texts = [f"{layer['rate']:.2f}" for layer in drawn]
-        _bars(rates, [layer["rate"] for layer in drawn], max(layer["rate"] for layer in large), texts, colours)
+        longest = min(max(layer["rate"] for layer in drawn), _MOST * max(layer["rate"] for layer in large))
+        _bars(rates, [layer["rate"] for layer in drawn], longest, texts, colours)
         rates.axvline(mean, color=COLOURS[1], linestyle="--", linewidth=1.4)
         note(sizes, f"pale: below {_SMALL:.0%} of the archive")
         note(rates, f"dashed: all weights together, {mean:.2f}")

@@ -24,6 +24,7 @@ _SMALLEST = 1e-30  # on a logarithmic axis
 _LARGE = 0.01  # share of the archive from which a layer's rate matters
 _MEASURED = {"deviation": "Deviation", "constraint": "Value of the constraint"}
 _LIMITS = {"deviation": "target", "constraint": "limit"}
+_MOST = 2.0  # times the largest rate of a large layer at which a bar is full
 _NAME = 56  # characters of a layer's name, two lines of the table
 _CODES = "scales 576+64, classes 64: bin widths of 576 slices and of 64 others, and the classes of 64"
 _HOW_TO_PLOT = (
@@ -136,8 +137,9 @@ def _layers(archive: Archive) -> str:
     layers = rows(archive, "model")
     if not layers:
         return "<h2>Layers</h2>\n<p>Nothing was coded: all of the model is in the skeleton.</p>\n"
-    large = [row for row in layers if row["share"] >= _LARGE] or layers  # a bias may have ten times the rate of others
-    largest = {key: max(row[key] for row in large) or 1 for key in ("rate", "bytes")}
+    large = [row for row in layers if row["share"] >= _LARGE] or layers  # a bias may have many times their rate
+    largest = {key: max(row[key] for row in layers) or 1 for key in ("rate", "bytes")}
+    largest["rate"] = min(largest["rate"], _MOST * max(row["rate"] for row in large)) or 1
     head = _header("number", "#", "none", "ascending") + "".join(
         _header(key, header, "descending" if key == "bytes" else "none", "ascending" if value is None else "descending")
         for header, (key, value) in _COLUMNS.items()
@@ -174,7 +176,7 @@ def _row(number: int, row: Mapping[str, Any], largest: Mapping[str, float]) -> s
             line.append(f'<td class="name"{_title(row["name"]) if name != row["name"] else ""}>{_breakable(name)}</td>')
         elif value is None:
             line.append(f'<td class="{key}">{text}</td>')
-        elif key in largest:  # a bar beside the number: full for the largest of the large layers, and above
+        elif key in largest:  # a bar beside the number
             width = 100 * min(value(row) / largest[key], 1)
             pale = "" if row["share"] >= _LARGE else ' class="pale"'
             bar = f'<i aria-hidden="true"><b{pale} style="width: {width:.2f}%"></b></i>'
