@@ -10,6 +10,7 @@ import pytest
 
 from riq_cli.decode.dequantize import Quantized
 from riq_cli.model import Layer
+from riq_cli.pipeline.settings import Settings
 from riq_cli.pipeline.weights import Weights
 from riq_cli.quantize.factor import Factor
 from riq_cli.quantize.plan import LayerPlan
@@ -33,7 +34,7 @@ def test_what_is_measured_is_what_is_coded(monkeypatch: pytest.MonkeyPatch) -> N
     released, bits = list[None](), []
     for piece in (1 << 20, 100):
         monkeypatch.setattr("riq_cli.pipeline.weights._PIECE", piece)
-        weights = Weights(layers, release=lambda: released.append(None))
+        weights = Weights(layers, Settings(threads=1), lambda: released.append(None))
         with ThreadPoolExecutor(2) as pool:
             found = weights.requantize(widths, plans, weights.buffers(), pool)
             bits.append(weights.bits(widths, plans, pool))
@@ -64,7 +65,7 @@ def test_what_was_rounded_to_be_measured_is_not_rounded_again_to_be_counted(monk
     bits = []
     with ThreadPoolExecutor(1) as pool:
         for measured_first in (True, False):
-            weights = Weights(layers)
+            weights = Weights(layers, Settings(threads=1), lambda: None)
             if measured_first:
                 weights.requantize([0.3, 0.4, 0.5], plans, weights.buffers(), pool)
             bits.append(weights.bits([0.3, 0.4, 0.5], plans, pool))

@@ -14,7 +14,7 @@ from typing import Any
 from riq_cli.archive import Archive
 from riq_cli.calibration import Calibration, Sample, digest, scarcity
 from riq_cli.errors import ConstraintError, ModelError, SettingsError, TargetError
-from riq_cli.executors import available_threads, interruptible
+from riq_cli.executors import interruptible
 from riq_cli.model import Model, SessionForm, linear_layers, probe_form
 from riq_cli.pipeline.assembly import assembled
 from riq_cli.pipeline.budget import Budget, nothing, within_budget
@@ -118,12 +118,9 @@ class Compression:
 
     def _take(self, model: Model) -> None:
         """Begin with a model all of whose layers may be coded."""
-        self._model, settings = model, self._settings
+        self._model = model
         self._originals = [layer.values for layer in model.layers]
-        threads = settings.threads or available_threads()
-        self._weights = Weights(
-            model.layers, settings.max_bits, settings.min_size, model.release, threads, settings.without
-        )
+        self._weights = Weights(model.layers, self._settings, model.release)
         model.release()
 
     @cached_property

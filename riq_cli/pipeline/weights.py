@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import TypeVar
 from weakref import WeakKeyDictionary
@@ -16,9 +16,10 @@ from riq_cli.allocate.allocation import Allocation, Curve, expected_k
 from riq_cli.decode.dequantize import Quantized, Width
 from riq_cli.entropy.codes import Symbols
 from riq_cli.entropy.rate import ENTRY_BITS, estimated_bits
+from riq_cli.executors import available_threads
 from riq_cli.model import Layer
 from riq_cli.model.tensors import Array
-from riq_cli.pipeline.settings import DEFAULT_MIN_SIZE
+from riq_cli.pipeline.settings import DEFAULT_MIN_SIZE, Settings
 from riq_cli.quantize import scalar
 from riq_cli.quantize.plan import LayerPlan
 
@@ -44,23 +45,19 @@ class Weights:
     def __init__(
         self,
         layers: Sequence[Layer],
-        max_bits: int | None = None,
-        min_size: int | None = None,
-        release: Callable[[], None] = lambda: None,
-        threads: int = 1,
-        without: Collection[str] = (),
+        settings: Settings,
+        release: Callable[[], None],
     ) -> None:
         """Measure norm and peak of every layer.
 
         Args:
             layers: candidates, in the order of the model.
-            max_bits: R: bin widths are kept so large that no layer has more than 2^R levels; None: no such bound.
-            min_size: weights that a matrix has at least, 256 by default; smaller ones count as vectors.
+            settings: bounds on levels and sizes of layers, stages that are left out, and threads.
             release: called when a layer was passed over: its memory may be mapped from a file.
-            threads: of the pools that work on the layers.
-            without: names of stages that are left out.
         """
-        self.layers, self.release, self.threads, self.without = layers, release, threads, frozenset(without)
+        self.layers, self.release, self.without = layers, release, settings.without
+        self.threads = settings.threads or available_threads()
+        min_size, max_bits = settings.min_size, settings.max_bits
         self.sizes = [layer.size for layer in layers]
         self.norms = [scalar.norm(layer.values, layer.dtype) for layer in layers]
         active = [number for number, norm in enumerate(self.norms) if 0 < norm < math.inf]
