@@ -6,6 +6,7 @@ The costs below are rough. Whoever shows them corrects them by what the phases s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from riq_cli.pipeline.fitting import Fit
@@ -19,6 +20,7 @@ _NEAREST, _COMPENSATED, _TRELLIS = 5e-8, 2e-7, 7e-7  # seconds to round a weight
 _COMPENSATED_COLUMN, _TRELLIS_COLUMN = 5e-5, 3e-4  # … and, where errors are fed forward, a column
 _PROBE, _CODE, _DECODE = 6e-7, 1e-6, 1e-7  # seconds for other work on a weight
 _MOMENT = 7e-10  # seconds for each multiplication of columns, or of rows, in factors of their second moments
+_BLOCK, _ROW_BLOCK = 2048, 1024  # columns, and rows, among which errors are fed forward
 _BACK, _BACK_VARIED = 8.0, 10.0  # runs that gradients of one sample take, and those of its variations
 _ROUGH, _SEARCH, _FINE, _BY_FORMULA = 5, 4, 5, 30  # evaluations of each search for k
 _JUDGED, _MOVES = 16, 5  # evaluations of a search under a constraint, and in a fixed layout for each layer
@@ -40,10 +42,11 @@ def schedule(
         run: seconds that a run of the model on one sample takes.
     """
     total, layers, every = weights.total, len(weights.codable), len(roles.every)
-    columns = 0 if fit is None else sum(item.matrix.shape[2] for item in fit.linear.values() if not item.is_table)
+    shapes = [] if fit is None else _shapes(fit)
+    fed, columns = sum(map(math.prod, shapes)) or total, sum(columns for _, _, columns in shapes)
     nearest, coding = total * _NEAREST, layers * _LAYER + total * _CODE
-    compensated = total * _COMPENSATED + columns * _COMPENSATED_COLUMN
-    trellis = total * _TRELLIS + columns * _TRELLIS_COLUMN
+    compensated = nearest + fed * _COMPENSATED + columns * _COMPENSATED_COLUMN
+    trellis = nearest + fed * _TRELLIS + columns * _TRELLIS_COLUMN
 
     def search(evaluations: int, samples: int, rounding: float) -> Expected:
         if settings.layout is not None:
@@ -70,15 +73,20 @@ def schedule(
     return (*found, *end * (_TRIES if is_budget else 1))
 
 
+def _shapes(fit: Fit) -> list[tuple[int, int, int]]:
+    """Groups, rows and columns of the layers among whose columns errors are fed forward."""
+    return [item.matrix.shape for item in fit.linear.values() if not item.is_table]
+
+
 def _fitting(fit: Fit, run: float) -> Iterator[Expected]:
     """The phases in which plans of layers are fitted."""
     samples, is_varied = len(fit.samples.samples), bool(fit.effort.augmentation) and not fit.samples.lean
     gradients = [Expected("gradients", samples * _BACK * run)]
     if is_varied:
         gradients.append(Expected("gradients", samples * _BACK_VARIED * run))
-    shapes = [item.matrix.shape for item in fit.linear.values() if not item.is_table]
-    columns = sum(groups * columns**2 * (columns + rows) for groups, rows, columns in shapes)
-    rows = sum(groups * rows**3 for groups, rows, _ in shapes)
+    shapes = _shapes(fit)
+    columns = sum(groups * columns * min(columns, _BLOCK) * (columns + rows) for groups, rows, columns in shapes)
+    rows = sum(groups * rows * min(rows, _ROW_BLOCK) ** 2 for groups, rows, _ in shapes)
     if fit.takes_gradients and not fit.samples.lean:
         yield from gradients
     yield Expected("statistics", len(shapes) * _LAYER + columns * _MOMENT + samples * 4 * run)
