@@ -58,7 +58,8 @@ class Observed:
     @property
     def second(self) -> range:
         """Numbers of the runs in the second half."""
-        return range(len(self.halves[0]), len(self.samples))
+        first, second = map(len, self.halves)
+        return range(first, first + second)
 
     @property
     def observer(self) -> Observer:

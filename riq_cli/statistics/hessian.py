@@ -115,11 +115,14 @@ class Hessian:
             moments: of the inputs.
             centred: a bias takes over what rounding adds to the outputs on average.
         """
-        self._moments, self.mean, self.bounds, self._centred = moments, moments.mean, moments.bounds, False
-        self.diagonal = np.concatenate([np.einsum("gii->gi", block) for block in self.blocks], axis=1)
-        is_finite = all(np.isfinite(block).all() for block in self.blocks)
+        self._moments, self.mean, self.bounds, self._centred = moments, moments.mean, moments.bounds, centred
+        diagonals, is_finite = [], True
+        for number in range(len(self.bounds)):
+            block = moments.block(number)
+            diagonals.append(np.einsum("gii->gi", block).copy())
+            is_finite = is_finite and bool(np.isfinite(block).all())
+        self.diagonal = np.concatenate(diagonals, axis=1)  # of A itself
         self.is_usable = moments.count > 0 and is_finite and bool(self.diagonal.max() < _LARGE)
-        self._centred = centred
 
     @property
     def blocks(self) -> Iterator[Float64]:
