@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from riq_cli.pipeline import Settings, check, compress, decompress, verify
     from riq_cli.pipeline.sweep import sweep
     from riq_cli.runtime import Deviation
+    from riq_cli.session import load_session
 
 __all__ = [
     "Archive",
@@ -38,6 +39,7 @@ __all__ = [
     "check",
     "compress",
     "decompress",
+    "load_session",
     "sweep",
     "verify",
 ]
@@ -50,6 +52,7 @@ _HOMES = {
     "Deviation": "runtime",
     "Model": "model",
     "RiqError": "errors",
+    "load_session": "session",
 }
 
 

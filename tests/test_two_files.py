@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("tiny_limit")
 @pytest.fixture
 def tiny_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("riq_cli.model.model._PROTOBUF_MAX", 64)
-    monkeypatch.setattr("riq_cli.model.model._SMALL", 17)  # as many as Resize's scales have, and one more
+    monkeypatch.setattr("riq_cli.model.model.SMALL", 17)  # as many as Resize's scales have, and one more
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -82,7 +82,7 @@ def test_tensors_begin_at_pages_and_tied_ones_are_written_once(tmp_path: Path) -
 
 
 def test_tensors_of_less_than_1024_bytes_stay_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("riq_cli.model.model._SMALL", 1024)
+    monkeypatch.setattr("riq_cli.model.model.SMALL", 1024)
     r = Random(0)
     proto = model(
         [node("MatMul", "x w", "m"), node("Add", "m b", "a"), node("Add", "a c", "y")],

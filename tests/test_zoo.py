@@ -100,13 +100,24 @@ def test_a_quantized_model_passes_through_untouched(name: str, tmp_path: Path) -
     assert archive.manifest.layers == ()
     assert warnings == ["the model is already quantized; it is stored as it is"]
     riq.decompress(archive).save(tmp_path / "restored.onnx")
-    outputs = [run(path, entry) for path in (entry.path, tmp_path / "restored.onnx")]
+    outputs = [run(started(path), entry) for path in (entry.path, tmp_path / "restored.onnx")]
     for before, after in zip(*outputs, strict=True):
         np.testing.assert_array_equal(before, after)
 
 
-def run(path: Path, entry: zoo.ZooModel) -> list[Any]:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_session_of_an_archive_computes_what_the_restored_file_computes(name: str, tmp_path: Path) -> None:
+    riq.decompress(compressed(name)).save(tmp_path / "restored.onnx")
+    sessions = started(tmp_path / "restored.onnx"), riq.load_session(compressed(name), ["CPUExecutionProvider"])
+    for expected, found in zip(*(run(session, fetched(name)) for session in sessions), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def started(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def run(session: onnxruntime.InferenceSession, entry: zoo.ZooModel) -> list[Any]:
     samples = some(entry.heldout, 1).samples(riq.Model.load(entry.path).inputs)
     return list(session.run(None, samples[0].feed))
 

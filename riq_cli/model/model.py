@@ -24,7 +24,7 @@ from riq_cli.model.data_files import DataFiles
 from riq_cli.model.inputs import ModelInput, model_inputs
 from riq_cli.model.layer import Layer, is_quantizing
 from riq_cli.model.places import Place, check_names, constant_places, find_tensor, scopes, tensors
-from riq_cli.model.session_form import SessionForm, session_form
+from riq_cli.model.session_form import SMALL, SessionForm, exact_form, session_form
 from riq_cli.model.tensors import FLOAT_TYPES, ONNX_TYPES, Array, clear_data, float_array, has_data
 from riq_cli.model.topology import callees_first, function_calls
 from riq_cli.model.two_files import data_files_of, save_in_two_files
@@ -32,7 +32,6 @@ from riq_cli.model.uses import Uses
 from riq_cli.model.wire import MOST_PER_BYTE, parsed_size, with_raw_data
 
 _PROTOBUF_MAX = (2 << 30) - (1 << 20)  # protobuf's 2 GiB, with room for what surrounds the data
-_SMALL = 1024  # bytes below which a tensor stays inside: onnxruntime must see those that decide shapes
 _BEGINNING = 256  # values of tensors that are compared; only those whose beginnings are equal are hashed as a whole
 
 
@@ -219,6 +218,10 @@ class Model:
         values = None if hoist else [layer.values for layer in self.layers]
         return session_form(self.skeleton, self.layers, outputs, values)
 
+    def exact_form(self) -> SessionForm:
+        """What a session runs to compute, bit for bit, what one of the saved file computes."""
+        return exact_form(self.skeleton, self.layers)
+
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> tuple[Path, ...]:
         """Write a runnable ONNX file, whole or not at all; above 2 GiB its data lies in a second file beside it.
 
@@ -241,9 +244,9 @@ class Model:
         else:
             proto = onnx.ModelProto()
             proto.CopyFrom(self.skeleton)
-            apart = [layer for layer in self.layers if layer.values.nbytes >= _SMALL]
+            apart = [layer for layer in self.layers if layer.values.nbytes >= SMALL]
             for layer in self.layers:
-                if layer.values.nbytes < _SMALL:
+                if layer.values.nbytes < SMALL:
                     _fill(proto, layer, {})
             written.append(save_in_two_files(proto, apart, path, overwrite))
         for file_of_old in set(outdated) - set(written):

@@ -4,12 +4,13 @@ onnxruntime can replace the data of main-graph initializers when a session start
 reach Constant nodes and subgraphs. For the search, those layers are hoisted: a fresh initializer in the main graph, and
 an Identity where the tensor was. For the last measurement nothing is hoisted: that is the model as it is restored.
 
-In every form nodes come in the order in which they can run, noise is looked up instead of drawn, and inputs and outputs
-that are bfloat16 become float32.
+In these forms nodes come in the order in which they can run, noise is looked up instead of drawn, and inputs and
+outputs that are bfloat16 become float32. The exact form changes nothing of that kind: it is for use.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +26,9 @@ from riq_cli.model.topology import Key, called_by, callees_first, function_calls
 from riq_cli.model.types import inner_floats, tensor_types, type_name
 from riq_cli.model.uses import captured, consumed
 
+SMALL = 1024  # bytes below which a tensor stays inside: onnxruntime must see those that decide shapes
 _HOISTED = "riq/layer{}"
+_CONSTANT_NODE = re.compile(r"graph\.node\[\d+\]\.attribute\[\d+\]\.t")  # of the main graph
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,40 @@ def session_form(
     sort_nodes(model)
     feed_noise(model)
     return SessionForm(model.SerializeToString(), tuple(weights), tuple(measured), bool(inside), own)
+
+
+def exact_form(skeleton: onnx.ModelProto, layers: Sequence[Layer]) -> SessionForm:
+    """The form that computes, bit for bit, what a session of the model's own file computes; it measures nothing.
+
+    From outside come the large initializers of the main graph and the large values of its Constant nodes, which
+    onnxruntime makes initializers as it reads a file. Everything else is inside: a weight of a subgraph that is hoisted
+    may be run by another kernel.
+
+    Args:
+        skeleton: the model without its layers' data; not changed.
+        layers: where the data belongs, with their values.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(skeleton)
+    weights: list[tuple[str, int]] = []
+    constants: list[tuple[str, int]] = []
+    for number, layer in enumerate(layers):
+        for place in layer.places:
+            tensor = find_tensor(model, place)
+            if layer.values.nbytes < SMALL:
+                tensor.raw_data = layer.values.tobytes()
+            elif place.startswith("graph.initializer"):
+                _take_from_outside(tensor)
+                weights.append((tensor.name, number))
+            elif _CONSTANT_NODE.fullmatch(place):
+                constants.append((place, number))
+            else:
+                tensor.raw_data = layer.values.tobytes()
+    if constants:
+        weights += _hoist(model, layers, constants)
+        model.ir_version = skeleton.ir_version  # initializers that are inputs too stay constants, if they were
+    weights = _without_unused(model.graph, weights)
+    return SessionForm(model.SerializeToString(), tuple(weights), (), bool(constants), len(model.graph.output))
 
 
 def own_form(form: SessionForm) -> SessionForm:

@@ -1,5 +1,7 @@
 """Weights → deviation: runs the model in onnxruntime and compares its outputs, eq. (1), or shows its inner tensors."""
 
+from onnxruntime import InferenceSession, SessionOptions
+
 from riq_cli.runtime.deviation import (
     Array,
     Deviation,
@@ -14,7 +16,13 @@ from riq_cli.runtime.deviation import (
 from riq_cli.runtime.evaluator import Candidate, Evaluator
 from riq_cli.runtime.observer import Observer, inlined
 from riq_cli.runtime.prober import Prober
-from riq_cli.runtime.sessions import DEFAULT_PROVIDER, Runtime
+from riq_cli.runtime.sessions import (
+    DEFAULT_PROVIDER,
+    Provider,
+    Runtime,
+    check_providers,
+    start_exact,
+)
 
 __all__ = [
     "DEFAULT_PROVIDER",
@@ -22,15 +30,20 @@ __all__ = [
     "Candidate",
     "Deviation",
     "Evaluator",
+    "InferenceSession",
     "Observer",
     "Prober",
+    "Provider",
     "Runtime",
+    "SessionOptions",
     "TensorDeviation",
+    "check_providers",
     "cosine_distance",
     "effective",
     "inlined",
     "sample_deviations",
     "share_of",
     "short",
+    "start_exact",
     "top1_changes",
 ]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
+from onnxruntime import InferenceSession, SessionOptions
 
 from riq_cli.errors import ModelError, SettingsError
 from riq_cli.executors import available_threads
@@ -21,12 +24,16 @@ Samples = Sequence[tuple[Mapping[str, Array], int]]  # feeds, each with the numb
 Run = Callable[[Sequence[str], Mapping[str, Array]], list[Array]]  # names of tensors and a feed → their values
 FedRun = Callable[[Sequence[str], Mapping[str, Array], Mapping[int, onnxruntime.OrtValue]], list[Array]]  # … of layers
 
+Provider = str | tuple[str, Mapping[str, Any]]  # an execution provider: its name, or that with its options
+
 DEFAULT_PROVIDER = "CPUExecutionProvider"
 _UNKNOWN = re.compile(r"(\S*):(\S+)\(-?\d+\) is not a registered function/op")  # as onnxruntime says it
 LARGE = 1 << 26  # bytes of weights above which copies of them that make runs a fifth faster are not worth their memory
 _COPYING = ["NchwcTransformer"]  # optimizers that make such copies: of all filters, in the order that vectors take
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16; numpy holds it as uint16
 _LOG_NOTHING = 4
+# Weights that onnxruntime's options refer to without owning them.
+_HELD: MutableMapping[SessionOptions, list[onnxruntime.OrtValue]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -49,22 +56,20 @@ class Runtime:
         Raises:
             SettingsError: an unknown provider, or a library that is missing or cannot be loaded.
         """
-        if self.provider not in onnxruntime.get_available_providers():
-            available = ", ".join(onnxruntime.get_available_providers())
-            raise SettingsError(f"onnxruntime has no {self.provider!r} here; it has {available}")
+        check_providers([self.provider])
         for library in self.custom_ops:
             if not Path(library).is_file():
                 raise SettingsError(f"{library}: no such file; --custom-ops takes a library of custom operators")
             try:
-                _register(library, onnxruntime.SessionOptions())
+                _register(library, SessionOptions())
             except Exception as error:
                 raise SettingsError(
                     f"{library}: onnxruntime cannot load it as a library of custom operators: {first_line(error)}"
                 ) from error
 
-    def options(self, patient: bool, lean: bool) -> onnxruntime.SessionOptions:
+    def options(self, patient: bool, lean: bool) -> SessionOptions:
         """Options of a session that, if `patient`, lets others have memory and processors, and if `lean`, memory."""
-        options = onnxruntime.SessionOptions()
+        options = SessionOptions()
         options.intra_op_num_threads = self.threads or available_threads()
         options.inter_op_num_threads = 1
         options.use_deterministic_compute = True
@@ -78,7 +83,20 @@ class Runtime:
         return options
 
 
-def _register(library: str, options: onnxruntime.SessionOptions) -> None:
+def check_providers(providers: Iterable[Provider]) -> None:
+    """Nothing, if onnxruntime has all of these execution providers.
+
+    Raises:
+        SettingsError: it lacks one.
+    """
+    available = onnxruntime.get_available_providers()
+    for provider in providers:
+        name = provider if isinstance(provider, str) else provider[0]
+        if name not in available:
+            raise SettingsError(f"onnxruntime has no {name!r} here; it has {', '.join(available)}")
+
+
+def _register(library: str, options: SessionOptions) -> None:
     """Register a library of custom operators; a name without a folder would be looked for elsewhere."""
     options.register_custom_ops_library(str(Path(library).absolute()))
 
@@ -106,9 +124,9 @@ def fed_runner(form: SessionForm, runtime: Runtime, patient: bool = False) -> Fe
     """What runs a form whose layers are inputs: onnxruntime copies none of them, and others may follow each run."""
     options = runtime.options(patient, lean=patient)
 
-    def started(level: onnxruntime.GraphOptimizationLevel) -> onnxruntime.InferenceSession:
+    def started(level: onnxruntime.GraphOptimizationLevel) -> InferenceSession:
         options.graph_optimization_level = level
-        return onnxruntime.InferenceSession(form.model, options, providers=[runtime.provider])
+        return InferenceSession(form.model, options, providers=[runtime.provider])
 
     try:
         session = started(onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL)
@@ -119,19 +137,55 @@ def fed_runner(form: SessionForm, runtime: Runtime, patient: bool = False) -> Fe
     )
 
 
-def start(
-    form: SessionForm, weights: Sequence[Array], runtime: Runtime, patient: bool = False
-) -> onnxruntime.InferenceSession:
+def start(form: SessionForm, weights: Sequence[Array], runtime: Runtime, patient: bool = False) -> InferenceSession:
     """A session of a form whose layers are initializers; see `runner`."""
     large = nbytes(weights) > LARGE
     options = runtime.options(patient, lean=patient or large)
     if patient or large:
         options.add_session_config_entry("session.disable_prepacking", "1")
-    if form.weights:
-        values = [ortvalue(weights[number]) for _, number in form.weights]
-        options.add_external_initializers([name for name, _ in form.weights], values)
+    values = [ortvalue(weights[number]) for _, number in form.weights]
+    _give(options, form, values)
     unwanted = _COPYING if large else []
-    return onnxruntime.InferenceSession(form.model, options, providers=[runtime.provider], disabled_optimizers=unwanted)
+    return InferenceSession(form.model, options, providers=[runtime.provider], disabled_optimizers=unwanted)
+
+
+def start_exact(
+    form: SessionForm,
+    weights: Sequence[Array],
+    providers: Sequence[Provider] | None = None,
+    options: SessionOptions | None = None,
+) -> InferenceSession:
+    """A session of an exact form, for those who use the model: it is run as onnxruntime would run its file.
+
+    onnxruntime copies the weights. The caller's options refer to them nevertheless, and so they are kept as long as
+    these options are; without any, nothing of them stays.
+
+    Args:
+        form: the model.
+        weights: data of each layer, in storage type.
+        providers: execution providers, as onnxruntime takes them; None: its own choice.
+        options: the caller's, for this session alone; None: onnxruntime's defaults.
+
+    Raises:
+        SettingsError: the options were given for another session already.
+        ModelError: onnxruntime cannot run the model.
+    """
+    if options is not None and options in _HELD:
+        raise SettingsError("these session options hold the weights of another session; make new ones for each session")
+    given = SessionOptions() if options is None else options
+    _HELD[given] = [ortvalue(weights[number]) for _, number in form.weights]
+    with explained():
+        _give(given, form, _HELD[given])
+        session = InferenceSession(form.model, given, providers=providers)
+    if options is None:
+        session._sess_options = session._sess_options_initial = SessionOptions()  # so that `given` ends with this call
+    return session
+
+
+def _give(options: SessionOptions, form: SessionForm, values: Sequence[onnxruntime.OrtValue]) -> None:
+    """Have options hold the values of a form's initializers; they do not own the memory of these."""
+    if values:
+        options.add_external_initializers([name for name, _ in form.weights], values)
 
 
 @contextlib.contextmanager
