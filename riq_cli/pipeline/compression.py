@@ -4,40 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from riq_cli.archive import Archive
-from riq_cli.calibration import Calibration, Sample, digest, scarcity
+from riq_cli.calibration import Calibration, Sample
 from riq_cli.errors import ConstraintError, ModelError, SettingsError, TargetError
 from riq_cli.executors import interruptible
-from riq_cli.model import Model, SessionForm, linear_layers, probe_form
+from riq_cli.model import Model
 from riq_cli.pipeline.assembly import assembled
+from riq_cli.pipeline.bench import Bench
 from riq_cli.pipeline.budget import Budget, nothing, within_budget
 from riq_cli.pipeline.candidates import candidates
-from riq_cli.pipeline.fitting import Fit
 from riq_cli.pipeline.fixed_layout import FixedLayoutSearch
-from riq_cli.pipeline.measuring import Measuring
 from riq_cli.pipeline.objective import ConstraintObjective, DeviationObjective, Objective, base_scheme
-from riq_cli.pipeline.progress import Expected, Progress, Report, Warn, once
+from riq_cli.pipeline.progress import Report, Warn, once
 from riq_cli.pipeline.restoration import decompress, measure_restored
-from riq_cli.pipeline.samples import compensates, roles
-from riq_cli.pipeline.schedule import schedule
 from riq_cli.pipeline.settings import DEFAULT_EPSILON, PRESETS, Settings
 from riq_cli.pipeline.solution import Solution
-from riq_cli.pipeline.solver import Preparation, Solver
+from riq_cli.pipeline.solver import Solver
 from riq_cli.pipeline.unchangeable import UnchangeableError
 from riq_cli.pipeline.weights import Plans, Weights, Widths
-from riq_cli.runtime import Deviation, Evaluator, Prober, inlined, short
-from riq_cli.statistics.gradients import Halves, Observed
+from riq_cli.runtime import short
 
 _TRIES = 20  # of a k for which the restored model holds
-_PROBE_SAMPLES = 8, 4  # of small models, of large ones
-_SMALL = 1 << 22  # weights
 
 
 def compress(
@@ -86,23 +79,6 @@ def compress(
             job.keep_exact(error.layers)
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What solutions are found and measured with.
-
-    Attributes:
-        measuring: measures schemes on the samples.
-        preparation: fits plans and probes layers.
-        evaluator: measures models as they are restored.
-        calibration: what the manifest says of the samples.
-    """
-
-    measuring: Measuring
-    preparation: Preparation
-    evaluator: Evaluator
-    calibration: Mapping[str, Any]
-
-
 class Compression:
     """One run of compress, or of several for the same model and samples."""
 
@@ -119,7 +95,6 @@ class Compression:
     def _take(self, model: Model) -> None:
         """Begin with a model all of whose layers may be coded."""
         self._model = model
-        self._originals = [layer.values for layer in model.layers]
         self._weights = Weights(model.layers, self._settings, model.release)
         model.release()
 
@@ -145,16 +120,6 @@ class Compression:
         if bench is not None:
             bench.measuring.aim(settings)
 
-    def judge(self, validation: Calibration) -> Callable[[Archive, Executor | None], Deviation]:
-        """What measures archives on other samples."""
-        outputs, settings = self._settings.outputs, self._settings
-        samples = validation.samples(self._model.inputs, settings.dims, settings.batch_size, self._warn)
-        evaluator = self._evaluator(self._model.session_form(outputs, hoist=False), samples)
-        evaluator.warn_of_undefined(self._warn)
-        return lambda archive, executor: measure_restored(evaluator, decompress(archive, executor=executor), outputs)
-
-    # ---- what solutions are found with ----
-
     @contextlib.contextmanager
     def bench(self) -> Iterator[Bench | None]:
         """What is needed to measure; None if there is nothing to code.
@@ -166,98 +131,15 @@ class Compression:
             yield None
             return
         with interruptible(ThreadPoolExecutor(self._weights.threads)) as pool:
-            bench = self._bench(pool)
+            bench = Bench(
+                self._model, self._weights, self._samples, self._calibration.kind, self._settings, self._progress,
+                self._warn, pool,
+            )  # fmt: skip
             try:
                 yield bench
             except (ModelError, ConstraintError, TargetError) as error:
                 bench.measuring.explain(error)
                 raise
-
-    def _bench(self, pool: Executor) -> Bench:
-        settings, searches = self._settings, self._settings.k is None
-        form = self._form(searches)
-        began = time.perf_counter()
-        evaluator = self._evaluator(form, self._samples, lean=searches)
-        seconds = time.perf_counter() - began
-        evaluator.warn_of_undefined(self._warn)
-        defined = evaluator.defined
-        measurable = [number for number, rows in enumerate(defined) if any(rows)]
-        constraint = settings.constraint
-        # A constraint counts on samples whose deviation is undefined: labels are one for each.
-        needs_all = constraint is not None and constraint.on_samples
-        kept = range(len(self._samples)) if needs_all else measurable
-        samples, evaluator = [self._samples[number] for number in kept], evaluator.on(kept)
-        is_random = self._calibration.kind == "random"
-        warning = scarcity([self._samples[number] for number in measurable])
-        if warning is not None and evaluator.measured and not is_random:
-            self._warn(warning)
-        fits = bool(evaluator.measured) and compensates(settings, is_random, len(samples))
-        parts = roles(len(samples), settings.holdout if searches else 0.0, evaluator.similarity() if fits else None)
-        judging = sum(samples[number].rows for number in parts.held_out or parts.every)
-        if settings.margin and settings.deviation is not None and judging < 2:
-            raise SettingsError("a margin in standard errors needs two samples at least, held-out ones if any are")
-        measuring = Measuring(settings, self._weights, evaluator, form, parts, pool, self._progress)
-        first, second = ([samples[number] for number in half] for half in parts.fit)
-        fit = self._fit(form, (first, second), evaluator, pool) if fits else None
-        others = [samples[number] for number in parts.others if any(defined[kept[number]])]
-        probes = settings.allocation == "measured" and "allocation" not in settings.without and searches
-        step = -(-len(others) // _PROBE_SAMPLES[self._weights.total > _SMALL]) or 1
-        probed = others[::step] if probes and evaluator.measured else []
-        prober = self._prober(form, evaluator, probed) if probed else None
-        preparation = Preparation(measuring, fit, prober, self._warn)
-        original, run = Expected("original", seconds), seconds / len(self._samples)
-        expected = (original, *schedule(settings, self._weights, parts, fit, len(probed), run))
-        by_norm = replace(settings, allocation="norm", rounding="nearest")
-        fast = (original, *schedule(by_norm, self._weights, parts, None, 0, run))
-        self._progress(Progress("original", len(samples), len(samples), expected=expected, fast=fast))
-        if form.hoisted or evaluator.is_lean:  # what is measured last is the model as it is restored
-            evaluator = self._evaluator(self._model.session_form(settings.outputs, hoist=False), samples)
-        rows = sum(map(sum, defined))
-        calibration = {"kind": self._calibration.kind, "samples": rows, "sha256": digest(self._samples)}
-        return Bench(measuring, preparation, evaluator, calibration)
-
-    def _form(self, searches: bool) -> SessionForm:
-        """The form that is evaluated: with k given there is no search, and nothing is worth hoisting."""
-        form = self._model.session_form(self._settings.outputs, hoist=searches)
-        constraint = self._settings.constraint
-        if searches and (constraint is None or constraint.on_samples):  # others may take other branches
-            return inlined(form, self._originals, self._samples, self._settings.runtime)
-        return form
-
-    def _fit(self, form: SessionForm, halves: Halves, evaluator: Evaluator, pool: Executor) -> Fit:
-        """What fits plans to two halves of samples."""
-        settings, weights = self._settings, self._weights
-        observed, linear = linear_layers(form, self._model.layers)
-        biases = () if "bias" in settings.without else weights.vectors  # those that may be changed
-        chosen = {
-            number: item if item.bias in biases else replace(item, bias=None)
-            for number, item in linear.items()
-            if number in set(weights.matrices)
-        }
-        seen = Observed(
-            self._model.layers, observed, evaluator.measured, halves, settings.runtime, evaluator.is_lean,
-            self._model.release,
-        )  # fmt: skip
-        return Fit(weights, chosen, seen, settings.work, pool, self._progress, self._warn)
-
-    def _prober(self, form: SessionForm, evaluator: Evaluator, samples: Sequence[Sample]) -> Callable[[], Prober]:
-        """What starts a session that probes layers on samples."""
-        runtime = self._settings.runtime
-        return lambda: Prober(probe_form(form), self._originals, evaluator.measured, samples, runtime)
-
-    def _evaluator(self, form: SessionForm, samples: Sequence[Sample], lean: bool = False) -> Evaluator:
-        settings = self._settings
-        evaluator = Evaluator(
-            form,
-            self._originals,
-            samples,
-            runtime=settings.runtime,
-            strict=bool(settings.outputs),
-            lean=lean,
-            needed=settings.constraint is None or settings.deviation is not None,
-        )
-        self._model.release()
-        return evaluator
 
     # ---- goals ----
 
@@ -320,7 +202,7 @@ class Compression:
         if settings.constraint is None:
             return DeviationObjective(bench.measuring, settings.deviation or 0.0)
         kind = ConstraintObjective if settings.layout is None else FixedLayoutSearch
-        return kind(bench.measuring, settings.constraint, self._originals)
+        return kind(bench.measuring, settings.constraint)
 
     def _within_budget(self, bench: Bench, executor: Executor | None) -> Archive:
         """The archive of least deviation within a budget of real bytes, or of bits/weight."""

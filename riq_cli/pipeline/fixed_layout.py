@@ -48,9 +48,9 @@ class FixedLayoutSearch(ConstraintObjective):
     out too. Where a move is refused, the layer's next is tried.
     """
 
-    def __init__(self, measuring: Measuring, constraint: Constraint, originals: Sequence[Array]) -> None:
+    def __init__(self, measuring: Measuring, constraint: Constraint) -> None:
         """Begin with the original model, see `ConstraintObjective`; the settings have a layout."""
-        super().__init__(measuring, constraint, originals)
+        super().__init__(measuring, constraint)
         assert measuring.settings.layout is not None
         self._layout, self._weights = measuring.settings.layout, measuring.weights
         self._chosen: dict[int, int] = {}
@@ -187,12 +187,12 @@ class FixedLayoutSearch(ConstraintObjective):
             return True
         tensors = list(dict.fromkeys(item.tensor for item in linear[number].inputs))
         form = offset_form(form, tensors, _OFFSET, self._weights.layers[number].dtype)
-        return abs(self._loss_change(form, self._originals)) / _OFFSET < self._layout.mu
+        return abs(self._loss_change(form, self._weights.originals)) / _OFFSET < self._layout.mu
 
     def _weight_slope(self, number: int, offset: float) -> float:
         """The loss's slope in a layer's weights: the secant to all of them larger by an offset."""
         layer = self._weights.layers[number]
-        values = list(self._originals)
+        values = list(self._weights.originals)
         values[number] = scalar.added(layer.values, np.array(offset), layer.dtype)
         return self._loss_change(self._measuring.form, values) / offset
 

@@ -248,20 +248,20 @@ class ConstraintObjective(Objective):
     It has to hold on the samples that the search may see, on those held out, and on all together.
     """
 
-    def __init__(self, measuring: Measuring, constraint: Constraint, originals: Sequence[Array]) -> None:
+    def __init__(self, measuring: Measuring, constraint: Constraint) -> None:
         """Begin with the original model.
 
         Args:
             measuring: measures candidates.
             constraint: what is to be kept.
-            originals: the original data of each layer.
 
         Raises:
             ConstraintError: the original cannot be judged.
         """
         super().__init__(measuring, measuring.settings.deviation or DEFAULT_DEVIATION)
-        self._constraint, self._originals = constraint, originals
-        self.judge: Judge = constraint.begin(measuring.evaluator.loaded(measuring.form, originals))
+        self._constraint = constraint
+        original = measuring.evaluator.loaded(measuring.form, measuring.weights.originals)
+        self.judge: Judge = constraint.begin(original)
         self.judgements: list[Judgement] = []
 
     def find_k(self, scheme: Scheme, start: float, few: bool = False) -> float:

@@ -96,7 +96,7 @@ def _outcomes(
             with contextlib.suppress(TargetError):  # then each goal starts from a solution of its own
                 bench.preparation.keep(about)
         shared, before = 0 if bench is None else bench.measuring.evaluations, 0
-        judge = None if validation is None or bench is None else job.judge(validation)
+        judge = None if validation is None or bench is None else bench.judge(validation)
         for goal in goals:
             job.aim(goal, bench)
             archive, deviation = None, math.inf

@@ -37,11 +37,10 @@ def unchangeable(weights: Weights, evaluator: Evaluator, form: SessionForm, pool
         pool: its threads work at the same time.
     """
     widths = weights.finest_widths()
-    originals = [layer.values for layer in weights.layers]
     changed = weights.requantize(widths, {}, weights.buffers(), pool)
 
     def fails(numbers: Collection[int]) -> bool:
-        values = [changed[n] if n in numbers else original for n, original in enumerate(originals)]
+        values = [changed[n] if n in numbers else original for n, original in enumerate(weights.originals)]
         try:
             deviation = evaluator.deviation(form, values)
         except ModelError:
@@ -53,6 +52,6 @@ def unchangeable(weights: Weights, evaluator: Evaluator, form: SessionForm, pool
         halves = (numbers[:middle], numbers[middle:]) if middle else ()
         return [n for half in halves if fails(half) for n in causes(half)] or list(numbers)
 
-    every = range(len(originals))
+    every = range(len(weights.originals))
     found = causes(every) if fails(every) and not fails(()) else []
     return [number for number in found if widths[number] is not None]

@@ -58,6 +58,7 @@ class Weights:
         self.layers, self.release, self.without = layers, release, settings.without
         self.threads = settings.threads or available_threads()
         min_size, max_bits = settings.min_size, settings.max_bits
+        self.originals = [layer.values for layer in layers]
         self.sizes = [layer.size for layer in layers]
         self.norms = [scalar.norm(layer.values, layer.dtype) for layer in layers]
         active = [number for number, norm in enumerate(self.norms) if 0 < norm < math.inf]

@@ -98,7 +98,7 @@ def measure(model: riq.Model, calibration: riq.Calibration, heldout: riq.Calibra
         assert bench is not None, "there is something to code"
         bench.preparation.keep(math.sqrt(math.prod(TARGETS)))
         measuring, solver = bench.measuring, Solver(bench.measuring, bench.preparation)
-        judge = job.judge(heldout)
+        judge = bench.judge(heldout)
         for goal in goals:
             assert goal.deviation is not None
             job.aim(goal, bench)
