@@ -184,16 +184,16 @@ class Wait:
             done = f" k = {step.k:.4g}, {step.measure} {step.value:.2g}"
         elif step is not None:
             done = f"  {step.done}/{step.total}" if step.total < _MANY else f"  {step.done / step.total:.0%}"
-        rest = "" if left is None else f", about {_minutes(_rounded(left))} left"
-        return f"riq {place}{self._work}{done} · {_minutes(elapsed)} elapsed{rest}"
+        rest = "" if left is None else f", about {_minutes_and_seconds(_rounded(left))} left"
+        return f"riq {place}{self._work}{done} · {_minutes_and_seconds(elapsed)} elapsed{rest}"
 
     def _announce(self, elapsed: float, left: float) -> None:
         """Say at the start how long it will take, if that is more than a minute, and which preset is faster."""
         self._is_announced, total = True, elapsed + left
         if left > _LONG:
-            fast = f"; --preset fast takes about {_words(total * self._fast)}" if self._fast * _FASTER < 1 else ""
+            fast = f"; --preset fast takes about {_in_words(total * self._fast)}" if self._fast * _FASTER < 1 else ""
             with self.hidden():
-                say(f"riq: this will take about {_words(total)}{fast}", err=True)
+                say(f"riq: this will take about {_in_words(total)}{fast}", err=True)
 
     def warn(self, message: str) -> None:
         """Print a warning above the line, unless nothing is to be shown."""
@@ -227,9 +227,9 @@ def _rounded(seconds: float) -> float:
     return max(round(seconds / step), 1) * step
 
 
-def _minutes(seconds: float) -> str:
+def _minutes_and_seconds(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
-def _words(seconds: float) -> str:
+def _in_words(seconds: float) -> str:
     return f"{_rounded(seconds):.0f} s" if seconds < 90 else counted(round(seconds / 60), "minute")
