@@ -128,7 +128,8 @@ def test_every_command_works(page: str, command: str, folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     done = typed(command, folder)
     assert done.returncode == 0, done.stderr
-    prints = re.search("riq (report|verify|help)", command) and not re.search("report.* --html|--plot", command)
+    prints = re.search("riq (report|verify|run|help)", command)
+    prints = prints and not re.search("report.* --html|--plot|run.* -o", command)
     assert bool(done.stdout) == bool(prints and not redirected)
     assert all(path.stat().st_size for path in redirected)
 

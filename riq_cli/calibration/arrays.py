@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,14 @@ def read_numpy(path: Path, without: str | None = None) -> Mapping[str, NDArray[A
     except Exception as error:  # what numpy, zipfile and zlib make of other bytes has no other base
         why = _OBJECTS if _holds_objects(error) else instead("a file of NumPy arrays", head)
         raise CalibrationError(f"{path}: {why}") from error
+
+
+def write_npz(file: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write what `numpy.load` reads, whatever the names are: `numpy.savez` has parameters of its own among them."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 class _Arrays(Mapping[str, NDArray[Any]]):

@@ -75,11 +75,7 @@ layer_options = grouped(
     click.option("--max-bits", type=click.IntRange(2, 16), metavar="R", help="At most 2^R levels in any layer."),
 )  # fmt: skip
 
-running_options = grouped(
-    "Measuring",
-    click.option("--output", "outputs", multiple=True, metavar="NAME",
-                 help="Measure the deviation on this tensor, inner ones allowed; repeatable. "
-                 "[default: every float output, and what enters a final Softmax, Sigmoid, ArgMax …]"),
+_running = (
     click.option("--dim", "dims", multiple=True, type=parse_dimension, metavar="NAME=N",
                  callback=lambda ctx, param, value: dict(value),
                  help="Size of a free dimension, for random data and images; repeatable."),
@@ -91,6 +87,14 @@ running_options = grouped(
                  help="onnxruntime's execution provider."),
     click.option("--custom-ops", multiple=True, type=FileOf(".so", ".dll", ".dylib"), metavar="LIBRARY",
                  help="Library that holds custom operators of the model; repeatable."),
+)  # fmt: skip
+session_options = grouped("Running", *_running)
+running_options = grouped(
+    "Measuring",
+    click.option("--output", "outputs", multiple=True, metavar="NAME",
+                 help="Measure the deviation on this tensor, inner ones allowed; repeatable. "
+                 "[default: every float output, and what enters a final Softmax, Sigmoid, ArgMax …]"),
+    *_running,
 )  # fmt: skip
 
 image_options = grouped(

@@ -21,6 +21,7 @@ from riq_cli.runtime.sessions import (
     Provider,
     Runtime,
     check_providers,
+    stacked_outputs,
     start_exact,
 )
 
@@ -44,6 +45,7 @@ __all__ = [
     "sample_deviations",
     "share_of",
     "short",
+    "stacked_outputs",
     "start_exact",
     "top1_changes",
 ]

@@ -182,6 +182,32 @@ def start_exact(
     return session
 
 
+def stacked_outputs(session: InferenceSession, samples: Samples) -> dict[str, Array]:
+    """What a session computes from samples, by names of outputs.
+
+    An output with a row for each sample of a run has the rows of all runs behind each other. Another has a first axis
+    of runs, if its shape is the same in all of them; if not, each run has an array of its own, such as `y[0]`.
+
+    Raises:
+        ModelError: onnxruntime cannot run the model, or an output is not a tensor.
+    """
+    with explained():
+        runs = [session.run(None, dict(feed)) for feed, _ in samples]
+    found: dict[str, Array] = {}
+    for output, values in zip(session.get_outputs(), zip(*runs, strict=True), strict=True):
+        if not all(isinstance(value, np.ndarray) for value in values):
+            raise ModelError(f"output {output.name!r} is not a tensor, but {output.type}")
+        arrays = [value.astype(str) if value.dtype.hasobject else value for value in values]
+        has_rows = all(array.ndim and len(array) == rows for array, (_, rows) in zip(arrays, samples, strict=True))
+        if has_rows and len({array.shape[1:] for array in arrays}) == 1:
+            found[output.name] = np.concatenate(arrays)
+        elif len({array.shape for array in arrays}) == 1:
+            found[output.name] = np.stack(arrays)
+        else:
+            found |= {f"{output.name}[{number}]": array for number, array in enumerate(arrays)}
+    return found
+
+
 def _give(options: SessionOptions, form: SessionForm, values: Sequence[onnxruntime.OrtValue]) -> None:
     """Have options hold the values of a form's initializers; they do not own the memory of these."""
     if values:
