@@ -19,8 +19,10 @@ from riq_cli.pipeline.assembly import assembled
 from riq_cli.pipeline.bench import Bench
 from riq_cli.pipeline.budget import Budget, nothing, within_budget
 from riq_cli.pipeline.candidates import candidates
+from riq_cli.pipeline.constraint_objective import ConstraintObjective
+from riq_cli.pipeline.deviation_objective import DeviationObjective
 from riq_cli.pipeline.fixed_layout import FixedLayoutSearch
-from riq_cli.pipeline.objective import ConstraintObjective, DeviationObjective, Objective, base_scheme
+from riq_cli.pipeline.objective import Objective
 from riq_cli.pipeline.progress import Report, Warn, once
 from riq_cli.pipeline.restoration import decompress, measure_restored
 from riq_cli.pipeline.settings import DEFAULT_EPSILON, PRESETS, Settings
@@ -171,7 +173,7 @@ class Compression:
         """The archive of the norm allocation, or of the uniform one, at a given k, with nearest rounding."""
         settings, target = self._settings, self._settings.deviation
         epsilon = DEFAULT_EPSILON if settings.epsilon is None else settings.epsilon
-        solution = bench.measuring.solution(base_scheme(bench.measuring, epsilon), k)
+        solution = bench.measuring.solution(bench.measuring.base_scheme(epsilon), k)
         archive, deviation = self.archive_of(solution, bench, executor)
         if target is not None and deviation > target:
             raise TargetError(

@@ -15,8 +15,8 @@ from riq_cli.archive import Archive
 from riq_cli.constraint import Constraint
 from riq_cli.errors import TargetError
 from riq_cli.model import Linear, Model, SessionForm, linear_layers, offset_form
+from riq_cli.pipeline.constraint_objective import ConstraintObjective
 from riq_cli.pipeline.measuring import Measuring
-from riq_cli.pipeline.objective import ConstraintObjective
 from riq_cli.pipeline.solution import Scheme, Solution
 from riq_cli.quantize import scalar
 from riq_cli.quantize.factor import CODES_MAX

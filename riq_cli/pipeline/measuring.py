@@ -129,6 +129,12 @@ class Measuring:
         """The samples that a scheme was not fitted to; all of them for one that is not fitted."""
         return self.roles.unfitted if scheme.is_fitted else self.roles.every
 
+    def base_scheme(self, epsilon: float) -> Scheme:
+        """The norm allocation with nearest rounding, or the uniform one in its place where that is asked for."""
+        if self.settings.allocation == "uniform":
+            return Scheme(self.weights.uniform_allocation(), {})
+        return Scheme(self.weights.norm_allocation(epsilon), {})
+
     def solution(self, scheme: Scheme, k: float, deviation: float = math.nan) -> Solution:
         """The solution of a scheme at a k: its bin widths and about its bits."""
         widths = self.weights.widths(scheme.allocation, k)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from riq_cli.errors import TargetError
 
+K_LOWEST = 1e-3  # lower bound of k where Proposition 2 says nothing: it bounds that of nearest rounding by norm
 K_UNBOUNDED = float(1 << 31)  # upper bound of k for ε0 = 0 (footnote 4 of the paper)
 
 Measure = Callable[[float], float]

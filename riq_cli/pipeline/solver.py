@@ -12,9 +12,10 @@ from typing import Literal
 from riq_cli.allocate.probing import Probe, Sensitivities, probe, probe_again
 from riq_cli.errors import ModelError, TargetError
 from riq_cli.pipeline import search
+from riq_cli.pipeline.deviation_objective import DeviationObjective
 from riq_cli.pipeline.fitting import Fit
 from riq_cli.pipeline.measuring import Measuring
-from riq_cli.pipeline.objective import LOWEST, DeviationObjective, Objective, base_scheme
+from riq_cli.pipeline.objective import Objective
 from riq_cli.pipeline.progress import Progress, Warn
 from riq_cli.pipeline.settings import DEFAULT_DEVIATION
 from riq_cli.pipeline.solution import Scheme, Solution
@@ -60,7 +61,7 @@ class Preparation:
         measuring, defined = self._measuring, self._measuring.evaluator.defined
         probed = [number for number in measuring.roles.probed if any(defined[number])]  # under a constraint not all are
         among = probed[:: -(-len(probed) // _ROUGH_SAMPLES) or 1]
-        scheme = base_scheme(measuring, 0.0)
+        scheme = measuring.base_scheme(0.0)
         k = measuring.weights.expected_k(scheme.allocation, deviation)
         found = deviation
         for _ in range(_ROUGH_TRIES if measuring.evaluator.measured and among else 0):
@@ -175,7 +176,7 @@ class Solver:
         Where nearest rounding by norm takes less and no deviation can be seen, it is that one.
         """
         measuring = self._measuring
-        base = base_scheme(measuring, measuring.settings.epsilon or 0.0)
+        base = measuring.base_scheme(measuring.settings.epsilon or 0.0)
         start = measuring.weights.expected_k(base.allocation, DEFAULT_DEVIATION)
         rough = self._with_deviation(self.within(base, budget, start))
         if rough.deviation <= INVISIBLE:
@@ -194,7 +195,7 @@ class Solver:
     def within(self, scheme: Scheme, budget: float, start: float) -> Solution:
         """The finest solution of a scheme within a budget of bits, not measured yet."""
         total = self._measuring.weights.total
-        k = search.largest(lambda k: self._measuring.solution(scheme, k).bits, budget, total, start, LOWEST)
+        k = search.largest(lambda k: self._measuring.solution(scheme, k).bits, budget, total, start, search.K_LOWEST)
         return self._measuring.solution(scheme, k)
 
     def _with_deviation(self, solution: Solution) -> Solution:

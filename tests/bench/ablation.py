@@ -14,7 +14,7 @@ import numpy as np
 
 import riq_cli as riq
 from riq_cli.pipeline.compression import Compression
-from riq_cli.pipeline.objective import DeviationObjective
+from riq_cli.pipeline.deviation_objective import DeviationObjective
 from riq_cli.pipeline.settings import STAGES
 from riq_cli.pipeline.solver import Solver
 from tests import zoo
