@@ -10,10 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from onnxruntime.quantization import quantize_dynamic
 
 import riq_cli as riq
-from riq_cli.decode import dequantize
-from riq_cli.entropy.histogram import Histogram, Table, decode_symbols, encode_symbols
+from riq_cli.decode import decode_layer, dequantize, trellis
+from riq_cli.entropy.ans import decode_runs
+from riq_cli.entropy.histogram import Histogram, Table, encode_symbols
+from riq_cli.entropy.student import Student
+from riq_cli.limits import STREAM_SYMBOLS
+from riq_cli.model import Layer
+from riq_cli.pipeline.layer_entry import encode_layer
 from riq_cli.quantize import scalar
 
 
@@ -28,13 +34,36 @@ def speed() -> None:
     seconds, _ = timed(lambda: Table.of(Histogram.of(symbols)))
     encode, streams = timed(lambda: encode_symbols(symbols, table))
     show("encode (with the table)", weights.size / (encode + seconds) / 1e6, "million weights/s")
-    decode, _ = timed(lambda: list(decode_symbols(streams, [table], [symbols.size])))
-    restore, _ = timed(lambda: dequantize.Quantized(symbols, width).restored("float32", weights.shape))
-    show("decode (with dequantize)", weights.size / (decode + restore) / 1e6, "million weights/s")
+    for coding in ("ans", "student"):
+        decoding(coding)
     show("size over entropy", sum(map(len, streams)) * 8 / symbols.size / entropy(symbols), "")
     seconds, _ = timed(lambda: subprocess.run([sys.executable, "-m", "riq_cli", "--help"], capture_output=True))
     show("riq --help", seconds, "s")
     hundred_megabytes()
+
+
+def decoding(coding: str) -> None:
+    """A layer, of a trellis if its coding is `student`, decoded beside the coder alone on its streams."""
+    middle = -0.25 if coding == "student" else 0.0
+    symbols = np.rint(2 * np.random.default_rng(0).standard_t(4, (2000, 4000)) + middle).astype(np.int32)
+    quantized = dequantize.Quantized(symbols.reshape(-1), 0.5)
+    if coding == "student":
+        signed = trellis.positive_levels(symbols.reshape(-1)).astype(np.float64)
+        trellis.set_signs(signed, np.packbits((symbols & 1).astype(bool).reshape(-1)), symbols.shape, (0,))
+        quantized = dequantize.Quantized(signed.astype(np.int32), 0.5, (), (0,))
+    weights = quantized.restored("float32", symbols.shape).reshape(symbols.shape)
+    layer = Layer("w", "MatMul", ("graph.initializer[0]",), "float32", weights.shape, weights)
+    without = ("student",) if coding == "ans" else ()
+    entry, (shared, *streams) = encode_layer(layer, quantized, None, without)
+    assert entry.coding == coding and not entry.magnitudes
+    seconds, _ = timed(lambda: decode_layer(entry, [shared, *streams], None))
+    frequencies = Table.read(shared)[0].frequencies() if without else Student.from_bytes(shared).frequencies(0, True)
+    sizes = [min(STREAM_SYMBOLS, entry.size - begin) for begin in range(0, entry.size, STREAM_SYMBOLS)]
+    jobs = list(zip(streams, sizes, strict=True))
+    alone, _ = timed(lambda: [decode_runs(stream, [(frequencies, size)]) for stream, size in jobs])
+    name = "ans" if without else "student with a trellis"
+    show(f"decode {name}", entry.size / seconds / 1e6, "million weights/s")
+    show(f"decode {name}: the coder alone", entry.size / alone / 1e6, "million symbols/s")
 
 
 def hundred_megabytes() -> None:
@@ -67,6 +96,20 @@ def hundred_megabytes() -> None:
         show("100 MB: session start and one run of the samples", max(once, started), "s")
         show(f"100 MB: search of {evaluations} evaluations", search, "s")
         show("100 MB: search / (evaluations × one evaluation)", search / (evaluations * once), "")
+        cold_start(archive, Path(folder))
+
+
+def cold_start(archive: riq.Archive, folder: Path) -> None:
+    """Seconds of a new process from its start to a session: of an archive, of the file it restores, and of int8."""
+    archive.save(folder / "model.riqz")
+    riq.decompress(archive).save(folder / "restored.onnx")
+    quantize_dynamic(folder / "restored.onnx", folder / "int8.onnx")
+    plain = "import sys, onnxruntime; onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
+    ours = "import sys, riq_cli; riq_cli.load_session(sys.argv[1], ['CPUExecutionProvider'])"
+    for name, code in (("model.riqz", ours), ("restored.onnx", plain), ("int8.onnx", plain)):
+        command = [sys.executable, "-c", code, str(folder / name)]
+        seconds, _ = timed(lambda command=command: subprocess.run(command, check=True))
+        show(f"cold start of {name}", seconds, "s")
 
 
 def dense_model(weights: int) -> onnx.ModelProto:
