@@ -57,8 +57,15 @@ def large(name: str) -> onnx.ModelProto:
     return model(nodes, [value_info("x", 1, side)], [value_info("y", 1, side)], tensors)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
-def test_a_model_in_memory_computes_what_its_file_computes(name: str, tmp_path: Path) -> None:
+# Also with all tensors from outside, but for Resize's scales, which decide a shape.
+CASES = [(name, small) for name in BUILDERS for small in (1024, 0) if (name, small) != ("resize", 0)]
+
+
+@pytest.mark.parametrize(("name", "small"), CASES)
+def test_a_model_in_memory_computes_what_its_file_computes(
+    name: str, small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("riq_cli.model.session_form.SMALL", small)
     proto = BUILDERS[name]()
     file = onnxruntime.InferenceSession(proto.SerializeToString(), options(), CPU)
     assert_same(open_session(riq.Model.load(save(proto, tmp_path)), CPU, options()), file, proto)
