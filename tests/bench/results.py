@@ -30,7 +30,7 @@ MODELS = (
     *("mnist-cnn", "basic-pitch", "ppocr4-cls", "silero-vad-seq", "romanizer-encoder", "magika", "romanizer-decoder"),
     *("ppocr4-det", "ppocr4-rec", "efficientnet-lite0", "minilm-l6"),
 )
-EVERYWHERE = ("small", "fast", "paper")  # the other presets are compared on models of a few megabytes
+EVERYWHERE = ("small", "fast")  # the other presets are compared on models of a few megabytes
 IN_README = ("cnn", "silero-vad-seq", "ppocr4-rec", "efficientnet-lite0", "minilm-l6")
 SAMPLES, HELDOUT = 32, 128  # of calibration data, of held-out data at most
 DEFAULT, PAPER = "small", "paper"
@@ -150,9 +150,9 @@ def page(rows: Rows, baselines: dict[str, Int8], names: Sequence[str], commit: s
         yield ""
     yield "## Presets\n"
     yield (
-        "Size of the archive and time of the search, both over those of the default\n"
-        "preset: geometric means over models and both targets. Some presets are measured\n"
-        f"on models below {_FEW_BYTES / 1e6:g} MB alone.\n"
+        "Size of the archive and processor time of the search, both over those of the\n"
+        "default preset: geometric means over models and both targets. Some presets are\n"
+        f"measured on models below {_FEW_BYTES / 1e6:g} MB alone.\n"
     )
     yield from beside_default(rows)
 
@@ -174,7 +174,7 @@ def beside_int8(rows: Rows, baselines: dict[str, Int8], names: Iterable[str]) ->
 def at_target(rows: Rows, names: Iterable[str], target: float) -> Iterator[str]:
     """A table of a row for each model: what the default preset gives at a target, and how other presets compare."""
     yield header(
-        ["model", "ratio", "bits/weight", "× fast", "× paper", "deviation", "held out", "metric", "evaluations", "s"]
+        ["model", "ratio", "bits/weight", "× fast", "× paper", "deviation", "held out", "metric", "evaluations"]
     )
     for name in names:
         row = rows.get(Case(name, target, DEFAULT))
@@ -194,7 +194,6 @@ def at_target(rows: Rows, names: Iterable[str], target: float) -> Iterator[str]:
                 number(row.heldout, "{:.5f}"),
                 before_after,
                 f"{row.evaluations}",
-                f"{row.seconds:.0f}",
             ]
         )
 
