@@ -102,15 +102,14 @@ def exact_form(skeleton: onnx.ModelProto, layers: Sequence[Layer]) -> SessionFor
     for number, layer in enumerate(layers):
         for place in layer.places:
             tensor = find_tensor(model, place)
-            if layer.values.nbytes < SMALL:
+            is_initializer = place.startswith("graph.initializer")
+            if layer.values.nbytes < SMALL or not (is_initializer or _CONSTANT_NODE.fullmatch(place)):
                 tensor.raw_data = layer.values.tobytes()
-            elif place.startswith("graph.initializer"):
+            elif is_initializer:
                 _take_from_outside(tensor)
                 weights.append((tensor.name, number))
-            elif _CONSTANT_NODE.fullmatch(place):
-                constants.append((place, number))
             else:
-                tensor.raw_data = layer.values.tobytes()
+                constants.append((place, number))
     if constants:
         weights += _hoist(model, layers, constants)
         model.ir_version = skeleton.ir_version  # initializers that are inputs too stay constants, if they were
