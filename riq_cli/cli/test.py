@@ -11,7 +11,7 @@ from riq_cli.cli.help import FAILED, Command, grouped
 from riq_cli.cli.progress import Wait
 from riq_cli.cli.terminal import error_line, print_json, say
 from riq_cli.errors import ArchiveError
-from riq_cli.text import counted, human_size
+from riq_cli.text import counted, human_size, shortened
 
 
 @click.command(
@@ -51,7 +51,7 @@ def _tested(archive: str, max_size: int, quiet: bool) -> dict[str, Any]:
     from riq_cli.decode import decode_layers
 
     try:
-        with options.open_archive(archive, max_size) as opened, Wait(f"testing {archive}", quiet):
+        with options.open_archive(archive, max_size) as opened, Wait(f"testing {shortened(archive)}", quiet):
             opened.skeleton()
             with options.coding_executor(opened.manifest.layers) as executor:
                 layers = sum(1 for _ in decode_layers(opened, executor))
