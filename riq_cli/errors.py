@@ -35,6 +35,10 @@ class SettingsError(RiqError):
     """Options that contradict each other or the model."""
 
 
+class FormatError(RiqError):
+    """A format does not hold some layers, or onnxruntime does not run it."""
+
+
 class PointsError(RiqError):
     """A file does not hold the points of a sweep, or those of another model."""
 

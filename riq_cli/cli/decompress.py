@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -15,8 +15,11 @@ from riq_cli.cli.help import Command, grouped
 from riq_cli.cli.paths import check_binary, check_outputs
 from riq_cli.cli.progress import Wait
 from riq_cli.cli.terminal import say
-from riq_cli.errors import ModelError, OutputError
-from riq_cli.text import human_size
+from riq_cli.errors import FormatError, ModelError, OutputError
+from riq_cli.text import counted, human_size, percent, shortened
+
+if TYPE_CHECKING:
+    from riq_cli.pipeline import Converted
 
 
 @click.command(
@@ -25,34 +28,55 @@ from riq_cli.text import human_size
     examples="""
 riq decompress model.riqz
 riq decompress model.riqz -o restored.onnx
+riq decompress model.riqz --format int8
 cat model.riqz | riq decompress - -o restored.onnx
 """,
     short_help="Archive to a runnable ONNX file.",
 )
 @click.argument("archive", type=options.archive_type)
 @grouped(
+    "Weights",
+    click.option("--format", "kind", type=click.Choice(["original", "float16", "int8", "int4"]), default="original",
+                 show_default=True,
+                 help="How layers are stored. int8, int4: integers and DequantizeLinear, of archives by compress "
+                 "--preset deployable."),
+    click.option("--nearest", is_flag=True, help="int8, int4: round layers that do not fit 8-bit integers."),
+)  # fmt: skip
+@grouped(
     "Output",
     click.option("-o", "model_path", type=options.output_type, metavar="FILE",
-                 help="ONNX file to write, - for stdout. [default: ARCHIVE.restored.onnx]"),
+                 help="ONNX file to write, - for stdout. [default: ARCHIVE.restored.onnx, or ARCHIVE.int8.onnx …]"),
     options.force_option,
     options.max_size_option,
     options.quiet_option,
     options.verbose_option,
 )  # fmt: skip
-def decompress(archive: str, model_path: str | None, max_size: int, force: bool, quiet: bool, verbose: int) -> None:
+def decompress(
+    archive: str,
+    kind: Literal["original", "float16", "int8", "int4"],
+    nearest: bool,
+    model_path: str | None,
+    max_size: int,
+    force: bool,
+    quiet: bool,
+    verbose: int,
+) -> None:
     """Restore the ONNX model in ARCHIVE (- for stdin).
 
     A model above 2 GiB gets its data in a second file, such as FILE.1a2b3c4d.data. The model that the archive was made
     from is never replaced, not even with --force.
     """
+    if nearest and kind not in ("int8", "int4"):
+        raise click.UsageError("--nearest belongs to --format int8 and int4")
     if model_path is None:
         if archive == "-":
             raise click.UsageError("an archive from stdin has no name to derive the output's from; give -o FILE")
-        model_path = archive.removesuffix(".riqz") + ".restored.onnx"
+        model_path = f"{archive.removesuffix('.riqz')}.{'restored' if kind == 'original' else kind}.onnx"
     check_binary(model_path, force)
     if model_path != "-":
         check_outputs([model_path], [archive], force)
 
+    from riq_cli.pipeline import converted
     from riq_cli.pipeline import decompress as restore
 
     with options.open_archive(archive, max_size) as opened:
@@ -61,6 +85,9 @@ def decompress(archive: str, model_path: str | None, max_size: int, force: bool,
             _refuse_original(Path(model_path), opened.manifest.source)
         with Wait("restoring layers", quiet, verbose) as wait, options.coding_executor(layers) as executor:
             model = restore(opened, progress=wait, executor=executor)
+        with options.naming(archive, FormatError):
+            found = None if kind == "original" else converted(opened, model, kind, nearest)
+    model = model if found is None else found.model
     if model_path == "-":
         model.write(sys.stdout.buffer)
         return
@@ -68,6 +95,28 @@ def decompress(archive: str, model_path: str | None, max_size: int, force: bool,
     if not quiet and written[0].is_file():  # a pipe has no size
         told = ", and ".join(f"{file}: {human_size(file.stat().st_size)}" for file in written)
         say(told + ("; keep both together" if len(written) > 1 else ""), err=True)
+    if not quiet and found is not None:
+        say(*_notes(found), err=True)
+
+
+def _notes(found: Converted) -> list[str]:
+    """What became of the layers, in lines."""
+    counts = ", ".join(f"{counted(count, 'layer')} as {kind}" for kind, count in found.stored.items())
+    rest = len(found.model.layers) - sum(found.stored.values())
+    lines = [f"  stored     {counts or 'no layer in another format'}" + (f"; {rest} as they were" if rest else "")]
+    if found.rounded:
+        name, error = max(found.rounded.items(), key=lambda item: item[1])
+        lines.append(
+            f"  rounded    {counted(len(found.rounded), 'layer')}; relative error of weights at most {percent(error)}, "
+            f"in {shortened(name)!r}"
+        )
+    if found.close:
+        lines.append(f"  weights    of {counted(found.close, 'layer')} differ in the last digit from those in float")
+    elif not found.rounded:
+        lines.append("  weights    equal those in float, bit by bit")
+    if found.contributed:
+        lines.append("  operators  DequantizeLinear of com.microsoft: the model's opset has none for this")
+    return lines
 
 
 def _refuse_original(path: Path, source: Mapping[str, Any]) -> None:

@@ -80,6 +80,19 @@ def decode_layer(entry: LayerEntry, sections: Sequence[bytes], executor: Executo
     return values.reshape(entry.shape)
 
 
+def decode_scales(entry: LayerEntry, sections: Sequence[bytes]) -> tuple[Codes, ...]:
+    """The codes of a layer's bin widths, which belong to `entry.bin_width`.
+
+    Raises:
+        CorruptArchive: they are not as the entry says.
+    """
+    with _naming(entry):
+        return tuple(
+            Codes.from_bytes(codes.axes, codes.shape(entry.shape), section)
+            for codes, section in zip(entry.scales, sections, strict=False)
+        )
+
+
 def symbol_counts(entry: LayerEntry, sections: Sequence[bytes]) -> dict[int, int]:
     """How often each symbol occurs in a layer, which is not raw; of a large one, in some of its streams.
 

@@ -2,6 +2,7 @@
 
 from riq_cli.model.branches import conditions, inlined_form
 from riq_cli.model.choices import class_axes
+from riq_cli.model.formats import INTEGER_BITS, Stored, is_contributed, trial, with_stored
 from riq_cli.model.inputs import ModelInput
 from riq_cli.model.layer import Layer
 from riq_cli.model.linear import Linear, linear_layers
@@ -15,6 +16,7 @@ from riq_cli.model.session_form import SessionForm, measurable, observed_form, o
 from riq_cli.model.tensors import read_tensor_file
 
 __all__ = [
+    "INTEGER_BITS",
     "GateOutput",
     "Layer",
     "Linear",
@@ -26,9 +28,11 @@ __all__ = [
     "Operation",
     "SessionForm",
     "Source",
+    "Stored",
     "class_axes",
     "conditions",
     "inlined_form",
+    "is_contributed",
     "linear_layers",
     "measurable",
     "observed_form",
@@ -37,4 +41,6 @@ __all__ = [
     "own_form",
     "probe_form",
     "read_tensor_file",
+    "trial",
+    "with_stored",
 ]

@@ -35,14 +35,14 @@ def check_names(model: onnx.ModelProto) -> None:
     """
     try:
         for path, scope in scopes(model):
-            for name in _names(scope):
+            for name in names_in(scope):
                 if not isinstance(name, str):
                     raise ModelError(f"the name {name!r} in {path} is not valid UTF-8; rename it")
     except UnicodeDecodeError as error:  # of other implementations of protobuf
         raise ModelError(f"a name in the model is not valid UTF-8 ({error}); rename it") from error
 
 
-def _names(scope: onnx.GraphProto | onnx.FunctionProto) -> Iterator[object]:
+def names_in(scope: onnx.GraphProto | onnx.FunctionProto) -> Iterator[object]:
     """All names of a graph or function, without those of its subgraphs."""
     for node in scope.node:
         yield from (node.op_type, node.domain, *node.input, *node.output)

@@ -102,14 +102,15 @@ def exact_form(skeleton: onnx.ModelProto, layers: Sequence[Layer]) -> SessionFor
     for number, layer in enumerate(layers):
         for place in layer.places:
             tensor = find_tensor(model, place)
-            is_initializer = place.startswith("graph.initializer")
-            if layer.values.nbytes < SMALL or not (is_initializer or _CONSTANT_NODE.fullmatch(place)):
+            if layer.values.nbytes < SMALL:
                 tensor.raw_data = layer.values.tobytes()
-            elif is_initializer:
+            elif place.startswith("graph.initializer"):
                 _take_from_outside(tensor)
                 weights.append((tensor.name, number))
-            else:
+            elif _CONSTANT_NODE.fullmatch(place):
                 constants.append((place, number))
+            else:
+                tensor.raw_data = layer.values.tobytes()
     if constants:
         weights += _hoist(model, layers, constants)
         model.ir_version = skeleton.ir_version  # initializers that are inputs too stay constants, if they were

@@ -1,6 +1,7 @@
 """compress, decompress, verify and sweep."""
 
 from riq_cli.pipeline.compression import compress
+from riq_cli.pipeline.formats import Converted, converted
 from riq_cli.pipeline.progress import Progress
 from riq_cli.pipeline.restoration import check, decompress, verify
 from riq_cli.pipeline.settings import PRESETS, FixedLayout, Settings
@@ -8,12 +9,14 @@ from riq_cli.pipeline.sweep import Outcome, sweep
 
 __all__ = [
     "PRESETS",
+    "Converted",
     "FixedLayout",
     "Outcome",
     "Progress",
     "Settings",
     "check",
     "compress",
+    "converted",
     "decompress",
     "sweep",
     "verify",

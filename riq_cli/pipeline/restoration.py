@@ -13,22 +13,33 @@ from riq_cli.constraint import Constraint, Judge, Judgement
 from riq_cli.decode import decode_layers
 from riq_cli.memory import give_back_free_memory
 from riq_cli.model import Model, SessionForm
+from riq_cli.pipeline.formats import Format, converted
 from riq_cli.pipeline.progress import Progress, Report, Warn
 from riq_cli.pipeline.settings import Settings
 from riq_cli.runtime import Array, Deviation, Evaluator
 from riq_cli.session import restored
 
 
-def decompress(archive: Archive, *, progress: Report | None = None, executor: Executor | None = None) -> Model:
+def decompress(
+    archive: Archive,
+    *,
+    format: Format = "original",  # noqa: A002
+    nearest: bool = False,
+    progress: Report | None = None,
+    executor: Executor | None = None,
+) -> Model:
     """The restored model: every layer at `cast(symbol · Δ)`, everything else byte for byte as it was.
 
     Args:
         archive: opened, or fresh from compress.
+        format: `original`, or how layers are stored instead, see `converted`.
+        nearest: round layers whose integers the format does not hold.
         progress: called after every layer.
         executor: where layers are decoded; None: here.
 
     Raises:
         CorruptArchive: a checksum or a size does not agree.
+        FormatError: the format does not hold some layers, and `nearest` is false.
     """
 
     def decoded() -> Iterator[tuple[LayerEntry, Array]]:
@@ -39,7 +50,8 @@ def decompress(archive: Archive, *, progress: Report | None = None, executor: Ex
             if progress:
                 progress(Progress("decoding", done, total))
 
-    return restored(archive, decoded())
+    model = restored(archive, decoded())
+    return model if format == "original" else converted(archive, model, format, nearest).model
 
 
 def verify(

@@ -20,6 +20,17 @@ from riq_cli.limits import STORAGE
 from riq_cli.model.tensors import Array, computable
 
 SYMBOL_MAX = 1 << 23  # |symbol| at most: float32 itself is no finer
+_SHORT = 1 << 16  # a bin width of 16 bits: its product with any 8-bit integer is a float32
+
+
+def short_width(width: Width) -> NDArray[np.float64]:
+    """The smallest number of 16 significant bits that is not below a bin width.
+
+    Its products with 8-bit integers are exact in float32: DequantizeLinear restores the same weights as riq does.
+    """
+    mantissa, exponent = np.frexp(width)
+    short: NDArray[np.float64] = np.ldexp(np.ceil(mantissa * _SHORT) / _SHORT, exponent)
+    return short
 
 
 def norm(weights: Array, dtype: str) -> float:

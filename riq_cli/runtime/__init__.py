@@ -21,6 +21,7 @@ from riq_cli.runtime.sessions import (
     Provider,
     Runtime,
     check_providers,
+    check_runs,
     stacked_outputs,
     start_exact,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "SessionOptions",
     "TensorDeviation",
     "check_providers",
+    "check_runs",
     "cosine_distance",
     "effective",
     "inlined",

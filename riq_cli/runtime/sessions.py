@@ -214,6 +214,18 @@ def _give(options: SessionOptions, form: SessionForm, values: Sequence[onnxrunti
         options.add_external_initializers([name for name, _ in form.weights], values)
 
 
+def check_runs(model: bytes, runtime: Runtime) -> None:
+    """Return nothing if onnxruntime takes a serialized model.
+
+    Raises:
+        ModelError: it does not.
+        SettingsError: see `Runtime.check`.
+    """
+    runtime.check()
+    with explained():
+        onnxruntime.InferenceSession(model, runtime.options(False, False), providers=[runtime.provider])
+
+
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
     """A block in which whatever onnxruntime raises is a ModelError."""

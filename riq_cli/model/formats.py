@@ -1,0 +1,186 @@
+"""A model with layers in fewer bits: integers behind DequantizeLinear, or float16 behind a Cast to a layer's own type.
+
+The tensor gets another name, and the nodes behind it give their result the old one: what used the tensor finds it as it
+was. Constant nodes of graphs become initializers, those of functions stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from riq_cli.model.layer import Layer
+from riq_cli.model.model import Model
+from riq_cli.model.places import constant_places, find_tensor, names_in, opset_of, put_nodes, scopes
+from riq_cli.model.tensors import ONNX_TYPES, Array
+
+INTEGER_BITS = {"int8": 8, "int4": 4}
+_TYPES = {"int8": onnx.TensorProto.INT8, "int4": onnx.TensorProto.INT4, "float16": onnx.TensorProto.FLOAT16}
+_MARK = "riq"  # key of external data, which no tensor has: the layer's number, wherever edits move its tensor
+_CONTRIB = "com.microsoft"  # onnxruntime's own domain, whose DequantizeLinear does not depend on the model's opset
+_INT4_IR = 10  # version of ONNX's files that knows 4-bit integers
+_OWN_INITIALIZERS_IR = 4  # … and from which on initializers need not be inputs of the graph
+
+Scope = onnx.GraphProto | onnx.FunctionProto
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """How a layer is stored.
+
+    Attributes:
+        dtype: `int8`, `int4` or `float16`. onnxruntime takes no 4-bit Constant nodes: layers of functions have 8.
+        values: i8 or f16, of the layer's shape, or of another one that is reshaped to it; 4-bit integers are i8 too.
+        scales: f32, one for the layer, [], or one for each index along `axis`; None for float16.
+        axis: along which scales lie; None: there is one.
+    """
+
+    dtype: str
+    values: Array
+    scales: NDArray[np.float32] | None = None
+    axis: int | None = None
+
+    @property
+    def data(self) -> Array:
+        """The values as a file holds them: two 4-bit integers share a byte, the first one in its lower half."""
+        if self.dtype != "int4":
+            return self.values
+        halves = np.append(self.values.reshape(-1), np.zeros(self.values.size % 2, np.int8)).reshape(-1, 2)
+        packed: Array = (halves[:, 0] & 0x0F | halves[:, 1] << 4).view(np.uint8)
+        return packed
+
+
+def with_stored(model: Model, stored: Mapping[int, Stored]) -> Model:
+    """The model with some layers, by their number, stored in another type.
+
+    Opset and operators stay as they are. Where the opset's DequantizeLinear cannot do what is needed, nodes are
+    onnxruntime's own, see `is_contributed`.
+    """
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.skeleton)
+    for number, layer in enumerate(model.layers):
+        for path in layer.places:
+            find_tensor(proto, path).external_data.add(key=_MARK, value=str(number))
+    taken = {str(name) for _, scope in scopes(proto) for name in names_in(scope)}
+    for _, scope in reversed(list(scopes(proto))):  # inner ones first: their messages move with an outer's edit
+        _convert(proto, scope, model.layers, stored, taken)
+    kinds = {one.dtype for one in stored.values()}
+    if kinds:
+        proto.ir_version = max(proto.ir_version, _INT4_IR if "int4" in kinds else _OWN_INITIALIZERS_IR)
+    places: dict[int, list[str]] = {}
+    for place in constant_places(proto):
+        for entry in place.tensor.external_data:
+            places.setdefault(int(entry.value), []).append(place.path)
+        place.tensor.ClearField("external_data")
+    layers = [
+        replace(layer, places=tuple(places[number]), dtype=stored[number].dtype, values=stored[number].data)
+        if number in stored
+        else replace(layer, places=tuple(places[number]))
+        for number, layer in enumerate(model.layers)
+    ]
+    return Model(proto, layers, model.source)
+
+
+def is_contributed(opset: int, stored: Stored) -> bool:
+    """Whether an opset's DequantizeLinear lacks what a layer needs: an axis, from 13 on, or 4-bit integers, from 21."""
+    needed = 21 if stored.dtype == "int4" else 10 if stored.axis is None else 13
+    return stored.scales is not None and opset < needed
+
+
+def trial(opset: int, dtype: str) -> bytes:
+    """A serialized model of this opset with a tensor in 8-bit or 4-bit integers, to see whether a session takes it."""
+    values = np.ones((2, 2), np.int8)
+    proto = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [onnx.helper.make_node("Identity", ["w"], ["y"])],
+            "trial",
+            [],
+            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2, 2])],
+            [onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[2, 2])],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", opset)],
+        ir_version=_OWN_INITIALIZERS_IR,
+    )
+    layer = Layer("w", "Identity", ("graph.initializer[0]",), "float32", (2, 2), values.astype(np.float32))
+    stored = Stored(dtype, values, np.ones(2, np.float32), axis=1)
+    return with_stored(Model(proto, [layer]), {0: stored}).to_bytes()
+
+
+def _convert(
+    model: onnx.ModelProto, scope: Scope, layers: Sequence[Layer], stored: Mapping[int, Stored], taken: set[str]
+) -> None:
+    """Store the layers of one graph or function in another type."""
+    tensors: list[onnx.TensorProto] = []
+    added: list[onnx.NodeProto] = []
+    replaced: set[str] = set()
+    for marked, name in _marked(scope):
+        number = int(marked.external_data[0].value)
+        if number not in stored:
+            continue
+        one, layer = stored[number], layers[number]
+        tensor = onnx.TensorProto()
+        tensor.CopyFrom(marked)
+        tensor.name, tensor.data_type = _free(f"{name}/{one.dtype}", taken), _TYPES[one.dtype]
+        tensor.ClearField("dims")
+        tensor.dims.extend(one.values.shape)
+        tensors.append(tensor)
+        chain: list[onnx.NodeProto] = []
+        if one.scales is not None:
+            tensors.append(onnx.numpy_helper.from_array(one.scales, _free(f"{name}/scale", taken)))
+            chain.append(_dequantize(model, scope, one, tensors[-1].name))
+        if one.values.shape != layer.shape:
+            shape = np.array(layer.shape, np.int64)
+            tensors.append(onnx.numpy_helper.from_array(shape, _free(f"{name}/shape", taken)))
+            chain.append(onnx.helper.make_node("Reshape", [tensors[-1].name], []))
+        if one.scales is None or layer.dtype != "float32":
+            chain.append(onnx.helper.make_node("Cast", [], [], to=ONNX_TYPES[layer.dtype]))
+        value = tensor.name
+        for node in chain:
+            node.input.insert(0, value)
+            value = name if node is chain[-1] else _free(f"{name}/{node.op_type}", taken)
+            node.output.append(value)
+        added += chain
+        replaced.add(name)
+    if isinstance(scope, onnx.FunctionProto):
+        added = [*(onnx.helper.make_node("Constant", [], [one.name], value=one) for one in tensors), *added]
+    else:
+        for items in (scope.initializer, scope.input):  # up to IR 3 initializers are inputs as well
+            for index in reversed(range(len(items))):
+                if items[index].name in replaced:
+                    del items[index]
+        scope.initializer.extend(tensors)
+    put_nodes(scope, [*added, *(node for node in scope.node if replaced.isdisjoint(node.output))])
+
+
+def _dequantize(model: onnx.ModelProto, scope: Scope, stored: Stored, scales: str) -> onnx.NodeProto:
+    """The node that multiplies what enters it by scales of a name, in the domain that has it."""
+    importing = scope if isinstance(scope, onnx.FunctionProto) else model
+    node = onnx.helper.make_node("DequantizeLinear", [scales], [])
+    if is_contributed(opset_of(importing), stored):
+        node.domain = _CONTRIB
+        for message in {id(message): message for message in (importing, model)}.values():
+            if all(item.domain != _CONTRIB for item in message.opset_import):
+                message.opset_import.add(domain=_CONTRIB, version=1)
+    if stored.axis is not None:
+        node.attribute.append(onnx.helper.make_attribute("axis", stored.axis))
+    return node
+
+
+def _marked(scope: Scope) -> Iterator[tuple[onnx.TensorProto, str]]:
+    """The tensors of layers in a graph or function, and the names that nodes know them by."""
+    if isinstance(scope, onnx.GraphProto):
+        yield from ((tensor, tensor.name) for tensor in scope.initializer if tensor.external_data)
+    for node in scope.node:
+        yield from ((item.t, node.output[0]) for item in node.attribute if item.t.external_data)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """A name that no tensor has, like the given one; it is taken from then on."""
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
