@@ -89,7 +89,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = ("compress", "model.onnx", "--calibration", "samples.npz")
     sweep = ("sweep", *arguments[1:], "--presets", "fast", "--deviations", "0.02,0.01", "-o", "curve.csv")
     logged, old = (*arguments, "--log", "search.jsonl"), (*arguments, "--preset", "fast", "-o", "old.riqz")
-    for words in (logged, old, sweep):
+    deployable = (*arguments, "--preset", "deployable", "-o", "deployable.riqz")
+    for words in (logged, old, deployable, sweep):
         done = run(*words, folder=folder)
         assert done.returncode == 0, done.stderr
     shutil.copy(folder / "model.riqz", folder / "new.riqz")
@@ -121,6 +122,7 @@ def test_every_command_works(page: str, command: str, folder: Path) -> None:
     if "riq compress" in command:
         (folder / "model.riqz").unlink()
         (folder / "search.jsonl").unlink()
+        (folder / "deployable.riqz").unlink()
     if "riq decompress" in command:
         (folder / "model.onnx").unlink()
     redirected = [folder / name.removeprefix("~/") for name in re.findall(r" > (\S+)", command)]

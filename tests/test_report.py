@@ -344,7 +344,7 @@ def test_commands_options_and_choices_are_completed(models: Path) -> None:
     assert completed(models, "riq c") == ["plain,compress", "plain,completion"]
     assert completed(models, "riq report --ma") == ["plain,--markdown", "plain,--max-size", "plain,--max-rate"]
     assert completed(models, "riq compress a.onnx --preset ") == [
-        f"plain,{name}" for name in ("fast", "balanced", "small", "smallest", "paper", "uniform")
+        f"plain,{name}" for name in ("fast", "balanced", "small", "smallest", "deployable", "paper", "uniform")
     ]
     assert completed(models, "riq help com") == ["plain,commands", "plain,compress", "plain,completion"]
     assert completed(models, "riq completion ") == ["plain,bash", "plain,zsh", "plain,fish"]

@@ -30,6 +30,7 @@ PRESETS = {
     "balanced": ("×1.15", "×0.3", "widths by measured deviations, GPTQ, trellis"),
     "small": ("×1.00", "×1.0", "the same, and gradients of the outputs"),
     "smallest": ("×0.98", "×3.0", "the same, with more samples, gradients and k"),
+    "deployable": ("×1.15", "×0.8", "as small, for decompress --format int8"),
     "paper": ("×1.60", "×0.2", "the paper to the letter: Algorithm 1"),
     "uniform": ("×2.00", "×0.2", "the paper's baseline: k bins in every layer"),
 }

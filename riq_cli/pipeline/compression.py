@@ -22,6 +22,7 @@ from riq_cli.pipeline.candidates import candidates
 from riq_cli.pipeline.constraint_objective import ConstraintObjective
 from riq_cli.pipeline.deviation_objective import DeviationObjective
 from riq_cli.pipeline.fixed_layout import FixedLayoutSearch
+from riq_cli.pipeline.formats import check_support
 from riq_cli.pipeline.objective import Objective
 from riq_cli.pipeline.progress import Report, Warn, once
 from riq_cli.pipeline.restoration import decompress, measure_restored
@@ -90,6 +91,8 @@ class Compression:
         ignore: Callable[[Any], None] = lambda _: None  # noqa: E731
         self._settings, self._progress, self._warn = settings, progress or ignore, once(warn or ignore)
         self._calibration = calibration
+        if settings.most is not None:
+            check_support(model, settings.most, settings.runtime)
         self._take(candidates(model, settings, self._warn))
         for number in self._weights.not_finite:
             self._warn(f"layer {self._model.layers[number].name!r} holds NaN or infinity; it is stored exactly")

@@ -110,7 +110,7 @@ class Fit:
         def fit(number: int) -> LayerPlan:
             width, layer, item = widths[number], layers[number], chosen[number]
             assert width is not None
-            plan = replace(LayerPlan.of(layer, item.matrix), bias=item.bias)
+            plan = replace(LayerPlan.of(layer, item.matrix), bias=item.bias, most=self.weights.most)
             fitted = stages.feed_columns(plan, layer, halves[number], others.get(number), width, without)
             self.weights.release()
             return fitted
@@ -172,7 +172,7 @@ class Fit:
         def fit(number: int) -> LayerPlan:
             width, layer = widths[number], layers[number]
             assert width is not None
-            plan = plans.get(number) or LayerPlan.of(layer, chosen[number].matrix)
+            plan = plans.get(number) or replace(LayerPlan.of(layer, chosen[number].matrix), most=self.weights.most)
             fitted = stages.feed_rows(plan, layer, halves.pop(number), others.pop(number, None), width, without)
             self.weights.release()
             return fitted

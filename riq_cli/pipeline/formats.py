@@ -29,7 +29,7 @@ from riq_cli.runtime import Array, Runtime, check_runs
 from riq_cli.text import counted, shortened
 
 Format = Literal["original", "float16", "int8", "int4"]
-_SHARE = 16  # weights at least that share a scale of the nearest grid
+_SHARE = 16  # weights at least that share a scale, where that is a choice or lies along several axes
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _scaling(entry: LayerEntry, scales: Sequence[Codes]) -> tuple[Width, range]:
         if np.ptp(scale.values, axis=position).any()
     )
     axes = range(used[0], used[-1] + 1) if used else range(0)
-    if used and _SHARE * math.prod(entry.shape[axis] for axis in axes) > entry.size:
+    if len(axes) > 1 and _SHARE * math.prod(entry.shape[axis] for axis in axes) > entry.size:
         raise ValueError("with scales along rows and columns")
     if not scales:
         return width, axes

@@ -23,6 +23,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "balanced": {"allocation": "measured", "rounding": None, "search": "bisection", "effort": "balanced"},
     "small": {"allocation": "measured", "rounding": None, "search": "bisection", "effort": "small"},
     "smallest": {"allocation": "measured", "rounding": None, "search": "bisection", "effort": "smallest"},
+    "deployable": {
+        "allocation": "measured",
+        "rounding": None,
+        "search": "bisection",
+        "effort": "small",
+        "deployable": True,
+    },
     "paper": {
         "allocation": "norm",
         "rounding": "nearest",
@@ -73,6 +80,9 @@ STAGES = {
     "trellis": "trellis-coded quantization",
     "student": "symbols are coded by Student's t distribution with scale contexts; without: by tables",
 }
+
+_DEPLOYED_BITS = 8  # at most
+_NOT_DEPLOYED = ("columns", "trellis")  # stages that DequantizeLinear has no place for
 
 # The values of settings that are chosen by name.
 _NAMES: dict[str, Sequence[str]] = {
@@ -171,6 +181,8 @@ class Settings:
         layout: a fixed one, chosen greedily under the constraint; None: bin widths of any size, under one k.
         constraint: what is kept in place of a deviation, such as a loss on labels; `deviation` is a bound beside it.
         without: names of stages to leave out (`STAGES`).
+        deployable: matrices are restored exactly from signed integers of `max_bits`, 8 by default, with one scale or
+            with one for each index along one axis: `riq decompress --format int8`.
     """
 
     deviation: float | None = None
@@ -198,6 +210,7 @@ class Settings:
     layout: FixedLayout | None = None
     constraint: Constraint | None = None
     without: tuple[str, ...] = ()
+    deployable: bool = False
 
     def __post_init__(self) -> None:
         """Set the default target, and refuse values that mean nothing.
@@ -240,7 +253,9 @@ class Settings:
             value = getattr(self, name)
             if value not in known and not (name == "rounding" and value is None):
                 raise SettingsError(f"no {name} is named {value!r}; there are {', '.join(known)}")
-        if self._looks_ahead and (self.k is not None or self.max_bits is not None):
+        if self.deployable:
+            self._check_deployable()
+        if self._looks_ahead and (self.k is not None or self._is_bound):
             other = "k" if self.k is not None else "max_bits"
             raise SettingsError(f"{self.rounding} rounding does not go with {other}; leave one of them away")
         if self.layout is not None:
@@ -252,6 +267,14 @@ class Settings:
                 other = "epsilon" if self.epsilon else f"{self.rounding} rounding"
                 raise SettingsError(f"the uniform allocation does not go with {other}; leave one of them away")
             object.__setattr__(self, "epsilon", 0.0)
+
+    def _check_deployable(self) -> None:
+        if self.max_bits is not None and self.max_bits > _DEPLOYED_BITS:
+            raise SettingsError(f"max_bits = {self.max_bits} does not fit the 8-bit integers of a deployable archive")
+        if self.rounding == "trellis":
+            raise SettingsError("a trellis has levels that 8-bit integers do not hold; leave one of them away")
+        if self.layout is not None:
+            raise SettingsError("a fixed layout does not go with a deployable archive; leave one of them away")
 
     def _check_layout(self) -> None:
         assert self.layout is not None
@@ -276,6 +299,16 @@ class Settings:
         return EFFORTS[self.effort]
 
     @property
+    def most(self) -> int | None:
+        """The largest magnitude of symbols of matrices in a deployable archive; None: it is not to be one."""
+        return int(2 ** ((self.max_bits or _DEPLOYED_BITS) - 1)) - 1 if self.deployable else None
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """Names of the stages that are left out."""
+        return frozenset((*self.without, *(_NOT_DEPLOYED if self.deployable else ())))
+
+    @property
     def is_free(self) -> bool:
         """Whether there is more to choose than k."""
         return self.allocation == "measured" or self._looks_ahead
@@ -288,12 +321,17 @@ class Settings:
     @property
     def may_use_trellis(self) -> bool:
         """Whether layers may be rounded along a trellis."""
-        return self.may_compensate and "trellis" not in self.without
+        return self.may_compensate and "trellis" not in self.left_out
 
     @property
     def _rounds_freely(self) -> bool:
         """Whether rounding is not to the nearest unless that is asked for."""
-        return self.allocation == "measured" and self.k is None and self.max_bits is None and self.layout is None
+        return self.allocation == "measured" and self.k is None and not self._is_bound and self.layout is None
+
+    @property
+    def _is_bound(self) -> bool:
+        """Whether levels have a bound that only nearest rounding keeps; those of deployable archives are clipped."""
+        return self.max_bits is not None and not self.deployable
 
     @property
     def _looks_ahead(self) -> bool:

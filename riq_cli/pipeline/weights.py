@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -17,7 +18,7 @@ from riq_cli.decode.dequantize import Quantized, Width
 from riq_cli.entropy.codes import Symbols
 from riq_cli.entropy.rate import ENTRY_BITS, estimated_bits
 from riq_cli.executors import available_threads
-from riq_cli.model import Layer
+from riq_cli.model import Layer, Matrix
 from riq_cli.model.tensors import Array
 from riq_cli.pipeline.settings import DEFAULT_MIN_SIZE, Settings
 from riq_cli.quantize import scalar
@@ -26,6 +27,7 @@ from riq_cli.quantize.plan import LayerPlan
 _PIECE = 1 << 20  # weights that one thread quantizes at a time
 _COUNTED = 1 << 22  # weights of a layer, evenly spaced rows of it, that stand for all where bits are estimated
 _CURVE_ROWS = 64  # of a layer that stand for all of them in its curve
+_HAIR = 1 + 1e-9
 _DEFLATED = 0.92  # about what deflate leaves of float data in the skeleton
 
 Result = TypeVar("Result")
@@ -40,6 +42,7 @@ class Weights:
 
     `matrices` are the numbers of the layers that the paper quantizes, `vectors` those of the others that may be: 1-D
     or tiny. Both are finite and not all zero; layers of zeros are in `zeros`. `peaks` are the largest magnitudes.
+    `most` is the largest magnitude of symbols of matrices in a deployable archive, else None.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class Weights:
             settings: bounds on levels and sizes of layers, stages that are left out, and threads.
             release: called when a layer was passed over: its memory may be mapped from a file.
         """
-        self.layers, self.release, self.without = layers, release, settings.without
+        self.layers, self.release, self.without = layers, release, settings.left_out
         self.threads = settings.threads or available_threads()
         min_size, max_bits = settings.min_size, settings.max_bits
         self.originals = [layer.values for layer in layers]
@@ -71,7 +74,10 @@ class Weights:
             n for n, norm in enumerate(self.norms) if not math.isfinite(norm) and is_matrix(layers[n], min_size)
         ]
         self.peaks = {number: scalar.peak(layers[number].values, layers[number].dtype) for number in active}
-        self._finest = {number: _finest_width(layers[number], self.peaks[number], max_bits) for number in active}
+        self.most = settings.most
+        self._finest = {number: self._finest_width(number, max_bits) for number in active}
+        # How those are rounded that have no other plan; empty where that is to the nearest at one bin width.
+        self._bound = {} if self.most is None else {n: _bound_plan(layers[n], self.most) for n in self.matrices}
         # Bits of layers by bin width: what was rounded to be measured need not be rounded to be counted.
         self._counted: WeakKeyDictionary[LayerPlan, dict[float, float]] = WeakKeyDictionary()
 
@@ -116,7 +122,19 @@ class Weights:
             widths[number] = 1.0
         for number in allocation.shapes:
             widths[number] = max(allocation.width(number, self.sizes[number], k), self._finest[number])
+        for number in () if self.most is None else self.matrices:
+            width = widths[number]
+            widths[number] = None if width is None else float(scalar.short_width(width))
         return self.worthwhile(widths)
+
+    def _finest_width(self, number: int, max_bits: int | None) -> float:
+        """The smallest bin width that a layer may have: symbols stay exact in any arithmetic, and within `max_bits`."""
+        layer, finest = self.layers[number], self.peaks[number] / scalar.SYMBOL_MAX
+        if max_bits is None or self.most is not None:
+            return finest
+        low, high = scalar.extremes(layer.values, layer.dtype)
+        # The remark in 4.1 of the paper, a hair wider: ties at both ends would make one level more.
+        return max(finest, (high - low) / float(2**max_bits - 1) * _HAIR)
 
     def finest_widths(self) -> Widths:
         """The smallest bin width of every layer that may be coded; None for one that stays exact."""
@@ -146,7 +164,7 @@ class Weights:
 
     def coded_bits(self, number: int, width: float, plan: LayerPlan | None = None) -> float:
         """About the bits of one layer in the archive at a bin width."""
-        layer = self.layers[number]
+        layer, plan = self.layers[number], plan or self._bound.get(number)
         if plan is None or plan.is_elementwise:
             step = max(1, layer.size // _COUNTED)
             rows = slice(None, None, step if len(layer.shape) > 1 and layer.shape[0] >= step else 1)
@@ -185,7 +203,7 @@ class Weights:
             plan: how it is rounded; None: to the nearest.
             shift: what is added to the weights first; None: nothing.
         """
-        layer = self.layers[number]
+        layer, plan = self.layers[number], plan or self._bound.get(number)
         if plan is None or plan.is_elementwise:
             scales, values = () if plan is None else plan.scales, self.shifted(number, shift)
             if shift is not None:
@@ -205,6 +223,7 @@ class Weights:
     def alone(self, number: int, width: float, plan: LayerPlan | None) -> dict[int, Array]:
         """What the model holds otherwise than the original when one layer is quantized alone."""
         layer, width = self.layers[number], max(width, self._finest[number])
+        plan = plan or self._bound.get(number)
         if plan is None or plan.is_elementwise:  # without the symbols, which are as large as the layer
             out = np.empty(layer.shape, layer.values.dtype)
             scalar.requantize(layer.values, layer.dtype, width if plan is None else plan.widths(layer, width), out)
@@ -248,6 +267,7 @@ class Weights:
             self.release()
             return found
 
+        plans = {**self._bound, **plans}
         coded = {number: width for number, width in enumerate(widths) if width is not None}
         planned = [number for number in coded if number in plans and not plans[number].is_elementwise]
         shifts = dict(found for found in self._mapped(whole, planned, pool) if found is not None)
@@ -284,6 +304,14 @@ class Weights:
         return itertools.chain.from_iterable(pool.map(lambda run: [job(number) for number in run], runs))
 
 
+def _bound_plan(layer: Layer, most: int) -> LayerPlan:
+    """Nearest rounding to symbols of such magnitude, with rows along the first axis that has several indices."""
+    axis = next((axis for axis, length in enumerate(layer.shape) if length > 1), 0)
+    rows = layer.shape[axis]
+    matrix = Matrix(layer.shape, tuple(range(len(layer.shape))), (1, rows, layer.size // rows), None, (axis,))
+    return replace(LayerPlan.of(layer, matrix), most=most)
+
+
 def is_matrix(layer: Layer, min_size: int | None) -> bool:
     """Whether the paper quantizes a layer: weights of two axes or more, and not tiny."""
     return len(layer.shape) >= 2 and layer.size >= (DEFAULT_MIN_SIZE if min_size is None else min_size)
@@ -304,13 +332,3 @@ def _along(steps: Width, part: slice) -> Width:
 def _wide_enough(shifted: Array, dtype: str, width: float) -> float:
     """The bin width, or a wider one where what was added to weights makes them so large that symbols were not exact."""
     return max(width, scalar.peak(shifted, dtype) / scalar.SYMBOL_MAX)
-
-
-def _finest_width(layer: Layer, peak: float, max_bits: int | None) -> float:
-    """The smallest bin width that a layer may have: symbols stay exact in any arithmetic, and within `max_bits`."""
-    finest = peak / scalar.SYMBOL_MAX
-    if max_bits is None:
-        return finest
-    low, high = scalar.extremes(layer.values, layer.dtype)
-    # The remark in 4.1 of the paper, a hair wider: ties at both ends would make one level more.
-    return max(finest, (high - low) / float(2**max_bits - 1) * (1 + 1e-9))

@@ -28,6 +28,7 @@ _ROWS, _COLUMNS = 256, 4096  # of a matrix, evenly spaced, that stand for all of
 _ALL = slice(None)
 _RUN = 1 << 18  # weights that are held in float64 at a time where all of them are passed over
 _NARROWER = 40  # quarters of an octave: 2¹⁰ times
+_HAIR = 1 + 1e-9  # ties at the end of a range make no level more
 _LANE = 8  # columns from which on a trellis is tried: at the beginning of a lane there is little choice
 PARTS = 8  # rows or columns at least, for bin widths of their own
 
@@ -47,6 +48,7 @@ class LayerPlan:
         mean: E[x] of the layer's inputs, f64[groups, columns], for the bias.
         trellis: weights are rounded along the best path of a trellis whose lanes are the rows (TCQ).
         up: all weights are rounded up, or all down; None: to the nearest.
+        most: magnitude of symbols at most, so that they are integers of a few bits; None: there is no such bound.
     """
 
     shape: tuple[int, ...]
@@ -59,6 +61,7 @@ class LayerPlan:
     mean: Float64 | None = None
     trellis: bool = False
     up: bool | None = None
+    most: int | None = None
 
     @classmethod
     def of(cls, layer: Layer, matrix: Matrix) -> LayerPlan:
@@ -76,7 +79,8 @@ class LayerPlan:
     @property
     def is_elementwise(self) -> bool:
         """Whether each weight is rounded to the nearest, whatever others are."""
-        return not self.factors and not self.row_factors and not self.trellis and self.up is None
+        is_bound = self.most is not None
+        return not self.factors and not self.row_factors and not self.trellis and self.up is None and not is_bound
 
     @cached_property
     def scales(self) -> tuple[Codes, ...]:
@@ -89,7 +93,11 @@ class LayerPlan:
         return scalar.bin_widths(width, self.scales, len(layer.shape))
 
     def quantized(self, layer: Layer, width: float) -> Quantized:
-        """The layer's symbols at a bin width."""
+        """The layer's symbols at a bin width; in rows at a wider one where `most` does not allow it."""
+        if self.most is not None:
+            bound, width = self._bound(layer, width, self.most)
+            if bound is not self:
+                return bound.quantized(layer, width)
         if self.trellis and scalar.peak(layer.values, layer.dtype) < SYMBOL_MAX * self._narrowest(width):
             return self._as_tensor(self._rounded(layer, width, True), width, self.matrix.lanes)
         if self.factors or self.row_factors:
@@ -146,6 +154,16 @@ class LayerPlan:
         """Δ · 2^(column / 4), f64[groups, columns]."""
         return scaled_widths(width, self.columns)
 
+    def with_rows(self, codes: Integers, factors: tuple[RowFactor, ...]) -> LayerPlan:
+        """The plan with such bin widths of rows, and their errors fed forward.
+
+        With `most`, they are whole octaves, so that products with them are exact. All are equal if rows do not lie
+        along axes of the tensor that can be reshaped to one.
+        """
+        if self.most is not None:
+            codes = (4 * np.rint(codes / 4) * self._has_one_axis).astype(np.int32)
+        return replace(self, rows=codes, row_factors=factors)
+
     # ---- the trellis ----
 
     def with_trellis(self, layer: Layer, width: float) -> LayerPlan:
@@ -182,6 +200,28 @@ class LayerPlan:
         row_factors = tuple(factor.sparing(is_zero[factor.group]) for factor in self.row_factors)
         return replace(result, rows=codes, row_factors=row_factors)
 
+    @property
+    def _has_one_axis(self) -> bool:
+        """Whether rows lie along axes of the tensor that can be reshaped to one."""
+        axes = self.matrix.row_axes or ()
+        return bool(axes) and axes[-1] - axes[0] == len(axes) - 1
+
+    def _bound(self, layer: Layer, width: float, most: int) -> tuple[LayerPlan, float]:
+        """The plan and the bin width at which no weight is more than so many bins from 0.
+
+        Rows that need it have bins as many octaves wider; where rows can have none of their own, all have wider ones.
+        """
+        finest = np.empty(self.matrix.shape[:2])
+        for part in _runs(self.matrix):
+            magnitudes = np.abs(_widened(self.matrix, layer.values, layer.dtype, part))
+            np.max(magnitudes, axis=2, out=finest[:, part])
+        finest *= _HAIR / most
+        if not self._has_one_axis:
+            return self, max(width, float(scalar.short_width(finest.max())))
+        octaves = np.ceil(np.log2(np.maximum(finest, width) / width))
+        codes = np.where(finest > width * self.row_scales, 4 * octaves, self.rows).astype(np.int32)
+        return (self if np.array_equal(codes, self.rows) else replace(self, rows=codes)), width
+
     def _narrowest(self, width: float) -> float:
         """The narrowest bin width of a weight that is not nearly 0."""
         codes = (part[part >= -CODES_MAX].min(initial=0) for part in (self.rows, self.columns))
@@ -202,6 +242,8 @@ class LayerPlan:
 
     def _as_tensor(self, levels: Integers, width: float, lanes: tuple[int, ...] | None) -> Quantized:
         flat = np.ascontiguousarray(self.matrix.restore(levels, self.shape)).reshape(-1)
+        if self.most is not None:  # what errors that are fed forward add to a weight may lead beyond it
+            np.clip(flat, -self.most, self.most, out=flat)
         return Quantized(flat, width, self.scales, trellis=lanes)
 
 

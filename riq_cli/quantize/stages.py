@@ -123,9 +123,9 @@ def feed_rows(
     widths = widths * width
 
     def cost(damping: Damping | None) -> float:
-        codes, factors = (plan.rows, ()) if damping is None else fit.factors(damping)
-        scales = np.exp2(codes / 4)
-        symbols, _ = rounded(weights, widths, scales, (), factors)
+        trial = plan if damping is None else plan.with_rows(*fit.factors(damping))
+        scales = trial.row_scales
+        symbols, _ = rounded(weights, widths, scales, (), trial.row_factors)
         bins = widths[:, None] * scales[..., None]
         bits = _row_bits(symbols, bins / np.maximum(np.abs(weights).mean(axis=2, keepdims=True), _TINY))
         return bits + symbols.size / 2 * math.log2(max(judge.error(symbols * bins - weights), _TINY))
@@ -133,8 +133,7 @@ def feed_rows(
     damping, least = (FIXED, cost(FIXED)) if "damping" in without else least_damping(cost, _LOWEST[1])
     if cost(None) - least < _SAVED * weights.size:
         return plan
-    codes, factors = every.factors(damping)
-    return replace(plan, rows=codes, row_factors=factors)
+    return plan.with_rows(*every.factors(damping))
 
 
 def _row_bits(symbols: Integers, widths: Floats) -> float:

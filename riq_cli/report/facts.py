@@ -29,6 +29,7 @@ _PRESETS: dict[str, dict[str, Any]] = {  # what archives record of the presets o
     "fast": {"allocation": "norm"},
     "balanced": {"effort": "balanced"},
     "smallest": {"effort": "smallest"},
+    "deployable": {"deployable": True},
     DEFAULT_PRESET: {},
 }
 
