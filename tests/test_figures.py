@@ -110,6 +110,9 @@ def ended(nodes: str, *shape: int | str, name: str = "logits", opset: int = 17) 
         (ended("Add m b > logits", 5), {}),
         (ended("Sigmoid m > class_probs", "batch", 5, name="class_probs"), {}),
         (ended("Softmax m > p", "batch", 5, name="p", opset=11), {"p": 1}),
+        (ended("Hardmax m > h", "batch", 5, name="h"), {"m": -1}),
+        (ended("Hardmax m > h", "batch", 5, name="h", opset=11), {"m": 1}),
+        (ended("ArgMax m > a", 1, 5, name="a"), {"m": 0}),
     ],
 )  # fmt: skip
 def test_a_product_is_a_choice_if_it_is_called_so(proto: onnx.ModelProto, axes: dict[str, int], tmp_path: Path) -> None:
@@ -142,8 +145,23 @@ def test_the_top_1_is_counted_by_sample_and_position() -> None:
 
 def test_where_the_original_has_no_single_largest_score_nothing_is_counted() -> None:
     before = np.array([[1.0, 1, 0], [math.nan, 0, 1], [-math.inf] * 3, [0, 0, 0], [-math.inf, 0, 1]])
-    assert counts([before], [before], rows=5) == [{"name": "y", "samples": 5, "choices": 1, "kept": 1, "effective": 1}]
+    assert counts([before], [before], rows=5) == [{"name": "y", "samples": 1, "choices": 1, "kept": 1}]
     assert counts([before[:4]], [before[:4]], rows=4) == []
+
+
+def test_the_score_of_a_single_class_is_no_choice() -> None:
+    score = np.array([[3.0], [1.0]])
+    assert counts([score], [-score], rows=2) == []
+
+
+def test_samples_of_a_batch_count_as_those_of_runs_of_their_own() -> None:
+    """The standard error is that of a mean over samples, however they are run."""
+    before = np.random.default_rng(0).standard_normal((12, 5, 3))
+    after = before.copy()
+    after[:2], after[2:7, 0] = -before[:2], -before[2:7, 0]  # all choices of two samples change, one of five others
+    alone = counts(list(before[:, None]), list(after[:, None]))
+    assert 12 < alone[0]["effective"] < 60
+    assert counts(list(before.reshape(3, 4, 5, 3)), list(after.reshape(3, 4, 5, 3)), rows=4) == alone
 
 
 def test_what_is_nan_or_of_another_shape_is_not_kept() -> None:

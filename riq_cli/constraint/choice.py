@@ -13,7 +13,7 @@ import numpy as np
 from riq_cli.constraint.constraint import Constraint, Judge, Judgement, check_margin
 from riq_cli.constraint.loss import Floats, are_probabilities, log_probabilities
 from riq_cli.errors import ConstraintError, SettingsError
-from riq_cli.runtime import Array, Candidate, effective, share_of, short, top1_changes
+from riq_cli.runtime import Array, Candidate, effective, share_of, short, sums_of, top1_changes
 from riq_cli.text import percent, wilson
 
 # Scores of the original and of a candidate → a value for each choice; NaN where the original has none.
@@ -87,9 +87,7 @@ class _ChoiceConstraint(Constraint):
             for number, output in zip(numbers, outputs, strict=True):
                 scores, rows = before[number]
                 with np.errstate(all="ignore"):  # NaN and infinity are told by what comes out
-                    values = compare(scores, output)
-                values = values.reshape(rows if values.ndim and len(values) == rows else 1, -1)
-                found.append(np.stack([np.nansum(values, axis=1), np.count_nonzero(~np.isnan(values), axis=1)]))
+                    found.append(sums_of(compare(scores, output), rows))
             sums, counts = np.concatenate(found, axis=1)
             return sums[counts > 0], counts[counts > 0]
 

@@ -35,7 +35,7 @@ def class_axes(form: SessionForm) -> dict[str, int]:
     model = onnx.ModelProto.FromString(form.model)
     producers, numbers = producers_of(model.graph), single_numbers(model)
     versions = [item.version for item in model.opset_import if not item.domain]
-    default = -1 if max(versions, default=0) >= 13 else 1
+    default = -1 if max(versions, default=0) >= 13 else 1  # of Softmax, LogSoftmax and Hardmax
     found: dict[str, tuple[str, int]] = {}  # by the tensor that all scores are made of, so that none counts twice
     for output in model.graph.output:
         if _NO_SCORES.search(output.name.lower()):
@@ -59,7 +59,7 @@ def _choices(
         name: of the output.
         producers: nodes of the graph by their outputs.
         numbers: names of the constants that are a single number.
-        default: axis of a Softmax that has none.
+        default: axis of a Softmax, LogSoftmax or Hardmax that has none; that of an ArgMax is 0.
     """
     found: list[tuple[str, int]] = []
     same = [name]  # tensors with the same axes
@@ -72,11 +72,11 @@ def _choices(
         if end is None:
             break
         name = end.before
+        axis = end.axis if end.axis is not None else 0 if end.operator == "ArgMax" else default
         if end.operator in _SOFTMAX:
-            axis = default if end.axis is None else end.axis
             found += [(tensor, axis) for tensor in (*same, name)]
         elif end.operator in _LARGEST:
-            found.append((name, end.axis or 0))
+            found.append((name, axis))
         same = [name]
     return found, name
 

@@ -11,6 +11,7 @@ from riq_cli.runtime.deviation import (
     sample_deviations,
     share_of,
     short,
+    sums_of,
     top1_changes,
 )
 from riq_cli.runtime.evaluator import Candidate, Evaluator
@@ -49,5 +50,6 @@ __all__ = [
     "short",
     "stacked_outputs",
     "start_exact",
+    "sums_of",
     "top1_changes",
 ]

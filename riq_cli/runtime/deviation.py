@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,14 +35,6 @@ class TensorDeviation:
     standard_error: float | None
 
 
-class Top1(NamedTuple):
-    """How many choices among classes have the same largest score as in the original, out of how many samples."""
-
-    samples: int
-    choices: int
-    kept: int
-
-
 @dataclass(frozen=True)
 class Deviation:
     """Deviation at every tensor that is measured; the model's is that of the worst tensor.
@@ -51,12 +43,13 @@ class Deviation:
         names: of the tensors.
         runs: deviations of the samples in each run, by tensor; NaN where they are undefined, see `has_direction`. Such
             samples are in no mean, in no maximum and in no count.
-        tops: the top-1 of the samples in each run, by tensors that are a choice among classes.
+        changes: in each run, by tensors that are a choice among classes: for each sample, on how many choices the
+            top-1 changed, and of how many.
     """
 
     names: tuple[str, ...]
     runs: tuple[tuple[tuple[float, ...], ...], ...]
-    tops: tuple[Mapping[str, Top1], ...] = ()
+    changes: tuple[Mapping[str, Array], ...] = ()
 
     @cached_property
     def tensors(self) -> tuple[TensorDeviation, ...]:
@@ -105,21 +98,22 @@ class Deviation:
 
     def of(self, runs: Sequence[int]) -> Deviation:
         """That of some of the runs alone, by their numbers."""
-        tops = tuple(self.tops[number] for number in runs) if self.tops else ()
-        return Deviation(self.names, tuple(self.runs[number] for number in runs), tops)
+        changes = tuple(self.changes[number] for number in runs) if self.changes else ()
+        return Deviation(self.names, tuple(self.runs[number] for number in runs), changes)
 
     @property
     def top1(self) -> list[dict[str, Any]]:
         """The top-1 of all samples at each tensor that is a choice among classes, as manifests keep it."""
         found = []
-        for name in self.tops[0] if self.tops else ():
-            runs = np.array([run[name] for run in self.tops if run[name].choices])
-            if len(runs):
-                top1 = Top1(*map(int, runs.sum(axis=0)))
-                share, error = share_of(runs[:, 2], runs[:, 1])
-                independent = effective(share, error, top1.samples, top1.choices)
-                more = {} if independent == top1.samples else {"effective": independent}
-                found.append({"name": name, **top1._asdict(), **more})
+        for name in self.changes[0] if self.changes else ():
+            changed, counts = np.concatenate([run[name] for run in self.changes], axis=1)
+            changed, counts = changed[counts > 0], counts[counts > 0]
+            samples, choices = len(counts), int(counts.sum())
+            if samples:
+                independent = effective(*share_of(changed, counts), samples, choices)
+                more = {} if independent == samples else {"effective": independent}
+                kept = choices - int(changed.sum())
+                found.append({"name": name, "samples": samples, "choices": choices, "kept": kept, **more})
         return found
 
     def recorded(self) -> dict[str, Any]:
@@ -203,24 +197,30 @@ def compared(
         rows: samples in each run.
         axes: along which the classes lie, by names of those tensors whose top-1 is compared too.
     """
-    axes, deviations, tops = axes or {}, [], []
+    axes, deviations, changes = axes or {}, [], []
     for reference, outputs, count in zip(references, runs, rows, strict=True):
         pairs = dict(zip(names, zip(reference, outputs, strict=True), strict=True))
         deviations.append(tuple(tuple(sample_deviations(y, z, count)) for y, z in pairs.values()))
-        tops.append({name: _top1(*pairs[name], axis, count) for name, axis in axes.items()})
-    return Deviation(tuple(names), tuple(deviations), tuple(tops) if axes else ())
+        changes.append({name: sums_of(top1_changes(*pairs[name], axis), count) for name, axis in axes.items()})
+    return Deviation(tuple(names), tuple(deviations), tuple(changes) if axes else ())
 
 
-def _top1(reference: Array, candidate: Array, axis: int, samples: int) -> Top1:
-    changes = top1_changes(reference, candidate, axis)
-    choices = int(np.count_nonzero(~np.isnan(changes)))
-    return Top1(samples if choices else 0, choices, choices - int(np.nansum(changes)))
+def sums_of(values: Array, rows: int) -> NDArray[np.float64]:
+    """Sum and number of the values of each sample of a run, f64[2, samples], without those that are NaN.
+
+    Args:
+        values: of a run.
+        rows: samples in the run; where the first axis has another length, all values count as those of one sample.
+    """
+    values = values.reshape(rows if values.ndim and len(values) == rows else 1, -1)
+    return np.stack([np.nansum(values, axis=1), np.count_nonzero(~np.isnan(values), axis=1)])
 
 
 def top1_changes(reference: Array, candidate: Array, axis: int) -> NDArray[np.float64]:
     """For each choice among classes 1 where the largest score is that of another class, else 0.
 
-    NaN where the original has no single largest score, or it is NaN or infinite: that is no choice.
+    NaN where the original has no single largest score, or it is NaN or infinite, or of a single class: that is no
+    choice.
 
     Args:
         reference: scores of the original model.
@@ -228,7 +228,8 @@ def top1_changes(reference: Array, candidate: Array, axis: int) -> NDArray[np.fl
         axis: along which the classes lie.
     """
     largest = reference.max(axis)
-    choices = np.isfinite(largest) & ((reference == np.expand_dims(largest, axis)).sum(axis) == 1)
+    is_single = (reference == np.expand_dims(largest, axis)).sum(axis) == 1
+    choices = np.isfinite(largest) & is_single & (reference.shape[axis] > 1)
     changed = np.ones(choices.shape, bool)
     if reference.shape == candidate.shape:
         changed = (reference.argmax(axis) != candidate.argmax(axis)) | np.isnan(candidate.max(axis))
