@@ -119,6 +119,26 @@ def test_a_product_is_a_choice_if_it_is_called_so(proto: onnx.ModelProto, axes: 
     assert class_axes(Model.load(builders.save(proto, tmp_path)).session_form()) == axes
 
 
+@pytest.mark.parametrize(
+    ("nodes", "shape", "axis"),
+    [
+        ("Conv x w > c; Add c b > logits", (1, 5, 7), 1),
+        ("Conv x w > c; Transpose c > logits perm=(0,2,1)", (1, 7, 5), -1),
+        ("Conv x w > c; GlobalAveragePool c > p; Flatten p > logits", (1, 5), -1),
+    ],
+)
+def test_a_convolution_has_its_classes_along_axis_1(
+    nodes: str, shape: tuple[int, ...], axis: int, tmp_path: Path
+) -> None:
+    proto = builders.model(
+        builders.nodes(nodes),
+        [builders.info("x", 1, 6, 7)],
+        [builders.info("logits", *shape)],
+        [builders.tensor("w", np.ones((5, 6, 1), np.float32)), builders.tensor("b", np.ones((5, 1), np.float32))],
+    )
+    assert class_axes(Model.load(builders.save(proto, tmp_path)).session_form()) == {"logits": axis}
+
+
 def test_the_embedding_of_a_sentence_is_none_and_the_logits_of_the_samples_are() -> None:
     folder = Path(__file__).parent.parent / "sample_models"
     for name in ("cnn", "lstm", "transformer"):

@@ -16,7 +16,9 @@ _NO_SCORES = re.compile("embed|feature|hidden|state|att(entio)?n|align|box")
 _SOFTMAX = frozenset("Softmax LogSoftmax".split())
 _LARGEST = frozenset("ArgMax Hardmax".split())
 _SAME_AXES = frozenset("Identity Cast Dropout".split())
-_PRODUCTS = frozenset("Gemm MatMul MatMulInteger QLinearMatMul Conv ConvInteger QLinearConv".split())
+_OTHER_AXES = frozenset("Transpose Reshape Squeeze Unsqueeze Flatten".split())
+_PRODUCTS = frozenset("Gemm MatMul MatMulInteger QLinearMatMul".split())
+_CONVOLUTIONS = frozenset("Conv ConvInteger QLinearConv".split())
 _AFTER_PRODUCTS = FORWARDING | frozenset("Add Sub Mul Div GlobalAveragePool ReduceMean".split())
 _IMAGENET = 1000, 1001  # classes, without one for the background and with it
 _RANKS = 2, 3  # [batch, class] and [batch, position, class]; of more axes, a name does not tell which has the classes
@@ -27,10 +29,10 @@ def class_axes(form: SessionForm) -> dict[str, int]:
 
     A choice is what a final Softmax or LogSoftmax makes, or where this is not measured, what enters it, and what enters
     a final ArgMax or Hardmax. An output [batch, …, class] that is a product with weights, perhaps scaled and with a
-    bias, is one too if its name speaks of logits, probabilities, scores, classes or labels, or if it has as many
-    entries as ImageNet has classes. Without these signs it may be an embedding, and is none. Neither is what is called
-    an embedding, feature, state, attention, alignment or box, nor what ends in a Sigmoid, whose classes do not exclude
-    each other.
+    bias, or [batch, class, …] of a convolution, is one too if its name speaks of logits, probabilities, scores, classes
+    or labels, or if it has as many entries as ImageNet has classes. Without these signs it may be an embedding, and is
+    none. Neither is what is called an embedding, feature, state, attention, alignment or box, nor what ends in a
+    Sigmoid, whose classes do not exclude each other.
     """
     model = onnx.ModelProto.FromString(form.model)
     producers, numbers = producers_of(model.graph), single_numbers(model)
@@ -41,8 +43,9 @@ def class_axes(form: SessionForm) -> dict[str, int]:
         if _NO_SCORES.search(output.name.lower()):
             continue
         choices, scores = _choices(output.name, producers, numbers, default)
-        if not choices and _is_called_choice(output) and _is_product(output.name, producers):
-            choices = [(output.name, -1)]
+        if not choices and _is_called_choice(output):
+            axis = _axis_of_product(output.name, producers)
+            choices = [] if axis is None else [(output.name, axis)]
         for tensor, axis in choices:
             if tensor in form.measured:
                 found.setdefault(scores, (tensor, axis))
@@ -89,13 +92,24 @@ def _is_called_choice(output: onnx.ValueInfoProto) -> bool:
     return bool(_SCORES.search(output.name.lower())) or sizes[-1].dim_value in _IMAGENET
 
 
-def _is_product(name: str, producers: Mapping[str, onnx.NodeProto]) -> bool:
-    """Whether a tensor is a product with weights, perhaps averaged, scaled or with a bias."""
+def _axis_of_product(name: str, producers: Mapping[str, onnx.NodeProto]) -> int | None:
+    """The axis of the classes in a product with weights, perhaps averaged, scaled or with a bias; None if it is none.
+
+    A matrix product has them along its last axis, and a convolution along axis 1. Where the axes of a convolution are
+    changed, its classes are taken to be the last.
+    """
+    axes = {name: 1}  # of the classes, if a convolution made that tensor
     names = [name]
     for name in names:  # which grows
         node = producers.get(name)
-        if node is not None and node.op_type in _PRODUCTS:
-            return True
-        if node is not None and node.op_type in _AFTER_PRODUCTS:
-            names += [entering for entering in node.input if entering not in names]
-    return False
+        if node is None:
+            continue
+        if node.op_type in _PRODUCTS:
+            return -1
+        if node.op_type in _CONVOLUTIONS:
+            return axes[name]
+        if node.op_type in _AFTER_PRODUCTS:
+            new = [entering for entering in node.input if entering not in axes]
+            axes |= dict.fromkeys(new, -1 if node.op_type in _OTHER_AXES else axes[name])
+            names += new
+    return None
