@@ -83,6 +83,12 @@ def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines(capsys, quiet=True, verbose=1) == []
 
 
+def test_without_stderr_nothing_is_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python has none where the caller closed it, as `2>&-` does."""
+    monkeypatch.setattr("sys.stderr", None)
+    assert lines(capsys, verbose=1) == []
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model and samples for it."""

@@ -97,7 +97,8 @@ class Wait:
             clock: gives seconds.
         """
         self.seconds: dict[str, float] = {}
-        self._work, self._quiet, self._verbose, self._clock = work, quiet, verbose, clock
+        self._work, self._verbose, self._clock = work, verbose, clock
+        self._quiet = quiet or sys.stderr is None  # as it is where the caller closed it
         self._began = self._newest = clock()  # when the command began, and when the newest step came
         self._step: Progress | None = None  # the newest one of a phase that goes on
         self._steps, self._phase_seconds = 0, 0.0  # of that phase, up to the newest step
