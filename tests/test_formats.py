@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -225,6 +226,18 @@ def test_settings_that_integers_have_no_place_for_are_refused() -> None:
         Settings(deployable=True, max_bits=9)
     with pytest.raises(SettingsError, match="a trellis has levels"):
         Settings(deployable=True, rounding="trellis")
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "float16"])
+def test_verify_measures_the_file_of_a_format(kind: str, folder: Path) -> None:
+    np.savez(folder / "samples.npz", x=np.random.default_rng(2).standard_normal((8, 64)).astype(np.float32))
+    arguments = ("--against", "model.onnx", "--calibration", "samples.npz", "--json")
+    found = [
+        json.loads(riq("verify", "deployable.riqz", *arguments, *options, folder=folder).stdout)["deviation"]
+        for options in ((), ("--format", kind))
+    ]
+    assert found[0] != found[1]  # kernels and activations of 8 bits, or weights of 16
+    assert found[1] == pytest.approx(found[0], rel=0.02)
 
 
 def test_decompress_says_what_became_of_the_layers(folder: Path) -> None:

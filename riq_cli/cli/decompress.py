@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,7 +19,7 @@ from riq_cli.errors import FormatError, ModelError, OutputError
 from riq_cli.text import counted, human_size, percent, shortened
 
 if TYPE_CHECKING:
-    from riq_cli.pipeline import Converted
+    from riq_cli.pipeline import Converted, Format
 
 
 @click.command(
@@ -34,14 +34,7 @@ cat model.riqz | riq decompress - -o restored.onnx
     short_help="Archive to a runnable ONNX file.",
 )
 @click.argument("archive", type=options.archive_type)
-@grouped(
-    "Weights",
-    click.option("--format", "kind", type=click.Choice(["original", "float16", "int8", "int4"]), default="original",
-                 show_default=True,
-                 help="How layers are stored. int8, int4: integers and DequantizeLinear, of archives by compress "
-                 "--preset deployable."),
-    click.option("--nearest", is_flag=True, help="int8, int4: round layers that do not fit 8-bit integers."),
-)  # fmt: skip
+@options.format_options
 @grouped(
     "Output",
     click.option("-o", "model_path", type=options.output_type, metavar="FILE",
@@ -53,7 +46,7 @@ cat model.riqz | riq decompress - -o restored.onnx
 )  # fmt: skip
 def decompress(
     archive: str,
-    kind: Literal["original", "float16", "int8", "int4"],
+    format: Format,  # noqa: A002
     nearest: bool,
     model_path: str | None,
     max_size: int,
@@ -66,12 +59,11 @@ def decompress(
     A model above 2 GiB gets its data in a second file, such as FILE.1a2b3c4d.data. The model that the archive was made
     from is never replaced, not even with --force.
     """
-    if nearest and kind not in ("int8", "int4"):
-        raise click.UsageError("--nearest belongs to --format int8 and int4")
+    options.check_format(format, nearest)
     if model_path is None:
         if archive == "-":
             raise click.UsageError("an archive from stdin has no name to derive the output's from; give -o FILE")
-        model_path = f"{archive.removesuffix('.riqz')}.{'restored' if kind == 'original' else kind}.onnx"
+        model_path = f"{archive.removesuffix('.riqz')}.{'restored' if format == 'original' else format}.onnx"
     check_binary(model_path, force)
     if model_path != "-":
         check_outputs([model_path], [archive], force)
@@ -86,7 +78,7 @@ def decompress(
         with Wait("restoring layers", quiet, verbose) as wait, options.coding_executor(layers) as executor:
             model = restore(opened, progress=wait, executor=executor)
         with options.naming(archive, FormatError):
-            found = None if kind == "original" else converted(opened, model, kind, nearest)
+            found = None if format == "original" else converted(opened, model, format, nearest)
     model = model if found is None else found.model
     if model_path == "-":
         model.write(sys.stdout.buffer)

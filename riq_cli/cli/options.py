@@ -67,6 +67,14 @@ max_size_option = click.option(
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 verbose_option = click.option("-v", "--verbose", count=True, help="Print more; -vv also tracebacks.")
 
+format_options = grouped(
+    "Weights",
+    click.option("--format", type=click.Choice(["original", "float16", "int8", "int4"]), default="original",
+                 show_default=True,
+                 help="How layers are stored. int8, int4: as integers, of archives by compress --preset deployable."),
+    click.option("--nearest", is_flag=True, help="int8, int4: round layers that do not fit 8-bit integers."),
+)  # fmt: skip
+
 layer_options = grouped(
     "Layers",
     click.option("--min-size", type=click.IntRange(1), metavar="N",
@@ -129,6 +137,16 @@ def check_k(allocation: str) -> None:
     """
     if allocation == "measured":
         raise click.UsageError("--k has no meaning for the measured allocation; presets paper, fast and uniform have k")
+
+
+def check_format(format: str, nearest: bool) -> None:  # noqa: A002
+    """Return nothing if `--nearest` goes with the format.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if nearest and format not in ("int8", "int4"):
+        raise click.UsageError("--nearest belongs to --format int8 and int4")
 
 
 def load_calibration(source: str, images: Mapping[str, Any], without: str | None = None) -> Calibration:

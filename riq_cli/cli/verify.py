@@ -18,6 +18,7 @@ from riq_cli.report import judgement, reservation, top1_text, verification_page,
 from riq_cli.text import counted, deviation_text, shortened
 
 if TYPE_CHECKING:
+    from riq_cli.pipeline import Format
     from riq_cli.runtime import Deviation
 
 _WORST = 5  # samples that -v names
@@ -34,6 +35,8 @@ riq verify model.riqz --against model.onnx --calibration heldout.npz \
     --labels heldout_labels.npy
 riq verify model.riqz --against model.onnx --calibration heldout.npz \
     --html verified.html
+riq verify model.riqz --against model.onnx --calibration heldout.npz \
+    --format int8 --nearest
 """,
     target="the deviation is above the bound",
     short_help="Measure the deviation on other data; exit 3 if above the bound.",
@@ -48,6 +51,7 @@ riq verify model.riqz --against model.onnx --calibration heldout.npz \
                  help="Bound. [default: the target the archive was made for]"),
 )  # fmt: skip
 @constraints.constraint_options
+@options.format_options
 @grouped("Model", options.follow_links_option)
 @options.running_options
 @options.image_options
@@ -66,6 +70,8 @@ def verify(
     against: str,
     calibration: str,
     deviation: float | None,
+    format: Format,  # noqa: A002
+    nearest: bool,
     follow_links: bool,
     page_path: str | None,
     max_size: int,
@@ -89,6 +95,7 @@ def verify(
         raise click.UsageError("only one of ARCHIVE and --against can come from stdin")
     check_stdout({"--json": as_json, "--html -": page_path == "-"})
     check_outputs((page_path,), (archive, against, calibration, *constraints.files(running)), force)
+    options.check_format(format, nearest)
     images = options.taken(running, options.IMAGES)
     asked = options.taken(running, constraints.OPTIONS)
     margin = asked.get("margin", 0.0)
@@ -103,16 +110,18 @@ def verify(
         bound = manifest.settings.get("deviation") if deviation is None else deviation
         with options.coding_executor(manifest.layers) as executor, Wait("measuring", quiet) as wait:
             needed = constraint is None or bound is not None
-            found = measure(opened, original, data, executor=executor, warn=wait.warn, needed=needed, **running)
+            running |= {"format": format, "nearest": nearest, "executor": executor}
+            found = measure(opened, original, data, warn=wait.warn, needed=needed, **running)
             judged = None
             if constraint is not None:
-                judged = check(opened, original, data, constraint, executor=executor, **running)
+                judged = check(opened, original, data, constraint, **running)
     if margin and bound is not None and found.samples.size < 2:
         raise SettingsError("a margin in standard errors needs two samples at least")
     within = bound is None or found.mean + margin * (found.standard_error or 0.0) <= bound
     holds = within and (judged is None or judged.holds)
     samples = found.by_sample.tolist() if found.is_measured else []
     document = {"archive": archive, "against": against, **with_derived(found.recorded())}
+    document |= {} if format == "original" else {"format": format}
     document |= {"bound": bound, "margin": margin, "within": within, "holds": holds}
     document |= {} if judged is None else {"constraint": judged.recorded()}
     if page_path is not None:
@@ -143,7 +152,8 @@ def _text(document: Mapping[str, Any], found: Deviation, reserved: str) -> list[
         verdict = "" if bound is None else f", {'within' if document['within'] else 'ABOVE'} the bound of {bound:g}"
         verdict += f" with {_standard_errors(margin)} added" if verdict and margin else ""
         mean = deviation_text(found.mean, found.standard_error)
-        lines = [f"{document['archive']}: deviation {mean}{verdict}; {counted(count, 'sample')}"]
+        stored = f" as {document['format']}" if "format" in document else ""
+        lines = [f"{document['archive']}{stored}: deviation {mean}{verdict}; {counted(count, 'sample')}"]
         if not document["within"] and found.standard_error:
             lines.append(f"  {_excess((found.mean - bound) / found.standard_error, count)}")
         if not document["within"] and reserved:

@@ -67,7 +67,7 @@ def session_form(
     inside: list[tuple[str, int]] = []
     for number, layer in enumerate(layers):
         for place in layer.places:
-            if place.startswith("graph.initializer"):
+            if place.startswith("graph.initializer") and layer.dtype != "int4":  # which sessions do not take
                 tensor = find_tensor(model, place)
                 _take_from_outside(tensor)
                 weights.append((tensor.name, number))

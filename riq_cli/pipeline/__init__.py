@@ -1,7 +1,7 @@
 """compress, decompress, verify and sweep."""
 
 from riq_cli.pipeline.compression import compress
-from riq_cli.pipeline.formats import Converted, converted
+from riq_cli.pipeline.formats import Converted, Format, converted
 from riq_cli.pipeline.progress import Progress
 from riq_cli.pipeline.restoration import check, decompress, verify
 from riq_cli.pipeline.settings import PRESETS, FixedLayout, Settings
@@ -11,6 +11,7 @@ __all__ = [
     "PRESETS",
     "Converted",
     "FixedLayout",
+    "Format",
     "Outcome",
     "Progress",
     "Settings",

@@ -59,6 +59,8 @@ def verify(
     model: Model,
     calibration: Calibration,
     *,
+    format: Format = "original",  # noqa: A002
+    nearest: bool = False,
     executor: Executor | None = None,
     warn: Warn | None = None,
     needed: bool = True,
@@ -70,6 +72,7 @@ def verify(
         archive: restored in memory.
         model: the original.
         calibration: samples, at best ones that the search did not see.
+        format, nearest: as in `decompress`: what is measured is that file, as onnxruntime runs it.
         executor: where streams are decoded; None: here.
         warn: called with what the user should know.
         needed: refuse a model without anything to measure; if not, the deviation is that of no tensor.
@@ -84,7 +87,8 @@ def verify(
     _, _, evaluator = _original(archive, model, samples, settings, needed)
     if warn is not None:
         evaluator.warn_of_undefined(warn)
-    return measure_restored(evaluator, decompress(archive, executor=executor), settings.outputs)
+    restored = decompress(archive, format=format, nearest=nearest, executor=executor)
+    return measure_restored(evaluator, restored, settings.outputs)
 
 
 def check(
@@ -93,13 +97,15 @@ def check(
     calibration: Calibration,
     constraint: Constraint,
     *,
+    format: Format = "original",  # noqa: A002
+    nearest: bool = False,
     executor: Executor | None = None,
     **options: Any,
 ) -> Judgement:
     """What a constraint says of the restored model, on given samples.
 
     Args:
-        archive, model, calibration, executor, options: as in `verify`.
+        archive, model, calibration, format, nearest, executor, options: as in `verify`.
         constraint: labels are those of the given samples.
 
     Raises:
@@ -109,7 +115,8 @@ def check(
     samples = calibration.samples(model.inputs, settings.dims, settings.batch_size)
     form, values, evaluator = _original(archive, model, samples, settings, needed=False)
     judge = constraint.begin(evaluator.loaded(form, values))
-    return judge_restored(judge, evaluator, decompress(archive, executor=executor), settings.outputs)
+    restored = decompress(archive, format=format, nearest=nearest, executor=executor)
+    return judge_restored(judge, evaluator, restored, settings.outputs)
 
 
 def _settings(archive: Archive, options: Mapping[str, Any]) -> Settings:
