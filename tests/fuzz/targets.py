@@ -129,11 +129,11 @@ def changed_skeleton(random: Random, skeleton: bytes) -> bytes:
 def read_archive(data: bytes) -> None:
     """Do with an archive what `riq report` does."""
     archive = Archive.open(io.BytesIO(data), BOUND)
-    json.dumps(as_document(archive, "x.riqz", "rate"), allow_nan=False)
-    text(archive, "model")
-    markdown.report(archive, "x.riqz", "size")
+    json.dumps(as_document(archive, "rate"), allow_nan=False)
+    text(archive, "model", wide=False)
+    markdown.report(archive, "x.riqz", "bytes")
     other = difference(base(), archive)
-    compared.text(other, "a", "b")
+    compared.text(other, "a", "b", wide=False)
     compared.as_markdown(other, "a", "b")
     json.dumps(other, allow_nan=False)
     page(archive, "x.riqz")
