@@ -221,6 +221,18 @@ def test_float16_halves_the_weights_and_leaves_narrow_ones(tmp_path: Path) -> No
     assert riq_cli.decompress(narrow, format="float16").to_bytes() == restored.to_bytes()
 
 
+def test_float16_converts_what_the_graph_computes_where_that_is_asked_for(tmp_path: Path) -> None:
+    archive = riq_cli.compress(Model.load(save(perceptron(0), tmp_path)), preset="fast")
+    floats = riq_cli.decompress(archive).to_bytes()
+    halves = riq_cli.decompress(archive, format="float16", convert_activations=True).to_bytes()
+    proto = onnx.ModelProto.FromString(halves)
+    assert {item.data_type for item in proto.graph.initializer} == {onnx.TensorProto.FLOAT16}
+    assert [item.type.tensor_type.elem_type for item in proto.graph.input] == [onnx.TensorProto.FLOAT]
+    feed = inputs_of(floats)[:1]
+    ours, theirs = (np.frombuffer(bytes(outputs(one, feed)[0]), np.float32) for one in (halves, floats))
+    assert 0 < np.linalg.norm(ours - theirs) / np.linalg.norm(theirs) < 2.0**-9
+
+
 def test_settings_that_integers_have_no_place_for_are_refused() -> None:
     with pytest.raises(SettingsError, match="max_bits = 9 does not fit"):
         Settings(deployable=True, max_bits=9)

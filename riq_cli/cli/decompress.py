@@ -48,6 +48,7 @@ def decompress(
     archive: str,
     format: Format,  # noqa: A002
     nearest: bool,
+    convert_activations: bool,
     model_path: str | None,
     max_size: int,
     force: bool,
@@ -59,7 +60,7 @@ def decompress(
     A model above 2 GiB gets its data in a second file, such as FILE.1a2b3c4d.data. The model that the archive was made
     from is never replaced, not even with --force.
     """
-    options.check_format(format, nearest)
+    options.check_format(format, nearest, convert_activations)
     if model_path is None:
         if archive == "-":
             raise click.UsageError("an archive from stdin has no name to derive the output's from; give -o FILE")
@@ -78,7 +79,7 @@ def decompress(
         with Wait("restoring layers", quiet, verbose) as wait, options.coding_executor(layers) as executor:
             model = restore(opened, progress=wait, executor=executor)
         with options.naming(archive, FormatError):
-            found = None if format == "original" else converted(opened, model, format, nearest)
+            found = None if format == "original" else converted(opened, model, format, nearest, convert_activations)
     model = model if found is None else found.model
     if model_path == "-":
         model.write(sys.stdout.buffer)
@@ -88,13 +89,13 @@ def decompress(
         told = ", and ".join(f"{file}: {human_size(file.stat().st_size)}" for file in written)
         say(told + ("; keep both together" if len(written) > 1 else ""), err=True)
     if not quiet and found is not None:
-        say(*_notes(found), err=True)
+        say(*_notes(found, len(layers)), err=True)
 
 
-def _notes(found: Converted) -> list[str]:
-    """What became of the layers, in lines."""
+def _notes(found: Converted, layers: int) -> list[str]:
+    """What became of so many layers, in lines."""
     counts = ", ".join(f"{counted(count, 'layer')} as {kind}" for kind, count in found.stored.items())
-    rest = len(found.model.layers) - sum(found.stored.values())
+    rest = layers - sum(found.stored.values())
     lines = [f"  stored     {counts or 'no layer in another format'}" + (f"; {rest} as they were" if rest else "")]
     if found.rounded:
         name, error = max(found.rounded.items(), key=lambda item: item[1])

@@ -73,6 +73,8 @@ format_options = grouped(
                  show_default=True,
                  help="How layers are stored. int8, int4: as integers, of archives by compress --preset deployable."),
     click.option("--nearest", is_flag=True, help="int8, int4: round layers that do not fit 8-bit integers."),
+    click.option("--convert-activations", is_flag=True,
+                 help="float16: convert what the graph computes, too, by onnxruntime's own tool."),
 )  # fmt: skip
 
 layer_options = grouped(
@@ -139,14 +141,16 @@ def check_k(allocation: str) -> None:
         raise click.UsageError("--k has no meaning for the measured allocation; presets paper, fast and uniform have k")
 
 
-def check_format(format: str, nearest: bool) -> None:  # noqa: A002
-    """Return nothing if `--nearest` goes with the format.
+def check_format(format: str, nearest: bool, convert_activations: bool) -> None:  # noqa: A002
+    """Return nothing if the options of formats go with the one that is asked for.
 
     Raises:
         UsageError: it does not.
     """
     if nearest and format not in ("int8", "int4"):
         raise click.UsageError("--nearest belongs to --format int8 and int4")
+    if convert_activations and format != "float16":
+        raise click.UsageError("--convert-activations belongs to --format float16")
 
 
 def load_calibration(source: str, images: Mapping[str, Any], without: str | None = None) -> Calibration:

@@ -72,6 +72,7 @@ def verify(
     deviation: float | None,
     format: Format,  # noqa: A002
     nearest: bool,
+    convert_activations: bool,
     follow_links: bool,
     page_path: str | None,
     max_size: int,
@@ -95,7 +96,7 @@ def verify(
         raise click.UsageError("only one of ARCHIVE and --against can come from stdin")
     check_stdout({"--json": as_json, "--html -": page_path == "-"})
     check_outputs((page_path,), (archive, against, calibration, *constraints.files(running)), force)
-    options.check_format(format, nearest)
+    options.check_format(format, nearest, convert_activations)
     images = options.taken(running, options.IMAGES)
     asked = options.taken(running, constraints.OPTIONS)
     margin = asked.get("margin", 0.0)
@@ -110,7 +111,12 @@ def verify(
         bound = manifest.settings.get("deviation") if deviation is None else deviation
         with options.coding_executor(manifest.layers) as executor, Wait("measuring", quiet) as wait:
             needed = constraint is None or bound is not None
-            running |= {"format": format, "nearest": nearest, "executor": executor}
+            running |= {
+                "format": format,
+                "nearest": nearest,
+                "convert_activations": convert_activations,
+                "executor": executor,
+            }
             found = measure(opened, original, data, warn=wait.warn, needed=needed, **running)
             judged = None
             if constraint is not None:

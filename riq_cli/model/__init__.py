@@ -2,7 +2,7 @@
 
 from riq_cli.model.branches import conditions, inlined_form
 from riq_cli.model.choices import class_axes
-from riq_cli.model.formats import INTEGER_BITS, Stored, is_contributed, trial, with_stored
+from riq_cli.model.formats import INTEGER_BITS, Stored, in_half_precision, is_contributed, trial, with_stored
 from riq_cli.model.inputs import ModelInput
 from riq_cli.model.layer import Layer
 from riq_cli.model.linear import Linear, linear_layers
@@ -31,6 +31,7 @@ __all__ = [
     "Stored",
     "class_axes",
     "conditions",
+    "in_half_precision",
     "inlined_form",
     "is_contributed",
     "linear_layers",

@@ -6,7 +6,7 @@ was. Constant nodes of graphs become initializers, those of functions stay.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -83,6 +83,15 @@ def with_stored(model: Model, stored: Mapping[int, Stored]) -> Model:
         for number, layer in enumerate(model.layers)
     ]
     return Model(proto, layers, model.source)
+
+
+def in_half_precision(model: Model, convert: Callable[[onnx.ModelProto], onnx.ModelProto]) -> Model:
+    """The model as a converter makes it, with all its data in the skeleton.
+
+    Raises:
+        ModelError: it is above protobuf's 2 GiB.
+    """
+    return Model(convert(onnx.ModelProto.FromString(model.to_bytes())), [])
 
 
 def is_contributed(opset: int, stored: Stored) -> bool:

@@ -20,12 +20,12 @@ from riq_cli.decode.dequantize import BLOCK, Width, block_widths, cast_product, 
 from riq_cli.decode.trellis import PARTS
 from riq_cli.entropy.codes import Codes, sum_of
 from riq_cli.errors import FormatError, ModelError
-from riq_cli.model import INTEGER_BITS, Layer, Model, Stored, is_contributed, trial, with_stored
+from riq_cli.model import INTEGER_BITS, Layer, Model, Stored, in_half_precision, is_contributed, trial, with_stored
 from riq_cli.model.places import opset_of
 from riq_cli.model.tensors import computable
 from riq_cli.pipeline.weights import is_matrix
 from riq_cli.quantize import scalar
-from riq_cli.runtime import Array, Runtime, check_runs
+from riq_cli.runtime import Array, Runtime, check_runs, half_precision_converter
 from riq_cli.text import counted, shortened
 
 Format = Literal["original", "float16", "int8", "int4"]
@@ -64,7 +64,13 @@ def check_support(model: Model, most: int, runtime: Runtime) -> None:
         raise FormatError(f"a deployable archive would be of no use here: {error}; take another preset") from error
 
 
-def converted(archive: Archive, model: Model, format: Format, nearest: bool = False) -> Converted:  # noqa: A002
+def converted(
+    archive: Archive,
+    model: Model,
+    format: Format,  # noqa: A002
+    nearest: bool = False,
+    convert_activations: bool = False,
+) -> Converted:
     """A restored model in another format.
 
     Args:
@@ -73,9 +79,11 @@ def converted(archive: Archive, model: Model, format: Format, nearest: bool = Fa
         format: `float16`, or `int8` or `int4` for coded layers of two axes and 256 weights or more. Layers
             that do not fit 4 bits have 8.
         nearest: round layers that do not fit 8 bits to the nearest integers that do.
+        convert_activations: of float16: convert what the graph computes, too, by onnxruntime's own tool.
 
     Raises:
         FormatError: some do not fit, and `nearest` is false.
+        ModelError: the graph cannot be converted.
     """
     stored: dict[int, Stored] = {}
     rounded: dict[str, float] = {}
@@ -98,8 +106,12 @@ def converted(archive: Archive, model: Model, format: Format, nearest: bool = Fa
     if misfits and not nearest:
         raise _misfit(misfits)
     opset = opset_of(model.skeleton)
+    if convert_activations:
+        model = in_half_precision(model, half_precision_converter())
+    elif stored:
+        model = with_stored(model, stored)
     return Converted(
-        with_stored(model, stored) if stored else model,
+        model,
         Counter(one.dtype for one in stored.values()),
         rounded,
         close,

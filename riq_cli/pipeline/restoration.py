@@ -25,6 +25,7 @@ def decompress(
     *,
     format: Format = "original",  # noqa: A002
     nearest: bool = False,
+    convert_activations: bool = False,
     progress: Report | None = None,
     executor: Executor | None = None,
 ) -> Model:
@@ -33,7 +34,7 @@ def decompress(
     Args:
         archive: opened, or fresh from compress.
         format: `original`, or how layers are stored instead, see `converted`.
-        nearest: round layers whose integers the format does not hold.
+        nearest, convert_activations: see `converted`.
         progress: called after every layer.
         executor: where layers are decoded; None: here.
 
@@ -51,7 +52,7 @@ def decompress(
                 progress(Progress("decoding", done, total))
 
     model = restored(archive, decoded())
-    return model if format == "original" else converted(archive, model, format, nearest).model
+    return model if format == "original" else converted(archive, model, format, nearest, convert_activations).model
 
 
 def verify(
@@ -61,6 +62,7 @@ def verify(
     *,
     format: Format = "original",  # noqa: A002
     nearest: bool = False,
+    convert_activations: bool = False,
     executor: Executor | None = None,
     warn: Warn | None = None,
     needed: bool = True,
@@ -72,7 +74,7 @@ def verify(
         archive: restored in memory.
         model: the original.
         calibration: samples, at best ones that the search did not see.
-        format, nearest: as in `decompress`: what is measured is that file, as onnxruntime runs it.
+        format, nearest, convert_activations: as in `decompress`: what is measured is that file, as onnxruntime runs it.
         executor: where streams are decoded; None: here.
         warn: called with what the user should know.
         needed: refuse a model without anything to measure; if not, the deviation is that of no tensor.
@@ -87,7 +89,9 @@ def verify(
     _, _, evaluator = _original(archive, model, samples, settings, needed)
     if warn is not None:
         evaluator.warn_of_undefined(warn)
-    restored = decompress(archive, format=format, nearest=nearest, executor=executor)
+    restored = decompress(
+        archive, format=format, nearest=nearest, convert_activations=convert_activations, executor=executor
+    )
     return measure_restored(evaluator, restored, settings.outputs)
 
 
@@ -99,13 +103,14 @@ def check(
     *,
     format: Format = "original",  # noqa: A002
     nearest: bool = False,
+    convert_activations: bool = False,
     executor: Executor | None = None,
     **options: Any,
 ) -> Judgement:
     """What a constraint says of the restored model, on given samples.
 
     Args:
-        archive, model, calibration, format, nearest, executor, options: as in `verify`.
+        archive, model, calibration, format, nearest, convert_activations, executor, options: as in `verify`.
         constraint: labels are those of the given samples.
 
     Raises:
@@ -115,7 +120,9 @@ def check(
     samples = calibration.samples(model.inputs, settings.dims, settings.batch_size)
     form, values, evaluator = _original(archive, model, samples, settings, needed=False)
     judge = constraint.begin(evaluator.loaded(form, values))
-    restored = decompress(archive, format=format, nearest=nearest, executor=executor)
+    restored = decompress(
+        archive, format=format, nearest=nearest, convert_activations=convert_activations, executor=executor
+    )
     return judge_restored(judge, evaluator, restored, settings.outputs)
 
 

@@ -23,6 +23,7 @@ from riq_cli.runtime.sessions import (
     Runtime,
     check_providers,
     check_runs,
+    half_precision_converter,
     stacked_outputs,
     start_exact,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "check_runs",
     "cosine_distance",
     "effective",
+    "half_precision_converter",
     "inlined",
     "sample_deviations",
     "share_of",

@@ -226,6 +226,26 @@ def check_runs(model: bytes, runtime: Runtime) -> None:
         onnxruntime.InferenceSession(model, runtime.options(False, False), providers=[runtime.provider])
 
 
+def half_precision_converter() -> Callable[[Any], Any]:
+    """What onnxruntime has to convert the graph of an onnx.ModelProto to float16; its inputs and outputs stay.
+
+    Raises:
+        ModelError: (also later) this installation has none, or it cannot convert the model.
+    """
+    try:
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+    except ImportError as error:
+        raise ModelError(f"this onnxruntime has no converter to float16: {first_line(error)}") from error
+
+    def convert(model: Any) -> Any:
+        try:
+            return convert_float_to_float16(model, keep_io_types=True)
+        except Exception as error:  # it raises what it likes
+            raise ModelError(f"onnxruntime cannot convert the graph to float16: {first_line(error)}") from error
+
+    return convert
+
+
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
     """A block in which whatever onnxruntime raises is a ModelError."""
