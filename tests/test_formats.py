@@ -171,6 +171,27 @@ def test_no_goal_leads_beyond_the_integers(options: dict[str, Any], folder: Path
     assert (dict(found.stored), found.close) == ({f"int{bits}": 2}, 0)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_layers_of_other_types_are_restored_exactly_too(dtype: str, tmp_path: Path) -> None:
+    """The products with float32 scales are exact, so that a Cast behind them rounds once, as riq does."""
+    weights = np.random.default_rng(0).standard_normal((64, 16))
+    number = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)) if dtype != BFLOAT16 else onnx.TensorProto.BFLOAT16
+    proto = model(
+        nodes("Cast w > f to=FLOAT; MatMul x f > y"),
+        [info("x", "batch", 64)],
+        [info("y", "batch", 16)],
+        [onnx.helper.make_tensor("w", number, weights.shape, weights.ravel().tolist())],
+    )
+    rows = np.random.default_rng(1).standard_normal((16, 64)).astype(np.float32)
+    samples = riq_cli.Calibration.from_arrays({"x": rows})
+    archive = riq_cli.compress(Model.load(save(proto, tmp_path)), samples, preset="deployable", deviation=2e-4)
+    floats = riq_cli.decompress(archive)
+    found = converted(archive, floats, "int8")
+    assert (dict(found.stored), found.close) == ({"int8": 1}, 0)
+    given = inputs_of(floats.to_bytes())
+    assert outputs(found.model.to_bytes(), given) == outputs(floats.to_bytes(), given)
+
+
 def test_channels_of_very_different_range_have_scales_of_their_own(tmp_path: Path) -> None:
     """8 bits at one width would leave nothing of most of them, as in the depthwise layers of mobile networks."""
     generator = np.random.default_rng(0)
