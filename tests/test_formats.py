@@ -12,13 +12,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from builders import FORMS, feeds, info, model, nodes, perceptron, save, tensor
+from builders import FORMS, feeds, info, model, node, nodes, perceptron, save, tensor
 from command import fails, riq
 from hypothesis import given
 from hypothesis import strategies as st
 
 import riq_cli
-from riq_cli.errors import FormatError, SettingsError
+from riq_cli.errors import CorruptArchive, FormatError, SettingsError
 from riq_cli.model import Layer, Model, Stored, with_stored
 from riq_cli.pipeline import Settings, converted
 from riq_cli.quantize.scalar import short_width
@@ -107,6 +107,15 @@ def test_the_opset_stays_and_nodes_are_onnxruntimes_where_it_lacks_them(
     assert outputs(stored, [{"x": np.ones((2, 3), np.float32)}]) == [np.full((2, 5), -9, np.float32).tobytes()]
 
 
+def test_a_layer_in_an_attribute_that_is_no_constant_is_refused() -> None:
+    """No model gives such an archive, but an archive can name any tensor of its skeleton."""
+    value = onnx.TensorProto(dims=[1], data_type=onnx.TensorProto.FLOAT)
+    skeleton = model([node("ConstantOfShape", "x", "y", value=value)], [info("x", 1)], [info("y", 1)])
+    layer = Layer("w", "", ("graph.node[0].attribute[0].t",), "float32", (1,), np.ones(1, np.float32))
+    with pytest.raises(CorruptArchive, match=r"'w': graph\.node\[0\]\.attribute\[0\]\.t is not a constant"):
+        with_stored(Model(skeleton, [layer]), {})
+
+
 def test_two_4_bit_integers_share_a_byte() -> None:
     stored = Stored("int4", np.array([[1, -1, 7], [-7, 0, -3]], np.int8)[:, :3].reshape(-1)[:5], np.float32(1))
     assert stored.data.tobytes() == bytes([0xF1, 0x97, 0x00])
@@ -143,7 +152,7 @@ def deployable(folder: Path) -> riq_cli.Archive:
 def test_a_deployable_archive_restores_exactly_from_8_bit_integers(deployable: riq_cli.Archive) -> None:
     floats = riq_cli.decompress(deployable)
     found = converted(deployable, floats, "int8")
-    assert (dict(found.stored), found.rounded, found.close) == ({"int8": 2}, {}, 0)
+    assert (dict(found.stored), found.rounded, found.inexact) == ({"int8": 2}, {}, 0)
     given = inputs_of(floats.to_bytes())
     assert outputs(found.model.to_bytes(), given) == outputs(floats.to_bytes(), given)
     assert riq_cli.decompress(deployable, format="int8").to_bytes() == found.model.to_bytes()
@@ -168,7 +177,7 @@ def test_no_goal_leads_beyond_the_integers(options: dict[str, Any], folder: Path
     bits = options.get("max_bits", 8)
     archive = riq_cli.compress(source, samples, preset="deployable", **options)
     found = converted(archive, riq_cli.decompress(archive), "int4" if bits == 4 else "int8")
-    assert (dict(found.stored), found.close) == ({f"int{bits}": 2}, 0)
+    assert (dict(found.stored), found.inexact) == ({f"int{bits}": 2}, 0)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
@@ -187,7 +196,7 @@ def test_layers_of_other_types_are_restored_exactly_too(dtype: str, tmp_path: Pa
     archive = riq_cli.compress(Model.load(save(proto, tmp_path)), samples, preset="deployable", deviation=2e-4)
     floats = riq_cli.decompress(archive)
     found = converted(archive, floats, "int8")
-    assert (dict(found.stored), found.close) == ({"int8": 1}, 0)
+    assert (dict(found.stored), found.inexact) == ({"int8": 1}, 0)
     given = inputs_of(floats.to_bytes())
     assert outputs(found.model.to_bytes(), given) == outputs(floats.to_bytes(), given)
 
@@ -211,7 +220,7 @@ def test_channels_of_very_different_range_have_scales_of_their_own(tmp_path: Pat
         deviation=1e-3,
     )
     found = converted(archive, riq_cli.decompress(archive), "int8")
-    assert (dict(found.stored), found.close) == ({"int8": 1}, 0)  # the other has 128 weights and stays
+    assert (dict(found.stored), found.inexact) == ({"int8": 1}, 0)  # the other has 128 weights and stays
 
 
 def test_a_layer_that_integers_do_not_hold_is_an_error_or_rounded(folder: Path) -> None:

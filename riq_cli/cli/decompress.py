@@ -103,8 +103,8 @@ def _notes(found: Converted, layers: int) -> list[str]:
             f"  rounded    {counted(len(found.rounded), 'layer')}; relative error of weights at most {percent(error)}, "
             f"in {shortened(name)!r}"
         )
-    if found.close:
-        lines.append(f"  weights    of {counted(found.close, 'layer')} differ in the last digit from those in float")
+    if found.inexact:
+        lines.append(f"  weights    of {counted(found.inexact, 'layer')} differ in the last digit from those in float")
     elif not found.rounded:
         lines.append("  weights    equal those in float, bit by bit")
     if found.contributed:

@@ -13,9 +13,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from riq_cli.errors import CorruptArchive
 from riq_cli.model.layer import Layer
 from riq_cli.model.model import Model
-from riq_cli.model.places import constant_places, find_tensor, names_in, opset_of, put_nodes, scopes
+from riq_cli.model.places import constant_places, names_in, opset_of, put_nodes, scopes
 from riq_cli.model.tensors import ONNX_TYPES, Array
 
 INTEGER_BITS = {"int8": 8, "int4": 4}
@@ -59,12 +60,18 @@ def with_stored(model: Model, stored: Mapping[int, Stored]) -> Model:
 
     Opset and operators stay as they are. Where the opset's DequantizeLinear cannot do what is needed, nodes are
     onnxruntime's own, see `is_contributed`.
+
+    Raises:
+        CorruptArchive: a layer that is in an attribute of another node than a Constant.
     """
     proto = onnx.ModelProto()
     proto.CopyFrom(model.skeleton)
+    constants = {place.path: place.tensor for place in constant_places(proto)}
     for number, layer in enumerate(model.layers):
         for path in layer.places:
-            find_tensor(proto, path).external_data.add(key=_MARK, value=str(number))
+            if path not in constants:
+                raise CorruptArchive(f"layer {layer.name!r}: {path} is not a constant; the archive is damaged")
+            constants[path].external_data.add(key=_MARK, value=str(number))
     taken = {str(name) for _, scope in scopes(proto) for name in names_in(scope)}
     for _, scope in reversed(list(scopes(proto))):  # inner ones first: their messages move with an outer's edit
         _convert(proto, scope, model.layers, stored, taken)

@@ -40,14 +40,14 @@ class Converted:
         model: the model.
         stored: how many layers are stored as `int8`, as `int4`, or as `float16`.
         rounded: names of layers that were rounded, each with the relative error ‖ŵ − w‖ / ‖w‖ of its weights.
-        close: how many layers differ from their float weights in the last digit, since their scales are no float32.
+        inexact: how many layers differ from their float weights in the last digit, since their scales are no float32.
         contributed: whether nodes are onnxruntime's own, since the model's opset lacks what they do.
     """
 
     model: Model
     stored: Mapping[str, int]
     rounded: Mapping[str, float]
-    close: int
+    inexact: int
     contributed: bool
 
 
@@ -88,7 +88,7 @@ def converted(
     stored: dict[int, Stored] = {}
     rounded: dict[str, float] = {}
     misfits: dict[str, list[str]] = {}
-    close = 0
+    inexact = 0
     for number, (layer, (entry, sections)) in enumerate(zip(model.layers, archive.layer_sections(), strict=True)):
         if format == "float16":
             half = _half(layer)
@@ -97,8 +97,8 @@ def converted(
         elif format in INTEGER_BITS and entry.bin_width is not None and is_matrix(layer, None):
             try:
                 width, axes = _scaling(entry, decode_scales(entry, sections))
-                stored[number], is_close = _integers(layer, width, axes, format)
-                close += is_close
+                stored[number], is_inexact = _integers(layer, width, axes, format)
+                inexact += is_inexact
             except ValueError as error:
                 misfits.setdefault(str(error), []).append(layer.name)
                 if nearest:
@@ -114,7 +114,7 @@ def converted(
         model,
         Counter(one.dtype for one in stored.values()),
         rounded,
-        close,
+        inexact,
         any(is_contributed(opset, one) for one in stored.values()),
     )
 
@@ -160,28 +160,28 @@ def _integers(layer: Layer, width: Width, axes: range, dtype: str) -> tuple[Stor
     Raises:
         ValueError: 8 bits do not hold them.
     """
-    values, largest, is_close = np.empty(layer.size, np.int8), 0.0, False
+    values, largest, is_inexact = np.empty(layer.size, np.int8), 0.0, False
     weights, scratch = layer.values.reshape(-1), np.empty(min(BLOCK, layer.size))
     product = np.empty(scratch.size, weights.dtype)
     for begin, steps in zip(range(0, layer.size, BLOCK), block_widths(width, layer.shape), strict=False):
         part = weights[begin : begin + BLOCK]
         block, out = scratch[: part.size], product[: part.size]
-        levels = np.rint(computable(part, layer.dtype) / np.float64(steps)) + 0.0
+        levels = np.rint(computable(part, layer.dtype) / np.float64(steps)) + 0.0  # −0 becomes +0, as integers have it
         largest = max(largest, float(np.abs(levels).max()))
         if largest > _most("int8"):
             raise ValueError("with levels beyond ±127")
         values[begin : begin + BLOCK] = levels
         np.multiply(levels.astype(np.float32), np.float32(steps), out=block)
         cast_product(block, layer.dtype, 1.0, block, out)
-        is_close = is_close or out.tobytes() != part.tobytes()
+        is_inexact = is_inexact or out.tobytes() != part.tobytes()
     in_function = any(place.startswith("functions") for place in layer.places)
     kind = dtype if largest <= _most(dtype) and not in_function else "int8"
     if not axes:
-        return Stored(kind, values.reshape(layer.shape), np.asarray(width, np.float32).reshape(())), is_close
+        return Stored(kind, values.reshape(layer.shape), np.asarray(width, np.float32).reshape(())), is_inexact
     along = [length if axis in axes else 1 for axis, length in enumerate(layer.shape)]
     scales = np.broadcast_to(width, along).astype(np.float32).reshape(-1)
     shape = (*layer.shape[: axes.start], scales.size, *layer.shape[axes.stop :])
-    return Stored(kind, values.reshape(shape), scales, axes.start), is_close
+    return Stored(kind, values.reshape(shape), scales, axes.start), is_inexact
 
 
 def _nearest(layer: Layer) -> tuple[Stored, float]:
