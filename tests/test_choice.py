@@ -77,7 +77,7 @@ def test_the_margin_adds_standard_errors_of_the_share() -> None:
     with pytest.raises(ConstraintError) as error:
         flips(Given(ONES[:8]), Given(ONES[:8]), margin=1.65)
     assert str(error.value) == (
-        "8 samples are too few for 25 % flips with a margin of 1.65: if none changes, it may still be 25 %; "
+        "8 samples cannot show at most 25 % flips with a margin of 1.65: if none changes, it may still be 25 %; "
         "give more samples, a smaller --margin, or --holdout 0"
     )
 
@@ -248,9 +248,7 @@ def test_the_summary_gives_advice_where_the_top_1_changes_often(folder: Path) ->
     ) in text
     again = (*COMPRESS, "--force")
     assert "advice     top-1 changed on" in command(*again, "--holdout", "0", folder=folder).stderr.decode()
-    few = (
-        "\n  advice     64 samples are few for 1 %: on others, 5.7 % may change; give more, or --max-kl, for which each"
-    )
+    few = "\n  advice     few samples (64) for 1 %: on others, 5.7 % may change; give more, or --max-kl, for which each"
     assert few in command(*again, "--max-flips", "1%", folder=folder).stderr.decode()
     for options in (("--deviation", "1e-6"), ("--size", "20kB"), ("--max-flips", "50%")):
         assert "advice" not in command(*again, *options, folder=folder).stderr.decode()

@@ -234,7 +234,7 @@ def _advice(facts: Mapping[str, Any]) -> list[str]:
     flips = facts.get("constraint", {})
     if "changed" in flips and flips["high"] > 2 * flips["limit"]:
         return [
-            f"  advice     {flips['samples']:,} samples are few for {percent(flips['limit'])}: on others, "
+            f"  advice     few samples ({flips['samples']:,}) for {percent(flips['limit'])}: on others, "
             f"{percent(flips['high'])} may change; give more, or --max-kl, for which each of them counts"
         ]
     seen = facts.get("holdout_top1") or facts.get("top1")

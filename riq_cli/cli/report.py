@@ -136,7 +136,7 @@ def report(
         say(*lines)
     missed = [gate for gate in gates if not gate["holds"]]
     if missed:
-        said = "; ".join(_missed(gate, sums) for gate in missed)
+        said = "; ".join(_missed(gate) for gate in missed)
         raise TargetError(f"{archives[-1]}: {said}", missed[0]["found"] or 0.0)
 
 
@@ -164,7 +164,7 @@ def _gates(sums: Totals, max_size: int | None, min_ratio: float | None, max_rate
     ]
 
 
-def _missed(gate: Mapping[str, Any], sums: Totals) -> str:
+def _missed(gate: Mapping[str, Any]) -> str:
     bound, found = gate["bound"], gate["found"]
     if gate["gate"] == "max-size":
         return f"{found:,} bytes ({human_size(found)}) are above --max-size {bound:,}"

@@ -14,7 +14,7 @@ from riq_cli.constraint.constraint import Constraint, Judge, Judgement, check_ma
 from riq_cli.constraint.loss import Floats, are_probabilities, log_probabilities
 from riq_cli.errors import ConstraintError, SettingsError
 from riq_cli.runtime import Array, Candidate, effective, share_of, short, sums_of, top1_changes
-from riq_cli.text import percent, wilson
+from riq_cli.text import counted, percent, wilson
 
 # Scores of the original and of a candidate → a value for each choice; NaN where the original has none.
 Compare = Callable[[Array, Array], Floats]
@@ -58,13 +58,16 @@ class _ChoiceConstraint(Constraint):
     def comparison(self, scores: Sequence[Array], axis: int) -> Compare:
         """What compares scores, given those of the original, whose classes lie along an axis."""
 
-    def bound(self, mean: float, error: float, choices: int, samples: int) -> float:
-        """The mean of some choices of some samples with the margin of its standard errors added."""
-        return mean + self.margin * error
-
     @abc.abstractmethod
-    def facts(self, mean: float, error: float, choices: int, samples: int) -> dict[str, Any]:
-        """What there is to tell of a mean, its standard error, and how many choices of how many samples it is of."""
+    def outcome(self, mean: float, error: float, choices: int, samples: int) -> tuple[float, dict[str, Any]]:
+        """The value that is held against the limit, and what else there is to tell.
+
+        Args:
+            mean: over the choices.
+            error: its standard error.
+            choices: how many there are.
+            samples: that these are of.
+        """
 
     def begin(self, original: Candidate) -> Judge:
         """What compares the scores of candidates with the original's.
@@ -103,10 +106,9 @@ class _ChoiceConstraint(Constraint):
             choices, samples = int(counts.sum()), len(counts)
             if not choices:  # all samples together have some
                 return Judgement(0.0, self.limit)
-            mean, error = share_of(sums, counts)
-            value = self.bound(mean, error, choices, samples)
-            facts: dict[str, float | str] = {"tensor": tensor, "choices": choices, "samples": samples}
-            facts |= self.facts(mean, error, choices, samples) | ({"margin": self.margin} if self.margin else {})
+            value, more = self.outcome(*share_of(sums, counts), choices, samples)
+            facts = {"tensor": tensor, "choices": choices, "samples": samples, **more}
+            facts |= {"margin": self.margin} if self.margin else {}
             return Judgement(value if math.isfinite(value) else math.inf, self.limit, facts)
 
         return judge
@@ -123,24 +125,25 @@ class FlipsConstraint(_ChoiceConstraint):
         """What finds for each choice 1 if the largest score is another class's, else 0."""
         return lambda before, after: top1_changes(before, after, axis)
 
-    def bound(self, mean: float, error: float, choices: int, samples: int) -> float:
+    def outcome(self, mean: float, error: float, choices: int, samples: int) -> tuple[float, dict[str, Any]]:
         """The share that is the margin of its own standard errors above the one that was measured, which may be 0.
 
+        Also how many choices changed, and the 95 % interval of their share.
+
         Raises:
-            ConstraintError: even if nothing changes, that is above the limit.
+            ConstraintError: even if nothing changes, that share is above the limit.
         """
         _, least = wilson(0.0, choices, self.margin)
         if least > self.limit:
             raise ConstraintError(
-                f"{samples} samples are too few for {percent(self.limit)} flips with a margin of {self.margin:g}: if "
-                f"none changes, it may still be {percent(least)}; give more samples, a smaller --margin, or --holdout 0"
+                f"{counted(samples, 'sample')} cannot show at most {percent(self.limit)} flips with a margin of "
+                f"{self.margin:g}: if none changes, it may still be {percent(least)}; give more samples, a smaller "
+                "--margin, or --holdout 0"
             )
-        return wilson(mean, effective(mean, error, samples, choices), self.margin)[1]
-
-    def facts(self, mean: float, error: float, choices: int, samples: int) -> dict[str, Any]:
-        """How many choices changed, and the 95 % interval of their share."""
-        low, high = wilson(mean, effective(mean, error, samples, choices))
-        return {"changed": round(mean * choices), "low": short(low), "high": short(high)}
+        independent = effective(mean, error, samples, choices)
+        low, high = wilson(mean, independent)
+        facts = {"changed": round(mean * choices), "low": short(low), "high": short(high)}
+        return wilson(mean, independent, self.margin)[1], facts
 
 
 @dataclass(frozen=True)
@@ -169,9 +172,9 @@ class KLConstraint(_ChoiceConstraint):
 
         return compare
 
-    def facts(self, mean: float, error: float, choices: int, samples: int) -> dict[str, Any]:
-        """The mean divergence and its standard error."""
-        return {"kl": mean, "standard_error": short(error)}
+    def outcome(self, mean: float, error: float, choices: int, samples: int) -> tuple[float, dict[str, Any]]:
+        """The mean with the margin of its standard errors added; also both of them."""
+        return mean + self.margin * error, {"kl": mean, "standard_error": short(error)}
 
 
 def _chosen(original: Candidate, output: str | None) -> str:

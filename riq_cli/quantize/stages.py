@@ -58,7 +58,7 @@ def feed_columns(
     weights, step = plan.some_rows(layer) / peak, width / peak
 
     def cost(damping: Damping) -> float:
-        trial = _with_factors(plan, layer, fit, damping, Factor, without)
+        trial = _with_factors(plan, fit, damping, Factor, without)
         widths = trial.column_widths(step)
         symbols, _ = rounded(weights, widths, None, trial.factors)
         bits = _table_bits(symbols) + _CODE_BITS * plan.columns.size * bool(trial.columns.any())
@@ -69,12 +69,11 @@ def feed_columns(
     bits = _table_bits(nearest.astype(np.int32)) + _error_bits(judge, nearest * step - weights, fit.mean)
     if least >= bits:
         return plan
-    return _with_factors(plan, layer, every, damping, PackedFactor, without)
+    return _with_factors(plan, every, damping, PackedFactor, without)
 
 
 def _with_factors(
     plan: LayerPlan,
-    layer: Layer,
     hessian: Hessian,
     damping: Damping,
     kind: type[Factor] | type[PackedFactor],
