@@ -244,7 +244,7 @@ def test_a_target_named_twice_is_one_point(folder: Path) -> None:
     [
         (
             2,
-            r"no preset is named 'tiny'; there are fast, balanced, small, smallest, paper",
+            r"no preset is named 'tiny'; there are fast, balanced, small, smallest, deployable, paper",
             ("--presets", "tiny"),
         ),
         (2, r"a deviation of 2 is not in \(0, 1\]", ("--deviations", "2")),
