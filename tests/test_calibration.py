@@ -585,6 +585,9 @@ MODULE = """
     def arrays():
         return [np.zeros((1, 3), np.float32)]
 
+    def by_input():
+        return {"x": [[0.0] * 3, [1.0] * 3]}
+
     def nothing():
         return None
 """
@@ -611,6 +614,11 @@ def test_a_callable_gives_feeds(name: str, module: str) -> None:
     assert sys.path == before
 
 
+def test_a_callable_gives_arrays_by_input_as_an_npz_file_does(module: str) -> None:
+    feeds = [{"x": np.full((1, 3), n, np.float32)} for n in range(2)]
+    assert_samples(Calibration.load(f"{module}:by_input").samples([X]), feeds, [1, 1])
+
+
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
@@ -620,7 +628,7 @@ def test_a_callable_gives_feeds(name: str, module: str) -> None:
         ("broken_generator", ("feeding:broken_generator: OSError: half way",)),
         ("number", ("feeding:number: TypeError: ",)),
         ("nothing", ("feeding:nothing: TypeError: ",)),
-        ("arrays", ("feeding:arrays: gives ndarray, not feeds",)),
+        ("arrays", ("feeding:arrays: gives a list of ndarray; give one mapping from input names to arrays",)),
     ],
 )
 def test_a_callable_that_fails_is_an_error_that_names_it(name: str, parts: tuple[str, ...], module: str) -> None:

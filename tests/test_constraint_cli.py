@@ -76,6 +76,9 @@ def test_under_a_loss_the_whole_way(folder: Path) -> None:
         assert "accuracy 0.9688 →" in text
 
     verify = ("verify", "cnn.riqz", "--against", "cnn.onnx", "--calibration", "heldout.npz")
+    unjudged = b"riq: warning: cnn.riqz: was made to keep a loss, which is not judged without --labels; give it\n"
+    assert riq(*verify, folder=folder).stderr == unjudged
+    assert riq(*verify, "--objective", "deviation", folder=folder).stderr == b""
     done = riq(*verify, "--labels", "heldout_labels.npy", "--max-loss-increase", "1000%", "--json", folder=folder)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -157,7 +160,10 @@ LABELS = ("--labels", "calibration_labels.npy")
         (2, "--metric belongs to --objective metric, not to loss", (*LABELS, "--metric", "evaluation:accuracy")),
         (2, "--labels belongs to --objective loss, not to deviation", (*LABELS, "--objective", "deviation")),
         (2, "--objective loss needs --labels", ("--objective", "loss")),
-        (2, "--objective metric needs --metric", ("--max-drop", "1%")),
+        (2, "--objective metric needs --metric", ("--objective", "metric")),
+        (2, "--max-drop needs --metric", ("--max-drop", "1%")),
+        (2, "--max-loss-increase needs --labels", ("--max-loss-increase", "1%")),
+        (2, "--image-layout prepares a folder of images", ("--image-layout", "nhwc")),
         (2, "'much' is not a fraction; write 0.01 or 1%", (*LABELS, "--max-loss-increase", "much")),
         (2, "size and a constraint are two goals", (*LABELS, "--size", "5kB")),
         (2, "a margin of -1 standard errors is negative", (*LABELS, "--margin", "-1")),

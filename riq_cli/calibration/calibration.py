@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riq_cli.calibration.arrays import cut, read_numpy
-from riq_cli.calibration.feeds import call, random_samples, test_data, whole_feeds
+from riq_cli.calibration.feeds import called, random_samples, test_data, whole_feeds
 from riq_cli.calibration.images import IMAGE_SUFFIXES, ImageOptions, image_samples
 from riq_cli.calibration.inputs import Sample, Warn, describe, unknown_dimensions
 from riq_cli.errors import CalibrationError
@@ -57,7 +57,7 @@ class Calibration:
             return cls.from_arrays(read_numpy(path, without), "npz" if path.suffix == ".npz" else "npy")
         module, colon, name = text.partition(":")
         if colon and not path.exists():
-            return cls("python", lambda inputs, dims, batch, warn: whole_feeds(call(module, name), inputs, warn))
+            return cls("python", lambda inputs, dims, batch, warn: called(module, name, inputs, batch, warn))
         if not path.exists():
             raise CalibrationError(f"{path}: no such file or folder")
         raise CalibrationError(

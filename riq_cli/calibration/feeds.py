@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from riq_cli.calibration.arrays import cut
 from riq_cli.calibration.inputs import Feed, Sample, Warn, as_taken, check_names, fits, shape_error, sizes
 from riq_cli.callables import blamed, imported
 from riq_cli.errors import CalibrationError, ModelError
@@ -34,23 +35,26 @@ def _whole_feed(feed: Mapping[str, NDArray[Any]], inputs: Sequence[ModelInput], 
     return taken
 
 
-def call(module: str, name: str) -> Iterable[Mapping[str, NDArray[Any]]]:
-    """The feeds from `module:callable`: an iterable, or an onnxruntime CalibrationDataReader.
+def called(module: str, name: str, inputs: Sequence[ModelInput], batch: int, warn: Warn) -> list[Sample]:
+    """Samples from `module:callable`: arrays by input, as in an .npz file; feeds; or a CalibrationDataReader.
 
     Raises:
-        CalibrationError: whatever goes wrong in the module, which is the user's own.
+        CalibrationError: whatever goes wrong in the module, which is the user's own, or samples that do not fit.
     """
     source = imported(f"{module}:{name}", CalibrationError)
     with blamed(f"{module}:{name}", CalibrationError):
         result = source() if callable(source) else source
         reader = getattr(result, "get_next", None)
         feeds = list(iter(reader, None)) if reader is not None else list(result)
+    if isinstance(result, Mapping):
+        return cut({key: np.asarray(array) for key, array in result.items()}, inputs, batch, warn)
     for feed in feeds:
         if not isinstance(feed, Mapping):
             raise CalibrationError(
-                f"{module}:{name}: gives {type(feed).__name__}, not feeds: mappings from input names to arrays"
+                f"{module}:{name}: gives a list of {type(feed).__name__}; give one mapping from input names to arrays, "
+                "with a row for each sample, or a list of such mappings, one for each run of the model"
             )
-    return feeds
+    return whole_feeds(feeds, inputs, warn)
 
 
 def test_data(sets: Sequence[Path], inputs: Sequence[ModelInput], warn: Warn) -> list[Sample]:

@@ -145,7 +145,7 @@ def compress(
     from riq_cli.pipeline import PRESETS, Settings
     from riq_cli.pipeline import compress as compress_model
 
-    images = options.taken(settings, options.IMAGES)
+    images = options.image_options_for(settings, calibration)
     layout = _layout(settings)
     asked = options.taken(settings, constraints.OPTIONS)
     constraint, data = constraints.load(asked, calibration, images, settings["outputs"])

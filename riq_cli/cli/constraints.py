@@ -95,7 +95,8 @@ def load(
         given = {name: told[name] for name in _TOLD if name in told} | given
     needed = _NEEDED.get(objective)
     if needed is not None and needed not in given:
-        raise click.UsageError(f"--objective {objective} needs --{needed.replace('_', '-')}")
+        asks = f"--{objectives[objective].replace('_', '-')}" if objective in objectives else f"--objective {objective}"
+        raise click.UsageError(f"{asks} needs --{needed.replace('_', '-')}")
     if objective == "loss":
         if calibration is None:
             raise click.UsageError("--labels are those of real samples; give these with --calibration")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -118,7 +119,7 @@ image_options = grouped(
     click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), help="[default: rgb]"),
     click.option("--image-layout", type=click.Choice(["nchw", "nhwc"]), help="Order of axes. [default: nchw]"),
 )  # fmt: skip
-IMAGES = ("mean", "std", "scale", "channel_order", "image_layout")
+_IMAGES = ("mean", "std", "scale", "channel_order", "image_layout")
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,6 +130,19 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
 def taken(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """The options of these names that have a value; all of these names are taken out of the others."""
     return given({name: options.pop(name, None) for name in names})
+
+
+def image_options_for(options: dict[str, Any], *sources: str | None) -> dict[str, Any]:
+    """The options of images that have a value, taken out of the others.
+
+    Raises:
+        UsageError: there are some, and every source of samples is an array file or a callable, or there is none.
+    """
+    images = taken(options, _IMAGES)
+    if images and all(source is None or Path(source).is_file() or ":" in source for source in sources):
+        option = next(iter(images)).replace("_", "-")
+        raise click.UsageError(f"--{option} prepares a folder of images; arrays and functions give samples as they are")
+    return images
 
 
 def check_k(allocation: str) -> None:

@@ -83,7 +83,7 @@ def run(
     from riq_cli.runtime import Runtime, stacked_outputs
     from riq_cli.session import open_session
 
-    calibration = options.load_calibration(data, options.taken(running, options.IMAGES))
+    calibration = options.load_calibration(data, options.image_options_for(running, data))
     dims, batch_size = running.pop("dims"), running.pop("batch_size")
     runtime = Runtime(**running)
     runtime.check()

@@ -112,7 +112,7 @@ def sweep(
     it stopped: points that FILE holds, of the same model, samples and settings, are not computed again. A target that
     is out of reach is a point too, with the best deviation that was measured.
     """
-    images = options.taken(settings, options.IMAGES)
+    images = options.image_options_for(settings, calibration, validation)
     path = None if csv_path in (None, "-") else csv_path
     presets = presets or (_PRESETS if ks is None else ("paper",))
     check_stdout({"--json": as_json, "-o -": csv_path == "-"})

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from riq_cli.runtime import Deviation
 
 _WORST = 5  # samples that -v names
+_CHANCE = 3  # standard errors above a bound from which it is not by chance
 
 
 @click.command(
@@ -97,7 +98,7 @@ def verify(
     check_stdout({"--json": as_json, "--html -": page_path == "-"})
     check_outputs((page_path,), (archive, against, calibration, *constraints.files(running)), force)
     options.check_format(format, nearest, convert_activations)
-    images = options.taken(running, options.IMAGES)
+    images = options.image_options_for(running, calibration)
     asked = options.taken(running, constraints.OPTIONS)
     margin = asked.get("margin", 0.0)
     check_margin(margin)
@@ -108,6 +109,8 @@ def verify(
         original = options.load_model(against, follow_links)
         if not quiet and original.source and manifest.source.get("sha256") not in (None, original.source.sha256):
             warn_line(f"{against}: is not the file that {archive} was made from (their SHA-256 differ)")
+        if not quiet and constraint is None and "objective" not in asked:
+            _warn_of_unjudged(archive, manifest.settings.get("objective"))
         bound = manifest.settings.get("deviation") if deviation is None else deviation
         with options.coding_executor(manifest.layers) as executor, Wait("measuring", quiet) as wait:
             needed = constraint is None or bound is not None
@@ -173,12 +176,20 @@ def _text(document: Mapping[str, Any], found: Deviation, reserved: str) -> list[
     return lines
 
 
+def _warn_of_unjudged(archive: str, objective: str | None) -> None:
+    """Say so where an archive was made to keep what needs labels or a function, and neither is given."""
+    if objective in ("loss", "metric"):
+        option = "--labels" if objective == "loss" else "--metric"
+        warn_line(f"{archive}: was made to keep a {objective}, which is not judged without {option}; give it")
+
+
 def _excess(errors: float, samples: int) -> str:
     """How far a mean is above its bound, in its standard errors, and what to do about it."""
     if errors < 0:
         return f"the mean of {samples} samples is within the bound, but by less than the margin"
     by = "less than one standard error" if errors < 1 else _standard_errors(errors)
-    return f"above by {by} of {samples} samples; give riq compress a --margin or more samples"
+    advice = "a --margin or more samples" if errors < _CHANCE else "samples more like these, or a smaller --deviation"
+    return f"above by {by} of {samples} samples; give riq compress {advice}"
 
 
 def _standard_errors(count: float) -> str:
