@@ -135,6 +135,7 @@ def test_the_divergence_of_probabilities_or_of_the_softmax_of_logits(form: Any) 
     found = divergence([form(P), form(P)], [form(P), form(Q)])
     assert found.value == found.facts["kl"] == pytest.approx(KL / 2, rel=1e-12)
     assert found.facts["standard_error"] == pytest.approx(KL / 2, rel=1e-2)  # of 0 and KL; three digits
+    assert divergence([form(P)], [form(Q)]).facts["standard_error"] is None  # of one sample, it is not known
     added = divergence([form(P), form(P)], [form(P), form(Q)], margin=2.0)
     assert added.value == pytest.approx(KL / 2 + 2 * KL / 2, rel=1e-12)
 

@@ -239,6 +239,8 @@ def test_a_judgement_says_what_the_margin_added() -> None:
     assert judgement(kl | {"tensor": "y"}) == (
         "KL divergence at y 0.015 ± 0.005 nats (0.02 with 1 standard error ABOVE 0.01), 9 choices"
     )
+    one = {"value": 0.02, "limit": 0.1, "holds": True, "kl": 0.02, "standard_error": None, "choices": 1}
+    assert judgement(one) == "KL divergence 0.02 nats (0.02 ≤ 0.1), 1 choice"
     for fact in ("text", None, True, -1e30):
         strange = {"value": None, "limit": None, "tensor": fact, "margin": fact, "choices": fact, "low": fact}
         assert judgement(strange | {"changed": fact}).startswith("top-1 at ")

@@ -105,7 +105,8 @@ def test_some_are_left_out_with_a_warning_that_names_them(batch: int, tmp_path: 
     data = samples(24, slice(0, None, 2))
     archive = riq.compress(mlp(tmp_path), data, warn=warnings.append, batch_size=batch, **PRESETS["fast"])
     assert warnings == [
-        "12 samples of 24 (1, 3, 5, 7, 9, …) left out: the model's outputs there are NaN, infinite, all zero or empty"
+        "12 samples of 24 (0, 2, 4, 6, 8, …; numbered from 0) left out: the model's outputs "
+        "there are NaN, infinite, all zero or empty"
     ]
     assert measured(archive).samples == archive.manifest.calibration["samples"] == 12
     assert 0 < archive.manifest.result["deviation"] <= 0.01
@@ -126,7 +127,8 @@ def test_verify_leaves_them_out_too(tmp_path: Path) -> None:
     assert found.tensors[0].samples == 3
     assert found.mean == pytest.approx(np.mean(found.samples))
     assert warnings == [
-        "2 samples of 5 (2, 3) left out: the model's outputs there are NaN, infinite, all zero or empty"
+        "2 samples of 5 (1, 2; numbered from 0) left out: the model's outputs there "
+        "are NaN, infinite, all zero or empty"
     ]
     with pytest.raises(CalibrationError, match=NOTHING):
         riq.verify(archive, model, samples(5, slice(None)))

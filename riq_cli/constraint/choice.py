@@ -173,8 +173,8 @@ class KLConstraint(_ChoiceConstraint):
         return compare
 
     def outcome(self, mean: float, error: float, choices: int, samples: int) -> tuple[float, dict[str, Any]]:
-        """The mean with the margin of its standard errors added; also both of them."""
-        return mean + self.margin * error, {"kl": mean, "standard_error": short(error)}
+        """The mean with the margin of its standard errors added; also both of them, if there are two samples."""
+        return mean + self.margin * error, {"kl": mean, "standard_error": short(error) if samples > 1 else None}
 
 
 def _chosen(original: Candidate, output: str | None) -> str:

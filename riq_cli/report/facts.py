@@ -79,7 +79,8 @@ def top1_text(found: Mapping[str, Any], brief: bool = False) -> str:
     of = "" if samples == choices else f" in {counted(samples, 'sample')}"
     share = kept / choices
     share_text = "" if brief else f", {percent(share)}"
-    return f"{kept:,} of {choices:,} choices{of}{share_text} ({interval_text(share, found.get('effective', samples))})"
+    interval = interval_text(share, found.get("effective", samples))
+    return f"{kept:,} of {counted(choices, 'choice')}{of}{share_text} ({interval})"
 
 
 def with_derived(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,18 +140,18 @@ def judgement(found: Mapping[str, Any], brief: bool = False) -> str:
         text = f"loss {_fact(found['loss_before'])} → {_fact(found.get('loss_after'))} ({change})"
         if "accuracy_before" in found:
             text += f", accuracy {_fact(found['accuracy_before'])} → {_fact(found.get('accuracy_after'))}"
-        return text if brief else f"{text}, {_fact(found.get('samples'))} samples; {found.get('measure', '')}"
+        return text if brief else f"{text}, {_counted(found.get('samples'), 'sample')}; {found.get('measure', '')}"
     if "changed" in found:
         low, high = (_percent(found.get(name)) for name in ("low", "high"))
         return (
-            f"top-1{where} changed on {_fact(found['changed'])} of {_fact(found.get('choices'))} choices "
+            f"top-1{where} changed on {_fact(found['changed'])} of {_counted(found.get('choices'), 'choice')} "
             f"({_percent(value)}{added} {sign} {_percent(limit)}; 95 % interval {low} to {high})"
         )
     bound = f"{shown(value)}{added} {sign} {shown(limit, 'g')}"
     if "kl" in found:
-        error = _fact(found.get("standard_error"))
-        choices = _fact(found.get("choices"))
-        return f"KL divergence{where} {_fact(found['kl'])} ± {error} nats ({bound}), {choices} choices"
+        error = found.get("standard_error")
+        kl = _fact(found["kl"]) if error is None else f"{_fact(found['kl'])} ± {_fact(error)}"
+        return f"KL divergence{where} {kl} nats ({bound}), {_counted(found.get('choices'), 'choice')}"
     if "score_before" in found:
         return f"score {_fact(found['score_before'])} → {_fact(found.get('score_after'))} (drop {bound})"
     return ", ".join([bound, *(f"{key} {_fact(fact)}" for key, fact in found.items() if key not in _VALUES)])
@@ -166,6 +167,11 @@ def _fact(fact: Any) -> str:
     if isinstance(fact, int) and not isinstance(fact, bool):
         return f"{fact:,}"
     return shown(fact) if fact is None or isinstance(fact, float) else str(fact)
+
+
+def _counted(fact: Any, noun: str) -> str:
+    """A number of things that may not be a number."""
+    return f"{_fact(fact)} {noun}{'' if fact == 1 else 's'}"
 
 
 def reservation(kind: Any) -> str:

@@ -124,13 +124,13 @@ class Evaluator:
         for name in self._undefined_tensors:
             warn(f"tensor {name!r} left out: it is NaN, infinite or all zero on all samples")
         defined = list(itertools.chain.from_iterable(self.defined))
-        numbers = [str(number) for number, is_defined in enumerate(defined, 1) if not is_defined]
+        numbers = [str(number) for number, is_defined in enumerate(defined) if not is_defined]
         if not numbers:
             return
         some = ", ".join(numbers if len(numbers) <= _NAMED + 1 else [*numbers[:_NAMED], "…"])
         warn(
-            f"{counted(len(numbers), 'sample')} of {len(defined)} ({some}) left out: the model's outputs there are "
-            "NaN, infinite, all zero or empty"
+            f"{counted(len(numbers), 'sample')} of {len(defined)} ({some}; numbered from 0) left out: the model's "
+            "outputs there are NaN, infinite, all zero or empty"
         )
 
     def on(self, numbers: Sequence[int]) -> Evaluator:
