@@ -567,11 +567,11 @@ STORED = zlib.compress(SKELETON, 9)
 OF_SECTIONS: dict[str, Refused] = {
     "longer": (
         WHOLE + b"\0", CorruptArchive,
-        f"the archive is longer than its manifest says: {len(WHOLE) + 1} bytes instead of {len(WHOLE)}",
+        f"the archive is longer than its manifest says: {len(WHOLE) + 1:,} bytes instead of {len(WHOLE):,}",
     ),
     **{
         f"{n} missing": (
-            WHOLE[:-n], CorruptArchive, f"the archive is cut off: {len(WHOLE) - n} bytes instead of {len(WHOLE)}",
+            WHOLE[:-n], CorruptArchive, f"the archive is cut off: {len(WHOLE) - n:,} bytes instead of {len(WHOLE):,}",
         )
         for n in (1, len(SECTIONS))
     },
@@ -615,7 +615,7 @@ def test_a_model_beyond_the_limit() -> None:
     with pytest.raises(LimitExceeded) as caught:
         opened(data, needed - 1)
     assert str(caught.value) == (
-        f"the restored model needs {needed} bytes, the limit is {needed - 1}; "
+        f"the restored model needs {needed:,} bytes, the limit is {needed - 1:,}; "
         "if you trust the archive, raise it with --max-size"
     )
 
@@ -628,7 +628,7 @@ def test_every_copy_of_a_tensor_counts() -> None:
 
 def test_the_limit_is_8_gib_unless_told_otherwise() -> None:
     data = packed(changed(shape=[1 << 31]))
-    message = f"the restored model needs {(8 << 30) + len(SKELETON)} bytes, the limit is {8 << 30}"
+    message = f"the restored model needs {(8 << 30) + len(SKELETON):,} bytes, the limit is {8 << 30:,}"
     with pytest.raises(LimitExceeded, match=message):
         Archive.open(io.BytesIO(data))
 

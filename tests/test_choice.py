@@ -270,7 +270,7 @@ def test_what_does_not_go_together_is_a_usage_error(folder: Path) -> None:
     fails(2, "--max-kl belongs to --objective kl, not to flips; there is one constraint at a time", *COMPRESS,
           "--max-flips", "1%", "--max-kl", "1", folder=folder)  # fmt: skip
     fails(2, "--objective flips needs --max-flips", *COMPRESS, "--objective", "flips", folder=folder)
-    fails(2, "size and a constraint are two goals", *COMPRESS, "--max-flips", "1%", "--size", "30kB", folder=folder)
+    fails(2, "--size 30000 and a constraint", *COMPRESS, "--max-flips", "1%", "--size", "30kB", folder=folder)
 
 
 def test_a_model_without_a_choice_names_its_outputs(tmp_path: Path) -> None:

@@ -347,7 +347,7 @@ COMPRESS = "compress model.onnx --calibration calibration.npz -o t.riqz"
         (1, "cut.riqz: the archive is cut off: ", "decompress cut.riqz"),
         (1, "flipped.riqz: layer 'second.weight': .*; the archive is damaged", "decompress flipped.riqz"),
         (1, "newer.riqz: archive version 9; .* install a newer one", "decompress newer.riqz"),
-        (1, "the limit is 1000; .* raise it with --max-size", "decompress model.riqz -o t.onnx --max-size 1kB"),
+        (1, "the limit is 1,000; .* raise it with --max-size", "decompress model.riqz -o t.onnx --max-size 1kB"),
         # samples: names, shapes and types show both sides
         (1, r"data has y; the model's inputs are x float32\[batch, 16\]",
          "compress model.onnx --calibration name.npz -f"),

@@ -260,7 +260,7 @@ def test_settings_that_mean_nothing_are_refused() -> None:
     for wrong, message in (
         ({"deviation": 0}, "a deviation of 0 is not in"),
         ({"deviation": 1.5}, "a deviation of 1.5 is not in"),
-        ({"ratio": 3, "size": 5}, "ratio and size are two goals"),
+        ({"ratio": 3, "size": 5}, "ratio = 3 and size = 5 are two goals"),
         ({"exclude": ("b", "\udcff*")}, r"'\\udcff\*' is not valid UTF-8, as all names in a model are"),
         ({"dims": {"\udcff": 3}}, r"'\\udcff' is not valid UTF-8, as all names in a model are"),
         ({"rate": 0}, "rate = 0 is not positive"),
@@ -384,4 +384,5 @@ def test_a_pattern_that_matches_nothing_is_told_and_vectors_alone_are_coded(tmp_
     warnings: list[str] = []
     archive = riq.compress(model, data, include=("first.bias",), exclude=("frist.*",), warn=warnings.append)
     assert [entry.name for entry in archive.manifest.layers] == ["first.bias"]
-    assert warnings == ["no layer is named 'frist.*'"]
+    there = "there are 'first.weight', 'first.bias', 'second.weight' and 1 more"
+    assert warnings == [f"no layer is named 'frist.*'; {there}"]

@@ -437,7 +437,7 @@ def test_a_loss_is_taken_of_the_models_own_output_or_of_the_one_that_is_named(tm
 
 def test_goals_that_contradict_a_constraint_are_refused(dense: riq.Model) -> None:
     for goal in ("ratio", "size", "rate", "k"):
-        with pytest.raises(SettingsError, match=f"{goal} and a constraint are two goals"):
+        with pytest.raises(SettingsError, match=f"{goal} = 5 and a constraint are two goals"):
             riq.Settings(constraint=Never(), **{goal: 5})
     with pytest.raises(SettingsError, match="give the constraint with the settings"):
         riq.compress(dense, None, riq.Settings(), constraint=Never())

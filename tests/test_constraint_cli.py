@@ -165,7 +165,7 @@ LABELS = ("--labels", "calibration_labels.npy")
         (2, "--max-loss-increase needs --labels", ("--max-loss-increase", "1%")),
         (2, "--image-layout prepares a folder of images", ("--image-layout", "nhwc")),
         (2, "'much' is not a fraction; write 0.01 or 1%", (*LABELS, "--max-loss-increase", "much")),
-        (2, "size and a constraint are two goals", (*LABELS, "--size", "5kB")),
+        (2, "--size 5000 and a constraint are two goals", (*LABELS, "--size", "5kB")),
         (2, "a margin of -1 standard errors is negative", (*LABELS, "--margin", "-1")),
         (2, "a fixed layout is chosen by a constraint", ("--layout", "fixed")),
         (2, "--bits belongs to --layout fixed", (*LABELS, "--bits", "4")),

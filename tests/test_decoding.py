@@ -80,7 +80,7 @@ def test_codes_count_against_the_bound() -> None:
     data = packed(MANIFEST | {"layers": [layer], "requires": ["scales"]}, SECTIONS[: -len(TABLE)] + b"?" + TABLE)
     assert opened(data, 1 << 27).manifest.restored < 1 << 25
     with pytest.raises(
-        LimitExceeded, match=r"^the codes of a layer need 67108864 bytes, which with those of the model"
+        LimitExceeded, match=r"^the codes of a layer need 67,108,864 bytes, which with those of the model"
     ):
         opened(data, 1 << 26)
 

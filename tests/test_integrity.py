@@ -72,7 +72,7 @@ def test_of_several_archives_each_gets_its_line(folder: Path) -> None:
 
 
 def test_the_limit_of_memory_holds(folder: Path) -> None:
-    fails(1, "the limit is 1000; .* raise it with --max-size", "test", "whole.riqz", "--max-size", "1kB", folder=folder)
+    fails(1, "the limit is 1,000; .* --max-size", "test", "whole.riqz", "--max-size", "1kB", folder=folder)
     fails(2, "only one archive can come from stdin", "test", "-", "-", folder=folder)
 
 

@@ -312,6 +312,8 @@ def test_the_command_makes_the_same_bytes_again(tmp_path: Path) -> None:
     assert riq(tmp_path, "compress", "model.onnx", *given).returncode == 0
     first = (tmp_path / "model.riqz").read_bytes()
     again = json.loads(riq(tmp_path, "report", "model.riqz", "--json").stdout)["command"]
+    shown = riq(tmp_path, "report", "model.riqz").stdout
+    assert f"exclude = second*, max_bits = 8, outputs = {name}" in shown and "dims = batch=1" in shown
     program, *arguments = shlex.split(again)
     assert program == "riq"
     for placeholder, name in (("MODEL", "model.onnx"), ("DATA", "calibration.npz")):

@@ -99,7 +99,7 @@ def test_what_goes_wrong(folder: Path) -> None:
     np.savez(folder / "other.npz", y=X)
     fails(1, "text.txt: not an ONNX model but text", "run", "text.txt", *given, folder=folder)
     fails(1, "flipped.riqz: layer '.*'.*; the archive is damaged", "run", "flipped.riqz", *given, folder=folder)
-    fails(1, "the limit is 1000; .* --max-size", "run", "model.riqz", *given, "--max-size", "1kB", folder=folder)
+    fails(1, "the limit is 1,000; .* --max-size", "run", "model.riqz", *given, "--max-size", "1kB", folder=folder)
     fails(1, "has y; the model's inputs are x", "run", "model.riqz", "--input", "other.npz", folder=folder)
     fails(2, "onnxruntime has no 'GPU' here", "run", "model.riqz", *given, "--provider", "GPU", folder=folder)
     for name, message, force in (("samples.npz", "is read by", ["-f"]), ("restored.onnx", "exists already", [])):

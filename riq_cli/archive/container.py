@@ -107,19 +107,19 @@ class Archive:
         manifest = Manifest.from_bytes(manifest_bytes)
         if manifest.restored > max_size:
             raise LimitExceeded(
-                f"the restored model needs {manifest.restored} bytes, the limit is {max_size}; "
+                f"the restored model needs {manifest.restored:,} bytes, the limit is {max_size:,}; "
                 "if you trust the archive, raise it with --max-size"
             )
         beside = max((layer.code_memory for layer in manifest.layers), default=0)
         if beside > max(max_size - manifest.restored, limits.BESIDE):
             raise LimitExceeded(
-                f"the codes of a layer need {beside} bytes, which with those of the model are above the limit of "
-                f"{max_size}; if you trust the archive, raise it with --max-size"
+                f"the codes of a layer need {beside:,} bytes, which with those of the model are above the limit of "
+                f"{max_size:,}; if you trust the archive, raise it with --max-size"
             )
         archive = cls(manifest, source, HEADER.size + stored, stored, max_size)
         if archive.size != size:
             what = "cut off" if size < archive.size else "longer than its manifest says"
-            raise CorruptArchive(f"the archive is {what}: {size} bytes instead of {archive.size}")
+            raise CorruptArchive(f"the archive is {what}: {size:,} bytes instead of {archive.size:,}")
         return archive
 
     def described(self, **fields: Mapping[str, Any]) -> Archive:

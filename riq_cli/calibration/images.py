@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from riq_cli.calibration.inputs import Sample, describe, sizes
 from riq_cli.errors import CalibrationError
 from riq_cli.model import ModelInput
-from riq_cli.text import first_line
+from riq_cli.text import counted, first_line
 
 IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .bmp .webp .gif .tif .tiff .ppm .pgm".split())
 
@@ -87,6 +87,6 @@ def _image(file: Path, channels: int, height: int, width: int, dtype: str, optio
     if np.dtype(dtype).kind == "f":
         for name, values in (("--mean", options.mean), ("--std", options.std)):
             if len(values) not in (1, channels):
-                raise CalibrationError(f"{name}: {len(values)} values for {channels} channels")
+                raise CalibrationError(f"{name}: {counted(len(values), 'value')} for {counted(channels, 'channel')}")
         pixels = (pixels * options.scale - np.array(options.mean)) / np.array(options.std)
     return (pixels.transpose(2, 0, 1) if options.image_layout == "nchw" else pixels).astype(dtype)

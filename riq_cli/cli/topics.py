@@ -47,7 +47,8 @@ def topics(ctx: click.Context, topic: str | None) -> None:
         _show(root.get_help())
     elif topic in TOPICS:
         path = "FORMAT.md" if topic == "format" else f"docs/{topic}.md"
-        _show(files("riq_cli").joinpath(path).read_text(encoding="utf-8").rstrip())
+        lines = files("riq_cli").joinpath(path).read_text(encoding="utf-8").rstrip().splitlines()
+        _show("\n".join(line for line in lines if not line.startswith("<!--")))  # marks for the bench
     elif command := _group(ctx).get_command(root, topic):
         _show(command.get_help(click.Context(command, root, topic)))
     else:

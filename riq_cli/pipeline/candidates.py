@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from riq_cli.model import Layer, Model
 from riq_cli.pipeline.progress import Warn
@@ -27,7 +27,8 @@ def candidates(model: Model, settings: Settings, warn: Warn) -> Model:
     """
     for pattern in (*settings.include, *settings.exclude):
         if not any(fnmatch.fnmatchcase(layer.name, pattern) for layer in model.layers):
-            warn(f"no layer is named {pattern!r}")
+            there = f"; there are {_listed(model.layers)}" if model.layers else ""
+            warn(f"no layer is named {pattern!r}{there}")
     for name in model.repeated_names:
         warn(
             f"the model gives the name {shortened(name)!r} to several tensors, which are kept exact: "
@@ -48,14 +49,19 @@ def candidates(model: Model, settings: Settings, warn: Warn) -> Model:
         exact = {_STRUCTURAL: [layer for layer in exact.get(_STRUCTURAL, ()) if is_matrix(layer, None)]}
     for reason, layers in exact.items():
         if layers:
-            names = ", ".join(repr(shortened(layer.name)) for layer in layers[:_NAMED])
-            more = f" and {len(layers) - _NAMED} more" if len(layers) > _NAMED else ""
             kind = "included layer" if settings.include else "layer"
-            warn(f"{counted(len(layers), kind)} kept exact, {reason}: {names}{more}")
+            warn(f"{counted(len(layers), kind)} kept exact, {reason}: {_listed(layers)}")
     size = sum(layer.values.nbytes for layer in chosen.layers)
     if model.is_quantized and not settings.include and size < _REMAINS * chosen.nbytes:
         return model.select(lambda layer: False)
     return chosen
+
+
+def _listed(layers: Sequence[Layer]) -> str:
+    """The names of the first layers, and how many more there are."""
+    names = ", ".join(repr(shortened(layer.name)) for layer in layers[:_NAMED])
+    more = f" and {len(layers) - _NAMED} more" if len(layers) > _NAMED else ""
+    return names + more
 
 
 def _matches(layer: Layer, patterns: Iterable[str]) -> bool:

@@ -224,11 +224,12 @@ class Settings:
         goals = {name: getattr(self, name) for name in ("ratio", "size", "rate", "k")}
         given = [name for name, value in goals.items() if value is not None]
         if given and self.constraint is not None:
-            raise SettingsError(f"{given[0]} and a constraint are two goals; give one of them")
+            raise SettingsError(f"{given[0]} = {goals[given[0]]:.9g} and a constraint are two goals; give one of them")
         if not given and self.deviation is None and self.constraint is None:
             object.__setattr__(self, "deviation", DEFAULT_DEVIATION)
         if len(given) > 1:
-            raise SettingsError(f"{' and '.join(given)} are two goals; give one of them")
+            values = " and ".join(f"{name} = {goals[name]:.9g}" for name in given)
+            raise SettingsError(f"{values} are two goals; give one of them")
         if self.deviation is not None and not 0 < self.deviation <= 1:
             raise SettingsError(f"a deviation of {self.deviation:g} is not in (0, 1]; 0.01 is 1 %")
         for name in given:

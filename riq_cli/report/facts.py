@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -65,7 +66,11 @@ def facts(archive: Archive) -> list[tuple[str, str]]:
     found.append(("search", searched(result)))
     if "layout" in result:
         found.append(("layout", layers_at(result["layout"])))
-    settings = ", ".join(f"{key} = {value}" for key, value in named(manifest.settings).items() if value is not None)
+    settings = ", ".join(
+        f"{key} = {' '.join(itertools.chain(*_values(value))) or value}"
+        for key, value in named(manifest.settings).items()
+        if value is not None
+    )
     return [*found, ("settings", f"{settings}; {manifest.creator}")]
 
 
@@ -182,7 +187,7 @@ def reservation(kind: Any) -> str:
 def layers_at(layout: Mapping[str, int]) -> str:
     """How many layers a fixed layout has at which width, in words."""
     return ", ".join(
-        f"{count} layers in float" if width == "float" else f"{count} at {width} bits"
+        f"{counted(count, 'layer')} {'in float' if width == 'float' else f'at {width} bits'}"
         for width, count in layout.items()
     )
 
