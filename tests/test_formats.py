@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 import riq_cli
 from riq_cli.errors import CorruptArchive, FormatError, SettingsError
 from riq_cli.model import Layer, Model, Stored, with_stored
-from riq_cli.pipeline import Settings, converted
+from riq_cli.pipeline import PRESETS, Settings, converted
 from riq_cli.quantize.scalar import short_width
 from riq_cli.text import human_size
 
+SAMPLES = Path(__file__).parent.parent / "sample_models"
 BFLOAT16 = "bfloat16"
 
 
@@ -178,6 +179,23 @@ def test_no_goal_leads_beyond_the_integers(options: dict[str, Any], folder: Path
     archive = riq_cli.compress(source, samples, preset="deployable", **options)
     found = converted(archive, riq_cli.decompress(archive), "int4" if bits == 4 else "int8")
     assert (dict(found.stored), found.inexact) == ({f"int{bits}": 2}, 0)
+
+
+@pytest.mark.parametrize("name", ["cnn", "lstm", "transformer"])
+def test_a_session_that_makes_float_weights_of_integers_computes_what_the_float_file_computes(name: str) -> None:
+    source = Model.load(SAMPLES / f"{name}.onnx")
+    data = riq_cli.Calibration.load(SAMPLES / "calibration.npz")
+    archive = riq_cli.compress(source, data, deployable=True, **PRESETS["fast"])
+    with np.load(SAMPLES / "heldout.npz") as heldout:
+        images = heldout["image"][:4]
+    found = []
+    for form in ("original", "int8"):
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        proto = riq_cli.decompress(archive, format=form).to_bytes()
+        session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+        found.append(session.run(None, {"image": images})[0])
+    np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])

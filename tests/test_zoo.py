@@ -113,8 +113,22 @@ def test_a_session_of_an_archive_computes_what_the_restored_file_computes(name: 
         np.testing.assert_array_equal(found, expected)
 
 
-def started(path: Path) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+@pytest.mark.parametrize("name", ["silero-vad", "efficientnet-lite0", "minilm-l6"])
+def test_8_bit_integers_of_a_deployable_archive_are_the_float_weights(name: str, tmp_path: Path) -> None:
+    archive = riq.compress(*loaded(name), deployable=True, **PRESETS["fast"])
+    riq.decompress(archive).save(tmp_path / "float.onnx")
+    riq.decompress(archive, format="int8").save(tmp_path / "int8.onnx")
+    assert (tmp_path / "int8.onnx").stat().st_size < (tmp_path / "float.onnx").stat().st_size
+    sessions = started(tmp_path / "float.onnx"), started(tmp_path / "int8.onnx", "session.disable_quant_qdq")
+    for expected, found in zip(*(run(session, fetched(name)) for session in sessions), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def started(path: Path, *entries: str) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    for entry in entries:
+        options.add_session_config_entry(entry, "1")
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def run(session: onnxruntime.InferenceSession, entry: zoo.ZooModel) -> list[Any]:
