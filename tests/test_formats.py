@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import riq_cli
 from riq_cli.errors import CorruptArchive, FormatError, SettingsError
+from riq_cli.limits import QUARTERS
 from riq_cli.model import Layer, Model, Stored, with_stored
 from riq_cli.pipeline import PRESETS, Settings, converted
 from riq_cli.quantize.scalar import short_width
@@ -125,8 +126,10 @@ def test_two_4_bit_integers_share_a_byte() -> None:
 @given(st.floats(1e-30, 1e30), st.integers(-127, 127))
 def test_products_of_short_widths_and_8_bit_integers_are_exact(width: float, level: int) -> None:
     short = float(short_width(width))
-    assert width <= short <= width * (1 + 2.0**-15)
+    assert width <= short <= width * 1.004
     assert float(np.float32(level) * np.float32(short)) == level * short
+    wider = short * QUARTERS[2]
+    assert np.float32(level) * np.float32(wider) == np.float32(level * wider)
 
 
 # ---- archives -------------------------------------------------------------------------------------------------------

@@ -154,14 +154,15 @@ class LayerPlan:
         """Δ · 2^(column / 4), f64[groups, columns]."""
         return scaled_widths(width, self.columns)
 
-    def with_rows(self, codes: Integers, factors: tuple[RowFactor, ...]) -> LayerPlan:
+    def with_rows(self, layer: Layer, codes: Integers, factors: tuple[RowFactor, ...]) -> LayerPlan:
         """The plan with such bin widths of rows, and their errors fed forward.
 
-        With `most`, they are whole octaves, so that products with them are exact. All are equal if rows do not lie
-        along axes of the tensor that can be reshaped to one.
+        With `most`, they are rounded to what `scalar.scale_step` allows, and all are equal if rows do not lie along
+        axes of the tensor that can be reshaped to one.
         """
         if self.most is not None:
-            codes = (4 * np.rint(codes / 4) * self._has_one_axis).astype(np.int32)
+            step = scalar.scale_step(layer.dtype)
+            codes = (step * np.rint(codes / step) * self._has_one_axis).astype(np.int32)
         return replace(self, rows=codes, row_factors=factors)
 
     # ---- the trellis ----
@@ -209,7 +210,7 @@ class LayerPlan:
     def _bound(self, layer: Layer, width: float, most: int) -> tuple[LayerPlan, float]:
         """The plan and the bin width at which no weight is more than so many bins from 0.
 
-        Rows that need it have bins as many octaves wider; where rows can have none of their own, all have wider ones.
+        Rows that need it have wider bins; where rows can have none of their own, all have wider ones.
         """
         finest = np.empty(self.matrix.shape[:2])
         for part in _runs(self.matrix):
@@ -218,8 +219,9 @@ class LayerPlan:
         finest *= _HAIR / most
         if not self._has_one_axis:
             return self, max(width, float(scalar.short_width(finest.max())))
-        octaves = np.ceil(np.log2(np.maximum(finest, width) / width))
-        codes = np.where(finest > width * self.row_scales, 4 * octaves, self.rows).astype(np.int32)
+        step = scalar.scale_step(layer.dtype)
+        wider = step * np.ceil(4 / step * np.log2(np.maximum(finest, width) / width))
+        codes = np.where(finest > width * self.row_scales, wider, self.rows).astype(np.int32)
         return (self if np.array_equal(codes, self.rows) else replace(self, rows=codes)), width
 
     def _narrowest(self, width: float) -> float:

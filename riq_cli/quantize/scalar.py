@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -16,21 +17,42 @@ from riq_cli.decode.dequantize import (
     scaled_widths,
 )
 from riq_cli.entropy.codes import Codes, Symbols, sum_of
-from riq_cli.limits import STORAGE
+from riq_cli.limits import QUARTERS, STORAGE
 from riq_cli.model.tensors import Array, computable
 
 SYMBOL_MAX = 1 << 23  # |symbol| at most: float32 itself is no finer
-_SHORT = 1 << 16  # a bin width of 16 bits: its product with any 8-bit integer is a float32
+_SHORT = 1 << 17  # a bin width of 17 bits: its products with integers up to ±127 are exact in float32
 
 
 def short_width(width: Width) -> NDArray[np.float64]:
-    """The smallest number of 16 significant bits that is not below a bin width.
+    """The smallest bin width, not below this one, that DequantizeLinear multiplies as riq does.
 
-    Its products with 8-bit integers are exact in float32: DequantizeLinear restores the same weights as riq does.
+    Its products with integers up to ±127 are exact in float32, and so are those of √2 times it but for less than
+    rounding to float32 removes: the next such number is at most 0.4 % larger.
     """
     mantissa, exponent = np.frexp(width)
-    short: NDArray[np.float64] = np.ldexp(np.ceil(mantissa * _SHORT) / _SHORT, exponent)
+    table = _short_mantissas()
+    short: NDArray[np.float64] = np.ldexp(table[np.searchsorted(table, mantissa)], exponent)
     return short
+
+
+def scale_step(dtype: str) -> int:
+    """Quarters of an octave between scales at which weights of a type are those of DequantizeLinear, bit by bit.
+
+    Products at √2 times a bin width are rounded, to float32: rounded again to another type they may differ.
+    """
+    return 2 if dtype == "float32" else 4
+
+
+@functools.cache
+def _short_mantissas() -> NDArray[np.float64]:
+    """The numbers of 17 bits in [½, 1) whose product with √2 is such a number but for 2⁻²⁵, and twice the first."""
+    numbers = np.arange(_SHORT // 2, _SHORT) / _SHORT
+    products = numbers * QUARTERS[2]
+    mantissa, exponent = np.frexp(products)
+    nearest = np.ldexp(np.rint(mantissa * _SHORT) / _SHORT, exponent)
+    found = numbers[np.abs(products - nearest) <= 2.0**-25 * products]
+    return np.append(found, 2 * found[0])
 
 
 def norm(weights: Array, dtype: str) -> float:

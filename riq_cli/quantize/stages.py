@@ -122,7 +122,7 @@ def feed_rows(
     widths = widths * width
 
     def cost(damping: Damping | None) -> float:
-        trial = plan if damping is None else plan.with_rows(*fit.factors(damping))
+        trial = plan if damping is None else plan.with_rows(layer, *fit.factors(damping))
         scales = trial.row_scales
         symbols, _ = rounded(weights, widths, scales, (), trial.row_factors)
         bins = widths[:, None] * scales[..., None]
@@ -132,7 +132,7 @@ def feed_rows(
     damping, least = (FIXED, cost(FIXED)) if "damping" in without else least_damping(cost, _LOWEST[1])
     if cost(None) - least < _SAVED * weights.size:
         return plan
-    return plan.with_rows(*every.factors(damping))
+    return plan.with_rows(layer, *every.factors(damping))
 
 
 def _row_bits(symbols: Integers, widths: Floats) -> float:
