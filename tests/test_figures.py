@@ -169,9 +169,9 @@ def test_where_the_original_has_no_single_largest_score_nothing_is_counted() -> 
     assert counts([before[:4]], [before[:4]], rows=4) == []
 
 
-def test_the_score_of_a_single_class_is_no_choice() -> None:
-    score = np.array([[3.0], [1.0]])
-    assert counts([score], [-score], rows=2) == []
+def test_fewer_than_two_classes_are_no_choice() -> None:
+    for score in (np.array([[3.0], [1.0]]), np.ones((2, 0))):
+        assert counts([score], [-score], rows=2) == []
 
 
 def test_samples_of_a_batch_count_as_those_of_runs_of_their_own() -> None:

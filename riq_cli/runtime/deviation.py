@@ -219,7 +219,7 @@ def sums_of(values: Array, rows: int) -> NDArray[np.float64]:
 def top1_changes(reference: Array, candidate: Array, axis: int) -> NDArray[np.float64]:
     """For each choice among classes 1 where the largest score is that of another class, else 0.
 
-    NaN where the original has no single largest score, or it is NaN or infinite, or of a single class: that is no
+    NaN where the original has no single largest score, or it is NaN or infinite, or fewer than two classes: that is no
     choice.
 
     Args:
@@ -227,9 +227,10 @@ def top1_changes(reference: Array, candidate: Array, axis: int) -> NDArray[np.fl
         candidate: those of the model with other weights.
         axis: along which the classes lie.
     """
+    if reference.shape[axis] < 2:
+        return np.full(np.delete(reference.shape, axis), np.nan)
     largest = reference.max(axis)
-    is_single = (reference == np.expand_dims(largest, axis)).sum(axis) == 1
-    choices = np.isfinite(largest) & is_single & (reference.shape[axis] > 1)
+    choices = np.isfinite(largest) & ((reference == np.expand_dims(largest, axis)).sum(axis) == 1)
     changed = np.ones(choices.shape, bool)
     if reference.shape == candidate.shape:
         changed = (reference.argmax(axis) != candidate.argmax(axis)) | np.isnan(candidate.max(axis))
