@@ -115,6 +115,8 @@ def test_all_phases_are_expected_in_their_order(options: dict[str, Any], folder:
     if "size" not in options:  # whose archives are tried until one fits
         assert [phase for phase in came if phase not in phases] == []
     assert all(expected.seconds >= 0 for expected in steps[0].expected)
+    is_faster = sum(item.seconds for item in steps[0].fast) < sum(item.seconds for item in steps[0].expected)
+    assert not (is_faster and options.get("deployable")), "--preset fast is no choice for those who need that"
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="terminals of POSIX")

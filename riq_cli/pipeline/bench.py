@@ -162,7 +162,8 @@ class Bench:
     ) -> None:
         """Report that the original was run, and which phases follow; also what `--preset fast` would take."""
         settings, original = self._settings, Expected("original", seconds)
-        by_norm = replace(settings, allocation="norm", rounding="nearest")
-        expected = schedule(settings, self._weights, parts, fit, probed, run)
-        fast = schedule(by_norm, self._weights, parts, None, 0, run)
+        expected = fast = schedule(settings, self._weights, parts, fit, probed, run)
+        if not settings.deployable:  # what that preset makes is not
+            by_norm = replace(settings, allocation="norm", rounding="nearest")
+            fast = schedule(by_norm, self._weights, parts, None, 0, run)
         self._progress(Progress("original", samples, samples, expected=(original, *expected), fast=(original, *fast)))
