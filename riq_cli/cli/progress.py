@@ -132,7 +132,7 @@ class Wait:
                 self._end_phase()
             if step.expected:
                 self._estimate = _Estimate(step.expected)
-                self._fast = sum(item.seconds for item in step.fast) / sum(item.seconds for item in step.expected)
+                self._fast = step.fast / sum(item.seconds for item in step.expected)
             now = self._clock()
             seconds, self._newest = now - self._newest, now
             self.seconds[step.phase] = self.seconds.get(step.phase, 0.0) + seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -161,9 +162,10 @@ class Bench:
         self, parts: Roles, fit: Fit | None, probed: int, seconds: float, run: float, samples: int
     ) -> None:
         """Report that the original was run, and which phases follow; also what `--preset fast` would take."""
-        settings, original = self._settings, Expected("original", seconds)
-        expected = fast = schedule(settings, self._weights, parts, fit, probed, run)
-        if not settings.deployable:  # what that preset makes is not
+        settings = self._settings
+        expected = Expected("original", seconds), *schedule(settings, self._weights, parts, fit, probed, run)
+        fast = math.inf  # what that preset makes is not deployable
+        if not settings.deployable:
             by_norm = replace(settings, allocation="norm", rounding="nearest")
-            fast = schedule(by_norm, self._weights, parts, None, 0, run)
-        self._progress(Progress("original", samples, samples, expected=(original, *expected), fast=(original, *fast)))
+            fast = seconds + sum(phase.seconds for phase in schedule(by_norm, self._weights, parts, None, 0, run))
+        self._progress(Progress("original", samples, samples, expected=expected, fast=fast))

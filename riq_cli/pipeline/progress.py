@@ -24,12 +24,12 @@ class Expected(NamedTuple):
 class Progress:
     """A step of the work, for a progress display.
 
-    The first phase, `original`, runs the original model; `expected` are all phases then, itself included, and
-    `fast` those of nearest rounding by norm, as the preset has it. In a `search`, `done` counts evaluations, `k`
-    and `value` are the newest one, of an `allocation`, a `rounding` and an `epsilon`, and `low` and `high` the
-    bracket: the largest k that failed and the smallest that held. In a `probe` or `reprobe`, `value` is the
-    deviation that `layer` caused alone. What `done` and `total` count is weights in `coding` and `decoding`, steps
-    back through the model in `gradients`, samples in `original`, and layers elsewhere.
+    The first phase, `original`, runs the original model; `expected` are all phases then, itself included, and `fast`
+    the seconds that the preset of that name would take, infinite where it is no choice. In a `search`, `done` counts
+    evaluations, `k` and `value` are the newest one, of an `allocation`, a `rounding` and an `epsilon`, and `low` and
+    `high` the bracket: the largest k that failed and the smallest that held. In a `probe` or `reprobe`, `value` is the
+    deviation that `layer` caused alone. What `done` and `total` count is weights in `coding` and `decoding`, steps back
+    through the model in `gradients`, samples in `original`, and layers elsewhere.
     """
 
     phase: Phase
@@ -45,7 +45,7 @@ class Progress:
     layer: str = ""
     measure: Literal["deviation", "constraint"] = "deviation"
     expected: tuple[Expected, ...] = ()
-    fast: tuple[Expected, ...] = ()
+    fast: float = math.inf
 
 
 Report = Callable[[Progress], None]
