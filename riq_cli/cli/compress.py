@@ -83,9 +83,9 @@ riq compress model.onnx --calibration samples.npz \
     click.option("--allocation", type=click.Choice(["norm", "measured", "uniform"]),
                  help="Bin widths: by norm, as in the paper; by the deviation that each layer causes; by range."),
     click.option("--rounding", type=click.Choice(["nearest", "compensated", "trellis", "directed"]),
-                 help="compensated: later columns of a layer make up for errors of earlier ones. trellis: so do they, "
-                 "and a weight's symbol moves the bins of those after it. directed: in a fixed layout, all weights of "
-                 "a layer up or down, as the loss falls."),
+                 help="compensated: later columns of a layer make up for errors of earlier ones. trellis: the same, "
+                 "and the symbol of a weight moves the bins of those after it. directed: in a fixed layout, all "
+                 "weights of a layer up or down, as the loss falls."),
     click.option("--search", type=click.Choice(["bisection", "algorithm1"]),
                  help="How k is found: algorithm1 is the paper's, to the letter."),
     click.option("--epsilon", type=parse_number, metavar="E",

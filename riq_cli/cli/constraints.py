@@ -33,16 +33,16 @@ _TOLD = ("max_loss_increase", "margin", "max_drop", "direction", "max_flips", "m
 constraint_options = grouped(
     "Constraint",
     click.option("--objective", type=click.Choice(["deviation", "loss", "metric", "flips", "kl"]),
-                 help="What is kept. [default: as the other options here tell; without any, the deviation]"),
+                 help="What must be kept. [default: what the other options here say, else the deviation]"),
     click.option("--max-flips", type=parse_fraction, metavar="X",
-                 help="Flips: on how many of the samples (or positions of sequences) the top-1 may change: 0.01 or 1%. "
-                 "Where: first output that is a choice among classes, or --output."),
+                 help="Flips: share of the samples (or positions of sequences) at which the top-1 may change: 0.01 or "
+                 "1%. Measured at the first output that is a choice among classes, or at --output."),
     click.option("--max-kl", type=parse_number, metavar="X",
                  help="KL: how large the mean Kullback–Leibler divergence of an output's softmax may be, in nats. "
-                 "Where: as --max-flips."),
+                 "Measured at the same output as --max-flips."),
     click.option("--labels", type=FileOf(".npy", ".npz", must_be_file=False), metavar="FILE",
                  help="Loss: labels of the samples, .npy, .npz:KEY, or a key of the calibration .npz. Integers: "
-                 "cross-entropy; floats: mean squared error. Where: first float output, or --output."),
+                 "cross-entropy; floats: mean squared error. Measured at the first float output, or at --output."),
     click.option("--max-loss-increase", type=parse_fraction, metavar="X",
                  help="Loss: how much it may rise, relative: 0.01 or 1%. [default: 0]"),
     click.option("--margin", type=parse_number, metavar="Z",
