@@ -301,6 +301,9 @@ def test_verify_measures_the_file_of_a_format(kind: str, folder: Path) -> None:
     ]
     assert found[0] != found[1]  # kernels and activations of 8 bits, or weights of 16
     assert found[1] == pytest.approx(found[0], rel=0.02)
+    missed = riq("verify", "deployable.riqz", *arguments[:-1], "--format", kind, "--deviation", "1e-9",
+                 folder=folder)  # fmt: skip
+    assert b"archives of --preset deployable need no rounding" in missed.stdout
 
 
 def test_decompress_says_what_became_of_the_layers(folder: Path) -> None:

@@ -167,6 +167,10 @@ def _text(document: Mapping[str, Any], found: Deviation, reserved: str) -> list[
             lines.append(f"  {_excess((found.mean - bound) / found.standard_error, count)}")
         if not document["within"] and reserved:
             lines.append("  the archive was made on random samples, which promise nothing; give riq compress real ones")
+        if not document["within"] and "format" in document:
+            lines.append(
+                "  what the format rounds further is part of it; archives of --preset deployable need no rounding"
+            )
     for tensor in found.tensors:
         mean = deviation_text(tensor.mean, tensor.standard_error)
         lines.append(f"  at {shortened(tensor.name)}: {mean}, worst sample {tensor.worst:.4g}")
