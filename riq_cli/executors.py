@@ -9,8 +9,8 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ _PATIENCE = 2.0  # seconds that an interruption waits for a pool of processes to
 
 _AHEAD = 2 * (os.cpu_count() or 1)  # jobs at once: enough for all workers, few enough for memory
 
+Job = TypeVar("Job")
 Pool = TypeVar("Pool", bound=Executor)
 Result = TypeVar("Result")
 
@@ -72,12 +73,19 @@ class _Workers(SpawnContext):
     Process = _Worker
 
 
-def process_pool(workers: int) -> ProcessPoolExecutor:
-    """A pool of processes that end with this one, whatever ends it."""
-    return ProcessPoolExecutor(workers, mp_context=_Workers(), initializer=_follow_parent)
+def process_pool(workers: int, processors: Collection[int] = ()) -> ProcessPoolExecutor:
+    """A pool of processes that end with this one, whatever ends it.
+
+    Args:
+        workers: their number.
+        processors: numbers of those that they may use; none: all that this process may use.
+    """
+    return ProcessPoolExecutor(workers, mp_context=_Workers(), initializer=_begin, initargs=(processors,))
 
 
-def _follow_parent() -> None:
+def _begin(processors: Collection[int]) -> None:
+    if processors:
+        os.sched_setaffinity(0, processors)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -86,6 +94,44 @@ def _end_with_parent() -> None:
     assert parent is not None, "it runs in a worker"
     multiprocessing.connection.wait([parent.sentinel])
     os._exit(1)
+
+
+def isolated(
+    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int
+) -> Generator[tuple[Job, Result | None], None, None]:
+    """Each job with its result, as soon as there is one, which is None where the process of the job was killed.
+
+    A job has a process of its own, with its share of the processors where the system can give one; other jobs do not
+    suffer from its end. Close the iterator to end those that still run.
+
+    Args:
+        function: what runs, of a module; its errors are raised here.
+        jobs: what it is called with.
+        workers: jobs at the same time.
+    """
+    processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+    shares = [processors[number::workers] for number in range(workers)]
+    waiting = deque(jobs)
+    running: dict[Future[Result], tuple[Job, int]] = {}
+    with contextlib.ExitStack() as stack:
+
+        def pool(number: int) -> ProcessPoolExecutor:
+            return stack.enter_context(interruptible(process_pool(1, shares[number])))
+
+        pools = [pool(number) for number in range(min(workers, len(jobs)))]
+        free = list(range(len(pools)))
+        while waiting or running:
+            while waiting and free:
+                job, number = waiting.popleft(), free.pop()
+                running[pools[number].submit(function, job)] = job, number
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job, number = running.pop(future)
+                free.append(number)
+                if isinstance(future.exception(), BrokenExecutor):
+                    pools[number] = pool(number)
+                    yield job, None
+                else:
+                    yield job, future.result()
 
 
 @contextlib.contextmanager

@@ -94,6 +94,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = run(*words, folder=folder)
         assert done.returncode == 0, done.stderr
     shutil.copy(folder / "model.riqz", folder / "new.riqz")
+    for name in ("models", "archives"):
+        (folder / name).mkdir()
+    shutil.copy(folder / "model.onnx", folder / "models" / "net.onnx")
+    shutil.copy(folder / "samples.npz", folder / "models" / "net.npz")
+    shutil.copy(folder / "old.riqz", folder / "archives" / "old.riqz")
+    (folder / "models.txt").write_text("model.onnx  samples.npz\n")
     return folder
 
 

@@ -92,21 +92,27 @@ def run() -> int:
 
 def _failed(error: Exception) -> int:
     """The exit code of an error, after it was told."""
-    if isinstance(error, click.ClickException):
-        error_line(error.format_message())
-        if isinstance(error, click.UsageError) and error.ctx is not None:
-            click.echo(f"Try '{error.ctx.command_path} --help'.", err=True)
-        return error.exit_code
     if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as `head` does
         return FAILED
-    if sum(word.count("v") for word in sys.argv[1:] if re.fullmatch("-[fqv]+", word)) > 1:
+    asked = sum(word.count("v") for word in sys.argv[1:] if re.fullmatch("-[fqv]+", word)) > 1
+    if asked and not isinstance(error, click.ClickException):
         say(*"".join(traceback.format_exception(error)).splitlines(), err=True)
+    code, message = failure(error)
+    error_line(message)
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        click.echo(f"Try '{error.ctx.command_path} --help'.", err=True)
+    return code
+
+
+def failure(error: Exception) -> tuple[int, str]:
+    """The exit code of an error, and what is wrong in words."""
+    if isinstance(error, click.ClickException):
+        return error.exit_code, error.format_message()
     if isinstance(error, (RiqError, OSError, MemoryError)):
-        error_line(_message(error))
-        return TARGET if isinstance(error, TargetError) else USAGE if isinstance(error, SettingsError) else FAILED
+        code = TARGET if isinstance(error, TargetError) else USAGE if isinstance(error, SettingsError) else FAILED
+        return code, _message(error)
     # A bug of ours, or an archive made to mislead in fields that nothing checks.
-    error_line(f"unexpected {type(error).__name__}: {error}; please report it, with what -vv prints")
-    return FAILED
+    return FAILED, f"unexpected {type(error).__name__}: {error}; please report it, with what -vv prints"
 
 
 def _flush() -> None:

@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from riq_cli.cli import constraints, options
+from riq_cli.cli.batch import compress_batch
 from riq_cli.cli.help import Command, grouped
+from riq_cli.cli.job import made, prepared
 from riq_cli.cli.log import search_log, step_record, trace
 from riq_cli.cli.paths import check_binary, check_outputs, check_stdout, refuse_sources
 from riq_cli.cli.progress import Wait
 from riq_cli.cli.quantities import parse_bits, parse_number, parse_ratio, parse_size, parse_target
 from riq_cli.cli.terminal import print_json, say
-from riq_cli.memory import give_back_large_arrays
 from riq_cli.report import judgement, layers_at, reservation, searched, top1_text, totals, with_derived
 from riq_cli.text import counted, deviation_text, human_size, percent, shortened, times
 
 if TYPE_CHECKING:
     from riq_cli.archive import Archive
-    from riq_cli.pipeline import FixedLayout, Progress
+    from riq_cli.pipeline import Progress
 
 
 class _Layout(click.Choice[str]):
@@ -57,12 +58,13 @@ riq compress model.onnx --calibration samples.npz --labels labels.npy \
     --max-loss-increase 1% --margin 1
 riq compress model.onnx --calibration samples.npz \
     --metric evaluation:accuracy --max-drop 0.004
+riq compress --batch models/ --calibration '{folder}/{stem}.npz' -o archives/
 """,
     target="no archive keeps the target",
     table=("Presets (size and time beside small)", [(name, "  ".join(row)) for name, row in options.PRESETS.items()]),
     short_help="Model to archive: the smallest that keeps the deviation.",
 )
-@click.argument("model", type=options.model_type)
+@click.argument("model", type=options.model_type, required=False)
 @grouped(
     "Goal",
     click.option("--deviation", type=parse_target, metavar="D",
@@ -107,12 +109,19 @@ riq compress model.onnx --calibration samples.npz \
 )  # fmt: skip
 @options.layer_options
 @grouped("Model", options.follow_links_option)
+@grouped(
+    "Many models",
+    click.option("--batch", type=click.Path(exists=True), metavar="FOLDER|LIST",
+                 help="Instead of MODEL: all *.onnx below a folder, or those of a list, a path in each line. {folder} "
+                 "and {stem} in --calibration and --labels stand for the folder and the name of each."),
+    click.option("--jobs", type=click.IntRange(1), metavar="N", help="Models at the same time. [default: 1]"),
+)  # fmt: skip
 @options.running_options
 @options.image_options
 @grouped(
     "Output",
     click.option("-o", "archive_path", type=options.output_type, metavar="FILE",
-                 help="Archive to write, - for stdout. [default: MODEL.riqz]"),
+                 help="Archive to write, - for stdout; with --batch, the folder of all. [default: MODEL.riqz]"),
     options.force_option,
     options.json_option,
     options.log_option,
@@ -120,11 +129,13 @@ riq compress model.onnx --calibration samples.npz \
     options.verbose_option,
 )  # fmt: skip
 def compress(
-    model: str,
+    model: str | None,
     calibration: str | None,
     archive_path: str | None,
     preset: str | None,
     log_path: str | None,
+    batch: str | None,
+    jobs: int | None,
     follow_links: bool,
     force: bool,
     as_json: bool,
@@ -134,6 +145,18 @@ def compress(
 ) -> None:
     """Compress MODEL (- for stdin) into the smallest archive whose outputs, once restored, move no further than D."""
     began = time.monotonic()
+    if batch is not None:
+        if model is not None:
+            raise click.UsageError("MODEL is one model, and --batch names several; give one of them")
+        if log_path is not None:
+            raise click.UsageError("--log is of one model; leave it away with --batch")
+        given = {"preset": preset, "follow_links": follow_links, "settings": settings}
+        compress_batch(batch, calibration, archive_path, jobs or 1, force, as_json, quiet, given)
+        return
+    if model is None:
+        raise click.UsageError("Missing argument 'MODEL': a file, - for stdin, or --batch for several")
+    if jobs is not None:
+        raise click.UsageError("--jobs belongs to --batch")
     if archive_path is None and model == "-":
         raise click.UsageError("a model from stdin has no name to derive the archive's from; give -o FILE")
     path = archive_path or str(Path(model).with_suffix(".riqz"))
@@ -141,26 +164,9 @@ def compress(
     check_stdout({"--json": as_json, "-o -": path == "-"})
     check_outputs((path, log_path), (model, calibration, *constraints.files(settings)), force)
 
-    give_back_large_arrays()
-    from riq_cli.pipeline import PRESETS, Settings
-    from riq_cli.pipeline import compress as compress_model
-
-    images = options.image_options_for(settings, calibration)
-    layout = _layout(settings)
-    asked = options.taken(settings, constraints.OPTIONS)
-    constraint, data = constraints.load(asked, calibration, images, settings["outputs"])
-    chosen = PRESETS[preset or "small"] | options.given(settings)
-    if settings["k"] is not None and (preset or settings["allocation"]):
-        options.check_k(chosen["allocation"])
-    wanted = Settings(layout=layout, constraint=constraint, margin=asked.get("margin"), **chosen)
-    source = options.load_model(model, follow_links)
+    source, data, wanted = prepared(model, calibration, preset, follow_links, settings)
     refuse_sources((path, log_path), source.external_files)
     wait = Wait("running the original", quiet, verbose)
-    if data is None and not all(layer.is_quantized or layer.structural for layer in source.layers):
-        wait.warn(
-            "no --calibration: measured on random samples, which predict real data poorly (the paper's Fig. 1a); "
-            "give real ones for a promise that holds on them"
-        )
     records: list[dict[str, Any]] = []
     with search_log(log_path, force) as log:
 
@@ -170,8 +176,8 @@ def compress(
                 log(record)
                 records.append(record)
 
-        with wait, options.coding_executor(source.layers) as executor:
-            archive = compress_model(source, data, wanted, progress=tell, warn=wait.warn, executor=executor)
+        with wait:
+            archive = made(source, data, wanted, tell, wait.warn)
         if path == "-":
             archive.write(sys.stdout.buffer)
             sys.stdout.flush()  # what fails here is told before, and not after, that it was done
@@ -184,18 +190,6 @@ def compress(
         print_json(facts)
     elif not quiet:
         say(*_summary(facts, verbose), err=True)
-
-
-def _layout(settings: dict[str, Any]) -> FixedLayout | None:
-    """The fixed layout, if one is asked for, taken out of the settings."""
-    asked = options.taken(settings, ("bits", "per_channel", "variant", "mu"))
-    if not settings.pop("fixed"):
-        for name in asked:
-            raise click.UsageError(f"--{name.replace('_', '-')} belongs to --layout fixed")
-        return None
-    from riq_cli.pipeline import FixedLayout
-
-    return FixedLayout(**asked)
 
 
 def _facts(

@@ -39,6 +39,7 @@ PRESETS = {
 
 model_type = FileOf(".onnx", allow_dash=True)
 archive_type = FileOf(".riqz", allow_dash=True)
+archives_type = FileOf(".riqz", allow_dash=True, folders=True)
 calibration_type = FileOf(".npz", ".npy", must_be_file=False)  # or a folder, or module:callable
 output_type = OutputFile()
 

@@ -130,10 +130,12 @@ def write(path: str, data: bytes, force: bool, quiet: bool = False) -> None:
 
 
 class FileOf(click.Path):
-    """A file to read; shells complete folders and names that end in one of the suffixes."""
+    """A file to read, or a folder of them; shells complete folders and names that end in one of the suffixes."""
 
-    def __init__(self, *suffixes: str, allow_dash: bool = False, must_be_file: bool = True) -> None:
-        super().__init__(exists=must_be_file, dir_okay=not must_be_file, allow_dash=allow_dash)
+    def __init__(
+        self, *suffixes: str, allow_dash: bool = False, must_be_file: bool = True, folders: bool = False
+    ) -> None:
+        super().__init__(exists=must_be_file, dir_okay=folders or not must_be_file, allow_dash=allow_dash)
         self._suffixes = suffixes
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

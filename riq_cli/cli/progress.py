@@ -28,6 +28,7 @@ _PHASES = {
     "trellis": ("trying the trellis", "layer"),
     "coding": ("coding layers", "weight"),
     "decoding": ("restoring layers", "weight"),
+    "models": ("compressing models", "model"),
 }
 _REDRAWN = 1.0  # seconds between two drawings where no step comes
 _PLAIN, _PLAIN_SAME = 10.0, 60.0  # seconds between two lines without a terminal: of two phases, of the same one
@@ -179,7 +180,7 @@ class Wait:
 
     def _line(self, elapsed: float, left: float | None) -> str:
         place, step, done = "", self._step, ""
-        if self._estimate is not None:
+        if self._estimate is not None and len(self._estimate.phases) > 1:
             place = f"{self._estimate.number + 1}/{len(self._estimate.phases)} "
         if step is not None and step.phase == "search":
             done = f" k = {step.k:.4g}, {step.measure} {step.value:.2g}"

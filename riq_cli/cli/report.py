@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ import click
 
 from riq_cli.archive import Archive
 from riq_cli.cli import difference as compared
-from riq_cli.cli import markdown, options
-from riq_cli.cli.help import Command, grouped
+from riq_cli.cli import fleet, markdown, options
+from riq_cli.cli.help import FAILED, TARGET, Command, grouped
 from riq_cli.cli.log import read_log
 from riq_cli.cli.paths import FileOf, check_outputs, check_stdout, picture_type, write
 from riq_cli.cli.quantities import parse_number, parse_ratio, parse_size
-from riq_cli.cli.terminal import print_json, say, table
-from riq_cli.errors import ArchiveError, TargetError
+from riq_cli.cli.terminal import error_line, print_json, say, table
+from riq_cli.errors import ArchiveError
 from riq_cli.report import (
     PARTS,
     SortKey,
@@ -39,7 +39,7 @@ _ANY_SIZE = 1 << 100  # nothing is restored here, so that nothing needs a limit
 
 @click.command(
     cls=Command,
-    synopsis="ARCHIVE [NEW] [OPTIONS]",
+    synopsis="ARCHIVE [NEW] | FOLDER [OPTIONS]",
     examples="""
 riq report model.riqz
 riq report model.riqz --wide
@@ -50,11 +50,12 @@ riq report model.riqz --plot rates.svg
 riq report model.riqz --json | jq .totals.ratio
 riq report model.riqz --max-size 2MB --min-ratio 8
 riq report old.riqz new.riqz --markdown
+riq report archives/ --min-ratio 8
 """,
-    target="the archive misses a bound",
+    target="an archive misses a bound",
     short_help="Rates, bytes and settings, layer by layer; or what changed.",
 )
-@click.argument("archives", nargs=-1, required=True, metavar="ARCHIVE [NEW]", type=options.archive_type)
+@click.argument("archives", nargs=-1, required=True, metavar="ARCHIVE [NEW]", type=options.archives_type)
 @grouped(
     "Output",
     click.option("--sort", type=click.Choice(["bytes", "rate", "name", "model"]), default="bytes", show_default=True,
@@ -97,7 +98,8 @@ def report(
 ) -> None:
     """Say what ARCHIVE holds: every layer's rate and bytes, the totals, and how it was made.
 
-    With a second archive, say what changed from the first to NEW, in total and layer by layer.
+    With a second archive, say what changed from the first to NEW, in total and layer by layer. Of a folder, say what
+    all archives below it come to.
 
     Exits with 3 when the archive (the second of two) misses --max-size, --min-ratio or --max-rate: a gate for
     continuous integration. Only the manifest is read, so that large archives report at once; --html reads the layers'
@@ -114,10 +116,17 @@ def report(
     if log_path is not None and page_path is None:
         raise click.UsageError("--log is for the plot of the search on a page; give --html as well")
     check_stdout({"--json": as_json, "--markdown": as_markdown, "--html -": page_path == "-"})
+    bounds = max_size, min_ratio, max_rate
+    folders = [path for path in archives if Path(path).is_dir()]
+    if folders:
+        if len(archives) > 1 or page_path is not None or picture is not None or as_markdown:
+            raise click.UsageError(f"{folders[0]}: a folder is reported alone, as a table or with --json")
+        _report_folder(Path(folders[0]), sort, bounds, wide, as_json, quiet)
+        return
     check_outputs((page_path, picture), (*archives, log_path), force)
     opened = [_opened(path) for path in archives]
     sums = totals(opened[-1])
-    gates = _gates(sums, max_size, min_ratio, max_rate)
+    gates = _gates(sums, *bounds)
     if len(opened) == 2:
         document, lines = _compared(opened, archives, sort, as_markdown, wide)
     else:
@@ -134,10 +143,46 @@ def report(
         print_json(document | {"gates": gates})
     elif as_markdown or (page_path is picture is None and not quiet):
         say(*lines)
-    missed = [gate for gate in gates if not gate["holds"]]
-    if missed:
-        said = "; ".join(_missed(gate) for gate in missed)
-        raise TargetError(f"{archives[-1]}: {said}", missed[0]["found"] or 0.0)
+    if said := _missed(gates):
+        error_line(f"{archives[-1]}: {said}")
+        raise click.exceptions.Exit(TARGET)
+
+
+def _report_folder(
+    folder: Path,
+    sort: SortKey,
+    bounds: tuple[int | None, float | None, float | None],
+    wide: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Say what the archives below a folder come to; bounds are for each of them.
+
+    Raises:
+        Exit: with 1 if one cannot be read, else with 3 if one misses a bound; each was told.
+    """
+    rows, codes = [], set()
+    for path in sorted(folder.rglob("*.riqz")):
+        try:
+            archive = _opened(str(path))
+        except ArchiveError as error:
+            error_line(str(error))
+            codes.add(FAILED)
+            continue
+        gates = _gates(totals(archive), *bounds)
+        rows.append({"archive": str(path.relative_to(folder)), **fleet.row(archive), "gates": gates})
+        if said := _missed(gates):
+            error_line(f"{path}: {said}")
+            codes.add(TARGET)
+    if not rows and not codes:
+        raise click.UsageError(f"{folder}: holds no archive (*.riqz)")
+    rows, whole = fleet.in_order(rows, sort), fleet.sums(rows)
+    if as_json:
+        print_json({"archives": rows, "totals": whole})
+    elif not quiet:
+        say(*fleet.text(rows, whole, wide))
+    if codes:
+        raise click.exceptions.Exit(min(codes))
 
 
 def _opened(path: str) -> Archive:
@@ -164,7 +209,12 @@ def _gates(sums: Totals, max_size: int | None, min_ratio: float | None, max_rate
     ]
 
 
-def _missed(gate: Mapping[str, Any]) -> str:
+def _missed(gates: Iterable[Mapping[str, Any]]) -> str:
+    """What is wrong with the gates that do not hold, in words; nothing if all do."""
+    return "; ".join(map(_miss, (gate for gate in gates if not gate["holds"])))
+
+
+def _miss(gate: Mapping[str, Any]) -> str:
     bound, found = gate["bound"], gate["found"]
     if gate["gate"] == "max-size":
         return f"{found:,} bytes ({human_size(found)}) are above --max-size {bound:,}"

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 Phase = Literal[
-    "original", "gradients", "statistics", "rows", "probe", "reprobe", "search", "trellis", "coding", "decoding"
-]
+    "original", "gradients", "statistics", "rows", "probe", "reprobe", "search", "trellis", "coding", "decoding",
+    "models",
+]  # fmt: skip
 
 
 class Expected(NamedTuple):
@@ -29,7 +30,7 @@ class Progress:
     evaluations, `k` and `value` are the newest one, of an `allocation`, a `rounding` and an `epsilon`, and `low` and
     `high` the bracket: the largest k that failed and the smallest that held. In a `probe` or `reprobe`, `value` is the
     deviation that `layer` caused alone. What `done` and `total` count is weights in `coding` and `decoding`, steps back
-    through the model in `gradients`, samples in `original`, and layers elsewhere.
+    through the model in `gradients`, samples in `original`, models in `models`, and layers elsewhere.
     """
 
     phase: Phase

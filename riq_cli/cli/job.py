@@ -1,0 +1,86 @@
+"""One model to compress: what its options ask for, and the archive that comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from riq_cli.cli import constraints, options
+from riq_cli.memory import give_back_large_arrays
+
+if TYPE_CHECKING:
+    from riq_cli.archive import Archive
+    from riq_cli.calibration import Calibration
+    from riq_cli.constraint import Constraint
+    from riq_cli.model import Model
+    from riq_cli.pipeline import FixedLayout, Progress, Settings
+
+
+def prepared(
+    model: str, calibration: str | None, preset: str | None, follow_links: bool, settings: dict[str, Any]
+) -> tuple[Model, Calibration | None, Settings]:
+    """The model, its samples, and the settings.
+
+    Args:
+        model: its file, or - for stdin.
+        calibration: where the samples are; None: there are none.
+        preset: its name; None: the default.
+        follow_links: whether external data is read through links.
+        settings: all other options by name; those of images and of a constraint are taken out.
+    """
+    give_back_large_arrays()
+    images = options.image_options_for(settings, calibration)
+    asked = options.taken(settings, constraints.OPTIONS)
+    constraint, data = constraints.load(asked, calibration, images, settings["outputs"])
+    wanted = wanted_settings(preset, settings, constraint, asked.get("margin"))
+    return options.load_model(model, follow_links), data, wanted
+
+
+def wanted_settings(
+    preset: str | None, given: dict[str, Any], constraint: Constraint | None, margin: float | None
+) -> Settings:
+    """The settings that a preset and other options come to.
+
+    Raises:
+        UsageError, SettingsError: they do not go together.
+    """
+    from riq_cli.pipeline import PRESETS, Settings
+
+    layout = _layout(given)
+    chosen = PRESETS[preset or "small"] | options.given(given)
+    if given["k"] is not None and (preset or given["allocation"]):
+        options.check_k(chosen["allocation"])
+    return Settings(layout=layout, constraint=constraint, margin=margin, **chosen)
+
+
+def _layout(given: dict[str, Any]) -> FixedLayout | None:
+    """The fixed layout, if one is asked for, taken out of the options."""
+    asked = options.taken(given, ("bits", "per_channel", "variant", "mu"))
+    if not given.pop("fixed"):
+        for name in asked:
+            raise click.UsageError(f"--{name.replace('_', '-')} belongs to --layout fixed")
+        return None
+    from riq_cli.pipeline import FixedLayout
+
+    return FixedLayout(**asked)
+
+
+def made(
+    model: Model,
+    calibration: Calibration | None,
+    wanted: Settings,
+    progress: Callable[[Progress], None] | None,
+    warn: Callable[[str], None],
+) -> Archive:
+    """The archive of a model; layers are coded in processes where they are large."""
+    from riq_cli.pipeline import compress
+
+    if calibration is None and not all(layer.is_quantized or layer.structural for layer in model.layers):
+        warn(
+            "no --calibration: measured on random samples, which predict real data poorly (the paper's Fig. 1a); "
+            "give real ones for a promise that holds on them"
+        )
+    with options.coding_executor(model.layers) as executor:
+        return compress(model, calibration, wanted, progress=progress, warn=warn, executor=executor)
