@@ -120,7 +120,7 @@ image_options = grouped(
     click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), help="[default: rgb]"),
     click.option("--image-layout", type=click.Choice(["nchw", "nhwc"]), help="Order of axes. [default: nchw]"),
 )  # fmt: skip
-_IMAGES = ("mean", "std", "scale", "channel_order", "image_layout")
+IMAGES = ("mean", "std", "scale", "channel_order", "image_layout")
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def image_options_for(options: dict[str, Any], *sources: str | None) -> dict[str
     Raises:
         UsageError: there are some, and every source of samples is an array file or a callable, or there is none.
     """
-    images = taken(options, _IMAGES)
+    images = taken(options, IMAGES)
     if images and all(source is None or Path(source).is_file() or ":" in source for source in sources):
         option = next(iter(images)).replace("_", "-")
         raise click.UsageError(f"--{option} prepares a folder of images; arrays and functions give samples as they are")
