@@ -27,13 +27,13 @@ _PARALLEL_WEIGHTS = 1 << 26
 # Presets of pipeline, which help does not import: size of the archive and time of the search beside those of `small`,
 # geometric means of `make bench-results`; and how they work.
 PRESETS = {
-    "fast": ("×1.35", "×0.2", "bin widths by norm, rounding to nearest"),
-    "balanced": ("×1.15", "×0.3", "widths by measured deviations, GPTQ, trellis"),
-    "small": ("×1.00", "×1.0", "the same, and gradients of the outputs"),
-    "smallest": ("×0.98", "×3.0", "the same, with more samples, gradients and k"),
-    "deployable": ("×1.15", "×0.8", "as small, for decompress --format int8"),
-    "paper": ("×1.60", "×0.2", "the paper to the letter: Algorithm 1"),
-    "uniform": ("×2.00", "×0.2", "the paper's baseline: k bins in every layer"),
+    "fast": ("×1.56", "×0.12", "bin widths by norm, rounding to nearest"),
+    "balanced": ("×1.12", "×0.45", "widths by measured deviations, GPTQ, trellis"),
+    "small": ("×1.00", "×1.00", "the same, and gradients of the outputs"),
+    "smallest": ("×0.99", "×1.51", "the same, with more samples, gradients and k"),
+    "deployable": ("×1.07", "×0.70", "as small, for decompress --format int8"),
+    "paper": ("×1.58", "×0.11", "the paper to the letter: Algorithm 1"),
+    "uniform": ("×1.90", "×0.07", "the paper's baseline: k bins in every layer"),
 }
 
 
