@@ -94,6 +94,13 @@ riq compress --batch models/ --calibration '{folder}/{stem}.npz' -o archives/
                  help="ε0 of eq. (7). [default: 0.01 or 0, the smaller archive]"),
     click.option("--without", multiple=True, metavar="STAGE", hidden=True, help="Leave a stage out; repeatable."),
 )  # fmt: skip
+@grouped(
+    "Activations",
+    click.option("--activations", type=click.Choice(["int8"]),
+                 help="int8: what weights multiply is brought to 8-bit integers, too; D bounds both."),
+    click.option("--activation-method", type=click.Choice(["minmax", "entropy", "percentile"]),
+                 help="How the ranges of these integers are found. [default: minmax]"),
+)  # fmt: skip
 @constraints.constraint_options
 @grouped(
     "Layout",

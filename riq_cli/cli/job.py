@@ -52,6 +52,8 @@ def wanted_settings(
     chosen = PRESETS[preset or "small"] | options.given(given)
     if given["k"] is not None and (preset or given["allocation"]):
         options.check_k(chosen["allocation"])
+    if given["activation_method"] and not given["activations"]:
+        raise click.UsageError("--activation-method belongs to --activations int8")
     return Settings(layout=layout, constraint=constraint, margin=margin, **chosen)
 
 

@@ -1,5 +1,6 @@
 """Models: the only part of riq that knows onnx."""
 
+from riq_cli.model.activations import Activation, multiplied_activations, with_quantized_activations
 from riq_cli.model.branches import conditions, inlined_form
 from riq_cli.model.choices import class_axes
 from riq_cli.model.formats import INTEGER_BITS, Stored, in_half_precision, is_contributed, trial, with_stored
@@ -17,6 +18,7 @@ from riq_cli.model.tensors import read_tensor_file
 
 __all__ = [
     "INTEGER_BITS",
+    "Activation",
     "GateOutput",
     "Layer",
     "Linear",
@@ -36,6 +38,7 @@ __all__ = [
     "is_contributed",
     "linear_layers",
     "measurable",
+    "multiplied_activations",
     "observed_form",
     "offset_form",
     "operations",
@@ -43,5 +46,6 @@ __all__ = [
     "probe_form",
     "read_tensor_file",
     "trial",
+    "with_quantized_activations",
     "with_stored",
 ]

@@ -13,15 +13,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from riq_cli.errors import CorruptArchive
+from riq_cli.model.activations import take_single_scales
 from riq_cli.model.layer import Layer
 from riq_cli.model.model import Model
-from riq_cli.model.places import constant_places, names_in, opset_of, put_nodes, scopes
+from riq_cli.model.places import free_name, names_in, opset_of, put_nodes, scopes
 from riq_cli.model.tensors import ONNX_TYPES, Array
 
 INTEGER_BITS = {"int8": 8, "int4": 4}
 _TYPES = {"int8": onnx.TensorProto.INT8, "int4": onnx.TensorProto.INT4, "float16": onnx.TensorProto.FLOAT16}
-_MARK = "riq"  # key of external data, which no tensor has: the layer's number, wherever edits move its tensor
 _CONTRIB = "com.microsoft"  # onnxruntime's own domain, whose DequantizeLinear does not depend on the model's opset
 _INT4_IR = 10  # version of ONNX's files that knows 4-bit integers
 _OWN_INITIALIZERS_IR = 4  # … and from which on initializers need not be inputs of the graph
@@ -64,32 +63,23 @@ def with_stored(model: Model, stored: Mapping[int, Stored]) -> Model:
     Raises:
         CorruptArchive: a layer that is in an attribute of another node than a Constant.
     """
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.skeleton)
-    constants = {place.path: place.tensor for place in constant_places(proto)}
-    for number, layer in enumerate(model.layers):
-        for path in layer.places:
-            if path not in constants:
-                raise CorruptArchive(f"layer {layer.name!r}: {path} is not a constant; the archive is damaged")
-            constants[path].external_data.add(key=_MARK, value=str(number))
-    taken = {str(name) for _, scope in scopes(proto) for name in names_in(scope)}
-    for _, scope in reversed(list(scopes(proto))):  # inner ones first: their messages move with an outer's edit
-        _convert(proto, scope, model.layers, stored, taken)
-    kinds = {one.dtype for one in stored.values()}
-    if kinds:
-        proto.ir_version = max(proto.ir_version, _INT4_IR if "int4" in kinds else _OWN_INITIALIZERS_IR)
-    places: dict[int, list[str]] = {}
-    for place in constant_places(proto):
-        for entry in place.tensor.external_data:
-            places.setdefault(int(entry.value), []).append(place.path)
-        place.tensor.ClearField("external_data")
+
+    def convert(proto: onnx.ModelProto) -> None:
+        taken = {str(name) for _, scope in scopes(proto) for name in names_in(scope)}
+        for _, scope in reversed(list(scopes(proto))):  # inner ones first: their messages move with an outer's edit
+            _convert(proto, scope, model.layers, stored, taken)
+        if any(one.scales is not None for one in stored.values()):
+            take_single_scales(proto.graph)
+        kinds = {one.dtype for one in stored.values()}
+        if kinds:
+            proto.ir_version = max(proto.ir_version, _INT4_IR if "int4" in kinds else _OWN_INITIALIZERS_IR)
+
+    edited = model.edited(convert)
     layers = [
-        replace(layer, places=tuple(places[number]), dtype=stored[number].dtype, values=stored[number].data)
-        if number in stored
-        else replace(layer, places=tuple(places[number]))
-        for number, layer in enumerate(model.layers)
+        replace(layer, dtype=stored[number].dtype, values=stored[number].data) if number in stored else layer
+        for number, layer in enumerate(edited.layers)
     ]
-    return Model(proto, layers, model.source)
+    return Model(edited.skeleton, layers, model.source)
 
 
 def in_half_precision(model: Model, convert: Callable[[onnx.ModelProto], onnx.ModelProto]) -> Model:
@@ -140,24 +130,24 @@ def _convert(
         one, layer = stored[number], layers[number]
         tensor = onnx.TensorProto()
         tensor.CopyFrom(marked)
-        tensor.name, tensor.data_type = _free(f"{name}/{one.dtype}", taken), _TYPES[one.dtype]
+        tensor.name, tensor.data_type = free_name(f"{name}/{one.dtype}", taken), _TYPES[one.dtype]
         tensor.ClearField("dims")
         tensor.dims.extend(one.values.shape)
         tensors.append(tensor)
         chain: list[onnx.NodeProto] = []
         if one.scales is not None:
-            tensors.append(onnx.numpy_helper.from_array(one.scales, _free(f"{name}/scale", taken)))
+            tensors.append(onnx.numpy_helper.from_array(one.scales, free_name(f"{name}/scale", taken)))
             chain.append(_dequantize(model, scope, one, tensors[-1].name))
         if one.values.shape != layer.shape:
             shape = np.array(layer.shape, np.int64)
-            tensors.append(onnx.numpy_helper.from_array(shape, _free(f"{name}/shape", taken)))
+            tensors.append(onnx.numpy_helper.from_array(shape, free_name(f"{name}/shape", taken)))
             chain.append(onnx.helper.make_node("Reshape", [tensors[-1].name], []))
         if one.scales is None or layer.dtype != "float32":
             chain.append(onnx.helper.make_node("Cast", [], [], to=ONNX_TYPES[layer.dtype]))
         value = tensor.name
         for node in chain:
             node.input.insert(0, value)
-            value = name if node is chain[-1] else _free(f"{name}/{node.op_type}", taken)
+            value = name if node is chain[-1] else free_name(f"{name}/{node.op_type}", taken)
             node.output.append(value)
         added += chain
         replaced.add(name)
@@ -192,11 +182,3 @@ def _marked(scope: Scope) -> Iterator[tuple[onnx.TensorProto, str]]:
         yield from ((tensor, tensor.name) for tensor in scope.initializer if tensor.external_data)
     for node in scope.node:
         yield from ((item.t, node.output[0]) for item in node.attribute if item.t.external_data)
-
-
-def _free(name: str, taken: set[str]) -> str:
-    """A name that no tensor has, like the given one; it is taken from then on."""
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name

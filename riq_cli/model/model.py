@@ -8,7 +8,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -194,6 +194,33 @@ class Model:
             else:
                 _fill(skeleton, layer, self._typed)
         return Model(skeleton, kept, self.source, self._typed, self._files)
+
+    def edited(self, edit: Callable[[onnx.ModelProto], None]) -> Model:
+        """The same layers in another graph, wherever their tensors are moved.
+
+        Args:
+            edit: changes the graph in place. It finds the number of a layer as the only entry of external data of the
+                tensors that hold it, and may move, rename and retype these, but not drop them.
+
+        Raises:
+            CorruptArchive: a layer that is in an attribute of another node than a Constant.
+        """
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.skeleton)
+        constants = {place.path: place.tensor for place in constant_places(proto)}
+        for number, layer in enumerate(self.layers):
+            for path in layer.places:
+                if path not in constants:
+                    raise CorruptArchive(f"layer {layer.name!r}: {path} is not a constant; the archive is damaged")
+                constants[path].external_data.add(key="riq", value=str(number))
+        edit(proto)
+        places: dict[int, list[str]] = {}
+        for place in constant_places(proto):
+            for entry in place.tensor.external_data:
+                places.setdefault(int(entry.value), []).append(place.path)
+            place.tensor.ClearField("external_data")
+        layers = [replace(layer, places=tuple(places[number])) for number, layer in enumerate(self.layers)]
+        return Model(proto, layers, self.source, files=self._files)
 
     @property
     def external_files(self) -> list[Path]:

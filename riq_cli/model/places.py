@@ -55,6 +55,14 @@ def names_in(scope: onnx.GraphProto | onnx.FunctionProto) -> Iterator[object]:
         yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
 
 
+def free_name(name: str, taken: set[str]) -> str:
+    """A name that no tensor has, like the given one; it is taken from then on."""
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
 def opset_of(importing: onnx.ModelProto | onnx.FunctionProto) -> int:
     """The version of ONNX's own operators that a model or function is written in."""
     return max((item.version for item in importing.opset_import if item.domain in OWN_DOMAINS), default=1)

@@ -11,7 +11,14 @@ from dataclasses import replace
 from riq_cli.archive import Archive
 from riq_cli.calibration import Calibration, Sample, digest, scarcity
 from riq_cli.errors import SettingsError
-from riq_cli.model import Model, SessionForm, linear_layers, probe_form
+from riq_cli.model import (
+    Model,
+    SessionForm,
+    linear_layers,
+    multiplied_activations,
+    probe_form,
+    with_quantized_activations,
+)
 from riq_cli.pipeline.fitting import Fit
 from riq_cli.pipeline.measuring import Measuring
 from riq_cli.pipeline.progress import Expected, Progress, Report, Warn
@@ -21,7 +28,7 @@ from riq_cli.pipeline.schedule import schedule
 from riq_cli.pipeline.settings import Settings
 from riq_cli.pipeline.solver import Preparation
 from riq_cli.pipeline.weights import Weights
-from riq_cli.runtime import Deviation, Evaluator, Prober, inlined
+from riq_cli.runtime import Deviation, Evaluator, Observer, Prober, activation_ranges, inlined
 from riq_cli.statistics.gradients import Halves, Observed
 
 _PROBE_SAMPLES = 8, 4  # of small models, of large ones
@@ -36,6 +43,8 @@ class Bench:
         preparation: fits plans and probes layers.
         evaluator: measures models as they are restored.
         calibration: what the manifest says of the samples.
+        model: what is compressed: the original, or with quantized activations.
+        least: the deviation with its weights as they are: that of quantized activations alone; 0 without these.
     """
 
     def __init__(
@@ -64,10 +73,10 @@ class Bench:
         Raises:
             ModelError, SettingsError, CalibrationError: the original cannot be run, or not be measured.
         """
-        self._model, self._weights, self._settings = model, weights, settings
+        self._original, self._weights, self._settings = model, weights, settings
         self._progress, self._warn, self._pool = progress, warn, pool
         searches, is_random = settings.k is None, kind == "random"
-        form = self._form(samples)
+        form = self._form(model, samples)
         began = time.perf_counter()
         evaluator = self._evaluator(form, samples, lean=searches)
         seconds = time.perf_counter() - began
@@ -88,6 +97,13 @@ class Bench:
         judging = sum(samples[number].rows for number in parts.held_out or parts.every)
         if settings.margin and settings.deviation is not None and judging < 2:
             raise SettingsError("a margin in standard errors needs two samples at least, held-out ones if any are")
+        self.model, self.least = model, 0.0
+        if settings.activations is not None:
+            seen = [samples[number] for number in parts.others]
+            self.model = self._with_quantized_activations(form, seen, evaluator.is_lean)
+            form = self._form(self.model, samples)
+            evaluator = evaluator.of_candidates_in(form)
+            self.least = evaluator.deviation(form, weights.originals).mean if evaluator.measured else 0.0
         self.measuring = Measuring(settings, weights, evaluator, form, parts, pool, progress)
         first, second = ([samples[number] for number in half] for half in parts.fit)
         fit = self._fit(form, (first, second), evaluator) if fits else None
@@ -105,8 +121,8 @@ class Bench:
     def judge(self, validation: Calibration) -> Callable[[Archive, Executor | None], Deviation]:
         """What measures archives on other samples."""
         settings = self._settings
-        samples = validation.samples(self._model.inputs, settings.dims, settings.batch_size, self._warn)
-        evaluator = self._evaluator(self._model.session_form(settings.outputs, hoist=False), samples)
+        samples = validation.samples(self._original.inputs, settings.dims, settings.batch_size, self._warn)
+        evaluator = self._evaluator(self._original.session_form(settings.outputs, hoist=False), samples)
         evaluator.warn_of_undefined(self._warn)
 
         def judge(archive: Archive, executor: Executor | None) -> Deviation:
@@ -114,14 +130,27 @@ class Bench:
 
         return judge
 
-    def _form(self, samples: Sequence[Sample]) -> SessionForm:
-        """The form that is evaluated: with k given there is no search, and nothing is worth hoisting."""
+    def _form(self, model: Model, samples: Sequence[Sample]) -> SessionForm:
+        """The form of a model that is evaluated: with k given there is no search, and nothing is worth hoisting."""
         settings, searches = self._settings, self._settings.k is None
-        form = self._model.session_form(settings.outputs, hoist=searches)
+        form = model.session_form(settings.outputs, hoist=searches)
         constraint = settings.constraint
         if searches and (constraint is None or constraint.on_samples):  # others may take other branches
             return inlined(form, self._weights.originals, samples, settings.runtime)
         return form
+
+    def _with_quantized_activations(self, form: SessionForm, samples: Sequence[Sample], lean: bool) -> Model:
+        """The original with 8-bit activations, whose ranges are those on some of the samples."""
+        settings = self._settings
+        observer = Observer(form, self._weights.originals, samples, settings.runtime, lean)
+        tensors = multiplied_activations(self._original)
+        seen = activation_ranges(observer, tensors, settings.activation_method)
+        if not seen:
+            raise SettingsError(
+                "there are no activations to quantize: no Conv, ConvTranspose, Gemm or MatMul multiplies float32 ones "
+                "by weights; leave --activations away"
+            )
+        return with_quantized_activations(self._original, seen)
 
     def _evaluator(self, form: SessionForm, samples: Sequence[Sample], lean: bool = False) -> Evaluator:
         settings = self._settings
@@ -134,13 +163,13 @@ class Bench:
             lean=lean,
             needed=settings.constraint is None or settings.deviation is not None,
         )
-        self._model.release()
+        self._original.release()
         return evaluator
 
     def _fit(self, form: SessionForm, halves: Halves, evaluator: Evaluator) -> Fit:
         """What fits plans to two halves of samples."""
         settings, weights = self._settings, self._weights
-        observed, linear = linear_layers(form, self._model.layers)
+        observed, linear = linear_layers(form, self.model.layers)
         biases = () if "bias" in settings.without else weights.vectors  # those that may be changed
         chosen = {
             number: item if item.bias in biases else replace(item, bias=None)
@@ -148,8 +177,8 @@ class Bench:
             if number in set(weights.matrices)
         }
         seen = Observed(
-            self._model.layers, observed, evaluator.measured, halves, settings.runtime, evaluator.is_lean,
-            self._model.release,
+            self.model.layers, observed, evaluator.measured, halves, settings.runtime, evaluator.is_lean,
+            self._original.release,
         )  # fmt: skip
         return Fit(weights, chosen, seen, settings.work, self._pool, self._progress, self._warn)
 

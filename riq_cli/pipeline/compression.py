@@ -157,6 +157,13 @@ class Compression:
         if bench is None:
             return self._as_it_is()
         settings = self._settings
+        if settings.deviation is not None and bench.least > settings.deviation:
+            raise TargetError(
+                f"activations in {settings.activations} alone cause a deviation of {bench.least:.3g}, above "
+                f"{settings.deviation:g}; give a larger --deviation, another --activation-method, or leave "
+                "--activations away",
+                bench.least,
+            )
         if settings.k is not None:
             return self._at(settings.k, bench, executor)
         if settings.ratio or settings.size or settings.rate:
@@ -170,7 +177,7 @@ class Compression:
             else "there are no float weights to code, or all are kept exact; the model is stored as it is"
         )
         widths: Widths = [1.0 if n in self._weights.zeros else None for n in range(len(self._model.layers))]
-        return self._assembled(widths, {}, None)
+        return self._assembled(self._model, widths, {}, None)
 
     def _at(self, k: float, bench: Bench, executor: Executor | None) -> Archive:
         """The archive of the norm allocation, or of the uniform one, at a given k, with nearest rounding."""
@@ -212,7 +219,7 @@ class Compression:
     def _within_budget(self, bench: Bench, executor: Executor | None) -> Archive:
         """The archive of least deviation within a budget of real bytes, or of bits/weight."""
         budget = Budget.of(self._settings, self._model, self._weights)
-        budget.refuse(self._assembled(nothing(self._weights), {}, executor))
+        budget.refuse(self._assembled(bench.model, nothing(self._weights), {}, executor))
         solver = Solver(bench.measuring, bench.preparation)
 
         def archive_of(solution: Solution) -> tuple[Archive, float]:
@@ -228,7 +235,7 @@ class Compression:
         """The archive of a solution with its result, and what a target bounds, measured on the restored model."""
         measuring, outputs, scheme = bench.measuring, self._settings.outputs, solution.scheme
         measuring.free_memory()
-        archive = self._assembled(solution.widths, scheme.plans, executor)
+        archive = self._assembled(bench.model, solution.widths, scheme.plans, executor)
         restored = decompress(archive, progress=self._progress, executor=executor)
         try:
             deviation = measure_restored(bench.evaluator, restored, outputs)
@@ -262,5 +269,5 @@ class Compression:
         promised = measuring.promised(scheme, deviation)
         return archive.described(calibration=bench.calibration, result=result), promised
 
-    def _assembled(self, widths: Widths, plans: Plans, executor: Executor | None) -> Archive:
-        return assembled(self._model, self._weights, widths, plans, self._settings, self._progress, executor)
+    def _assembled(self, model: Model, widths: Widths, plans: Plans, executor: Executor | None) -> Archive:
+        return assembled(model, self._weights, widths, plans, self._settings, self._progress, executor)

@@ -39,7 +39,7 @@ class ConstraintObjective(Objective):
         """
         super().__init__(measuring, measuring.settings.deviation or DEFAULT_DEVIATION)
         self._constraint = constraint
-        original = measuring.evaluator.loaded(measuring.form, measuring.weights.originals)
+        original = measuring.evaluator.loaded(measuring.evaluator.original, measuring.weights.originals)
         self.judge: Judge = constraint.begin(original)
         self.judgements: list[Judgement] = []
 

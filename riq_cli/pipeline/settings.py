@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from riq_cli.constraint import Constraint, LossConstraint, check_margin
 from riq_cli.errors import SettingsError
-from riq_cli.runtime import DEFAULT_PROVIDER, Runtime
+from riq_cli.runtime import DEFAULT_PROVIDER, ActivationMethod, Runtime
 
 DEFAULT_DEVIATION = 0.01
 DEFAULT_EPSILON = 0.01  # the paper's ε0
@@ -90,7 +90,10 @@ _NAMES: dict[str, Sequence[str]] = {
     "effort": tuple(EFFORTS),
     "allocation": ("norm", "measured", "uniform"),
     "rounding": ("nearest", "compensated", "trellis", "directed"),
+    "activations": ("int8",),
+    "activation_method": get_args(ActivationMethod),
 }
+_MAY_BE_NONE = ("rounding", "activations")
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,9 @@ class Settings:
         without: names of stages to leave out (`STAGES`).
         deployable: matrices are restored exactly from signed integers of `max_bits`, 8 by default, with one scale or
             with one for each index along one axis: `riq decompress --format int8`.
+        activations: `int8`: what weights multiply is brought to 8-bit integers in the model that is restored, and the
+            deviation is that of both; None: it stays in float.
+        activation_method: how the ranges of these integers are found: `minmax`, `entropy` or `percentile`.
     """
 
     deviation: float | None = None
@@ -211,6 +217,8 @@ class Settings:
     constraint: Constraint | None = None
     without: tuple[str, ...] = ()
     deployable: bool = False
+    activations: Literal["int8"] | None = None
+    activation_method: ActivationMethod = "minmax"
 
     def __post_init__(self) -> None:
         """Set the default target, and refuse values that mean nothing.
@@ -252,7 +260,7 @@ class Settings:
             raise SettingsError(f"max_bits = {self.max_bits} is not in 2 … 16")
         for name, known in _NAMES.items():
             value = getattr(self, name)
-            if value not in known and not (name == "rounding" and value is None):
+            if value not in known and not (name in _MAY_BE_NONE and value is None):
                 raise SettingsError(f"no {name} is named {value!r}; there are {', '.join(known)}")
         if self.deployable:
             self._check_deployable()
@@ -283,8 +291,9 @@ class Settings:
             raise SettingsError(
                 "a fixed layout is chosen by a constraint; give --labels, --metric, --max-flips or --max-kl"
             )
-        if self._looks_ahead:
-            raise SettingsError(f"{self.rounding} rounding does not go with a fixed layout; leave one of them away")
+        if self._looks_ahead or self.activations is not None:
+            other = f"{self.rounding} rounding does" if self._looks_ahead else "quantized activations do"
+            raise SettingsError(f"{other} not go with a fixed layout; leave one of them away")
         by_slope = "mu" if self.layout.mu else "directed rounding" if self.rounding == "directed" else None
         if by_slope is not None and not isinstance(self.constraint, LossConstraint):
             raise SettingsError(f"{by_slope} goes by the slope of a loss; give --labels")

@@ -17,6 +17,7 @@ from riq_cli.runtime.deviation import (
 from riq_cli.runtime.evaluator import Candidate, Evaluator
 from riq_cli.runtime.observer import Observer, inlined
 from riq_cli.runtime.prober import Prober
+from riq_cli.runtime.ranges import ActivationMethod, activation_ranges
 from riq_cli.runtime.sessions import (
     DEFAULT_PROVIDER,
     Provider,
@@ -30,6 +31,7 @@ from riq_cli.runtime.sessions import (
 
 __all__ = [
     "DEFAULT_PROVIDER",
+    "ActivationMethod",
     "Array",
     "Candidate",
     "Deviation",
@@ -41,6 +43,7 @@ __all__ = [
     "Runtime",
     "SessionOptions",
     "TensorDeviation",
+    "activation_ranges",
     "check_providers",
     "check_runs",
     "cosine_distance",

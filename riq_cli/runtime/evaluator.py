@@ -38,9 +38,10 @@ class Evaluator:
         """Run the original model once and keep its outputs.
 
         What is `measured` are the float tensors at which the deviation is defined for any sample; see `has_direction`.
+        `original` is the form of the original model.
 
         Args:
-            form: the model with its layers as initializers from outside.
+            form: the original model with its layers as initializers from outside.
             weights: the original data of each layer, in storage type.
             samples: feeds and the number of rows in each.
             runtime: how onnxruntime runs it.
@@ -57,7 +58,8 @@ class Evaluator:
         runtime.check()
         self._samples = samples
         self._runtime = runtime
-        self._form = form
+        self.original = form
+        self._form = form  # of candidates
         self._lean: SessionForm | None = None  # what is run in its place
         outputs: list[list[Array]] = []
         if lean and nbytes(weights) > LARGE:
@@ -78,7 +80,7 @@ class Evaluator:
     def _sorted(self, runs: Sequence[Sequence[Array]], strict: bool, needed: bool) -> tuple[list[str], list[str]]:
         """Names of the tensors at which the deviation is defined, and of other float ones that have elements."""
         defined, undefined, empty = [], [], []
-        for name, values in zip(self._form.measured, zip(*runs, strict=True), strict=True):
+        for name, values in zip(self.original.measured, zip(*runs, strict=True), strict=True):
             if not all(_is_float(value) for value in values):
                 refusal: RiqError = SettingsError(f"tensor {name!r} is not float; its deviation cannot be measured")
             elif not any(value.size for value in values):
@@ -98,7 +100,7 @@ class Evaluator:
 
     def _nothing_to_measure(self) -> SettingsError:
         """The error that no output is float: what the outputs are, and what could be measured in their place."""
-        outputs, inner = measurable(self._form, _NAMED)
+        outputs, inner = measurable(self.original, _NAMED)
         kinds = ", ".join(f"{name} {kind}" for name, kind in outputs.items())
         advice = f"measure an inner tensor with --output, such as {', '.join(inner)}, or " if inner else ""
         return SettingsError(
@@ -140,9 +142,15 @@ class Evaluator:
         found._reference = [self._reference[number] for number in numbers]
         return found
 
+    def of_candidates_in(self, form: SessionForm) -> Evaluator:
+        """The same where candidates are run in another form than the original."""
+        found = copy.copy(self)
+        found._form, found._lean = form, probe_form(form) if self.is_lean else None
+        return found
+
     @property
     def is_lean(self) -> bool:
-        """Whether its form is run with layers as inputs."""
+        """Whether the form of candidates is run with layers as inputs."""
         return self._lean is not None
 
     def deviation(self, form: SessionForm, weights: Sequence[Array], among: Sequence[int] | None = None) -> Deviation:

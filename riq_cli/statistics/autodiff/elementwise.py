@@ -267,4 +267,6 @@ RULES: dict[str, Rule] = {
     "Trilu": _triangle,
     "QuantizeLinear": _quantize,
     "DequantizeLinear": _dequantize,
+    "com.microsoft:QuantizeLinear": _quantize,  # onnxruntime's own, for opsets without these or without their axes
+    "com.microsoft:DequantizeLinear": _dequantize,
 }
