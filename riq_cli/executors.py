@@ -109,6 +109,7 @@ def isolated(
         jobs: what it is called with.
         workers: jobs at the same time.
     """
+    workers = min(workers, len(jobs))
     processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
     shares = [processors[number::workers] for number in range(workers)]
     waiting = deque(jobs)
@@ -118,7 +119,7 @@ def isolated(
         def pool(number: int) -> ProcessPoolExecutor:
             return stack.enter_context(interruptible(process_pool(1, shares[number])))
 
-        pools = [pool(number) for number in range(min(workers, len(jobs)))]
+        pools = [pool(number) for number in range(workers)]
         free = list(range(len(pools)))
         while waiting or running:
             while waiting and free:

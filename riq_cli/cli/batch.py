@@ -84,14 +84,15 @@ def compress_batch(
         raise click.UsageError("--batch needs -o FOLDER, where the archives go")
     tasks = _tasks(batch, calibration, Path(folder), force, shared)
     _check_settings(shared)
-    for path in dict.fromkeys(Path(task.archive).parent for task in tasks):
-        path.mkdir(parents=True, exist_ok=True)
-        check_output(path / "archive", overwrite=True)
+    for task in tasks:
+        Path(task.archive).parent.mkdir(parents=True, exist_ok=True)
+        check_output(task.archive, overwrite=True)
     rows: dict[str, dict[str, Any]] = {}
     wait = Wait("compressing models", quiet)
     try:
         with wait, contextlib.closing(isolated(_compressed, tasks, workers)) as outcomes:
             began, present = time.monotonic(), 0
+            _tell(wait, 0, len(tasks), 0.0)
             for task, outcome in outcomes:
                 outcome = _saved(task, outcome or Outcome(None, "failed", _KILLED))
                 rows[task.model] = _row(task, outcome)
