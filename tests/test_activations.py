@@ -187,7 +187,7 @@ def test_the_deviation_is_from_the_float_model(
     archive = riq_cli.compress(source, samples, preset=preset, deviation=0.002, activations="int8")
     restored = riq_cli.decompress(archive)
     found = deviation(source.to_bytes(), restored.to_bytes(), [{"x": row[None]} for row in images()])
-    assert archive.manifest.result["deviation"] == pytest.approx(found, rel=0.01)
+    assert archive.manifest.result["deviation"] == pytest.approx(found, rel=1e-6)
     assert found < 0.002
     assert riq_cli.verify(archive, source, samples).mean == archive.manifest.result["deviation"]
     assert sum(node.op_type in GRIDS for node in restored.skeleton.graph.node) == 4
