@@ -15,11 +15,11 @@ from riq_cli.pipeline.samples import Roles
 from riq_cli.pipeline.settings import Settings
 from riq_cli.pipeline.weights import Weights
 
-_LAYER = 0.02  # seconds that any work on a layer takes beside that on its weights
-_NEAREST, _COMPENSATED, _TRELLIS = 5e-8, 2e-7, 4e-7  # seconds to round a weight …
-_COMPENSATED_COLUMN, _TRELLIS_COLUMN = 5e-5, 3e-4  # … and, where errors are fed forward, a column
-_PROBE, _CODE, _DECODE = 4e-7, 7e-7, 1e-7  # seconds for other work on a weight
-_MOMENT = 7e-10  # seconds for each multiplication of columns, or of rows, in factors of their second moments
+_LAYER = 0.01  # seconds that any work on a layer takes beside that on its weights
+_NEAREST, _COMPENSATED, _TRELLIS = 2.5e-8, 1e-7, 2e-7  # seconds to round a weight …
+_COMPENSATED_COLUMN, _TRELLIS_COLUMN = 2.5e-5, 1.5e-4  # … and, where errors are fed forward, a column
+_PROBE, _CODE, _DECODE = 2e-7, 2.5e-7, 5e-8  # seconds for other work on a weight
+_MOMENT = 3.5e-10  # seconds for each multiplication of columns, or of rows, in factors of their second moments
 _BLOCK, _ROW_BLOCK = 2048, 1024  # columns, and rows, among which errors are fed forward
 _BACK, _BACK_VARIED = 8.0, 10.0  # runs that gradients of one sample take, and those of its variations
 _ROUGH, _SEARCH, _FINE, _BY_FORMULA = 5, 4, 5, 30  # evaluations of each search for k
