@@ -18,12 +18,21 @@ import numpy as np
 import onnx
 
 from riq_cli.model.model import Model
-from riq_cli.model.places import OWN_DOMAINS, attributes_of, free_name, names_in, opset_of, put_nodes, scopes
+from riq_cli.model.places import (
+    CONTRIB,
+    OWN_DOMAINS,
+    attributes_of,
+    free_name,
+    import_contrib,
+    opset_of,
+    put_nodes,
+    taken_names,
+)
+from riq_cli.model.saturation import producers_of
 from riq_cli.model.uses import consumed, operand
 
 _LEVELS = 255  # of unsigned 8-bit integers, besides 0
 _WITH_CHANNELS = ("Conv", "ConvTranspose", "Gemm")
-_CONTRIB = "com.microsoft"  # onnxruntime's own domain, whose operators do not depend on the model's opset
 _WITH_AXIS = 13  # the opset from which on DequantizeLinear knows axes
 
 
@@ -63,10 +72,10 @@ def with_quantized_activations(model: Model, seen: Mapping[str, Activation]) -> 
 
     def quantize(proto: onnx.ModelProto) -> None:
         graph, constants = proto.graph, _constants(proto.graph)
-        taken = {str(name) for _, scope in scopes(proto) for name in names_in(scope)}
-        domain = _CONTRIB if opset_of(proto) < _WITH_AXIS else ""
-        if domain and all(item.domain != domain for item in proto.opset_import):
-            proto.opset_import.add(domain=domain, version=1)
+        taken = taken_names(proto)
+        domain = "" if opset_of(proto) >= _WITH_AXIS else CONTRIB
+        if domain == CONTRIB:
+            import_contrib(proto)
         nodes: list[onnx.NodeProto] = []
         integers: dict[str, str] = {}  # by the activation
         floats: dict[tuple[str, int | None], str] = {}  # by the activation and the axis of its channels
@@ -104,7 +113,7 @@ def take_single_scales(graph: onnx.GraphProto) -> None:
 
     Kernels for integers take no other grids; and weights that are integers are not rounded again.
     """
-    producers = {name: node for node in graph.node for name in node.output}
+    producers = producers_of(graph)
     constants = {
         node.output[0]: attribute.t
         for node in graph.node

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 
 import onnx
 
+from riq_cli.model.places import opset_of
 from riq_cli.model.saturation import activation, producers_of, single_numbers
 from riq_cli.model.session_form import SessionForm
 from riq_cli.model.uses import FORWARDING, operand
@@ -36,8 +37,7 @@ def class_axes(form: SessionForm) -> dict[str, int]:
     """
     model = onnx.ModelProto.FromString(form.model)
     producers, numbers = producers_of(model.graph), single_numbers(model)
-    versions = [item.version for item in model.opset_import if not item.domain]
-    default = -1 if max(versions, default=0) >= 13 else 1  # of Softmax, LogSoftmax and Hardmax
+    default = -1 if opset_of(model) >= 13 else 1  # of Softmax, LogSoftmax and Hardmax
     found: dict[str, tuple[str, int]] = {}  # by the tensor that all scores are made of, so that none counts twice
     for output in model.graph.output:
         if _NO_SCORES.search(output.name.lower()):

@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from riq_cli.model.activations import take_single_scales
 from riq_cli.model.layer import Layer
 from riq_cli.model.model import Model
-from riq_cli.model.places import free_name, names_in, opset_of, put_nodes, scopes
+from riq_cli.model.places import CONTRIB, drop, free_name, import_contrib, opset_of, put_nodes, scopes, taken_names
 from riq_cli.model.tensors import ONNX_TYPES, Array
 
 INTEGER_BITS = {"int8": 8, "int4": 4}
 _TYPES = {"int8": onnx.TensorProto.INT8, "int4": onnx.TensorProto.INT4, "float16": onnx.TensorProto.FLOAT16}
-_CONTRIB = "com.microsoft"  # onnxruntime's own domain, whose DequantizeLinear does not depend on the model's opset
 _INT4_IR = 10  # version of ONNX's files that knows 4-bit integers
 _OWN_INITIALIZERS_IR = 4  # … and from which on initializers need not be inputs of the graph
 
@@ -65,7 +64,7 @@ def with_stored(model: Model, stored: Mapping[int, Stored]) -> Model:
     """
 
     def convert(proto: onnx.ModelProto) -> None:
-        taken = {str(name) for _, scope in scopes(proto) for name in names_in(scope)}
+        taken = taken_names(proto)
         for _, scope in reversed(list(scopes(proto))):  # inner ones first: their messages move with an outer's edit
             _convert(proto, scope, model.layers, stored, taken)
         if any(one.scales is not None for one in stored.values()):
@@ -154,10 +153,8 @@ def _convert(
     if isinstance(scope, onnx.FunctionProto):
         added = [*(onnx.helper.make_node("Constant", [], [one.name], value=one) for one in tensors), *added]
     else:
-        for items in (scope.initializer, scope.input):  # up to IR 3 initializers are inputs as well
-            for index in reversed(range(len(items))):
-                if items[index].name in replaced:
-                    del items[index]
+        drop(scope.initializer, replaced)
+        drop(scope.input, replaced)  # up to IR 3 initializers are inputs as well
         scope.initializer.extend(tensors)
     put_nodes(scope, [*added, *(node for node in scope.node if replaced.isdisjoint(node.output))])
 
@@ -167,10 +164,9 @@ def _dequantize(model: onnx.ModelProto, scope: Scope, stored: Stored, scales: st
     importing = scope if isinstance(scope, onnx.FunctionProto) else model
     node = onnx.helper.make_node("DequantizeLinear", [scales], [])
     if is_contributed(opset_of(importing), stored):
-        node.domain = _CONTRIB
-        for message in {id(message): message for message in (importing, model)}.values():
-            if all(item.domain != _CONTRIB for item in message.opset_import):
-                message.opset_import.add(domain=_CONTRIB, version=1)
+        node.domain = CONTRIB
+        import_contrib(importing)
+        import_contrib(model)
     if stored.axis is not None:
         node.attribute.append(onnx.helper.make_attribute("axis", stored.axis))
     return node

@@ -26,13 +26,13 @@ from riq_cli.model.linear_inputs import (
 )
 from riq_cli.model.linear_outputs import GateOutput, LinearOutput, LookupOutput, ProductOutput, WindowOutput
 from riq_cli.model.matrix import Arrangement, Matrix
-from riq_cli.model.places import OWN_DOMAINS, attributes_of, constant_places, opset_of, subgraphs
+from riq_cli.model.places import CONTRIB, OWN_DOMAINS, attributes_of, constant_places, opset_of, subgraphs
 from riq_cli.model.session_form import SessionForm
 from riq_cli.model.tensors import FLOAT_TYPES
 from riq_cli.model.uses import Use, captured
 
 _OWN = "riq/linear{}"  # names of tensors that are added
-_DOMAINS = (*OWN_DOMAINS, "com.microsoft")
+_DOMAINS = (*OWN_DOMAINS, CONTRIB)
 _WITH_BIAS = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm")
 _SAME_VALUES = ("Identity", "QuantizeLinear", "DequantizeLinear")  # … but for a grid, as training for int8 puts it in
 _AXES_MAX = 64  # of a tensor: longer lists of integers are no shapes

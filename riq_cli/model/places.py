@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from riq_cli.errors import CorruptArchive, ModelError
 
 _STEP = re.compile(r"([a-z]+)(?:\[(\d+)\])?")
 OWN_DOMAINS = ("", "ai.onnx")  # both are ONNX's
+CONTRIB = "com.microsoft"  # onnxruntime's own domain, whose operators do not depend on the model's opset
 FIELDS = {"graph", "functions", "node", "attribute", "g", "graphs", "t", "initializer"}
 
 
@@ -35,14 +36,14 @@ def check_names(model: onnx.ModelProto) -> None:
     """
     try:
         for path, scope in scopes(model):
-            for name in names_in(scope):
+            for name in _names(scope):
                 if not isinstance(name, str):
                     raise ModelError(f"the name {name!r} in {path} is not valid UTF-8; rename it")
     except UnicodeDecodeError as error:  # of other implementations of protobuf
         raise ModelError(f"a name in the model is not valid UTF-8 ({error}); rename it") from error
 
 
-def names_in(scope: onnx.GraphProto | onnx.FunctionProto) -> Iterator[object]:
+def _names(scope: onnx.GraphProto | onnx.FunctionProto) -> Iterator[object]:
     """All names of a graph or function, without those of its subgraphs."""
     for node in scope.node:
         yield from (node.op_type, node.domain, *node.input, *node.output)
@@ -53,6 +54,11 @@ def names_in(scope: onnx.GraphProto | onnx.FunctionProto) -> Iterator[object]:
     yield from (item.name for items in (scope.input, scope.output, scope.initializer) for item in items)
     for value in scope.input:
         yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+
+
+def taken_names(model: onnx.ModelProto) -> set[str]:
+    """The names that a model uses anywhere, in subgraphs and functions too."""
+    return {str(name) for _, scope in scopes(model) for name in _names(scope)}
 
 
 def free_name(name: str, taken: set[str]) -> str:
@@ -68,6 +74,12 @@ def opset_of(importing: onnx.ModelProto | onnx.FunctionProto) -> int:
     return max((item.version for item in importing.opset_import if item.domain in OWN_DOMAINS), default=1)
 
 
+def import_contrib(importing: onnx.ModelProto | onnx.FunctionProto) -> None:
+    """Have a model or function import the operators of onnxruntime's own domain."""
+    if all(item.domain != CONTRIB for item in importing.opset_import):
+        importing.opset_import.add(domain=CONTRIB, version=1)
+
+
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
     """The values of a node's attributes by their names."""
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
@@ -78,6 +90,13 @@ def put_nodes(scope: onnx.GraphProto | onnx.FunctionProto, nodes: Iterable[onnx.
     fresh = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # its own end with what held them
     del scope.node[:]
     scope.node.extend(fresh)
+
+
+def drop(items: Any, names: Collection[str]) -> None:
+    """Remove those items of a repeated field that have one of these names."""
+    for index in reversed(range(len(items))):
+        if items[index].name in names:
+            del items[index]
 
 
 def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:

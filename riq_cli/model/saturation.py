@@ -34,8 +34,8 @@ _LOGISTIC = (("Div", _NUMBER, _DENOMINATOR), ("Reciprocal", _DENOMINATOR))  # x 
 _FORWARDING = frozenset("Identity Cast Transpose Reshape Squeeze Unsqueeze Flatten Dropout".split())
 
 
-class Activation(NamedTuple):
-    """An activation at the end of a computation.
+class ActivationFunction(NamedTuple):
+    """An activation function at the end of a computation.
 
     Attributes:
         operator: its type; of one in pieces, Softmax or Sigmoid.
@@ -111,8 +111,8 @@ def pre_activation(graph: onnx.GraphProto, name: str, numbers: Collection[str]) 
 
 def activation(
     node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto], numbers: Collection[str]
-) -> Activation | None:
-    """The activation that ends in a node, whole or in the pieces that exporters write; None if it ends none.
+) -> ActivationFunction | None:
+    """The activation function that ends in a node, whole or in the pieces that exporters write; None if none does.
 
     Args:
         node: of a graph.
@@ -148,7 +148,7 @@ def activation(
 
     if node.op_type in _SATURATING:
         axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), None)
-        return Activation(node.op_type, axis, operand(node, 0))
+        return ActivationFunction(node.op_type, axis, operand(node, 0))
     if node.op_type == "Log":
         producer = producers.get(operand(node, 0))
         if producer is None or producer.op_type == "Log":
@@ -160,7 +160,7 @@ def activation(
             is_softmax = (op_type, *operands) in _SOFTMAX
             is_shifted = is_softmax and is_made(found["x"], _SHIFTED, found)
             before = found["unshifted" if is_shifted else "x"]
-            return Activation("Softmax" if is_softmax else "Sigmoid", -1, before)
+            return ActivationFunction("Softmax" if is_softmax else "Sigmoid", -1, before)
     return None
 
 

@@ -11,15 +11,14 @@ outputs that are bfloat16 become float32. The exact form changes nothing of that
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import onnx
 
 from riq_cli.model.layer import Layer
 from riq_cli.model.noise import feed_noise
-from riq_cli.model.places import Place, constant_places, find_tensor, put_nodes, scopes, subgraphs
+from riq_cli.model.places import Place, constant_places, drop, find_tensor, put_nodes, scopes, subgraphs
 from riq_cli.model.saturation import give_out, measured_tensors, take_floats
 from riq_cli.model.tensors import ONNX_TYPES, Array
 from riq_cli.model.topology import Key, called_by, callees_first, function_calls, key_of, nodes_of, sort_nodes
@@ -183,7 +182,7 @@ def _hoist(model: onnx.ModelProto, layers: Sequence[Layer], inside: Sequence[tup
                 needed.setdefault(path.split(".")[0], []).append(name)
         moved = {place.value_name for place in places}
         if isinstance(scope, onnx.GraphProto):
-            _drop(scope.initializer, moved)
+            drop(scope.initializer, moved)
         put_nodes(scope, [*copies, *(node for node in scope.node if moved.isdisjoint(node.output))])
     if needed:
         _pass_to_functions(model, needed)
@@ -218,16 +217,9 @@ def _without_unused(graph: onnx.GraphProto, weights: Sequence[tuple[str, int]]) 
     """Those weights that something uses; the others are removed, since a session drops them and then misses them."""
     used = {output.name for output in graph.output} | consumed(graph)
     unused = {name for name, _ in weights} - used
-    _drop(graph.initializer, unused)
-    _drop(graph.input, unused)  # up to IR 3 initializers are inputs as well
+    drop(graph.initializer, unused)
+    drop(graph.input, unused)  # up to IR 3 initializers are inputs as well
     return [(name, number) for name, number in weights if name in used]
-
-
-def _drop(items: Any, names: Collection[str]) -> None:
-    """Remove those items of a repeated field that have one of these names."""
-    for index in reversed(range(len(items))):
-        if items[index].name in names:
-            del items[index]
 
 
 def _take_from_outside(tensor: onnx.TensorProto) -> None:
