@@ -90,8 +90,7 @@ def verify(
     the bound or the constraint is not kept: a gate for continuous integration.
     """
     from riq_cli.constraint import check_margin
-    from riq_cli.pipeline import check
-    from riq_cli.pipeline import verify as measure
+    from riq_cli.pipeline import Verification
 
     if archive == against == "-":
         raise click.UsageError("only one of ARCHIVE and --against can come from stdin")
@@ -113,17 +112,12 @@ def verify(
             _warn_of_unjudged(archive, manifest.settings.get("objective"))
         bound = manifest.settings.get("deviation") if deviation is None else deviation
         with options.coding_executor(manifest.layers) as executor, Wait("measuring", quiet) as wait:
-            needed = constraint is None or bound is not None
-            running |= {
-                "format": format,
-                "nearest": nearest,
-                "convert_activations": convert_activations,
-                "executor": executor,
-            }
-            found = measure(opened, original, data, warn=wait.warn, needed=needed, **running)
-            judged = None
-            if constraint is not None:
-                judged = check(opened, original, data, constraint, **running)
+            verification = Verification(
+                opened, original, data, format=format, nearest=nearest, convert_activations=convert_activations,
+                executor=executor, warn=wait.warn, needed=constraint is None or bound is not None, **running,
+            )  # fmt: skip
+            found = verification.deviation()
+            judged = None if constraint is None else verification.judgement(constraint)
     if margin and bound is not None and found.samples.size < 2:
         raise SettingsError("a margin in standard errors needs two samples at least")
     within = bound is None or found.mean + margin * (found.standard_error or 0.0) <= bound

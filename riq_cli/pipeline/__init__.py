@@ -3,7 +3,7 @@
 from riq_cli.pipeline.compression import compress
 from riq_cli.pipeline.formats import Converted, Format, converted
 from riq_cli.pipeline.progress import Progress
-from riq_cli.pipeline.restoration import check, decompress, verify
+from riq_cli.pipeline.restoration import Verification, check, decompress, verify
 from riq_cli.pipeline.settings import PRESETS, FixedLayout, Settings
 from riq_cli.pipeline.sweep import Outcome, sweep
 
@@ -15,6 +15,7 @@ __all__ = [
     "Outcome",
     "Progress",
     "Settings",
+    "Verification",
     "check",
     "compress",
     "converted",

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 from riq_cli.archive import Archive, LayerEntry
-from riq_cli.calibration import Calibration, Sample
+from riq_cli.calibration import Calibration
 from riq_cli.constraint import Constraint, Judge, Judgement
 from riq_cli.decode import decode_layers
 from riq_cli.memory import give_back_free_memory
-from riq_cli.model import Model, SessionForm
+from riq_cli.model import Model
 from riq_cli.pipeline.formats import Format, converted
 from riq_cli.pipeline.progress import Progress, Report, Warn
 from riq_cli.pipeline.settings import Settings
@@ -55,93 +55,106 @@ def decompress(
     return model if format == "original" else converted(archive, model, format, nearest, convert_activations).model
 
 
-def verify(
-    archive: Archive,
-    model: Model,
-    calibration: Calibration,
-    *,
-    format: Format = "original",  # noqa: A002
-    nearest: bool = False,
-    convert_activations: bool = False,
-    executor: Executor | None = None,
-    warn: Warn | None = None,
-    needed: bool = True,
-    **options: Any,
-) -> Deviation:
+class Verification:
+    """The model that an archive restores, beside the original on given samples; it is restored once."""
+
+    def __init__(
+        self,
+        archive: Archive,
+        model: Model,
+        calibration: Calibration,
+        *,
+        format: Format = "original",  # noqa: A002
+        nearest: bool = False,
+        convert_activations: bool = False,
+        executor: Executor | None = None,
+        warn: Warn | None = None,
+        needed: bool = True,
+        **options: Any,
+    ) -> None:
+        """Run the original.
+
+        Args:
+            archive: restored in memory, when it is measured or judged.
+            model: the original.
+            calibration: samples, at best ones that the search did not see.
+            format, nearest, convert_activations: as in `decompress`: what is measured is that file, as onnxruntime runs
+                it.
+            executor: where streams are decoded; None: here.
+            warn: called with what the user should know.
+            needed: refuse a model without anything to measure; if not, the deviation is that of no tensor.
+            options: `outputs`, `dims`, `batch_size`, `threads`, `provider` and `custom_ops` of `Settings`. Without
+                `outputs`, they are those that compress was given.
+
+        Raises:
+            ModelError, CalibrationError, SettingsError: see there.
+        """
+        settings = Settings(**options)
+        self._outputs = settings.outputs or archive.manifest.settings.get("outputs", ())
+        samples = calibration.samples(model.inputs, settings.dims, settings.batch_size, warn)
+        names = {place for entry in archive.manifest.layers for place in entry.tensors}
+        original = model.select(lambda layer: names.issuperset(layer.places))
+        form = original.session_form(self._outputs, hoist=False)
+        self._originals = [layer.values for layer in original.layers]
+        self._evaluator = Evaluator(
+            form, self._originals, samples, settings.runtime, strict=bool(self._outputs), needed=needed
+        )
+        if warn is not None:
+            self._evaluator.warn_of_undefined(warn)
+        self._restore = partial(
+            decompress, archive, format=format, nearest=nearest, convert_activations=convert_activations,
+            executor=executor,
+        )  # fmt: skip
+
+    @cached_property
+    def _restored(self) -> Model:
+        return self._restore()
+
+    def deviation(self) -> Deviation:
+        """How far the outputs of the restored model are from the original's.
+
+        Raises:
+            ArchiveError, ModelError, CalibrationError: see there.
+        """
+        return measure_restored(self._evaluator, self._restored, self._outputs)
+
+    def judgement(self, constraint: Constraint) -> Judgement:
+        """What a constraint says of the restored model; labels are those of the given samples.
+
+        Raises:
+            ArchiveError, ModelError, ConstraintError: see there.
+        """
+        judge = constraint.begin(self._evaluator.loaded(self._evaluator.original, self._originals))
+        return judge_restored(judge, self._evaluator, self._restored, self._outputs)
+
+
+def verify(archive: Archive, model: Model, calibration: Calibration, **options: Any) -> Deviation:
     """How far the outputs of the restored model are from the original's, on given samples.
 
     Args:
-        archive: restored in memory.
-        model: the original.
-        calibration: samples, at best ones that the search did not see.
-        format, nearest, convert_activations: as in `decompress`: what is measured is that file, as onnxruntime runs it.
-        executor: where streams are decoded; None: here.
-        warn: called with what the user should know.
-        needed: refuse a model without anything to measure; if not, the deviation is that of no tensor.
-        options: `outputs`, `dims`, `batch_size`, `threads`, `provider` and `custom_ops` of `Settings`. Without
-            `outputs`, they are those that compress was given.
+        archive, model, calibration: see `Verification`.
+        options: `format`, `nearest`, `convert_activations`, `executor`, `warn` and `needed`, see there, and how the
+            model is run: `outputs`, `dims`, `batch_size`, `threads`, `provider` and `custom_ops`.
 
     Raises:
         ArchiveError, ModelError, CalibrationError, SettingsError: see there.
     """
-    settings = _settings(archive, options)
-    samples = calibration.samples(model.inputs, settings.dims, settings.batch_size, warn)
-    _, _, evaluator = _original(archive, model, samples, settings, needed)
-    if warn is not None:
-        evaluator.warn_of_undefined(warn)
-    restored = decompress(
-        archive, format=format, nearest=nearest, convert_activations=convert_activations, executor=executor
-    )
-    return measure_restored(evaluator, restored, settings.outputs)
+    return Verification(archive, model, calibration, **options).deviation()
 
 
 def check(
-    archive: Archive,
-    model: Model,
-    calibration: Calibration,
-    constraint: Constraint,
-    *,
-    format: Format = "original",  # noqa: A002
-    nearest: bool = False,
-    convert_activations: bool = False,
-    executor: Executor | None = None,
-    **options: Any,
+    archive: Archive, model: Model, calibration: Calibration, constraint: Constraint, **options: Any
 ) -> Judgement:
     """What a constraint says of the restored model, on given samples.
 
     Args:
-        archive, model, calibration, format, nearest, convert_activations, executor, options: as in `verify`.
+        archive, model, calibration, options: as in `verify`, but for `needed`.
         constraint: labels are those of the given samples.
 
     Raises:
         ArchiveError, ModelError, CalibrationError, SettingsError, ConstraintError: see there.
     """
-    settings = _settings(archive, options)
-    samples = calibration.samples(model.inputs, settings.dims, settings.batch_size)
-    form, values, evaluator = _original(archive, model, samples, settings, needed=False)
-    judge = constraint.begin(evaluator.loaded(form, values))
-    restored = decompress(
-        archive, format=format, nearest=nearest, convert_activations=convert_activations, executor=executor
-    )
-    return judge_restored(judge, evaluator, restored, settings.outputs)
-
-
-def _settings(archive: Archive, options: Mapping[str, Any]) -> Settings:
-    """The settings that were given, with the outputs that compress was given if there are none among them."""
-    settings = Settings(**options)
-    return settings if settings.outputs else replace(settings, outputs=archive.manifest.settings.get("outputs", ()))
-
-
-def _original(
-    archive: Archive, model: Model, samples: Sequence[Sample], settings: Settings, needed: bool
-) -> tuple[SessionForm, list[Array], Evaluator]:
-    """The original with the archive's layers from outside, and what compares others with it."""
-    names = {place for entry in archive.manifest.layers for place in entry.tensors}
-    original = model.select(lambda layer: names.issuperset(layer.places))
-    form = original.session_form(settings.outputs, hoist=False)
-    values = [layer.values for layer in original.layers]
-    strict = bool(settings.outputs)
-    return form, values, Evaluator(form, values, samples, settings.runtime, strict=strict, needed=needed)
+    return Verification(archive, model, calibration, needed=False, **options).judgement(constraint)
 
 
 def measure_restored(evaluator: Evaluator, restored: Model, outputs: Sequence[str]) -> Deviation:
