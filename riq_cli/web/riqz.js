@@ -1,0 +1,1566 @@
+/**
+ * Decodes riq archives (.riqz) in browsers, in workers and in Node >= 20, without dependencies.
+ *
+ * `decode` gives one layer after another while the bytes of an archive arrive; `restore` gives the ONNX model.
+ * The format is specified in FORMAT.md; section names in comments are those of that page.
+ */
+
+// Limits, as Python's riq has them.
+const HEADER_BYTES = 24;
+const MANIFEST_BYTES = 16 * 2 ** 20; // stored, and inflated
+const MANIFEST_DEPTH = 100;
+const RESTORED_BYTES = 8 * 2 ** 30; // skeleton and tensors together, unless `maxSize` says otherwise
+const LEAST_ROOM = 2 ** 25; // bytes that codes may always take beside what is restored
+const CODE_BYTES = 16;
+const LAYER_SYMBOLS = 2 ** 40;
+const DIMENSIONS = 32;
+const STREAM_SYMBOLS = 2 ** 20;
+const TABLE_SYMBOLS = 2 ** 16;
+const SYMBOL_BOUND = 2 ** 31;
+const LEVEL_BOUND = 2 ** 29;
+const CELLS = 2 ** 12;
+const SEVERAL = 4; // scales of a layer, and magnitudes
+const CODE_MAX = 256;
+const CODES = 2 ** 24;
+const CLASSES = 64;
+const ROOT_MAX = 2 ** 24;
+const MODEL_BYTES = 2 ** 31; // protobuf's bound of one message
+
+const TOTAL = 2 ** 24; // sum of the frequencies of a table
+const QUARTERS = [1, 1.189207115002721, 1.4142135623730951, 1.681792830507429];
+const FEATURES = ["classes", "scales", "student", "trellis"];
+
+const FLOAT32_MAX = 2 ** 128 - 2 ** 104;
+const DTYPES = {
+  float16: { bytes: 2, onnx: 10, largest: 65504, Values: Uint16Array, round: roundToFloat16 },
+  bfloat16: { bytes: 2, onnx: 16, largest: 2 ** 128 - 2 ** 120, Values: Uint16Array, round: roundToBfloat16 },
+  float32: { bytes: 4, onnx: 1, largest: FLOAT32_MAX, Values: Float32Array, round: roundByStoring },
+  float64: { bytes: 8, onnx: 11, largest: Number.MAX_VALUE, Values: Float64Array, round: roundByStoring },
+};
+
+// Errors, named as in Python.
+
+/** The archive cannot be decoded. */
+export class ArchiveError extends Error {
+  constructor(message, options) {
+    super(message, options);
+    this.name = new.target.name;
+  }
+}
+
+/** The bytes do not begin as a riq archive does. */
+export class NotAnArchive extends ArchiveError {}
+
+/** The archive needs a newer riq. */
+export class UnsupportedArchive extends ArchiveError {}
+
+/** The archive is damaged or was made to mislead. */
+export class CorruptArchive extends ArchiveError {}
+
+/** Restoring would need more memory than the limit allows. */
+export class LimitExceeded extends ArchiveError {}
+
+const ERRORS = { NotAnArchive, UnsupportedArchive, CorruptArchive, LimitExceeded, RangeError };
+
+const corrupt = (message) => new CorruptArchive(`${message}; the archive is damaged`);
+
+function check(condition, message) {
+  if (!condition) throw corrupt(message);
+}
+
+// What callers use.
+
+/**
+ * The layers of an archive, one after another, each as soon as its bytes have arrived and are decoded.
+ *
+ * `source`: Response, Blob, ReadableStream or async iterable of Uint8Array, ArrayBuffer or a view of one.
+ * `options`: see riqz.d.ts.
+ */
+export async function* decode(source, options = {}) {
+  const archive = await Archive.open(source, options);
+  try {
+    await archive.skeleton();
+    for await (const [entry, bytes] of archive.layers((layer) => new Uint8Array(layer.bytes))) {
+      const { Values } = DTYPES[entry.dtype];
+      const { name, op, tensors, dtype, shape, coding } = entry;
+      yield { name, op, tensors, dtype, shape, coding, values: new Values(bytes.buffer) };
+    }
+  } finally {
+    archive.close();
+  }
+}
+
+/**
+ * The model of an archive: `{model, externalData}`, as `InferenceSession.create(model, {externalData})` takes them.
+ *
+ * `options`: see riqz.d.ts.
+ */
+export async function restore(source, options = {}) {
+  const archive = await Archive.open(source, options);
+  try {
+    const skeleton = await archive.skeleton();
+    const placed = placeLayers(skeleton, archive.manifest.layers, options.externalData ?? false);
+    for await (const [entry, bytes] of archive.layers((layer) => placed.target(layer))) placed.put(entry, bytes);
+    return { model: placed.model, externalData: placed.externalData };
+  } finally {
+    archive.close();
+  }
+}
+
+/**
+ * A cache for transformers.js, `env.customCache`, in which a folder's `model.riqz` stands for its `model.onnx`.
+ *
+ * `read(url)` gives a Response, or undefined where there is nothing; by default it fetches.
+ */
+export function riqCache({ read = fetchFile, ...options } = {}) {
+  return {
+    async match(request) {
+      const url = typeof request === "string" ? request : request.url;
+      if (!url.endsWith(".onnx")) return undefined;
+      const response = await read(url.replace(/\.onnx$/, ".riqz"));
+      if (!response) return undefined;
+      const { model } = await restore(response, options);
+      return new Response(model, { headers: { "content-length": String(model.length) } });
+    },
+    async put() {}, // what has no archive is not kept
+  };
+}
+
+async function fetchFile(url) {
+  const response = await fetch(url);
+  return response.ok ? response : undefined;
+}
+
+// Layout
+
+/** An archive whose manifest has been read; its sections are read in their order. */
+class Archive {
+  constructor(manifest, input, pool, size, options) {
+    this.manifest = manifest;
+    this.input = input;
+    this.pool = pool;
+    this.size = size;
+    this.options = options;
+    this.decoded = 0;
+  }
+
+  static async open(source, options) {
+    const input = new Input(source, options.signal);
+    try {
+      const { manifest, stored } = await readManifest(input, options.maxSize ?? RESTORED_BYTES);
+      const size = HEADER_BYTES + stored + manifest.skeleton.bytes + sum(manifest.layers.map((layer) => layer.stored));
+      if (input.size !== undefined) checkSize(input.size, size);
+      const pool = options.workers ? new Pool(options.workers) : undefined;
+      return new Archive(manifest, input, pool, size, options);
+    } catch (error) {
+      input.close();
+      throw error;
+    }
+  }
+
+  async skeleton() {
+    const { bytes, size, crc32: expected } = this.manifest.skeleton;
+    const data = await inflate(await this.section(bytes), size, "the skeleton");
+    if (data.length !== size || crc32(data) !== expected) throw corrupt("skeleton: checksum differs");
+    if (!this.manifest.layers.length) await this.end();
+    return data;
+  }
+
+  /** Pairs of a layer and its restored bytes, which are in `target(layer)` unless workers decode. */
+  async *layers(target) {
+    for await (const [entry, bytes] of this.pool ? this.fromPool() : this.fromHere(target)) {
+      this.decoded += entry.size;
+      this.progress();
+      yield [entry, bytes];
+    }
+  }
+
+  async *fromHere(target) {
+    const pause = pauses(this.options.signal);
+    for await (const [entry, sections] of this.sections()) {
+      const bytes = target(entry);
+      await decodeLayer(entry, sections, bytes, pause);
+      yield [entry, bytes];
+    }
+  }
+
+  /** Layers decoded side by side, in order; what is in work at once stays below a quarter of the restored model. */
+  async *fromPool() {
+    const room = Math.max(LEAST_ROOM, this.manifest.restored / 4);
+    const waiting = [];
+    let used = 0;
+    const next = async () => {
+      const job = waiting.shift();
+      used -= job.entry.bytes;
+      return [job.entry, await this.input.unlessAborted(job.result)];
+    };
+    for await (const [entry, sections] of this.sections()) {
+      while (waiting.length && (waiting[0].done || used + entry.bytes > room)) yield await next();
+      const job = { entry, done: false, result: this.pool.run(entry, sections) };
+      const finish = () => (job.done = true);
+      job.result.then(finish, finish);
+      waiting.push(job);
+      used += entry.bytes;
+    }
+    while (waiting.length) yield await next();
+  }
+
+  async *sections() {
+    const { layers } = this.manifest;
+    for (const entry of layers) {
+      const sections = [];
+      for (const length of entry.sections) sections.push(await this.section(length));
+      if (entry === layers[layers.length - 1]) await this.end();
+      yield [entry, sections];
+    }
+  }
+
+  async section(length) {
+    const bytes = await this.input.take(length, "the archive is cut off");
+    this.progress();
+    return bytes;
+  }
+
+  async end() {
+    if ((await this.input.rest()) > 0) {
+      throw new CorruptArchive(`the archive is longer than its manifest says: more than ${this.size} bytes`);
+    }
+  }
+
+  progress() {
+    this.options.onProgress?.({
+      received: this.input.taken,
+      total: this.size,
+      decoded: this.decoded,
+      weights: this.manifest.weights,
+    });
+  }
+
+  close() {
+    this.input.close();
+    this.pool?.close();
+  }
+}
+
+function checkSize(size, expected) {
+  if (size === expected) return;
+  const what = size < expected ? "cut off" : "longer than its manifest says";
+  throw new CorruptArchive(`the archive is ${what}: ${size} bytes instead of ${expected}`);
+}
+
+async function readManifest(input, maxSize) {
+  const header = await input.takeUpTo(HEADER_BYTES);
+  const magic = [0x89, 0x52, 0x49, 0x51, 0x5a, 0x0d, 0x0a, 0x1a];
+  if (!magic.every((byte, index) => header[index] === byte)) throw new NotAnArchive("not a riq archive");
+  if (header.length < HEADER_BYTES) throw new CorruptArchive("the archive is cut off in its header");
+  const view = new DataView(header.buffer, header.byteOffset);
+  const version = view.getUint16(8, true);
+  check(version >= 1, `unknown version ${version}`);
+  if (version > 1) {
+    throw new UnsupportedArchive(`archive version ${version}; this riq reads version 1: install a newer one`);
+  }
+  check(view.getUint16(10, true) === 0, "the header's reserved field is not 0");
+  const stored = view.getUint32(16, true) + view.getUint32(20, true) * 2 ** 32;
+  if (stored > MANIFEST_BYTES) {
+    throw new LimitExceeded(`the manifest has ${stored} bytes; at most ${MANIFEST_BYTES} are read`);
+  }
+  const bytes = await input.take(stored, "the archive is cut off in its manifest");
+  check(crc32(bytes) === view.getUint32(12, true), "the manifest's checksum differs");
+  const manifest = manifestOf(parseJson(await inflate(bytes, MANIFEST_BYTES, "the manifest")));
+  if (manifest.restored > maxSize) {
+    throw new LimitExceeded(
+      `the restored model needs ${manifest.restored} bytes, the limit is ${maxSize}; ` +
+        "if you trust the archive, raise maxSize",
+    );
+  }
+  const beside = Math.max(0, ...manifest.layers.map((layer) => CODE_BYTES * sum(layer.codes.map((code) => code.count))));
+  if (beside > Math.max(maxSize - manifest.restored, LEAST_ROOM)) {
+    throw new LimitExceeded(
+      `the codes of a layer need ${beside} bytes, which with those of the model are above the limit of ${maxSize}; ` +
+        "if you trust the archive, raise maxSize",
+    );
+  }
+  return { manifest, stored };
+}
+
+/** The bytes of a source, taken in pieces of a wanted length as they arrive. */
+class Input {
+  constructor(source, signal) {
+    this.signal = signal;
+    this.taken = 0;
+    this.piece = new Uint8Array(0); // what has arrived and is not taken yet
+    const stream = source?.body ?? (typeof source?.stream === "function" ? source.stream() : source);
+    if (stream instanceof ArrayBuffer) this.piece = new Uint8Array(stream);
+    else if (ArrayBuffer.isView(stream)) this.piece = new Uint8Array(stream.buffer, stream.byteOffset, stream.byteLength);
+    else if (typeof stream?.getReader === "function") this.reader = stream.getReader();
+    else if (typeof stream?.[Symbol.asyncIterator] === "function") this.reader = readerOf(stream);
+    else throw new TypeError("a Response, Blob, ReadableStream, async iterable, ArrayBuffer or Uint8Array is expected");
+    if (!this.reader) this.size = this.piece.length;
+    this.aborted = new Promise((_, reject) => {
+      this.onAbort = () => reject(signal.reason);
+      signal?.addEventListener("abort", this.onAbort);
+    });
+    this.aborted.catch(() => {});
+  }
+
+  /** The result of a promise, or the reason of the signal if that comes first. */
+  async unlessAborted(promise) {
+    this.signal?.throwIfAborted();
+    return Promise.race([promise, this.aborted]);
+  }
+
+  async take(length, message) {
+    const bytes = await this.takeUpTo(length);
+    if (bytes.length < length) throw new CorruptArchive(message);
+    return bytes;
+  }
+
+  /** The next `length` bytes, or all that are left. */
+  async takeUpTo(length) {
+    this.signal?.throwIfAborted();
+    const pieces = [];
+    let missing = length;
+    while (missing > 0 && (this.piece.length || (await this.read()))) {
+      const piece = this.piece.subarray(0, missing);
+      this.piece = this.piece.subarray(piece.length);
+      this.taken += piece.length;
+      missing -= piece.length;
+      pieces.push(piece);
+    }
+    return pieces.length === 1 ? pieces[0] : joined(pieces);
+  }
+
+  async read() {
+    if (!this.reader) return false;
+    for (;;) {
+      const { done, value } = await this.unlessAborted(this.reader.read());
+      if (done) return false;
+      if (value.length) {
+        this.piece = value;
+        return true;
+      }
+    }
+  }
+
+  /** How many bytes are there still, as far as they have arrived. */
+  async rest() {
+    if (!this.piece.length) await this.read();
+    return this.piece.length;
+  }
+
+  close() {
+    this.signal?.removeEventListener("abort", this.onAbort);
+    this.reader?.cancel().catch(() => {});
+  }
+}
+
+function readerOf(iterable) {
+  const iterator = iterable[Symbol.asyncIterator]();
+  return { read: async () => iterator.next(), cancel: async () => iterator.return?.() };
+}
+
+function joined(pieces) {
+  const bytes = new Uint8Array(sum(pieces.map((piece) => piece.length)));
+  let begin = 0;
+  for (const piece of pieces) {
+    bytes.set(piece, begin);
+    begin += piece.length;
+  }
+  return bytes;
+}
+
+/** A function that lets other tasks run, and looks at the signal, when 30 ms have passed since it last did so. */
+function pauses(signal) {
+  let last = performance.now();
+  return async () => {
+    if (performance.now() - last < 30) return;
+    await new Promise((resolve) => setTimeout(resolve));
+    signal?.throwIfAborted();
+    last = performance.now();
+  };
+}
+
+const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
+const product = (numbers) => numbers.reduce((total, number) => total * number, 1);
+
+// Deflated data and checksums
+
+/** The inflated bytes of one zlib stream, at most `limit`; in `target`, which they have to fill, if it is given. */
+async function inflate(stored, limit, what, target) {
+  const wrongSize = () => corrupt(`${what} does not have the size that was announced`);
+  const pieces = [];
+  let size = 0;
+  const take = (piece) => {
+    if (size + piece.length > limit) throw wrongSize();
+    if (target) target.set(piece, size);
+    else pieces.push(piece);
+    size += piece.length;
+  };
+  try {
+    await inflatePieces(stored, take);
+  } catch (error) {
+    throw error instanceof ArchiveError ? error : corrupt(`${what} cannot be inflated`);
+  }
+  // Not every engine tells of bytes behind the stream. Without its last byte it must not be whole.
+  const isShorter = await inflatePieces(stored.subarray(0, -1), () => {}).then(() => true, () => false);
+  if (isShorter || (target && size < target.length)) throw wrongSize();
+  return target ?? joined(pieces);
+}
+
+async function inflatePieces(stored, take) {
+  const { readable, writable } = new DecompressionStream("deflate");
+  const writer = writable.getWriter();
+  writer.write(stored).catch(() => {}); // its reader tells the same error
+  writer.close().catch(() => {});
+  const reader = readable.getReader();
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      take(value);
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}
+
+const CRC_TABLES = Array.from({ length: 8 }, () => new Int32Array(256)); // of a byte with 0 to 7 zero bytes behind it
+for (let byte = 0; byte < 256; byte++) {
+  let crc = byte;
+  for (let bit = 0; bit < 8; bit++) crc = crc & 1 ? (crc >>> 1) ^ 0xedb88320 : crc >>> 1;
+  CRC_TABLES[0][byte] = crc;
+}
+for (let zeros = 1; zeros < 8; zeros++) {
+  for (let byte = 0; byte < 256; byte++) {
+    const crc = CRC_TABLES[zeros - 1][byte];
+    CRC_TABLES[zeros][byte] = (crc >>> 8) ^ CRC_TABLES[0][crc & 255];
+  }
+}
+
+/** CRC-32 of bytes behind others whose CRC-32 is `before`. */
+function crc32(bytes, before = 0) {
+  const [t0, t1, t2, t3, t4, t5, t6, t7] = CRC_TABLES;
+  const whole = bytes.length - (bytes.length % 8);
+  let crc = ~before;
+  let at = 0;
+  for (; at < whole; at += 8) {
+    crc =
+      t7[(crc ^ bytes[at]) & 255] ^
+      t6[((crc >>> 8) ^ bytes[at + 1]) & 255] ^
+      t5[((crc >>> 16) ^ bytes[at + 2]) & 255] ^
+      t4[(crc >>> 24) ^ bytes[at + 3]] ^
+      t3[bytes[at + 4]] ^
+      t2[bytes[at + 5]] ^
+      t1[bytes[at + 6]] ^
+      t0[bytes[at + 7]];
+  }
+  for (; at < bytes.length; at++) crc = (crc >>> 8) ^ t0[(crc ^ bytes[at]) & 255];
+  return ~crc >>> 0;
+}
+
+// Manifest
+
+/** A number that was written with a point or an exponent: it is no integer, even where its value is one. */
+class Real {
+  constructor(value) {
+    this.value = value;
+  }
+}
+
+/** The value of a JSON text, with its objects as Maps. */
+function parseJson(bytes) {
+  try {
+    return new Json(new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes)).document();
+  } catch (error) {
+    throw new CorruptArchive(`the manifest is not the JSON it should be: ${error.message}`, { cause: error });
+  }
+}
+
+/** JSON as FORMAT.md has it: JSON.parse takes duplicate keys and any depth, and does not tell 1 from 1.0. */
+class Json {
+  constructor(text) {
+    this.text = text;
+    this.token = /[ \t\n\r]*("(?:[^"\\\x00-\x1f]|\\.)*"|-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?|true|false|null|[[\]{},:])[ \t\n\r]*/y;
+  }
+
+  next() {
+    const found = this.token.exec(this.text);
+    if (!found) throw new SyntaxError("not JSON");
+    return found[1];
+  }
+
+  document() {
+    const value = this.value(this.next(), 0);
+    if (this.token.lastIndex < this.text.length) throw new SyntaxError("something behind the document");
+    return value;
+  }
+
+  value(token, depth) {
+    if ((token === "{" || token === "[") && depth === MANIFEST_DEPTH) {
+      throw new SyntaxError(`nested more than ${MANIFEST_DEPTH} deep`);
+    }
+    if (token === "{") return this.object(depth + 1);
+    if (token === "[") return this.list(depth + 1);
+    const value = JSON.parse(token); // which refuses what else is no value
+    if (typeof value === "string" && !isWellFormed(value)) throw new SyntaxError("a lone surrogate");
+    if (typeof value !== "number") return value;
+    if (!Number.isFinite(value)) throw new RangeError(`${token.slice(0, 40)} is beyond all doubles`);
+    return /[.eE]/.test(token) ? new Real(value) : value;
+  }
+
+  object(depth) {
+    const result = new Map();
+    for (let token = this.next(), first = true; first ? token !== "}" : true; token = this.next(), first = false) {
+      if (token[0] !== '"') throw new SyntaxError("a key is expected");
+      const key = this.value(token, depth);
+      if (result.has(key)) throw new SyntaxError("duplicate key");
+      if (this.next() !== ":") throw new SyntaxError("a colon is expected");
+      result.set(key, this.value(this.next(), depth));
+      if (this.isLast("}")) break;
+    }
+    return result;
+  }
+
+  list(depth) {
+    const result = [];
+    for (let token = this.next(), first = true; first ? token !== "]" : true; token = this.next(), first = false) {
+      result.push(this.value(token, depth));
+      if (this.isLast("]")) break;
+    }
+    return result;
+  }
+
+  /** Whether the object or list ends here; else a comma has to follow. */
+  isLast(end) {
+    const token = this.next();
+    if (token !== "," && token !== end) throw new SyntaxError("a comma is expected");
+    return token === end;
+  }
+}
+
+function isWellFormed(text) {
+  return !/[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/.test(text);
+}
+
+const isInteger = (value) => typeof value === "number" && value >= 0 && value < 2 ** 63;
+const isNumber = (value) => typeof value === "number" || value instanceof Real;
+const isString = (value) => typeof value === "string";
+const isObject = (value) => value instanceof Map;
+const listOf = (accepts) => (value) => Array.isArray(value) && value.every(accepts);
+const isEntropy = (value) => isNumber(value) && numberOf(value) >= 0 && numberOf(value) <= 128;
+const numberOf = (value) => (value instanceof Real ? value.value : value);
+
+const INTEGER = ["a non-negative integer", isInteger];
+const INTEGERS = ["a list of non-negative integers", listOf(isInteger)];
+const STRING = ["a string", isString];
+const STRINGS = ["a list of strings", listOf(isString)];
+const OBJECT = ["an object", isObject];
+const OBJECTS = ["a list of objects", listOf(isObject)];
+
+const MANIFEST_KEYS = {
+  skeleton: OBJECT,
+  layers: OBJECTS,
+  creator: STRING,
+  source: OBJECT,
+  calibration: OBJECT,
+  settings: OBJECT,
+  result: OBJECT,
+};
+const SKELETON_KEYS = { bytes: INTEGER, size: INTEGER, crc32: INTEGER };
+const LAYER_KEYS = {
+  name: STRING,
+  op: STRING,
+  tensors: STRINGS,
+  dtype: STRING,
+  shape: INTEGERS,
+  coding: STRING,
+  symbols: INTEGER,
+  entropy: ["a number from 0 to 128", isEntropy],
+  table: INTEGER,
+  streams: INTEGERS,
+  crc32: INTEGER,
+};
+const OPTIONAL_LAYER_KEYS = {
+  bin_width: ["a finite number", isNumber],
+  scales: OBJECTS,
+  classes: OBJECT,
+  trellis: INTEGERS,
+  magnitudes: OBJECTS,
+};
+const CODES_KEYS = { axes: INTEGERS, bytes: INTEGER };
+
+function checkKeys(object, keys, optional, where) {
+  for (const key of Object.keys(keys)) check(object.has(key), `${where}: '${key}' is missing`);
+  for (const [key, [kind, accepts]] of Object.entries({ ...optional, ...keys })) {
+    if (object.has(key)) check(accepts(object.get(key)), `${where}: '${key}' is not ${kind}`);
+  }
+}
+
+function manifestOf(document) {
+  if (!isObject(document)) throw new CorruptArchive("manifest: an object is expected");
+  checkKeys(document, { requires: STRINGS }, {}, "manifest");
+  const requires = document.get("requires");
+  const unknown = [...new Set(requires)].filter((feature) => !FEATURES.includes(feature)).sort();
+  if (unknown.length) {
+    throw new UnsupportedArchive(`needs a newer riq: this one does not know ${unknown.join(", ")}`);
+  }
+  checkKeys(document, MANIFEST_KEYS, {}, "manifest");
+  checkKeys(document.get("skeleton"), SKELETON_KEYS, {}, "manifest: skeleton");
+  const layers = document.get("layers").map((layer, index) => layerOf(layer, `manifest: layers[${index}]`));
+  for (const layer of layers) {
+    for (const feature of FEATURES.filter((feature) => layer.features.includes(feature))) {
+      check(requires.includes(feature), `layer '${layer.name}': ${feature} are not required`);
+    }
+  }
+  const places = layers.flatMap((layer) => layer.tensors);
+  if (new Set(places).size < places.length) throw new CorruptArchive("manifest: two layers claim the same tensor");
+  const skeleton = Object.fromEntries(document.get("skeleton"));
+  return {
+    skeleton,
+    layers,
+    restored: skeleton.size + sum(layers.map((layer) => layer.bytes * layer.tensors.length)),
+    weights: sum(layers.map((layer) => layer.size)),
+  };
+}
+
+const INDEX = "\\[(0|[1-9][0-9]{0,8})\\]";
+const PLACE = new RegExp(
+  `^(graph|functions${INDEX})(\\.node${INDEX}\\.attribute${INDEX}\\.(g|graphs${INDEX}))*` +
+    `(\\.initializer${INDEX}|\\.node${INDEX}\\.attribute${INDEX}\\.t)$`,
+);
+
+/** What a decoder needs of a layer's object in the manifest, as a plain object that can be sent to a worker. */
+function layerOf(object, where) {
+  if (isString(object.get("name"))) where = `layer '${object.get("name")}'`;
+  checkKeys(object, LAYER_KEYS, OPTIONAL_LAYER_KEYS, where);
+  const require = (condition, message) => check(condition, `${where}: ${message}`);
+  const [scales, classes, magnitudes] = ["scales", "classes", "magnitudes"].map((key) => {
+    const several = object.get(key) ?? [];
+    return (isObject(several) ? [several] : several).map((codes) => {
+      checkKeys(codes, CODES_KEYS, {}, `${where}: ${key}`);
+      return { axes: codes.get("axes"), bytes: codes.get("bytes") };
+    });
+  });
+  const [name, op, tensors, dtype, shape, coding, symbols, table, streams, crc32] = (
+    ["name", "op", "tensors", "dtype", "shape", "coding", "symbols", "table", "streams", "crc32"]
+  ).map((key) => object.get(key));
+  require(coding === "raw" || object.has("bin_width"), "'bin_width' is missing");
+  require(Object.hasOwn(DTYPES, dtype), `unknown dtype '${dtype}'`);
+  require(["ans", "constant", "raw", "student"].includes(coding), `unknown coding '${coding}'`);
+  require(shape.length <= DIMENSIONS, `${shape.length} dimensions; at most ${DIMENSIONS} are read`);
+  const size = product(shape);
+  require(size > 0 && size <= LAYER_SYMBOLS, "shape without weights or beyond all bounds");
+  require(tensors.length > 0, "no tensor to restore into");
+  require(tensors.every((place) => PLACE.test(place)), "not the path of a tensor");
+
+  const codes = [...scales, ...classes, ...magnitudes];
+  const trellis = object.get("trellis");
+  const isAscending = (axes) =>
+    axes.length > 0 && [...axes, shape.length].every((axis, index, all) => index === 0 || all[index - 1] < axis);
+  for (const [key, several] of Object.entries({ scales, magnitudes })) {
+    require(several.length <= SEVERAL, `${several.length} ${key}; at most ${SEVERAL} are read`);
+    const different = new Set(several.map((one) => one.axes.join()));
+    require(different.size === several.length, `two ${key} along the same axes`);
+  }
+  require(coding !== "raw" || !scales.length, "scales with coding 'raw'");
+  require(coding === "ans" || !classes.length, `classes with coding '${coding}'`);
+  require(coding === "student" || !magnitudes.length, `magnitudes with coding '${coding}'`);
+  require(coding !== "raw" || !trellis?.length, "a trellis with coding 'raw'");
+  require(!trellis || isAscending(trellis), "a trellis along what are not ascending axes of its shape");
+  for (const one of codes) {
+    require(isAscending(one.axes), "codes along what are not ascending axes of its shape");
+    one.count = product(one.axes.map((axis) => shape[axis]));
+    require(one.count <= CODES, `${one.count} codes along some axes; at most ${CODES} are read`);
+  }
+
+  const full = Math.ceil(size / STREAM_SYMBOLS);
+  const [count, fewest, most] = {
+    ans: [full, 2, TABLE_SYMBOLS],
+    student: [full, 2, size],
+    constant: [0, 1, 1],
+    raw: [1, 0, 0],
+  }[coding];
+  if (classes.length) {
+    const possible = full + CLASSES - 1;
+    require(streams.length <= possible, `${streams.length} streams; at most ${possible} are possible`);
+  } else {
+    require(streams.length === count, `${streams.length} streams instead of ${count}`);
+  }
+  const mostSymbols = classes.length ? most * CLASSES : most;
+  require(symbols >= fewest && symbols <= mostSymbols, `${symbols} symbols with coding '${coding}'`);
+  require(coding !== "raw" || table === 0, `a table of ${table} bytes with coding '${coding}'`);
+  const binWidth = coding === "raw" ? 0 : numberOf(object.get("bin_width"));
+  require(coding === "raw" || binWidth > 0, "a bin width that is not positive");
+
+  const sections = [...codes.map((one) => one.bytes), table, ...streams];
+  const features = [scales.length && "scales", classes.length && "classes", trellis && "trellis", coding];
+  return {
+    name, op, tensors, dtype, shape, coding, symbols, crc32, binWidth, scales, classes, magnitudes, trellis,
+    codes, sections, features, size, bytes: size * DTYPES[dtype].bytes, stored: sum(sections),
+  };
+}
+
+// Codings
+
+/** Write the restored bytes of a layer into `target`; `pause` lets other tasks run between streams. */
+async function decodeLayer(entry, sections, target, pause) {
+  if (entry.coding === "raw") {
+    await inflate(sections[1], target.length, `layer '${entry.name}'`, target);
+    if (crc32(target) !== entry.crc32) throw corrupt(`layer '${entry.name}': checksum differs`);
+    return;
+  }
+  try {
+    const codes = entry.codes.map((one, index) => readCodes(one, sections[index]));
+    const scales = codes.slice(0, entry.scales.length);
+    const others = codes.slice(entry.scales.length);
+    const [table, ...streams] = sections.slice(codes.length);
+    const coded = entry.coding === "student" ? new StudentSymbols(entry, scales, others, table, streams)
+                                             : new TableSymbols(entry, others, table, streams);
+    const weights = new Weights(entry, scales, target);
+    await forEachInOrder(entry, coded, (symbols, count) => weights.add(symbols, count), pause);
+    if (weights.crc !== entry.crc32) throw corrupt("checksum differs");
+  } catch (error) {
+    throw error instanceof CorruptArchive ? new CorruptArchive(`layer '${entry.name}': ${error.message}`) : error;
+  }
+}
+
+/**
+ * Call `use(symbols, count)` for all symbols of a layer, in row-major order.
+ *
+ * `coded` has them in the order of their groups, from the lowest on, and row-major in each: `groups` tells the group
+ * of each weight, `counts` how many weights each has; or no groups.
+ */
+async function forEachInOrder(entry, coded, use, pause) {
+  const block = new Int32Array(Math.min(entry.size, STREAM_SYMBOLS));
+  if (!coded.groups) {
+    for (const count of coded.blocks(block)) {
+      use(block, count);
+      await pause();
+    }
+    return;
+  }
+  const Symbols = [Int8Array, Int16Array, Int32Array].find((type) => {
+    const half = 2 ** (8 * type.BYTES_PER_ELEMENT - 1);
+    return coded.low >= -half && coded.high < half;
+  });
+  const all = new Symbols(entry.size);
+  let filled = 0;
+  for (const count of coded.blocks(block)) {
+    all.set(count < block.length ? block.subarray(0, count) : block, filled);
+    filled += count;
+    await pause();
+  }
+  const next = new Float64Array(coded.counts.length); // of each group: where its next symbol is
+  for (let group = 1; group < next.length; group++) next[group] = next[group - 1] + coded.counts[group - 1];
+  const { groups, lowest } = coded;
+  const { inner, rows } = groups;
+  for (let row = 0; row < rows; row++) {
+    const codes = groups.row(row);
+    for (let begin = 0; begin < inner; begin += block.length) {
+      const count = Math.min(inner - begin, block.length);
+      for (let at = 0; at < count; at++) block[at] = all[next[codes[begin + at] - lowest]++];
+      use(block, count);
+    }
+    if (row % 256 === 255) await pause();
+  }
+}
+
+/** Symbols of the codings `ans` and `constant`, also in classes. */
+class TableSymbols {
+  constructor(entry, others, stored, streams) {
+    let sizes = [entry.size];
+    if (others.length) {
+      const slices = new Float64Array(CLASSES);
+      const { values } = others[0];
+      for (const value of values) {
+        check(value >= 0 && value < CLASSES, `a class that is not below ${CLASSES}`);
+        slices[value]++;
+      }
+      const used = slices.subarray(0, others[0].max + 1);
+      check(used.every((count) => count > 0), "a class without weights");
+      sizes = Array.from(used, (count) => count * (entry.size / values.length));
+      if (sizes.length > 1) this.groups = new CodeSums(entry.shape, others);
+    }
+    this.counts = sizes;
+    this.lowest = 0;
+    const bits = new Bits(stored);
+    this.tables = sizes.map(() => readTable(bits));
+    check(bits.atEnd(), TOO_LONG);
+    const { tables } = this;
+    check(sum(tables.map((table) => table.symbols.length)) === entry.symbols,
+          "the table does not have the symbols that were announced");
+    this.low = Math.min(...tables.map((table) => table.symbols[0]));
+    this.high = Math.max(...tables.map((table) => table.symbols[table.symbols.length - 1]));
+    const count = sum(tables.map(({ symbols }, at) => (symbols.length > 1 ? Math.ceil(sizes[at] / STREAM_SYMBOLS) : 0)));
+    check(streams.length === count, `${streams.length} streams instead of ${count}`);
+    this.streams = streams;
+  }
+
+  /** Write the symbols of one stream after another to the beginning of `block`, and yield how many they are. */
+  *blocks(block) {
+    let stream = 0;
+    for (const [at, table] of this.tables.entries()) {
+      for (let begin = 0; begin < this.counts[at]; begin += STREAM_SYMBOLS) {
+        const count = Math.min(STREAM_SYMBOLS, this.counts[at] - begin);
+        if (table.symbols.length === 1) block.fill(table.symbols[0], 0, count);
+        else decodeStream(this.streams[stream++], table, block, count);
+        yield count;
+      }
+    }
+  }
+}
+
+/** Restores weights from symbols in row-major order, and writes their bytes into `target`. */
+class Weights {
+  constructor(entry, scales, target) {
+    this.type = DTYPES[entry.dtype];
+    this.target = target;
+    this.written = 0; // bytes
+    this.crc = 0; // of them
+    this.size = entry.size;
+    this.position = 0; // weights that were added
+    this.values = new Float64Array(Math.min(entry.size, 2 ** 14));
+    this.filled = 0;
+    this.rounded = new this.type.Values(this.values.length);
+    this.width = entry.trellis ? entry.binWidth / 4 : entry.binWidth;
+    this.inner = entry.size;
+    if (scales.length) {
+      this.scales = new CodeSums(entry.shape, scales);
+      this.inner = this.scales.inner;
+      this.widths = Float64Array.from({ length: 2 * CODE_MAX + 1 }, (_, at) => scaledWidth(this.width, at - CODE_MAX));
+    }
+    if (entry.trellis) {
+      this.lanes = new Slices(entry.shape, entry.trellis);
+      this.inner = this.lanes.inner;
+      const count = product(entry.trellis.map((axis) => entry.shape[axis]));
+      this.signs = new Int8Array(count).fill(1); // of each lane: of its next level
+      this.signsBefore = new Int8Array(count).fill(1); // … and of the level before
+    }
+  }
+
+  add(symbols, count) {
+    for (let begin = 0; begin < count; ) {
+      const row = Math.floor(this.position / this.inner);
+      const column = this.position % this.inner;
+      const end = begin + Math.min(count - begin, this.values.length - this.filled, this.inner - column);
+      if (this.lanes) this.putLevels(symbols, begin, end, row, column);
+      else for (let at = begin, to = this.filled; at < end; at++, to++) this.values[to] = symbols[at];
+      this.multiply(end - begin, row, column);
+      this.filled += end - begin;
+      this.position += end - begin;
+      begin = end;
+      if (this.filled === this.values.length || this.position === this.size) this.write();
+    }
+  }
+
+  /** Put the levels of a trellis for symbols of one row. */
+  putLevels(symbols, begin, end, row, column) {
+    const { values, signs, signsBefore, filled } = this;
+    const base = this.lanes.base(row);
+    const { offsets } = this.lanes;
+    for (let at = begin; at < end; at++) {
+      const symbol = symbols[at];
+      if (symbol >= LEVEL_BOUND || symbol <= -LEVEL_BOUND) throw corrupt("a symbol whose level is not below 2^31");
+      const lane = offsets ? base + offsets[column + at - begin] : base;
+      const sign = signs[lane];
+      values[filled + at - begin] = sign * (4 * symbol + 1);
+      signs[lane] = symbol & 1 ? -signsBefore[lane] : signsBefore[lane];
+      signsBefore[lane] = sign;
+    }
+  }
+
+  /** Multiply the values that were put last by their bin widths. */
+  multiply(count, row, column) {
+    const { values, filled, width, widths } = this;
+    if (!this.scales) {
+      for (let at = filled; at < filled + count; at++) values[at] *= width;
+      return;
+    }
+    const codes = this.scales.row(row);
+    for (let at = 0; at < count; at++) {
+      const value = values[filled + at] * widths[codes[column + at] + CODE_MAX];
+      if (value !== value) {
+        const isBeyond = Math.abs(codes[column + at]) > CODE_MAX;
+        throw corrupt(isBeyond ? `a code of bin widths beyond ±${CODE_MAX}` : "a bin width that is not a normal double");
+      }
+      values[filled + at] = value;
+    }
+  }
+
+  /** Round the values that are there to the layer's type, and write their bytes. */
+  write() {
+    const { values, rounded, filled } = this;
+    const { largest, round } = this.type;
+    for (let at = 0; at < filled; at++) {
+      if (values[at] > largest) values[at] = largest;
+      else if (values[at] < -largest) values[at] = -largest;
+    }
+    round(values, rounded, filled);
+    const bytes = new Uint8Array(rounded.buffer, 0, filled * this.type.bytes);
+    this.target.set(bytes, this.written);
+    this.crc = crc32(bytes, this.crc);
+    this.written += bytes.length;
+    this.filled = 0;
+  }
+}
+
+/** The bin width of a code; NaN for one that a decoder refuses. */
+function scaledWidth(width, code) {
+  const octave = Math.floor(code / 4);
+  const scaled = width * QUARTERS[code - 4 * octave] * 2 ** octave;
+  return scaled >= 2 ** -1022 && scaled < Infinity ? scaled : NaN;
+}
+
+function roundByStoring(values, rounded, count) {
+  for (let at = 0; at < count; at++) rounded[at] = values[at];
+}
+
+function roundToBfloat16(values, rounded, count) {
+  const float = new Float32Array(1);
+  const bits = new Uint32Array(float.buffer);
+  for (let at = 0; at < count; at++) {
+    float[0] = values[at];
+    rounded[at] = (bits[0] + 0x7fff + ((bits[0] >>> 16) & 1)) >>> 16;
+  }
+}
+
+function roundToFloat16(values, rounded, count) {
+  const double = new Float64Array(1);
+  const words = new Uint32Array(double.buffer);
+  for (let at = 0; at < count; at++) {
+    double[0] = values[at];
+    const sign = (words[1] >>> 16) & 0x8000;
+    const exponent = Math.max(((words[1] >>> 20) & 0x7ff) - 1023, -14); // that of the smallest normal at least
+    const units = Math.abs(values[at]) * 2 ** (10 - exponent) + 2 ** 52 - 2 ** 52; // to an integer, nearest even
+    rounded[at] = sign | (units + (exponent + 14) * 1024);
+  }
+}
+
+// Codes
+
+/** How slices along some axes lie in a tensor, which is seen as `rows` of `inner` weights each. */
+class Slices {
+  constructor(shape, axes) {
+    const strides = new Array(shape.length).fill(0); // of the number of a weight's slice
+    let stride = 1;
+    for (const axis of [...axes].reverse()) {
+      strides[axis] = stride;
+      stride *= shape[axis];
+    }
+    const cut = innerAxis(shape);
+    this.inner = product(shape.slice(cut));
+    this.rows = product(shape.slice(0, cut));
+    this.outer = shape.slice(0, cut).map((length, axis) => [length, strides[axis]]).reverse();
+    if (axes[axes.length - 1] >= cut) {
+      this.offsets = new Int32Array(this.inner); // of the slices of a row, from that of its first weight
+      let run = this.inner;
+      for (let axis = cut; axis < shape.length; axis++) {
+        run /= shape[axis];
+        for (let at = 0; at < this.inner; at++) this.offsets[at] += (Math.floor(at / run) % shape[axis]) * strides[axis];
+      }
+    }
+  }
+
+  /** The number of the slice of a row's first weight. */
+  base(row) {
+    let slice = 0;
+    for (const [length, stride] of this.outer) {
+      const next = Math.floor(row / length);
+      slice += (row - next * length) * stride;
+      row = next;
+    }
+    return slice;
+  }
+}
+
+/** Where the axes begin that make up a row: so many of the last ones that a row has a few thousand weights at most. */
+function innerAxis(shape) {
+  let cut = Math.max(shape.length - 1, 0);
+  while (cut > 0 && product(shape.slice(cut - 1)) <= 4096) cut--;
+  return cut;
+}
+
+/** Sums of the codes of weights over several arrays of codes, each of which may have a sign. */
+class CodeSums {
+  constructor(shape, several) {
+    this.parts = several.map(({ axes, values, sign = 1 }) => ({ slices: new Slices(shape, axes), values, sign }));
+    ({ inner: this.inner, rows: this.rows } = new Slices(shape, []));
+    this.sums = several.some(({ values }) => values instanceof Float64Array) ? new Float64Array(this.inner)
+                                                                             : new Int32Array(this.inner);
+    this.current = -1;
+  }
+
+  /** The sums of a row, valid until another is asked for. */
+  row(row) {
+    if (row === this.current) return this.sums;
+    this.current = row;
+    const { sums } = this;
+    sums.fill(0);
+    for (const { slices, values, sign } of this.parts) {
+      const base = slices.base(row);
+      const { offsets } = slices;
+      if (offsets) for (let at = 0; at < sums.length; at++) sums[at] += sign * values[base + offsets[at]];
+      else for (let at = 0, code = sign * values[base]; at < sums.length; at++) sums[at] += code;
+    }
+    return sums;
+  }
+}
+
+/** The codes in a section: `{axes, values, min, max}`. */
+function readCodes({ axes, count }, section) {
+  const bits = new Bits(section);
+  const table = readTable(bits);
+  const { symbols } = table;
+  const rest = section.subarray(bits.finish());
+  let values = new Int32Array(count);
+  if (symbols.length > 1) decodeStream(rest, table, values, count);
+  else {
+    check(!rest.length, "codes that are all the same have a stream");
+    values.fill(symbols[0]);
+  }
+  const [min, max] = values.reduce(([low, high], code) => [Math.min(low, code), Math.max(high, code)], [Infinity, -Infinity]);
+  if (Math.max(-min, max) > 2 ** 28) values = Float64Array.from(values); // so that no sum is beyond 32 bits
+  return { axes, values, min, max };
+}
+
+// Table
+
+const TOO_LONG = "a table is longer than its symbols";
+
+/** Reads bits, the most significant one of each byte first. */
+class Bits {
+  constructor(bytes) {
+    this.bytes = bytes;
+    this.position = 0;
+  }
+
+  bits(count) {
+    let value = 0;
+    for (let left = count; left > 0; left--) value = 2 * value + this.bit();
+    return value;
+  }
+
+  bit() {
+    const byte = this.position >> 3;
+    check(byte < this.bytes.length, "a table is cut off");
+    return (this.bytes[byte] >> (7 - (this.position++ & 7))) & 1;
+  }
+
+  /** EG(order); what is beyond 2^53, and refused by all who read it, is not exact. */
+  golomb(order) {
+    let zeros = 0;
+    while (!this.bit()) check(++zeros <= 40, "a table holds an impossible code");
+    return 2 ** (zeros + order) + this.bits(zeros + order) - 2 ** order;
+  }
+
+  /** SEG(order). */
+  signedGolomb(order) {
+    const value = this.golomb(order);
+    return value % 2 ? -(value + 1) / 2 : value / 2;
+  }
+
+  /** The byte behind what was read, which 0 bits fill up. */
+  finish() {
+    while (this.position & 7) check(!this.bit(), TOO_LONG);
+    return this.position >> 3;
+  }
+
+  atEnd() {
+    return this.position >> 3 === this.bytes.length;
+  }
+}
+
+/** A table, and the fill bits behind it. */
+function readTable(bits) {
+  const order = bits.bits(4);
+  const count = bits.golomb(4) + 1;
+  check(count <= TABLE_SYMBOLS, "a table has more symbols than allowed");
+  const symbols = new Float64Array(count);
+  const roots = new Float64Array(count);
+  symbols[0] = bits.signedGolomb(4);
+  roots[0] = bits.golomb(8) + 1;
+  for (let at = 1; at < count; at++) {
+    symbols[at] = symbols[at - 1] + bits.golomb(0) + 1;
+    roots[at] = roots[at - 1] + bits.signedGolomb(order);
+  }
+  bits.finish();
+  const isPossible = roots.every((root) => root >= 1 && root <= ROOT_MAX);
+  check(isPossible && Math.max(-symbols[0], symbols[count - 1]) < SYMBOL_BOUND, "a table holds impossible values");
+  return count === 1 ? { symbols: Int32Array.from(symbols) } : tableOf(symbols, roots.map((root) => root * root));
+}
+
+/** Symbols, where the frequencies of each start among 2^24, and the first symbol in each of 2^12 pieces of them. */
+function tableOf(symbols, masses) {
+  const frequencies = inProportion(masses);
+  const starts = new Int32Array(symbols.length + 1);
+  const first = new Uint16Array(4096);
+  for (let at = 0; at < symbols.length; at++) {
+    starts[at + 1] = starts[at] + frequencies[at];
+    first.fill(at, (starts[at] + 4095) >> 12, (starts[at + 1] + 4095) >> 12);
+  }
+  return { symbols: Int32Array.from(symbols), starts, first };
+}
+
+/** Frequencies in proportion to masses, which are below 2^48; their sum is 2^24. */
+function inProportion(masses) {
+  const spare = TOTAL - masses.length;
+  const total = masses.reduce((left, right) => left + right, 0);
+  const share = total < 2 ** 40 ? longDivision(spare, total) : divisionOfIntegers(spare, masses);
+  const frequencies = masses.map((mass) => 1 + share(mass));
+  let largest = 0;
+  for (let at = 1; at < masses.length; at++) if (frequencies[at] > frequencies[largest]) largest = at;
+  frequencies[largest] += TOTAL - frequencies.reduce((left, right) => left + right, 0);
+  return frequencies;
+}
+
+/** mass → floor(mass * spare / total) for a total below 2^40, in two digits of 12 bits: no double is beyond 2^53. */
+function longDivision(spare, total) {
+  const high = Math.floor(spare / 4096);
+  const low = spare % 4096;
+  return (mass) => {
+    const digit = Math.floor((mass * high) / total);
+    const rest = mass * high - digit * total;
+    return digit * 4096 + Math.floor((rest * 4096 + mass * low) / total);
+  };
+}
+
+function divisionOfIntegers(spare, masses) {
+  const total = masses.reduce((left, mass) => left + BigInt(mass), 0n);
+  return (mass) => Number((BigInt(mass) * BigInt(spare)) / total);
+}
+
+// Student
+
+/** Symbols of the coding `student`. */
+class StudentSymbols {
+  constructor(entry, scales, magnitudes, stored, streams) {
+    const bits = new Bits(stored);
+    const [freedom, isRelative, lowBits] = [bits.bits(3), bits.bits(1), bits.bits(4)];
+    const [scale, center, first] = [bits.signedGolomb(4), bits.signedGolomb(0), bits.signedGolomb(4)];
+    const cells = bits.golomb(4) + 1;
+    bits.finish();
+    check(bits.atEnd(), "the numbers of a distribution are too long");
+    const step = 2 ** lowBits;
+    Object.assign(this, { lowBits, scale, streams, low: first * step, high: (first + cells) * step - 1 });
+    const isPossible = freedom <= 5 && Math.abs(scale) <= CODE_MAX && cells >= 2 && cells <= CELLS;
+    check(isPossible && Math.max(Math.abs(center), -this.low, this.high) < SYMBOL_BOUND,
+          "a distribution has impossible numbers");
+    this.degrees = 2 ** (freedom + 1);
+    this.symbols = Float64Array.from({ length: cells }, (_, at) => (first + at) * step);
+    const half = entry.trellis ? 1 : 2;
+    this.edges = Float64Array.from({ length: cells + 1 }, (_, at) => 4 * ((first + at) * step - center) - half);
+    this.findGroups(entry, [...magnitudes, ...(isRelative ? scales.map((codes) => ({ ...codes, sign: -1 })) : [])]);
+  }
+
+  /** Find the contexts of weights, and how many weights each has: context `lowest` + i has `counts[i]`. */
+  findGroups(entry, several) {
+    this.lowest = sum(several.map(({ min, max, sign }) => (sign === -1 ? -max : min)));
+    const highest = sum(several.map(({ min, max, sign }) => (sign === -1 ? -min : max)));
+    check(Math.max(-this.lowest, highest) <= CODE_MAX, `a magnitude beyond ±${CODE_MAX}`);
+    this.counts = new Float64Array(highest - this.lowest + 1);
+    if (highest === this.lowest) this.counts[0] = entry.size;
+    else {
+      this.groups = new CodeSums(entry.shape, several);
+      for (let row = 0; row < this.groups.rows; row++) {
+        const codes = this.groups.row(row);
+        for (let at = 0; at < codes.length; at++) this.counts[codes[at] - this.lowest]++;
+      }
+    }
+    for (const [at, count] of this.counts.entries()) {
+      check(!count || Math.abs(this.scale + this.lowest + at) <= CODE_MAX, `a magnitude beyond ±${CODE_MAX}`);
+    }
+  }
+
+  /** Write the symbols of one stream after another to the beginning of `block`, and yield how many they are. */
+  *blocks(block) {
+    let context = 0;
+    let left = this.counts[0]; // weights of the context that are still to come
+    let table;
+    for (const stored of this.streams) {
+      const stream = new Stream(stored);
+      let filled = 0;
+      while (filled < block.length && context < this.counts.length) {
+        if (!left) {
+          left = this.counts[++context];
+          table = undefined;
+          continue;
+        }
+        table ??= tableOf(this.symbols, this.masses(this.scale + this.lowest + context));
+        const count = Math.min(left, block.length - filled);
+        stream.decode(table, block, filled, filled + count);
+        filled += count;
+        left -= count;
+      }
+      if (this.lowBits) stream.addLowBits(this.lowBits, block, filled);
+      stream.finish();
+      yield filled;
+    }
+  }
+
+  /** Masses of the cells at the scale of a code. */
+  masses(code) {
+    const octave = Math.floor(code / 4);
+    const sigma = QUARTERS[code - 4 * octave] * 2 ** octave;
+    const { edges, degrees } = this;
+    const masses = new Float64Array(edges.length - 1);
+    let before = shareBelow(edges[0] / 4 / sigma, degrees);
+    for (let at = 0; at < masses.length; at++) {
+      const share = shareBelow(edges[at + 1] / 4 / sigma, degrees);
+      masses[at] = 1 + Math.floor(2 ** 32 * Math.max(share - before, 0));
+      before = share;
+    }
+    return masses;
+  }
+}
+
+/** Student's distribution function; the order of operations is part of the format. */
+function shareBelow(x, degrees) {
+  const r = Math.sqrt(degrees + x * x);
+  const u = degrees / (r * r);
+  let total = 1;
+  for (let j = degrees / 2 - 1; j > 0; j--) total = 1 + total * u * ((2 * j - 1) / (2 * j));
+  return 0.5 + ((x / r) * total) / 2;
+}
+
+// Stream
+
+const NOT_HELD = "a stream does not hold the symbols it should";
+
+/** Decode the only `count` symbols of a stream into the beginning of `out`. */
+function decodeStream(stored, table, out, count) {
+  const stream = new Stream(stored);
+  stream.decode(table, out, 0, count);
+  stream.finish();
+}
+
+/**
+ * A decoder of rANS. Its 64-bit state is high * 2^24 + low: `high`, a double, is below 2^40.
+ *
+ * The product of a frequency and `high` is below 2^64, so it is taken in two parts, each of which is exact in a double.
+ */
+class Stream {
+  constructor(stored) {
+    check(stored.length % 4 === 0, NOT_HELD);
+    this.words = new Uint32Array(stored.slice().buffer);
+    this.left = this.words.length;
+    check(!this.left || this.words[this.left - 1] !== 0, NOT_HELD);
+    this.high = 0;
+    this.low = 0;
+    this.refill();
+    this.refill();
+  }
+
+  refill() {
+    if (!this.left) return;
+    const word = this.words[--this.left];
+    this.high = (this.high * TOTAL + this.low) * 256 + (word >>> 24);
+    this.low = word & 0xffffff;
+  }
+
+  /** Write the next symbols into `out` from `begin` to `end`. */
+  decode({ symbols, starts, first }, out, begin, end) {
+    const { words } = this;
+    let { high, low, left } = this;
+    for (let at = begin; at < end; at++) {
+      let index = first[low >>> 12];
+      while (starts[index + 1] <= low) index++;
+      out[at] = symbols[index];
+      const start = starts[index];
+      const frequency = starts[index + 1] - start;
+      const top = Math.floor(high * 2 ** -16);
+      const upper = frequency * top; // in units of 2^16, below 2^48
+      const whole = Math.floor(upper * 2 ** -8);
+      const lower = (upper - whole * 256) * 65536 + frequency * (high - top * 65536) + (low - start);
+      const carry = Math.floor(lower * 2 ** -24);
+      high = whole + carry;
+      low = lower - carry * TOTAL;
+      if (high < 256 && left > 0) {
+        const word = words[--left];
+        high = (high * TOTAL + low) * 256 + (word >>> 24);
+        low = word & 0xffffff;
+      }
+    }
+    Object.assign(this, { high, low, left });
+  }
+
+  /** Add numbers of `bits` bits, all of the same frequency, to the first `count` of `out`. */
+  addLowBits(bits, out, count) {
+    const frequency = TOTAL / 2 ** bits;
+    for (let at = 0; at < count; at++) {
+      const number = this.low >>> (24 - bits);
+      out[at] += number;
+      const product = this.high * frequency; // a power of two: exact
+      const rest = this.low - number * frequency;
+      this.high = Math.floor(product / TOTAL);
+      this.low = product - this.high * TOTAL + rest;
+      if (this.high < 256) this.refill();
+    }
+  }
+
+  finish() {
+    check(!this.left && this.high === 0 && this.low === 0, NOT_HELD);
+  }
+}
+
+// Skeleton
+
+/** The fields of ONNX's messages that lead to tensors, by their numbers: name, message, whether there are several. */
+const MESSAGES = {
+  Model: { 7: ["graph", "Graph"], 20: ["training_info", "Training", true], 25: ["functions", "Function", true] },
+  Training: { 1: ["initialization", "Graph"], 2: ["algorithm", "Graph"] },
+  Graph: {
+    1: ["node", "Node", true],
+    5: ["initializer", "Tensor", true],
+    15: ["sparse_initializer", "Sparse", true],
+  },
+  Function: { 7: ["node", "Node", true], 11: ["attribute_proto", "Attribute", true] },
+  Node: { 5: ["attribute", "Attribute", true] },
+  Attribute: {
+    5: ["t", "Tensor"],
+    6: ["g", "Graph"],
+    10: ["tensors", "Tensor", true],
+    11: ["graphs", "Graph", true],
+    22: ["sparse_tensor", "Sparse"],
+    23: ["sparse_tensors", "Sparse", true],
+  },
+  Sparse: { 1: ["values", "Tensor"], 2: ["indices", "Tensor"] },
+};
+const TENSOR = { dims: 1, dataType: 2, rawData: 9, externalData: 13, dataLocation: 14 };
+const TENSOR_DATA = [4, 5, 6, 7, 9, 10, 11]; // fields that hold data
+const MESSAGE_DEPTH = 100; // protobuf refuses more
+const INLINE_BYTES = 1024; // smaller tensors stay in the model: onnxruntime infers shapes from some of them
+
+/** Where the layers of an archive go in the bytes of its restored model, which are allocated here. */
+function placeLayers(skeleton, layers, isExternal) {
+  const wanted = new Map();
+  const externalData = [];
+  const targets = new Map(); // layer → its bytes, if they are not in the model
+  for (const [index, layer] of layers.entries()) {
+    const path = `layer-${index}.bin`;
+    for (const place of layer.tensors) {
+      const apart = isExternal && layer.bytes >= INLINE_BYTES && /^graph\.initializer\[\d+\]$/.test(place);
+      wanted.set(place, { layer, path: apart ? path : undefined });
+      if (apart && !targets.has(layer)) {
+        targets.set(layer, new Uint8Array(layer.bytes));
+        externalData.push({ path, data: targets.get(layer) });
+      }
+    }
+  }
+  const walk = new Walk(skeleton, wanted);
+  const pieces = walk.message(0, skeleton.length, "Model", "", 1);
+  for (const [place, { isFound }] of wanted) check(isFound, `${place}: the skeleton holds nothing there`);
+  const size = sum(pieces.map((piece) => piece.length ?? piece.layer.bytes));
+  if (size >= MODEL_BYTES) {
+    throw new LimitExceeded("a model above 2 GiB does not fit one file; restore it with externalData");
+  }
+  const model = new Uint8Array(size);
+  const copies = new Map(layers.map((layer) => [layer, []])); // where its bytes are in the model
+  let begin = 0;
+  for (const piece of pieces) {
+    if (piece.layer) copies.get(piece.layer).push(model.subarray(begin, begin + piece.layer.bytes));
+    else model.set(piece, begin);
+    begin += piece.length ?? piece.layer.bytes;
+  }
+  return {
+    model,
+    externalData,
+    target: (layer) => targets.get(layer) ?? copies.get(layer)[0],
+    put(layer, bytes) {
+      const own = targets.get(layer);
+      for (const copy of own ? [own, ...copies.get(layer)] : copies.get(layer)) if (copy !== bytes) copy.set(bytes);
+    },
+  };
+}
+
+/** Walks through a serialized model, checks its tensors, and puts layers to their places. */
+class Walk {
+  constructor(bytes, wanted) {
+    this.bytes = bytes;
+    this.wanted = wanted;
+  }
+
+  /** A message with its layers, as pieces: bytes, or `{layer}`. */
+  message(begin, end, kind, path, depth) {
+    const pieces = [];
+    const counts = {};
+    let copied = begin;
+    check(depth <= MESSAGE_DEPTH, "the skeleton is not an ONNX model");
+    for (const field of this.fields(begin, end)) {
+      const known = field.hasLength && MESSAGES[kind][field.number];
+      if (!known) continue;
+      const [name, message, isSeveral] = known;
+      const count = counts[name] ?? 0;
+      counts[name] = count + 1;
+      // Protobuf merges a field that is there twice, but nothing writes one.
+      check(isSeveral || !count, "the skeleton is not as protobuf writes it");
+      const step = `${path}${path && "."}${name}${isSeveral ? `[${count}]` : ""}`;
+      const inner = message === "Tensor" ? this.tensor(field.begin, field.end, step)
+                                         : this.message(field.begin, field.end, message, step, depth + 1);
+      if (inner.length === 1) continue; // nothing was put into it
+      const size = sum(inner.map((piece) => piece.length ?? piece.layer.bytes));
+      pieces.push(this.bytes.subarray(copied, field.start), fieldHead(field.number, size), ...inner);
+      copied = field.end;
+    }
+    pieces.push(this.bytes.subarray(copied, end));
+    return pieces;
+  }
+
+  tensor(begin, end, path) {
+    const wanted = this.wanted.get(path);
+    const { onnx } = DTYPES[wanted?.layer.dtype] ?? {};
+    const dims = [];
+    let dataType = 0;
+    let hasData = false;
+    let position = end; // where raw data goes: in the order of the fields' numbers
+    for (const field of this.fields(begin, end)) {
+      const isLocation = field.number === TENSOR.dataLocation && field.value === 1;
+      check(!isLocation && field.number !== TENSOR.externalData, "the skeleton refers to external data");
+      if (field.number === TENSOR.dims) dims.push(...(field.hasLength ? this.varints(field) : [field.value]));
+      if (field.number === TENSOR.dataType) dataType = field.value;
+      hasData ||= TENSOR_DATA.includes(field.number) && (!field.hasLength || field.end > field.begin);
+      if (field.number > TENSOR.rawData) position = Math.min(position, field.start);
+    }
+    if (!wanted) return [this.bytes.subarray(begin, end)];
+    const { layer } = wanted;
+    const fits = dims.join() === layer.shape.join() && dataType === onnx;
+    if (!fits) throw new CorruptArchive(`layer '${layer.name}': ${path} has another shape or type`);
+    if (hasData) throw new CorruptArchive(`layer '${layer.name}': ${path} holds data of its own`);
+    wanted.isFound = true;
+    if (wanted.path) return [this.bytes.subarray(begin, end), externalFields(wanted.path, layer.bytes)];
+    const head = fieldHead(TENSOR.rawData, layer.bytes);
+    return [this.bytes.subarray(begin, position), head, { layer }, this.bytes.subarray(position, end)];
+  }
+
+  *varints({ begin, end }) {
+    while (begin < end) {
+      const [value, next] = this.varint(begin, end);
+      yield value;
+      begin = next;
+    }
+  }
+
+  /** The fields of a message: `begin` and `end` are those of what it holds, `start` that of the whole field. */
+  *fields(begin, end) {
+    while (begin < end) {
+      const start = begin;
+      let tag, value;
+      [tag, begin] = this.varint(begin, end);
+      const wire = tag % 8;
+      let stop = begin;
+      if (wire === 0) [value, stop] = this.varint(begin, end);
+      else if (wire === 1) stop += 8;
+      else if (wire === 5) stop += 4;
+      else if (wire === 2) {
+        [value, begin] = this.varint(begin, end);
+        stop = begin + value;
+      }
+      check([0, 1, 2, 5].includes(wire) && tag >= 8 && stop <= end, "the skeleton is not an ONNX model");
+      yield { number: Math.floor(tag / 8), start, begin, end: stop, hasLength: wire === 2, value };
+      begin = stop;
+    }
+  }
+
+  varint(begin, end) {
+    let value = 0;
+    for (let at = begin; at < end && at < begin + 10; at++) {
+      value += (this.bytes[at] & 127) * 2 ** (7 * (at - begin));
+      if (this.bytes[at] < 128) return [value, at + 1];
+    }
+    throw corrupt("the skeleton is not an ONNX model");
+  }
+}
+
+/** What stands before the content of a field that has a length. */
+function fieldHead(number, size) {
+  return Uint8Array.from([...varintBytes(number * 8 + 2), ...varintBytes(size)]);
+}
+
+function varintBytes(value) {
+  const bytes = [];
+  for (; value > 127; value = Math.floor(value / 128)) bytes.push((value % 128) + 128);
+  return [...bytes, value];
+}
+
+/** The fields of a tensor whose data is all of a file. */
+function externalFields(path, size) {
+  const text = (number, value) => [...fieldHead(number, value.length), ...new TextEncoder().encode(value)];
+  const entries = Object.entries({ location: path, offset: "0", length: String(size) }).flatMap(([key, value]) => {
+    const entry = [...text(1, key), ...text(2, value)];
+    return [...fieldHead(TENSOR.externalData, entry.length), ...entry];
+  });
+  return Uint8Array.from([...entries, TENSOR.dataLocation * 8, 1]);
+}
+
+// Workers
+
+const WORKER_NAME = "riqz";
+const threads = globalThis.process?.getBuiltinModule?.("node:worker_threads");
+
+/** Workers that decode layers; each runs this module. */
+class Pool {
+  constructor(size) {
+    this.jobs = new Map(); // number → what its promise is settled by
+    this.count = 0;
+    this.workers = Array.from({ length: size }, () => this.start());
+    this.busy = new Map(this.workers.map((worker) => [worker, 0]));
+  }
+
+  start() {
+    const settle = ({ number, bytes, error }) => {
+      const { worker, resolve, reject } = this.jobs.get(number);
+      this.jobs.delete(number);
+      this.busy.set(worker, this.busy.get(worker) - 1);
+      if (error) reject(new (ERRORS[error.name] ?? Error)(error.message));
+      else resolve(bytes);
+    };
+    const fail = (error) => {
+      for (const { reject } of this.jobs.values()) reject(new Error(`a worker ended: ${error?.message ?? error}`));
+    };
+    if (threads) {
+      const worker = new threads.Worker(new URL(import.meta.url), { name: WORKER_NAME, workerData: WORKER_NAME });
+      worker.on("message", settle);
+      worker.on("error", fail);
+      return worker;
+    }
+    const worker = new Worker(new URL("./riqz.js", import.meta.url), { type: "module", name: WORKER_NAME });
+    worker.onmessage = ({ data }) => settle(data);
+    worker.onerror = fail;
+    return worker;
+  }
+
+  /** The restored bytes of a layer, from the worker that has the least to do. */
+  run(entry, sections) {
+    const number = this.count++;
+    const worker = this.workers.reduce((least, other) => (this.busy.get(other) < this.busy.get(least) ? other : least));
+    this.busy.set(worker, this.busy.get(worker) + 1);
+    return new Promise((resolve, reject) => {
+      this.jobs.set(number, { worker, resolve, reject });
+      const copies = sections.map((section) => section.slice());
+      worker.postMessage({ number, entry, sections: copies }, copies.map((copy) => copy.buffer));
+    });
+  }
+
+  close() {
+    for (const worker of this.workers) worker.terminate();
+  }
+}
+
+/** Decode the layers that a pool sends to this worker. */
+function serve(post) {
+  return async ({ number, entry, sections }) => {
+    try {
+      const bytes = new Uint8Array(entry.bytes);
+      await decodeLayer(entry, sections, bytes, async () => {});
+      post({ number, bytes }, [bytes.buffer]);
+    } catch ({ name, message }) {
+      post({ number, error: { name, message } });
+    }
+  };
+}
+
+if (threads?.workerData === WORKER_NAME) {
+  threads.parentPort.on("message", serve((message, moved) => threads.parentPort.postMessage(message, moved)));
+} else if (typeof WorkerGlobalScope !== "undefined" && globalThis.name === WORKER_NAME) {
+  const answer = serve((message, moved) => globalThis.postMessage(message, moved));
+  globalThis.onmessage = ({ data }) => answer(data);
+}
