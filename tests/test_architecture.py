@@ -77,7 +77,7 @@ def test_a_wheel_holds_every_package() -> None:
     project = (PACKAGE.parent / "pyproject.toml").read_text()
     listed = re.search(r"^packages = \[(.*)\]$", project, re.MULTILINE)
     assert listed is not None
-    folders = {path.parent for path in PACKAGE.rglob("__init__.py")} | {PACKAGE / "docs"}
+    folders = {path.parent for path in PACKAGE.rglob("__init__.py")} | {PACKAGE / "docs", PACKAGE / "web"}
     assert set(re.findall(r'"([^"]*)"', listed[1])) == {
         ".".join(folder.relative_to(PACKAGE.parent).parts) for folder in folders
     }

@@ -1,5 +1,5 @@
 /**
- * Decodes riq archives (.riqz) in browsers, in workers and in Node >= 20, without dependencies.
+ * Decodes riq archives (.riqz) in browsers, in workers and in Node >= 20.16, without dependencies.
  *
  * `decode` gives one layer after another while the bytes of an archive arrive; `restore` gives the ONNX model.
  * The format is specified in FORMAT.md; section names in comments are those of that page.
@@ -64,6 +64,12 @@ const ERRORS = { NotAnArchive, UnsupportedArchive, CorruptArchive, LimitExceeded
 
 const corrupt = (message) => new CorruptArchive(`${message}; the archive is damaged`);
 
+/** Text of an archive for a message: what is not seen, or moves what is seen, becomes an escape. */
+function quoted(text) {
+  const escape = (character) => `\\u{${character.codePointAt(0).toString(16)}}`;
+  return `'${text.replace(/(?! )[\p{C}\p{Z}]/gu, escape)}'`;
+}
+
 function check(condition, message) {
   if (!condition) throw corrupt(message);
 }
@@ -105,30 +111,6 @@ export async function restore(source, options = {}) {
   } finally {
     archive.close();
   }
-}
-
-/**
- * A cache for transformers.js, `env.customCache`, in which a folder's `model.riqz` stands for its `model.onnx`.
- *
- * `read(url)` gives a Response, or undefined where there is nothing; by default it fetches.
- */
-export function riqCache({ read = fetchFile, ...options } = {}) {
-  return {
-    async match(request) {
-      const url = typeof request === "string" ? request : request.url;
-      if (!url.endsWith(".onnx")) return undefined;
-      const response = await read(url.replace(/\.onnx$/, ".riqz"));
-      if (!response) return undefined;
-      const { model } = await restore(response, options);
-      return new Response(model, { headers: { "content-length": String(model.length) } });
-    },
-    async put() {}, // what has no archive is not kept
-  };
-}
-
-async function fetchFile(url) {
-  const response = await fetch(url);
-  return response.ok ? response : undefined;
 }
 
 // Layout
@@ -273,7 +255,8 @@ async function readManifest(input, maxSize) {
         "if you trust the archive, raise maxSize",
     );
   }
-  const beside = Math.max(0, ...manifest.layers.map((layer) => CODE_BYTES * sum(layer.codes.map((code) => code.count))));
+  let beside = 0;
+  for (const { codes } of manifest.layers) beside = Math.max(beside, CODE_BYTES * sum(codes.map(({ count }) => count)));
   if (beside > Math.max(maxSize - manifest.restored, LEAST_ROOM)) {
     throw new LimitExceeded(
       `the codes of a layer need ${beside} bytes, which with those of the model are above the limit of ${maxSize}; ` +
@@ -291,7 +274,7 @@ class Input {
     this.piece = new Uint8Array(0); // what has arrived and is not taken yet
     const stream = source?.body ?? (typeof source?.stream === "function" ? source.stream() : source);
     if (stream instanceof ArrayBuffer) this.piece = new Uint8Array(stream);
-    else if (ArrayBuffer.isView(stream)) this.piece = new Uint8Array(stream.buffer, stream.byteOffset, stream.byteLength);
+    else if (ArrayBuffer.isView(stream)) this.piece = bytesOf(stream);
     else if (typeof stream?.getReader === "function") this.reader = stream.getReader();
     else if (typeof stream?.[Symbol.asyncIterator] === "function") this.reader = readerOf(stream);
     else throw new TypeError("a Response, Blob, ReadableStream, async iterable, ArrayBuffer or Uint8Array is expected");
@@ -335,10 +318,8 @@ class Input {
     for (;;) {
       const { done, value } = await this.unlessAborted(this.reader.read());
       if (done) return false;
-      if (value.length) {
-        this.piece = value;
-        return true;
-      }
+      this.piece = bytesOf(value);
+      if (this.piece.length) return true;
     }
   }
 
@@ -352,6 +333,12 @@ class Input {
     this.signal?.removeEventListener("abort", this.onAbort);
     this.reader?.cancel().catch(() => {});
   }
+}
+
+/** The bytes of a view, as a plain Uint8Array: the methods of Node's Buffer are others. */
+function bytesOf(view) {
+  if (!ArrayBuffer.isView(view)) throw new TypeError("a stream of Uint8Array is expected");
+  return new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
 }
 
 function readerOf(iterable) {
@@ -480,7 +467,10 @@ function parseJson(bytes) {
 class Json {
   constructor(text) {
     this.text = text;
-    this.token = /[ \t\n\r]*("(?:[^"\\\x00-\x1f]|\\.)*"|-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?|true|false|null|[[\]{},:])[ \t\n\r]*/y;
+    const string = String.raw`"[^"\\\x00-\x1f]*(?:\\.[^"\\\x00-\x1f]*)*"`;
+    const number = String.raw`-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?`;
+    const space = String.raw`[ \t\n\r]*`;
+    this.token = new RegExp(`${space}(${string}|${number}|true|false|null|[[\\]{},:])${space}`, "y");
   }
 
   next() {
@@ -505,7 +495,8 @@ class Json {
     if (typeof value === "string" && !isWellFormed(value)) throw new SyntaxError("a lone surrogate");
     if (typeof value !== "number") return value;
     if (!Number.isFinite(value)) throw new RangeError(`${token.slice(0, 40)} is beyond all doubles`);
-    return /[.eE]/.test(token) ? new Real(value) : value;
+    if (/[.eE]/.test(token)) return new Real(value);
+    return value === 2 ** 63 && BigInt(token) < 2n ** 63n ? 2 ** 63 - 1024 : value; // which stays below its bound
   }
 
   object(depth) {
@@ -546,27 +537,43 @@ const isInteger = (value) => typeof value === "number" && value >= 0 && value < 
 const isNumber = (value) => typeof value === "number" || value instanceof Real;
 const isString = (value) => typeof value === "string";
 const isObject = (value) => value instanceof Map;
-const listOf = (accepts) => (value) => Array.isArray(value) && value.every(accepts);
-const isEntropy = (value) => isNumber(value) && numberOf(value) >= 0 && numberOf(value) <= 128;
 const numberOf = (value) => (value instanceof Real ? value.value : value);
+const within = (low, high) => (value) => isNumber(value) && numberOf(value) >= low && numberOf(value) <= high;
 
-const INTEGER = ["a non-negative integer", isInteger];
-const INTEGERS = ["a list of non-negative integers", listOf(isInteger)];
-const STRING = ["a string", isString];
-const STRINGS = ["a list of strings", listOf(isString)];
-const OBJECT = ["an object", isObject];
-const OBJECTS = ["a list of objects", listOf(isObject)];
+/** Of values: their name for messages, which they are, and what is checked inside of one that is `where`. */
+const kind = (name, accepts, inside = () => {}) => ({ name, accepts, inside });
+const orNull = ({ name, accepts }) => kind(`${name} or null`, (value) => value === null || accepts(value));
+const objectOf = (keys, optional = {}) =>
+  kind("an object", isObject, (value, where) => checkKeys(value, keys, optional, where));
 
-const MANIFEST_KEYS = {
-  skeleton: OBJECT,
-  layers: OBJECTS,
-  creator: STRING,
-  source: OBJECT,
-  calibration: OBJECT,
-  settings: OBJECT,
-  result: OBJECT,
-};
-const SKELETON_KEYS = { bytes: INTEGER, size: INTEGER, crc32: INTEGER };
+function listOf({ accepts, inside }, plural) {
+  const all = (value) => Array.isArray(value) && value.every(accepts);
+  const each = (value, where) => value.forEach((item, at) => inside(item, `${where}[${at}]`));
+  return kind(`a list of ${plural}`, all, each);
+}
+
+/** Check that an object has certain keys with values of their kinds. */
+function checkKeys(object, keys, optional, where) {
+  for (const key of Object.keys(keys)) check(object.has(key), `${where}: ${quoted(key)} is missing`);
+  for (const [key, { name, accepts, inside }] of Object.entries({ ...optional, ...keys })) {
+    if (!object.has(key)) continue;
+    check(accepts(object.get(key)), `${where}: ${quoted(key)} is not ${name}`);
+    inside(object.get(key), `${where}: ${key}`);
+  }
+}
+
+const LARGEST = 1e30; // of numbers that tell how an archive was made
+const INTEGER = kind("a non-negative integer", isInteger);
+const INTEGERS = listOf(INTEGER, "non-negative integers");
+const COUNT = kind("a positive integer", (value) => isInteger(value) && value > 0);
+const NUMBER = kind("a number within ±1e+30", within(-LARGEST, LARGEST));
+const POSITIVE = kind("a positive number below 1e+30", within(1 / LARGEST, LARGEST));
+const NOT_NEGATIVE = kind("a number from 0 to 1e+30", within(0, LARGEST));
+const STRING = kind("a string", isString);
+const STRINGS = listOf(STRING, "strings");
+const BOOLEAN = kind("true or false", (value) => typeof value === "boolean");
+const AXES_AND_BYTES = objectOf({ axes: INTEGERS, bytes: INTEGER });
+
 const LAYER_KEYS = {
   name: STRING,
   op: STRING,
@@ -575,26 +582,83 @@ const LAYER_KEYS = {
   shape: INTEGERS,
   coding: STRING,
   symbols: INTEGER,
-  entropy: ["a number from 0 to 128", isEntropy],
+  entropy: kind("a number from 0 to 128", within(0, 128)),
   table: INTEGER,
   streams: INTEGERS,
   crc32: INTEGER,
 };
 const OPTIONAL_LAYER_KEYS = {
-  bin_width: ["a finite number", isNumber],
-  scales: OBJECTS,
-  classes: OBJECT,
+  bin_width: kind("a finite number", isNumber),
+  scales: listOf(AXES_AND_BYTES, "objects"),
+  classes: AXES_AND_BYTES,
   trellis: INTEGERS,
-  magnitudes: OBJECTS,
+  magnitudes: listOf(AXES_AND_BYTES, "objects"),
 };
-const CODES_KEYS = { axes: INTEGERS, bytes: INTEGER };
 
-function checkKeys(object, keys, optional, where) {
-  for (const key of Object.keys(keys)) check(object.has(key), `${where}: '${key}' is missing`);
-  for (const [key, [kind, accepts]] of Object.entries({ ...optional, ...keys })) {
-    if (object.has(key)) check(accepts(object.get(key)), `${where}: '${key}' is not ${kind}`);
-  }
-}
+// How an archive was made: nothing in it is needed here, but riq refuses an archive in which it is not as specified.
+
+const SETTINGS_KEYS = {
+  deviation: orNull(NOT_NEGATIVE),
+  outputs: STRINGS,
+  objective: STRING,
+  max_loss_increase: NOT_NEGATIVE,
+  max_flips: NOT_NEGATIVE,
+  max_kl: NOT_NEGATIVE,
+  margin: NUMBER,
+  max_drop: kind("a number or a string", (value) => isString(value) || NOT_NEGATIVE.accepts(value)),
+  direction: kind("'higher' or 'lower'", (value) => ["higher", "lower"].includes(value)),
+};
+const isPair = (value) => Array.isArray(value) && value.length === 2
+  && POSITIVE.accepts(value[0]) && NUMBER.accepts(value[1]);
+const PAIRS = listOf(kind("a pair of k and a number", isPair), "pairs of k and a number");
+const MEASURED = objectOf(
+  { name: STRING, mean: NOT_NEGATIVE, worst: NOT_NEGATIVE },
+  { samples: INTEGER, standard_error: orNull(NOT_NEGATIVE) },
+);
+const TOP1 = kind("an object", isObject, (value, where) => {
+  checkKeys(value, { name: STRING, kept: INTEGER, samples: COUNT, choices: COUNT }, { effective: COUNT }, where);
+  check(value.get("kept") <= value.get("choices"), `${where}: more are 'kept' than there are 'choices'`);
+});
+const FACT = kind(
+  "a number, a string, true, false or null",
+  (value) => value === null || isString(value) || BOOLEAN.accepts(value) || NUMBER.accepts(value),
+);
+const JUDGEMENT = kind("an object", isObject, (value, where) => {
+  const facts = Object.fromEntries([...value.keys()].map((key) => [key, FACT]));
+  checkKeys(value, { value: orNull(NUMBER), limit: orNull(NUMBER) }, { ...facts, holds: BOOLEAN }, where);
+});
+const RESULT_KEYS = {
+  k: POSITIVE,
+  epsilon: NOT_NEGATIVE,
+  allocation: STRING,
+  rounding: STRING,
+  deviation: NOT_NEGATIVE,
+  worst: NOT_NEGATIVE,
+  standard_error: orNull(NOT_NEGATIVE),
+  measured: listOf(MEASURED, "objects"),
+  evaluations: INTEGER,
+  probes: INTEGER,
+  trace: PAIRS,
+  holdout: NOT_NEGATIVE,
+  holdout_samples: INTEGER,
+  holdout_standard_error: orNull(NOT_NEGATIVE),
+  top1: listOf(TOP1, "objects"),
+  holdout_top1: listOf(TOP1, "objects"),
+  constraint: JUDGEMENT,
+  constraint_holdout: JUDGEMENT,
+  constraint_trace: PAIRS,
+  layout: kind("an object of non-negative integers", (it) => isObject(it) && [...it.values()].every(isInteger)),
+};
+
+const MANIFEST_KEYS = {
+  skeleton: objectOf({ bytes: INTEGER, size: INTEGER, crc32: INTEGER }),
+  layers: listOf(kind("an object", isObject), "objects"),
+  creator: STRING,
+  source: objectOf({}, { bytes: COUNT, sha256: STRING }),
+  calibration: objectOf({}, { kind: STRING, samples: INTEGER, sha256: STRING }),
+  settings: objectOf({}, SETTINGS_KEYS),
+  result: objectOf({}, RESULT_KEYS),
+};
 
 function manifestOf(document) {
   if (!isObject(document)) throw new CorruptArchive("manifest: an object is expected");
@@ -605,11 +669,10 @@ function manifestOf(document) {
     throw new UnsupportedArchive(`needs a newer riq: this one does not know ${unknown.join(", ")}`);
   }
   checkKeys(document, MANIFEST_KEYS, {}, "manifest");
-  checkKeys(document.get("skeleton"), SKELETON_KEYS, {}, "manifest: skeleton");
   const layers = document.get("layers").map((layer, index) => layerOf(layer, `manifest: layers[${index}]`));
   for (const layer of layers) {
     for (const feature of FEATURES.filter((feature) => layer.features.includes(feature))) {
-      check(requires.includes(feature), `layer '${layer.name}': ${feature} are not required`);
+      check(requires.includes(feature), `layer ${quoted(layer.name)}: ${feature} are not required`);
     }
   }
   const places = layers.flatMap((layer) => layer.tensors);
@@ -631,22 +694,19 @@ const PLACE = new RegExp(
 
 /** What a decoder needs of a layer's object in the manifest, as a plain object that can be sent to a worker. */
 function layerOf(object, where) {
-  if (isString(object.get("name"))) where = `layer '${object.get("name")}'`;
+  if (isString(object.get("name"))) where = `layer ${quoted(object.get("name"))}`;
   checkKeys(object, LAYER_KEYS, OPTIONAL_LAYER_KEYS, where);
   const require = (condition, message) => check(condition, `${where}: ${message}`);
   const [scales, classes, magnitudes] = ["scales", "classes", "magnitudes"].map((key) => {
     const several = object.get(key) ?? [];
-    return (isObject(several) ? [several] : several).map((codes) => {
-      checkKeys(codes, CODES_KEYS, {}, `${where}: ${key}`);
-      return { axes: codes.get("axes"), bytes: codes.get("bytes") };
-    });
+    return (isObject(several) ? [several] : several).map((codes) => Object.fromEntries(codes));
   });
   const [name, op, tensors, dtype, shape, coding, symbols, table, streams, crc32] = (
     ["name", "op", "tensors", "dtype", "shape", "coding", "symbols", "table", "streams", "crc32"]
   ).map((key) => object.get(key));
   require(coding === "raw" || object.has("bin_width"), "'bin_width' is missing");
-  require(Object.hasOwn(DTYPES, dtype), `unknown dtype '${dtype}'`);
-  require(["ans", "constant", "raw", "student"].includes(coding), `unknown coding '${coding}'`);
+  require(Object.hasOwn(DTYPES, dtype), `unknown dtype ${quoted(dtype)}`);
+  require(["ans", "constant", "raw", "student"].includes(coding), `unknown coding ${quoted(coding)}`);
   require(shape.length <= DIMENSIONS, `${shape.length} dimensions; at most ${DIMENSIONS} are read`);
   const size = product(shape);
   require(size > 0 && size <= LAYER_SYMBOLS, "shape without weights or beyond all bounds");
@@ -663,8 +723,8 @@ function layerOf(object, where) {
     require(different.size === several.length, `two ${key} along the same axes`);
   }
   require(coding !== "raw" || !scales.length, "scales with coding 'raw'");
-  require(coding === "ans" || !classes.length, `classes with coding '${coding}'`);
-  require(coding === "student" || !magnitudes.length, `magnitudes with coding '${coding}'`);
+  require(coding === "ans" || !classes.length, `classes with coding ${quoted(coding)}`);
+  require(coding === "student" || !magnitudes.length, `magnitudes with coding ${quoted(coding)}`);
   require(coding !== "raw" || !trellis?.length, "a trellis with coding 'raw'");
   require(!trellis || isAscending(trellis), "a trellis along what are not ascending axes of its shape");
   for (const one of codes) {
@@ -687,8 +747,8 @@ function layerOf(object, where) {
     require(streams.length === count, `${streams.length} streams instead of ${count}`);
   }
   const mostSymbols = classes.length ? most * CLASSES : most;
-  require(symbols >= fewest && symbols <= mostSymbols, `${symbols} symbols with coding '${coding}'`);
-  require(coding !== "raw" || table === 0, `a table of ${table} bytes with coding '${coding}'`);
+  require(symbols >= fewest && symbols <= mostSymbols, `${symbols} symbols with coding ${quoted(coding)}`);
+  require(coding !== "raw" || table === 0, `a table of ${table} bytes with coding ${quoted(coding)}`);
   const binWidth = coding === "raw" ? 0 : numberOf(object.get("bin_width"));
   require(coding === "raw" || binWidth > 0, "a bin width that is not positive");
 
@@ -705,8 +765,8 @@ function layerOf(object, where) {
 /** Write the restored bytes of a layer into `target`; `pause` lets other tasks run between streams. */
 async function decodeLayer(entry, sections, target, pause) {
   if (entry.coding === "raw") {
-    await inflate(sections[1], target.length, `layer '${entry.name}'`, target);
-    if (crc32(target) !== entry.crc32) throw corrupt(`layer '${entry.name}': checksum differs`);
+    await inflate(sections[1], target.length, `layer ${quoted(entry.name)}`, target);
+    if (crc32(target) !== entry.crc32) throw corrupt(`layer ${quoted(entry.name)}: checksum differs`);
     return;
   }
   try {
@@ -720,7 +780,7 @@ async function decodeLayer(entry, sections, target, pause) {
     await forEachInOrder(entry, coded, (symbols, count) => weights.add(symbols, count), pause);
     if (weights.crc !== entry.crc32) throw corrupt("checksum differs");
   } catch (error) {
-    throw error instanceof CorruptArchive ? new CorruptArchive(`layer '${entry.name}': ${error.message}`) : error;
+    throw error instanceof CorruptArchive ? new CorruptArchive(`layer ${quoted(entry.name)}: ${error.message}`) : error;
   }
 }
 
@@ -791,7 +851,8 @@ class TableSymbols {
           "the table does not have the symbols that were announced");
     this.low = Math.min(...tables.map((table) => table.symbols[0]));
     this.high = Math.max(...tables.map((table) => table.symbols[table.symbols.length - 1]));
-    const count = sum(tables.map(({ symbols }, at) => (symbols.length > 1 ? Math.ceil(sizes[at] / STREAM_SYMBOLS) : 0)));
+    const counts = tables.map(({ symbols }, at) => (symbols.length > 1 ? Math.ceil(sizes[at] / STREAM_SYMBOLS) : 0));
+    const count = sum(counts);
     check(streams.length === count, `${streams.length} streams instead of ${count}`);
     this.streams = streams;
   }
@@ -880,8 +941,8 @@ class Weights {
     for (let at = 0; at < count; at++) {
       const value = values[filled + at] * widths[codes[column + at] + CODE_MAX];
       if (value !== value) {
-        const isBeyond = Math.abs(codes[column + at]) > CODE_MAX;
-        throw corrupt(isBeyond ? `a code of bin widths beyond ±${CODE_MAX}` : "a bin width that is not a normal double");
+        check(Math.abs(codes[column + at]) <= CODE_MAX, `a code of bin widths beyond ±${CODE_MAX}`);
+        throw corrupt("a bin width that is not a normal double");
       }
       values[filled + at] = value;
     }
@@ -956,7 +1017,8 @@ class Slices {
       let run = this.inner;
       for (let axis = cut; axis < shape.length; axis++) {
         run /= shape[axis];
-        for (let at = 0; at < this.inner; at++) this.offsets[at] += (Math.floor(at / run) % shape[axis]) * strides[axis];
+        const [length, step] = [shape[axis], strides[axis]];
+        for (let at = 0; at < this.inner; at++) this.offsets[at] += (Math.floor(at / run) % length) * step;
       }
     }
   }
@@ -1018,7 +1080,11 @@ function readCodes({ axes, count }, section) {
     check(!rest.length, "codes that are all the same have a stream");
     values.fill(symbols[0]);
   }
-  const [min, max] = values.reduce(([low, high], code) => [Math.min(low, code), Math.max(high, code)], [Infinity, -Infinity]);
+  let [min, max] = [Infinity, -Infinity];
+  for (const code of values) {
+    if (code < min) min = code;
+    if (code > max) max = code;
+  }
   if (Math.max(-min, max) > 2 ** 28) values = Float64Array.from(values); // so that no sum is beyond 32 bits
   return { axes, values, min, max };
 }
@@ -1048,8 +1114,9 @@ class Bits {
 
   /** EG(order); what is beyond 2^53, and refused by all who read it, is not exact. */
   golomb(order) {
-    let zeros = 0;
-    while (!this.bit()) check(++zeros <= 40, "a table holds an impossible code");
+    let zeros = -1;
+    do check(++zeros <= 40 && !this.atEnd(), "a table holds an impossible code");
+    while (!this.bit());
     return 2 ** (zeros + order) + this.bits(zeros + order) - 2 ** order;
   }
 
@@ -1236,7 +1303,8 @@ function decodeStream(stored, table, out, count) {
 /**
  * A decoder of rANS. Its 64-bit state is high * 2^24 + low: `high`, a double, is below 2^40.
  *
- * The product of a frequency and `high` is below 2^64, so it is taken in two parts, each of which is exact in a double.
+ * The product of a frequency and `high` is below 2^64, more than a double holds exactly. Its low 24 bits are those of
+ * a product of 32-bit integers. What is above them is rounded from the product of doubles, whose error is 2^10 at most.
  */
 class Stream {
   constructor(stored) {
@@ -1267,13 +1335,10 @@ class Stream {
       out[at] = symbols[index];
       const start = starts[index];
       const frequency = starts[index + 1] - start;
-      const top = Math.floor(high * 2 ** -16);
-      const upper = frequency * top; // in units of 2^16, below 2^48
-      const whole = Math.floor(upper * 2 ** -8);
-      const lower = (upper - whole * 256) * 65536 + frequency * (high - top * 65536) + (low - start);
-      const carry = Math.floor(lower * 2 ** -24);
-      high = whole + carry;
-      low = lower - carry * TOTAL;
+      const rest = Math.imul(frequency, high) & 0xffffff;
+      const sum = rest + low - start;
+      high = Math.floor((frequency * high - rest) * 2 ** -24 + 0.5) + (sum >>> 24);
+      low = sum & 0xffffff;
       if (high < 256 && left > 0) {
         const word = words[--left];
         high = (high * TOTAL + low) * 256 + (word >>> 24);
@@ -1326,7 +1391,8 @@ const MESSAGES = {
   Sparse: { 1: ["values", "Tensor"], 2: ["indices", "Tensor"] },
 };
 const TENSOR = { dims: 1, dataType: 2, rawData: 9, externalData: 13, dataLocation: 14 };
-const TENSOR_DATA = [4, 5, 6, 7, 9, 10, 11]; // fields that hold data
+const TENSOR_DATA = [6, 9]; // fields that hold data, even if they are empty: strings and bytes
+const TENSOR_NUMBERS = [4, 5, 7, 10, 11]; // lists of numbers, which may be empty
 const MESSAGE_DEPTH = 100; // protobuf refuses more
 const INLINE_BYTES = 1024; // smaller tensors stay in the model: onnxruntime infers shapes from some of them
 
@@ -1334,15 +1400,15 @@ const INLINE_BYTES = 1024; // smaller tensors stay in the model: onnxruntime inf
 function placeLayers(skeleton, layers, isExternal) {
   const wanted = new Map();
   const externalData = [];
-  const targets = new Map(); // layer → its bytes, if they are not in the model
+  const files = new Map(); // layer → its external data, if it is not in the model alone
   for (const [index, layer] of layers.entries()) {
     const path = `layer-${index}.bin`;
     for (const place of layer.tensors) {
       const apart = isExternal && layer.bytes >= INLINE_BYTES && /^graph\.initializer\[\d+\]$/.test(place);
       wanted.set(place, { layer, path: apart ? path : undefined });
-      if (apart && !targets.has(layer)) {
-        targets.set(layer, new Uint8Array(layer.bytes));
-        externalData.push({ path, data: targets.get(layer) });
+      if (apart && !files.has(layer)) {
+        files.set(layer, { path, data: undefined });
+        externalData.push(files.get(layer));
       }
     }
   }
@@ -1364,10 +1430,10 @@ function placeLayers(skeleton, layers, isExternal) {
   return {
     model,
     externalData,
-    target: (layer) => targets.get(layer) ?? copies.get(layer)[0],
+    target: (layer) => (files.has(layer) ? new Uint8Array(layer.bytes) : copies.get(layer)[0]),
     put(layer, bytes) {
-      const own = targets.get(layer);
-      for (const copy of own ? [own, ...copies.get(layer)] : copies.get(layer)) if (copy !== bytes) copy.set(bytes);
+      if (files.has(layer)) files.get(layer).data = bytes;
+      for (const copy of copies.get(layer)) if (copy !== bytes) copy.set(bytes);
     },
   };
 }
@@ -1417,14 +1483,15 @@ class Walk {
       check(!isLocation && field.number !== TENSOR.externalData, "the skeleton refers to external data");
       if (field.number === TENSOR.dims) dims.push(...(field.hasLength ? this.varints(field) : [field.value]));
       if (field.number === TENSOR.dataType) dataType = field.value;
-      hasData ||= TENSOR_DATA.includes(field.number) && (!field.hasLength || field.end > field.begin);
+      hasData ||= TENSOR_DATA.includes(field.number);
+      hasData ||= TENSOR_NUMBERS.includes(field.number) && field.end > field.begin;
       if (field.number > TENSOR.rawData) position = Math.min(position, field.start);
     }
     if (!wanted) return [this.bytes.subarray(begin, end)];
     const { layer } = wanted;
     const fits = dims.join() === layer.shape.join() && dataType === onnx;
-    if (!fits) throw new CorruptArchive(`layer '${layer.name}': ${path} has another shape or type`);
-    if (hasData) throw new CorruptArchive(`layer '${layer.name}': ${path} holds data of its own`);
+    if (!fits) throw new CorruptArchive(`layer ${quoted(layer.name)}: ${path} has another shape or type`);
+    if (hasData) throw new CorruptArchive(`layer ${quoted(layer.name)}: ${path} holds data of its own`);
     wanted.isFound = true;
     if (wanted.path) return [this.bytes.subarray(begin, end), externalFields(wanted.path, layer.bytes)];
     const head = fieldHead(TENSOR.rawData, layer.bytes);
@@ -1517,7 +1584,7 @@ class Pool {
       for (const { reject } of this.jobs.values()) reject(new Error(`a worker ended: ${error?.message ?? error}`));
     };
     if (threads) {
-      const worker = new threads.Worker(new URL(import.meta.url), { name: WORKER_NAME, workerData: WORKER_NAME });
+      const worker = new threads.Worker(new URL(import.meta.url), { workerData: WORKER_NAME, execArgv: [] });
       worker.on("message", settle);
       worker.on("error", fail);
       return worker;

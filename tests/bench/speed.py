@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ import onnx
 from onnxruntime.quantization import quantize_dynamic
 
 import riq_cli as riq
+from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
 from riq_cli.decode import decode_layer, dequantize, trellis
 from riq_cli.entropy.ans import decode_runs
 from riq_cli.entropy.histogram import Histogram, Table, encode_symbols
@@ -22,6 +26,20 @@ from riq_cli.limits import STREAM_SYMBOLS
 from riq_cli.model import Layer
 from riq_cli.pipeline.layer_entry import encode_layer
 from riq_cli.quantize import scalar
+
+MODULE = Path(__file__).parents[2] / "riq_cli" / "web" / "riqz.js"
+SCRIPT = """
+const { decode } = await import(process.argv[1]);
+const { readFileSync } = await import("node:fs");
+const data = readFileSync(process.argv[2]);
+let least = Infinity;
+for (let run = 0; run < 4; run++) {
+  const began = performance.now();
+  for await (const layer of decode(data)) layer.values;
+  least = Math.min(least, performance.now() - began);
+}
+console.log(least / 1000);
+"""
 
 
 def speed() -> None:
@@ -65,6 +83,20 @@ def decoding(coding: str) -> None:
     name = "ans" if without else "student with a trellis"
     show(f"decode {name}", entry.size / seconds / 1e6, "million weights/s")
     show(f"decode {name}: the coder alone", entry.size / alone / 1e6, "million symbols/s")
+    if shutil.which("node"):
+        seconds = in_javascript(entry, [shared, *streams])
+        show(f"decode {name}: in JavaScript", entry.size / seconds / 1e6, "million weights/s")
+
+
+def in_javascript(entry: LayerEntry, sections: Sequence[bytes]) -> float:
+    """The least time in which Node decodes an archive with this layer, on one thread."""
+    skeleton = deflate(b"")
+    manifest = Manifest(SkeletonEntry(len(skeleton), 0, zlib.crc32(b"")), (entry,))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "layer.riqz"
+        Archive.build(manifest, [skeleton, *sections]).save(path)
+        command = ["node", "--input-type=module", "-e", SCRIPT, MODULE.as_uri(), str(path)]
+        return float(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
 
 
 def hundred_megabytes() -> None:
