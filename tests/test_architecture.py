@@ -11,6 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "riq_cli"
 FLOORS = {
     "errors": 0, "limits": 0, "files": 0, "version": 0, "text": 0, "memory": 0, "kinds": 0, "executors": 0,
+    "cluster": 1,
     "points": 1, "callables": 1, "archive": 1, "entropy": 1,
     "model": 2, "decode": 2,
     "calibration": 3, "runtime": 3,
@@ -22,7 +23,7 @@ FLOORS = {
 DOORS = {
     "onnx": {"model"}, "google": {"model"}, "onnxruntime": {"runtime"}, "constriction": {"entropy"},
     "click": {"cli"}, "PIL": {"calibration"},
-    "matplotlib": {"plots"},
+    "matplotlib": {"plots"}, "dask": {"cluster"}, "distributed": {"cluster"},
 }  # fmt: skip
 WITHOUT_NUMPY = {
     "archive",
@@ -37,6 +38,7 @@ WITHOUT_NUMPY = {
     "points",
     "callables",
     "executors",
+    "cluster",
 }
 SAME_FLOOR = {("files", "errors"), ("executors", "errors")}  # they stand on nothing else
 
@@ -101,7 +103,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys; sys.argv = ['riq', *sys.argv[1:]]\n"
         "from riq_cli.cli import main\n"
-        "heavy = {'numpy', 'onnx', 'onnxruntime', 'constriction', 'matplotlib'}\n"
+        "heavy = {'numpy', 'onnx', 'onnxruntime', 'constriction', 'matplotlib', 'dask'}\n"
         "try: main()\n"
         "finally: print(sorted(heavy & set(sys.modules)))"
     )

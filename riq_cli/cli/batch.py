@@ -1,12 +1,17 @@
-"""`riq compress --batch`: one archive for each of many models, each compressed in a process of its own."""
+"""`riq compress --batch`: one archive for each of many models.
+
+Each is compressed in a process of its own, here or on a worker of a cluster.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,6 +64,7 @@ def compress_batch(
     calibration: str | None,
     folder: str | None,
     workers: int,
+    scheduler: str | None,
     force: bool,
     as_json: bool,
     quiet: bool,
@@ -70,7 +76,8 @@ def compress_batch(
         batch: a folder of models, or a list of them.
         calibration: samples of those that the list gives none for; {folder} and {stem} are of the model.
         folder: where the archives go.
-        workers: models at the same time.
+        workers: models at the same time, on this machine.
+        scheduler: of the cluster whose workers compress instead; None: this machine does.
         force: replace archives of other models, samples or settings; those of the same are kept in any case.
         as_json: print JSON on stdout.
         quiet: print errors only.
@@ -79,6 +86,7 @@ def compress_batch(
     Raises:
         UsageError: the options do not go together, or the list is none.
         Exit: with 1 if a model failed, else with 3 if one missed its target.
+        RiqError: there is no such cluster, or it has gone; archives of models that were done are written.
     """
     if folder is None or folder == "-":
         raise click.UsageError("--batch needs -o FOLDER, where the archives go")
@@ -90,11 +98,11 @@ def compress_batch(
     rows: dict[str, dict[str, Any]] = {}
     wait = Wait("compressing models", quiet)
     try:
-        with wait, contextlib.closing(isolated(_compressed, tasks, workers)) as outcomes:
+        with wait, contextlib.closing(_outcomes(tasks, workers, scheduler)) as outcomes:
             began, present = time.monotonic(), 0
             _tell(wait, 0, len(tasks), 0.0)
             for task, outcome in outcomes:
-                outcome = _saved(task, outcome or Outcome(None, "failed", _KILLED))
+                outcome = _saved(task, outcome)
                 rows[task.model] = _row(task, outcome)
                 present += outcome.status == "present"
                 _tell(wait, len(rows) - present, len(tasks) - present, time.monotonic() - began)
@@ -187,6 +195,37 @@ def _check_settings(shared: Mapping[str, Any]) -> None:
 
 
 # ---- what is done, in a process of its own ----
+
+
+def _outcomes(
+    tasks: Sequence[Task], workers: int, scheduler: str | None
+) -> Generator[tuple[Task, Outcome], None, None]:
+    """Each task with its outcome, as soon as there is one."""
+    if scheduler is None:
+        with contextlib.closing(isolated(_compressed, tasks, workers)) as found:
+            for task, outcome in found:
+                yield task, outcome or Outcome(None, "failed", _KILLED)
+        return
+    from riq_cli.cluster import KILLED, cluster
+
+    with cluster(scheduler) as machines:
+        for task, outcome in machines.finished(partial(_compressed_from, os.getcwd()), tasks):
+            yield task, outcome or Outcome(None, "failed", KILLED)
+
+
+def _compressed_from(folder: str, task: Task) -> Outcome:
+    """The outcome on a worker, whose own folder is another than the one that paths are relative to."""
+
+    def seen(path: str | None) -> str | None:
+        """A path from the worker's folder; what is none there, such as a function, or a key of samples, stays."""
+        names = filter(None, (path, path and path.rpartition(":")[0]))
+        return str(Path(folder, str(path))) if any(Path(folder, name).exists() for name in names) else path
+
+    settings = task.shared["settings"]
+    settings = {**settings, "labels": seen(settings["labels"]), "custom_ops": tuple(map(seen, settings["custom_ops"]))}
+    shared = {**task.shared, "settings": settings}
+    model, archive = str(Path(folder, task.model)), str(Path(folder, task.archive))
+    return _compressed(replace(task, model=model, calibration=seen(task.calibration), archive=archive, shared=shared))
 
 
 def _compressed(task: Task) -> Outcome:

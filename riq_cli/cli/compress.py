@@ -59,6 +59,7 @@ riq compress model.onnx --calibration samples.npz --labels labels.npy \
 riq compress model.onnx --calibration samples.npz \
     --metric evaluation:accuracy --max-drop 0.004
 riq compress --batch models/ --calibration '{folder}/{stem}.npz' -o archives/
+riq compress --batch models.txt --scheduler tcp://host:8786 -o archives/
 """,
     target="no archive keeps the target",
     table=("Presets (size and time beside small)", [(name, "  ".join(row)) for name, row in options.PRESETS.items()]),
@@ -122,6 +123,7 @@ riq compress --batch models/ --calibration '{folder}/{stem}.npz' -o archives/
                  help="Instead of MODEL: all *.onnx below a folder, or those of a list, a path in each line. {folder} "
                  "and {stem} in --calibration and --labels stand for the folder and the name of each."),
     click.option("--jobs", type=click.IntRange(1), metavar="N", help="Models at the same time. [default: 1]"),
+    options.scheduler_option,
 )  # fmt: skip
 @options.running_options
 @options.image_options
@@ -143,6 +145,7 @@ def compress(
     log_path: str | None,
     batch: str | None,
     jobs: int | None,
+    scheduler: str | None,
     follow_links: bool,
     force: bool,
     as_json: bool,
@@ -157,13 +160,19 @@ def compress(
             raise click.UsageError("MODEL is one model, and --batch names several; give one of them")
         if log_path is not None:
             raise click.UsageError("--log is of one model; leave it away with --batch")
+        if jobs is not None and scheduler is not None:
+            raise click.UsageError("--jobs is of this machine; with --scheduler, each thread of a worker has a model")
+        if scheduler is not None:
+            settings["threads"] = settings["threads"] or 1  # a worker's thread has a model of its own
         given = {"preset": preset, "follow_links": follow_links, "settings": settings}
-        compress_batch(batch, calibration, archive_path, jobs or 1, force, as_json, quiet, given)
+        compress_batch(batch, calibration, archive_path, jobs or 1, scheduler, force, as_json, quiet, given)
         return
     if model is None:
         raise click.UsageError("Missing argument 'MODEL': a file, - for stdin, or --batch for several")
     if jobs is not None:
         raise click.UsageError("--jobs belongs to --batch")
+    if scheduler is not None:
+        raise click.UsageError("--scheduler belongs to --batch")
     if archive_path is None and model == "-":
         raise click.UsageError("a model from stdin has no name to derive the archive's from; give -o FILE")
     path = archive_path or str(Path(model).with_suffix(".riqz"))

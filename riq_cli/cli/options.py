@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
@@ -58,6 +59,11 @@ log_option = click.option(
 )  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 force_option = click.option("-f", "--force", is_flag=True, help="Replace an existing output file.")
+scheduler_option = click.option(
+    "--scheduler", metavar="ADDRESS|FILE",
+    help="Work on the cluster of this Dask scheduler: tcp://host:8786, or its scheduler file. Workers read the same "
+    "paths; --threads is 1 there, unless it is given.",
+)  # fmt: skip
 follow_links_option = click.option(
     "--follow-links", is_flag=True,
     help="Read external data through links too, as hub caches have it; they could show any file of yours.",
@@ -205,9 +211,9 @@ def naming(path: str, kind: type[RiqError]) -> Iterator[None]:
 def coding_executor(layers: Iterable[Layer | LayerEntry]) -> Iterator[Executor | None]:
     """Processes that code the streams of layers at the same time where these are large; None where they are not.
 
-    Processes, since the coder holds Python's global lock.
+    Processes, since the coder holds Python's global lock. A worker of a cluster may not start any.
     """
-    if sum(layer.size for layer in layers) < _PARALLEL_WEIGHTS:
+    if sum(layer.size for layer in layers) < _PARALLEL_WEIGHTS or multiprocessing.current_process().daemon:
         yield None
         return
     from riq_cli.executors import available_threads, interruptible, process_pool

@@ -1,0 +1,156 @@
+"""A cluster of Dask's as an executor; the only file that imports Dask, and only where a scheduler is named."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
+from pathlib import Path
+from typing import Any, TypeVar
+
+from riq_cli.errors import RiqError
+from riq_cli.text import first_line
+from riq_cli.version import VERSION
+
+_CONNECTING = "20s"  # until a scheduler that does not answer is an error
+_LOOK = 1.0  # seconds between two looks at the workers
+_PATIENCE = 30  # looks in a row that find no worker, until none is waited for
+
+KILLED = "the workers that it was given to were killed, most often because memory ran out; give them more"
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+class Cluster:
+    """The workers of a scheduler.
+
+    Attributes:
+        executor: runs functions of modules on them. Where a worker ends, what it had to do is begun again on others; a
+            job with which four ended raises an error.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self.executor: Executor = client.get_executor(pure=False)
+
+    def finished(
+        self, function: Callable[[Job], Result], jobs: Sequence[Job]
+    ) -> Generator[tuple[Job, Result | None], None, None]:
+        """Each job with its result, as soon as there is one, which is None where every worker of the job ended.
+
+        There are as many jobs at once as workers have threads: the end of a worker is counted against all jobs that it
+        has, and not only against the one that caused it.
+
+        Args:
+            function: what runs, of a module; its errors are raised here.
+            jobs: what it is called with.
+        """
+        from distributed import KilledWorker
+
+        waiting = deque(jobs)
+        running: dict[Future[Result], Job] = {}
+        while waiting or running:
+            while waiting and len(running) < _threads(self._client):
+                job = waiting.popleft()
+                running[self.executor.submit(function, job)] = job
+            for future in wait(running, _LOOK, FIRST_COMPLETED).done:
+                job = running.pop(future)
+                yield job, None if isinstance(future.exception(), KilledWorker) else future.result()
+
+
+@contextlib.contextmanager
+def cluster(scheduler: str) -> Iterator[Cluster]:
+    """The cluster of a scheduler, until the end of the block; what then still runs there is cancelled.
+
+    Args:
+        scheduler: its address, such as tcp://host:8786, or the scheduler file that it wrote.
+
+    Raises:
+        RiqError: Dask is not installed, no scheduler answers or it goes away, there are no workers, or one cannot run
+            what is sent to it.
+    """
+    try:
+        import dask
+        from distributed import Client, KilledWorker
+    except ImportError as error:
+        raise RiqError("--scheduler needs Dask; install it with: pip install 'riq[dask]'") from error
+    for name in logging.root.manager.loggerDict:
+        if name.partition(".")[0] == "distributed":  # what goes wrong is said by riq
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    if "://" not in scheduler and not Path(scheduler).is_file():  # Dask would wait for it
+        raise RiqError(f"{scheduler}: neither an address, such as tcp://host:8786, nor a scheduler file")
+    named = {"address": scheduler} if "://" in scheduler else {"scheduler_file": scheduler}
+    with dask.config.set({"distributed.comm.timeouts.connect": _CONNECTING}):
+        try:
+            client = Client(**named, set_as_default=False)
+        except Exception as error:  # Dask raises what it likes
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise RiqError(
+                f"{scheduler}: no Dask scheduler answers ({reason}); start one with `dask scheduler`"
+            ) from error
+        ended = threading.Event()
+        try:
+            with client:
+                _check(client, scheduler)
+                threading.Thread(target=_close_without_workers, args=(client, ended), daemon=True).start()
+                yield Cluster(client)
+        except CancelledError as error:
+            raise RiqError(f"{scheduler}: the scheduler or the last of its workers has gone; start it again") from error
+        except KilledWorker as error:
+            raise RiqError(f"{scheduler}: {KILLED}") from error
+        finally:
+            ended.set()
+
+
+def _check(client: Any, scheduler: str) -> None:
+    """Return nothing if there are workers, all with the releases that decide over the bytes of an archive.
+
+    Raises:
+        RiqError: there are none, or one differs.
+    """
+    here, advice = _releases(), "install the same there: others make other bytes"
+    try:
+        found = client.run(_releases)
+    except Exception as error:  # whatever keeps a worker from importing riq
+        raise RiqError(f"{scheduler}: a worker cannot run riq ({first_line(error)}); {advice}") from error
+    if not found:
+        raise RiqError(f"{scheduler}: has no workers; start some with `dask worker {scheduler} --nthreads 1`")
+    for worker, releases in found.items():
+        for name, release in releases.items():
+            if release != here[name]:
+                raise RiqError(f"worker {worker}: has {name} {release}, and here is {here[name]}; {advice}")
+
+
+def _releases() -> dict[str, str]:
+    return {"riq": VERSION} | {name: importlib.metadata.version(name) for name in ("numpy", "onnxruntime")}
+
+
+def _threads(client: Any) -> int:
+    """Threads of all workers.
+
+    Raises:
+        CancelledError: the scheduler has gone.
+    """
+    try:
+        if client.status == "running":  # else this would wait for the scheduler
+            return sum(client.nthreads().values())
+    except OSError:
+        pass
+    raise CancelledError
+
+
+def _close_without_workers(client: Any, ended: threading.Event) -> None:
+    """Close the client, which cancels its jobs, when there is no worker for so long that none may be expected."""
+    without = 0
+    while not ended.wait(_LOOK):
+        try:
+            without = 0 if _threads(client) else without + 1
+        except CancelledError:
+            return
+        if without == _PATIENCE:
+            client.close()

@@ -1,0 +1,160 @@
+"""riq on a cluster of Dask's: a real scheduler and real workers, each a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import builders
+from tests.command import ROOT, fails, riq
+
+pytest.importorskip("distributed", reason="needs Dask: pip install 'riq[dask]'")
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="sends signals")]
+BATCH = ("compress", "--batch", "models", "--calibration", "{folder}/{stem}.npz", "--preset", "fast", "-o")
+DATA = """
+import os, signal, time
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def slow():
+    time.sleep(1000)
+"""
+
+
+class Machines:
+    """A scheduler, and workers of one thread, whose nannies start them again."""
+
+    def __init__(self, folder: Path, workers: int) -> None:
+        self.file, self._folder = folder / "scheduler.json", folder
+        self.scheduler = self._started("scheduler", "--port", "0", "--host", "127.0.0.1")
+        while not self.file.exists():
+            time.sleep(0.05)
+        self.workers = [self._started("worker", "--nthreads", "1") for _ in range(workers)]
+        until(lambda: len(self.pids()) == workers)
+
+    def _started(self, kind: str, *options: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", f"distributed.cli.dask_{kind}", "--scheduler-file", self.file, "--no-dashboard",
+             *options],
+            env=os.environ | {"PYTHONPATH": f"{ROOT}:{self._folder}", "OPENBLAS_NUM_THREADS": "1"},
+            cwd=self._folder, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def pids(self) -> list[int]:
+        from distributed import Client
+
+        with Client(scheduler_file=str(self.file), set_as_default=False) as client:
+            return list(client.run(os.getpid).values())
+
+    def end(self) -> None:
+        for one in (*self.workers, self.scheduler):  # workers wait for a scheduler that ends before them
+            one.terminate()
+            one.wait(20)
+
+
+def until(holds: object) -> None:
+    end = time.monotonic() + 60
+    while not holds():  # type: ignore[operator]
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    folder = tmp_path_factory.mktemp("machines")
+    (folder / "data.py").write_text(DATA)
+    found = Machines(folder, 2)
+    yield found
+    found.end()
+
+
+@pytest.fixture
+def others(tmp_path: Path) -> Iterator[Machines]:
+    """A cluster to damage: one worker."""
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "data.py").write_text(DATA)
+    found = Machines(tmp_path / "others", 1)
+    yield found
+    found.end()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with models/ of three models and their samples."""
+    (tmp_path / "models").mkdir()
+    for seed, name in enumerate(("one", "two", "three")):
+        builders.save(builders.dense(seed=seed), tmp_path / "models", f"{name}.onnx")
+        values = np.random.default_rng(seed).standard_normal((16, 16)).astype(np.float32)
+        np.savez(tmp_path / "models" / f"{name}.npz", x=values)
+    return tmp_path
+
+
+def archives(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_batch_has_the_same_bytes_as_on_this_machine(machines: Machines, folder: Path) -> None:
+    assert riq(*BATCH, "here", "--threads", "1", folder=folder).returncode == 0
+    done = riq(*BATCH, "there", "--scheduler", machines.file, "--json", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert archives(folder / "there") == archives(folder / "here")
+    assert [row["archive"] for row in json.loads(done.stdout)["archives"]] == [
+        "there/one.riqz", "there/three.riqz", "there/two.riqz",
+    ]  # fmt: skip
+    again = riq(*BATCH, "there", "--scheduler", machines.file, folder=folder)
+    assert again.returncode == 0 and again.stderr.count(b"is there already") == 3
+
+
+def test_a_model_that_kills_its_workers_fails_alone(machines: Machines, folder: Path) -> None:
+    (folder / "list").write_text("models/one.onnx  data:killed\nmodels/two.onnx  models/two.npz\n")
+    done = riq(*BATCH[:2], "list", *BATCH[5:], "out", "--scheduler", machines.file, folder=folder)
+    assert done.returncode == 1
+    assert b"riq: error: models/one.onnx: the workers that it was given to were killed" in done.stderr
+    assert list(archives(folder / "out" / "models")) == ["two.riqz"]
+
+
+def test_a_model_that_no_worker_has_fails_alone(machines: Machines, folder: Path) -> None:
+    (folder / "list").write_text("models/none.onnx\nmodels/two.onnx  models/two.npz\n")
+    done = riq(*BATCH[:2], "list", *BATCH[5:], "out", "--scheduler", machines.file, folder=folder)
+    assert done.returncode == 1
+    assert b"none.onnx: No such file or directory" in done.stderr
+    assert list(archives(folder / "out" / "models")) == ["two.riqz"]
+
+
+def test_a_scheduler_that_goes_away_ends_the_batch_with_what_is_done(others: Machines, folder: Path) -> None:
+    (folder / "list").write_text("models/one.onnx  models/one.npz\nmodels/two.onnx  data:slow\n")
+    command = [*BATCH[:2], "list", *BATCH[5:], "out", "--scheduler", others.file]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "riq_cli", *command],
+        cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert running.stderr is not None
+    assert running.stderr.readline().startswith("out/models/one.riqz: ")
+    others.scheduler.kill()
+    _, said = running.communicate(timeout=60)
+    expected = f"riq: error: {others.file}: the scheduler or the last of its workers has gone; start it again\n"
+    assert (running.returncode, said) == (1, expected)
+    assert list(archives(folder / "out" / "models")) == ["one.riqz"]
+    for worker in others.workers:
+        worker.kill()
+
+
+def test_what_is_no_cluster_is_an_error(others: Machines, folder: Path) -> None:
+    (folder / "broken.json").write_text("{}")
+    fails(1, "none.json: neither an address, such as tcp://host:8786, nor", *BATCH, "out", "--scheduler", "none.json",
+          folder=folder)  # fmt: skip
+    fails(1, "broken.json: no Dask scheduler answers", *BATCH, "out", "--scheduler", "broken.json", folder=folder)
+    fails(1, "nonsense://: no Dask scheduler answers", *BATCH, "out", "--scheduler", "nonsense://", folder=folder)
+    others.workers[0].terminate()
+    others.workers[0].wait(20)
+    fails(1, "has no workers; start some with `dask worker", *BATCH, "out", "--scheduler", others.file, folder=folder)
