@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -82,6 +83,37 @@ def atomic_write(path: str | os.PathLike[str], overwrite: bool = False) -> Itera
     finally:
         with contextlib.suppress(OSError):
             os.unlink(name)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
+    """An empty folder for files, which move into the folder `path` when the block ends well; it vanishes if not.
+
+    A new `path` appears with all of its files at once. Of one that is there, other files stay.
+
+    Raises:
+        OutputError: a file cannot be written, or it exists and `overwrite` is false. Other errors stay what they are.
+    """
+    path = Path(path)
+    is_new = not path.exists()
+    folder = path.parent if is_new else path
+    temporary = folder / (TEMPORARY + os.urandom(8).hex())
+    try:
+        with _explained(path):
+            temporary.mkdir()
+        yield temporary
+        with _explained(path):
+            if is_new:
+                temporary.rename(path)
+            else:
+                for file in temporary.iterdir():
+                    if overwrite:
+                        file.replace(path / file.name)
+                    else:
+                        _take_name(file, path / file.name)
+        _completed.append(str(path))
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager

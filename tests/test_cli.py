@@ -397,7 +397,7 @@ def test_a_reader_that_leaves_is_no_error_to_show(ready: Path) -> None:
     assert done.stdout.startswith(b"layer")
 
 
-COMMANDS = ("compress", "decompress", "verify", "test", "run", "report", "sweep", "plot", "completion", "help")
+COMMANDS = ("compress", "decompress", "verify", "test", "run", "report", "sweep", "plot", "web", "completion", "help")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -83,6 +83,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(SAMPLES / "heldout_labels.npy", folder / "heldout_labels.npy")
     (metric,) = blocks("loss.md", "py")
     (folder / "evaluation.py").write_text(EVALUATION + metric)
+    runtime = folder / "node_modules" / "onnxruntime-web" / "dist"
+    runtime.mkdir(parents=True)
+    for name in ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"):
+        (runtime / name).touch()
     (folder / "bin").mkdir()
     (folder / "bin" / "riq").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m riq_cli "$@"\n')
     (folder / "bin" / "riq").chmod(0o755)

@@ -17,7 +17,7 @@ from riq_cli.cli.terminal import error_line, say
 from riq_cli.errors import RiqError, SettingsError, TargetError
 from riq_cli.version import VERSION
 
-_COMMANDS = ("compress", "decompress", "verify", "test", "run", "report", "sweep", "plot", "completion", "help")
+_COMMANDS = ("compress", "decompress", "verify", "test", "run", "report", "sweep", "plot", "web", "completion", "help")
 
 
 class _Lazy(click.Group):

@@ -15,6 +15,7 @@ from riq_cli import limits
 from riq_cli.cli.help import grouped
 from riq_cli.cli.paths import FileOf, OutputFile, stdin
 from riq_cli.cli.quantities import parse_dimension, parse_fraction, parse_number, parse_numbers, parse_size
+from riq_cli.cli.terminal import warn_line
 from riq_cli.errors import ArchiveError, RiqError
 
 if TYPE_CHECKING:
@@ -186,6 +187,12 @@ def load_model(path: str, follow_links: bool) -> Model:
     from riq_cli.model import Model
 
     return Model.load(stdin() if path == "-" else path, follow_links)
+
+
+def warn_of_another_model(path: str, archive: Archive, against: str, original: Model) -> None:
+    """Say so if an archive was made from another file than the one that it is held against."""
+    if original.source and archive.manifest.source.get("sha256") not in (None, original.source.sha256):
+        warn_line(f"{against}: is not the file that {path} was made from (their SHA-256 differ)")
 
 
 @contextlib.contextmanager

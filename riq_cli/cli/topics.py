@@ -17,7 +17,7 @@ TOPICS = {
     "loss": "Keep a loss, a metric or the predicted class instead.",
     "ci": "Continuous integration: an action, a job, a hook.",
     "python": "Compress, restore and verify from Python.",
-    "web": "Decode archives in browsers and in Node.",
+    "web": "Decode and run archives in browsers and in Node.",
     "limits": "What riq does not do, what it needs, untrusted files.",
     "results": "Measured sizes and accuracies; how to measure them.",
     "format": "The archive, to the last bit.",

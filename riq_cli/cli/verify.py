@@ -106,8 +106,8 @@ def verify(
         constraint, data = constraints.load(asked, calibration, images, running["outputs"], manifest.settings)
         assert data is not None
         original = options.load_model(against, follow_links)
-        if not quiet and original.source and manifest.source.get("sha256") not in (None, original.source.sha256):
-            warn_line(f"{against}: is not the file that {archive} was made from (their SHA-256 differ)")
+        if not quiet:
+            options.warn_of_another_model(archive, opened, against, original)
         if not quiet and constraint is None and "objective" not in asked:
             _warn_of_unjudged(archive, manifest.settings.get("objective"))
         bound = manifest.settings.get("deviation") if deviation is None else deviation

@@ -1,0 +1,125 @@
+/**
+ * The worker behind the page: downloads and decodes the archive, runs the model, and posts what page.js shows.
+ *
+ * Messages to it: `{page}`, the content of page.json, once; then `{file}`, samples to run on.
+ * Messages from it have one of the keys `progress`, `decoded`, `ready`, `result` and `error`.
+ */
+
+import { restore } from "./riqz.js";
+import { readFeeds, readNpz } from "./samples.js";
+
+const LARGEST = 5; // values of an output that are shown
+let page, ort, session;
+
+self.onmessage = async ({ data }) => {
+  try {
+    if (data.page) await start(data.page);
+    else {
+      const feeds = await readFeeds(data.file, session.inputMetadata, page.images);
+      await run(feeds.map((inputs) => ({ inputs, outputs: {} })), data.file.name);
+    }
+  } catch (error) {
+    postMessage({ error: error.message });
+  }
+};
+
+async function start(content) {
+  page = content;
+  const model = await download();
+  if (!page.runtime) return;
+  const folder = new URL(page.runtime, self.location);
+  ort = await import(new URL("ort.wasm.min.mjs", folder));
+  ort.env.wasm.wasmPaths = folder.href;
+  session = await ort.InferenceSession.create(model.model, { externalData: model.externalData });
+  postMessage({ ready: session.inputMetadata });
+  if (page.samples) await run(await readSamples(await (await found(page.samples)).blob()), "the page's own samples");
+}
+
+/** The model, decoded while its archive arrives. */
+async function download() {
+  const began = performance.now();
+  let waited = 0; // for bytes
+  const { body } = await found(page.archive);
+  async function* pieces() {
+    for (const reader = body.getReader(); ; ) {
+      const asked = performance.now();
+      const { done, value } = await reader.read();
+      waited += performance.now() - asked;
+      if (done) return;
+      yield value;
+    }
+  }
+  const model = await restore(pieces(), { externalData: true, onProgress: (progress) => postMessage({ progress }) });
+  const passed = performance.now() - began;
+  postMessage({ decoded: { seconds: (passed - waited) / 1000, passed: passed / 1000 } });
+  return model;
+}
+
+async function found(name) {
+  const response = await fetch(name);
+  if (!response.ok) throw new Error(`${name}: the server answers ${response.status} ${response.statusText}`);
+  return response;
+}
+
+/** The samples beside the page: inputs, and the outputs of the original where they are there, too. */
+async function readSamples(blob) {
+  const samples = [];
+  for (const [key, array] of await readNpz(blob)) {
+    const [, number, kind, name] = /^(\d+)\/(inputs|outputs)\/(.*)$/s.exec(key);
+    samples[number] ??= { inputs: {}, outputs: {} };
+    samples[number][kind][name] = array;
+  }
+  return samples;
+}
+
+/** Run samples, and post the outputs of the first, how long one took, and how far outputs are from the original's. */
+async function run(samples, source) {
+  const distances = {}; // by output: of the samples for which it is defined
+  let first;
+  let passed = 0;
+  for (const { inputs, outputs } of samples) {
+    const tensors = Object.entries(inputs).map(([name, { type, data, dims }]) => [name, new ort.Tensor(type, data, dims)]);
+    const began = performance.now();
+    const result = await session.run(Object.fromEntries(tensors));
+    passed += performance.now() - began;
+    first ??= result;
+    for (const [name, { data }] of Object.entries(outputs)) {
+      const distance = cosineDistance(data, result[name].data);
+      if (!Number.isNaN(distance)) (distances[name] ??= []).push(distance);
+    }
+  }
+  const deviations = Object.entries(distances).map(([name, values]) => ({
+    name,
+    mean: values.reduce((sum, value) => sum + value, 0) / values.length,
+    worst: Math.max(...values),
+  }));
+  const outputs = Object.entries(first).map(([name, tensor]) => shownOutput(name, tensor));
+  postMessage({ result: { source, samples: samples.length, seconds: passed / samples.length / 1000, outputs, deviations } });
+}
+
+/** What is shown of an output: its first values, or the largest if it looks like scores of classes. */
+function shownOutput(name, { type, dims, data }) {
+  const isChoice = type.startsWith("float") && data.length > LARGEST && data.length === dims.at(-1);
+  const places = Array.from(isChoice ? data.keys() : data.slice(0, LARGEST).keys());
+  if (isChoice) places.sort((one, other) => data[other] - data[one]);
+  const values = places.slice(0, LARGEST).map((at) => ({ at, value: type === "string" ? data[at] : Number(data[at]) }));
+  return { name, type, dims: Array.from(dims), isChoice, isWhole: data.length <= LARGEST, values };
+}
+
+/**
+ * The cosine distance of an output to that of the original, as riq measures it, eq. (1) of the paper.
+ *
+ * NaN if the original's has no finite value that is not 0: then none is defined.
+ */
+function cosineDistance(original, restored) {
+  let [aa, bb, ab] = [0, 0, 0];
+  for (let at = 0; at < original.length; at++) {
+    if (!Number.isFinite(original[at])) continue;
+    aa += original[at] ** 2;
+    bb += restored[at] ** 2;
+    ab += original[at] * restored[at];
+  }
+  if (!aa) return NaN;
+  if (original.length !== restored.length || !bb) return 1;
+  return Number.isFinite(bb) ? Math.max(0, 1 - ab / Math.sqrt(aa * bb)) : Infinity;
+}

@@ -1,0 +1,167 @@
+"""`riq web`: the folder that it writes. What the page does in a browser, tests/test_browser.py tests."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from tests import builders
+from tests.command import fails, riq
+
+SHIPPED = {"index.html", "page.js", "worker.js", "samples.js", "riqz.js"}
+RUNTIME = {"ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"}
+X = np.random.default_rng(0).standard_normal((12, 16)).astype(np.float32)
+FULL = "web model.riqz -o site --runtime ort --calibration samples.npz --against model.onnx"
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with model.onnx, its archive, a damaged one, samples, and what looks like onnxruntime-web."""
+    folder = tmp_path_factory.mktemp("ready")
+    builders.save(builders.dense(), folder)
+    builders.save(builders.dense(seed=1), folder, "other.onnx")
+    np.savez(folder / "samples.npz", x=X)
+    assert (
+        riq("compress", "model.onnx", "--preset", "fast", "--calibration", "samples.npz", folder=folder).returncode == 0
+    )
+    archive = bytearray((folder / "model.riqz").read_bytes())
+    archive[-3] ^= 1
+    (folder / "damaged.riqz").write_bytes(archive)
+    (folder / "ort" / "dist").mkdir(parents=True)
+    for name in (*RUNTIME, "ort.all.min.js"):
+        (folder / "ort" / "dist" / name).write_text(name)
+    return folder
+
+
+@pytest.fixture
+def folder(ready: Path, tmp_path: Path) -> Path:
+    """A copy of `ready` to write into."""
+    return Path(shutil.copytree(ready, tmp_path / "work"))
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def content(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "page.json").read_text("utf-8"))
+    return found
+
+
+def test_a_page_holds_the_archive_and_what_decodes_it(folder: Path) -> None:
+    done = riq("web", "model.riqz", "-o", "site", folder=folder)
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert re.fullmatch(r"site: 7 files, [\d.]+ kB\n", done.stderr.decode())
+    assert names(folder / "site") == SHIPPED | {"page.json", "model.riqz"}
+    archive = (folder / "model.riqz").read_bytes()
+    assert (folder / "site" / "model.riqz").read_bytes() == archive
+    manifest = json.loads(riq("report", "model.riqz", "--json", folder=folder).stdout)
+    assert content(folder / "site") == {
+        "title": "model",
+        "archive": "model.riqz",
+        "bytes": len(archive),
+        "source": (folder / "model.onnx").stat().st_size,
+        "weights": sum(int(np.prod(layer["shape"])) for layer in manifest["layers"]),
+        "deviation": manifest["result"]["deviation"],
+        "runtime": None,
+        "samples": None,
+        "images": {
+            "mean": [0.0], "std": [1.0], "scale": 1 / 255, "image_layout": "nchw", "channel_order": "rgb"
+        },
+    }  # fmt: skip
+
+
+def test_samples_and_the_outputs_of_the_original_lie_beside_it(folder: Path) -> None:
+    done = riq(*shlex.split(FULL), "--mean", "0.5,0.4,0.3", "--channel-order", "bgr", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert names(folder / "site") == SHIPPED | RUNTIME | {"page.json", "model.riqz", "samples.npz"}
+    written = content(folder / "site")
+    assert (written["runtime"], written["samples"]) == ("./", "samples.npz")
+    assert (written["images"]["mean"], written["images"]["channel_order"]) == ([0.5, 0.4, 0.3], "bgr")
+    with np.load(folder / "site" / "samples.npz") as loaded:
+        arrays = dict(loaded)
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    [output] = session.get_outputs()
+    assert set(arrays) == {f"{number}/{name}" for number in range(8) for name in ("inputs/x", f"outputs/{output.name}")}
+    for number in range(8):
+        row = X[number : number + 1]
+        np.testing.assert_array_equal(arrays[f"{number}/inputs/x"], row)
+        [expected] = session.run(None, {"x": row})
+        np.testing.assert_allclose(arrays[f"{number}/outputs/{output.name}"], expected, rtol=1e-6)
+
+
+def test_outputs_of_half_precision_are_stored_in_float32(folder: Path) -> None:
+    model = builders.dense()
+    [output] = [info.name for info in model.graph.output]
+    model.graph.node.append(builders.node("Cast", output, "half", to=onnx.TensorProto.FLOAT16))
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("half", onnx.TensorProto.FLOAT16, None))
+    builders.save(model, folder, "half.onnx")
+    done = riq(*shlex.split(FULL.replace("model.onnx", "half.onnx")), folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert b"half.onnx: is not the file that model.riqz was made from" in done.stderr
+    with np.load(folder / "site" / "samples.npz") as loaded:
+        assert loaded["0/outputs/half"].dtype == np.float32
+
+
+def test_a_runtime_at_a_url_is_only_referred_to(folder: Path) -> None:
+    done = riq("web", "model.riqz", "-o", "site", "--runtime", "https://example.com/dist", "-q", folder=folder)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert content(folder / "site")["runtime"] == "https://example.com/dist/"
+    assert names(folder / "site") == SHIPPED | {"page.json", "model.riqz"}
+
+
+def test_the_page_loads_nothing_but_its_own_files(folder: Path) -> None:
+    assert riq(*shlex.split(FULL), folder=folder).returncode == 0
+    text = {name: (folder / "site" / name).read_text("utf-8") for name in SHIPPED}
+    assert not [name for name, code in text.items() if re.search("https?://", code)]
+    named = {match for code in text.values() for match in re.findall(r'"(?:\./)?([\w.-]+\.(?:m?js|json|npz))"', code)}
+    assert named <= names(folder / "site")
+
+
+def test_a_page_from_stdin_and_into_a_folder_with_other_files(folder: Path) -> None:
+    (folder / "site").mkdir()
+    (folder / "site" / "mine.txt").write_text("mine")
+    data = (folder / "model.riqz").read_bytes()
+    assert riq("web", "-", "-o", "site", folder=folder, data=data).returncode == 0
+    assert names(folder / "site") == SHIPPED | {"page.json", "model.riqz", "mine.txt"}
+    fails(1, "site/index.html: exists already; use --force", "web", "model.riqz", "-o", "site", folder=folder)
+    (folder / "site" / "page.js").write_text("old")
+    assert riq("web", "model.riqz", "-o", "site", "--force", folder=folder).returncode == 0
+    assert (folder / "site" / "page.js").read_text() != "old"
+    assert (folder / "site" / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "command"),
+    [
+        (2, "Missing option '-o'", "web model.riqz"),
+        (2, "--against compares outputs on samples; give --calibration",
+         "web model.riqz -o site --against model.onnx"),
+        (2, "the page runs samples with onnxruntime-web; give --runtime",
+         "web model.riqz -o site --calibration samples.npz"),
+        (2, "--runtime .: holds no ort.wasm.min.mjs .*npm install onnxruntime-web",
+         "web model.riqz -o site --runtime ."),
+        (2, "only one of ARCHIVE and --against can come from stdin",
+         "web - -o site --runtime ort --calibration samples.npz --against -"),
+        (1, "damaged.riqz: layer .*; the archive is damaged", "web damaged.riqz -o site"),
+        (1, "model.onnx: not a riq archive", "web model.onnx -o site"),
+        (1, "samples.npz: is a file; name a folder", "web model.riqz -o samples.npz --force"),
+        (1, "nowhere/site: cannot be written: No such file", "web model.riqz -o nowhere/site"),
+        (1, "model.riqz: is read by this command and never overwritten", "web model.riqz -o . --force"),
+        (1, "none.npz: no such file", FULL.replace("samples.npz", "none.npz")),
+        (1, "the limit is 100; .* raise it with --max-size", "web model.riqz -o site --max-size 100B"),
+    ],
+)  # fmt: skip
+def test_what_goes_wrong_is_told_and_leaves_no_page(code: int, message: str, command: str, folder: Path) -> None:
+    before = names(folder)
+    fails(code, message, *shlex.split(command), folder=folder)
+    assert names(folder) == before
