@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
-TYPES = {"FLOAT": FLOAT, "INT64": INT64}
+TYPES = {"FLOAT": FLOAT, "FLOAT16": TensorProto.FLOAT16, "INT64": INT64}
 OPSET, IR_VERSION = 17, 8
 FREE_SIZE = 3  # what `feeds` gives to a free dimension
 

@@ -40,6 +40,7 @@ from riq_cli.runtime import (
     cosine_distance,
     sample_deviations,
 )
+from tests.llama import Llama
 
 NAN, INF = math.nan, math.inf
 
@@ -419,6 +420,24 @@ def test_layers_as_inputs_deviate_as_they_do_as_initializers(name: str, tmp_path
         assert found == pytest.approx(wanted, rel=1e-4) and wanted > 0
     # Any other form is run as it is.
     assert lean.deviation(first.session_form(hoist=False), weights(first)).mean < 1e-6
+
+
+def test_float16_weights_are_multiplied_as_onnxruntime_does_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    decoder = Llama(2, 32, 48, 4, 2, 64)
+    decoder.save(tmp_path / "x.onnx")
+    model = Model.load(tmp_path / "x.onnx")
+    samples = [({"words": words}, 1) for words in decoder.samples(2, 5)]
+    form, values = model.session_form(), [layer.values for layer in model.layers]
+    monkeypatch.setattr("riq_cli.runtime.evaluator.LARGE", 0)
+    evaluator = Evaluator(form, values, samples, lean=True)
+    assert evaluator.is_lean and evaluator.deviation(form, values).mean == 0.0
+    other = model.session_form(hoist=False)
+    assert evaluator.deviation(other, values).mean < 1e-6  # by onnxruntime's own conversions
+    with monkeypatch.context() as patch:
+        patch.setattr("riq_cli.runtime.sessions.start", None)
+        patch.setattr("riq_cli.runtime.evaluator.HUGE", 0)
+        assert evaluator.deviation(other, values).mean == 0.0  # as inputs, too
+        assert Evaluator(other, values, samples).is_lean
 
 
 def test_small_models_are_never_lean(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from riq_cli.model.linear_outputs import GateOutput, LinearOutput
 from riq_cli.model.matrix import Matrix
 from riq_cli.model.model import Model, Source
 from riq_cli.model.operations import Operation, operations
-from riq_cli.model.probe_form import offset_form, probe_form
+from riq_cli.model.probe_form import lean_form, offset_form, probe_form
 from riq_cli.model.session_form import SessionForm, measurable, observed_form, own_form
 from riq_cli.model.tensors import read_tensor_file
 
@@ -36,6 +36,7 @@ __all__ = [
     "in_half_precision",
     "inlined_form",
     "is_contributed",
+    "lean_form",
     "linear_layers",
     "measurable",
     "multiplied_activations",

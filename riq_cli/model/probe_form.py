@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
+from riq_cli.model.places import put_nodes
 from riq_cli.model.session_form import SessionForm
 from riq_cli.model.tensors import ONNX_TYPES
 
 _OFFSET, _SHIFTED = "riq/offset", "riq/shifted{}"
+_WIDE, _PRODUCT = "riq/wide/{}", "riq/product/{}"  # tensors in float32: what is multiplied, and what comes out
 
 
 def probe_form(form: SessionForm) -> SessionForm:
@@ -29,6 +31,48 @@ def probe_form(form: SessionForm) -> SessionForm:
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
     return replace(form, model=model.SerializeToString(), fed=True)
+
+
+def lean_form(form: SessionForm) -> SessionForm:
+    """The probe form of a large model: a float16 weight is converted to float32 only when it is multiplied.
+
+    onnxruntime multiplies float16 in float32 on most processors. The conversions that it adds by itself come first of
+    all nodes, so that all weights are in memory in float32; what is multiplied, and how, is the same.
+    """
+    form = probe_form(form)
+    model = onnx.ModelProto.FromString(form.model)
+    names = {name for name, _ in form.weights}
+    weights = {
+        value.name
+        for value in model.graph.input
+        if value.name in names and value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    }
+    # onnxruntime goes back from the outputs and takes the inputs of a node from the last one in the graph to the first:
+    # what is made of weights alone comes right before its use if it is at the beginning of the graph.
+    first: list[onnx.NodeProto] = []
+    rest: list[onnx.NodeProto] = []
+    wide: set[str] = set()
+
+    def widened(name: str, nodes: list[onnx.NodeProto]) -> str:
+        if name not in wide:
+            wide.add(name)
+            nodes.append(onnx.helper.make_node("Cast", [name], [_WIDE.format(name)], to=onnx.TensorProto.FLOAT))
+        return _WIDE.format(name)
+
+    for node in model.graph.node:
+        if node.op_type == "Transpose" and node.input[0] in weights:
+            first.append(node)
+            weights.add(node.output[0])
+        elif node.op_type in ("MatMul", "Gemm") and not weights.isdisjoint(node.input):
+            output = node.output[0]
+            node.input[:] = [widened(name, first if name in weights else rest) for name in node.input]
+            node.output[0] = _PRODUCT.format(output)
+            narrow = onnx.helper.make_node("Cast", node.output, [output], to=onnx.TensorProto.FLOAT16)
+            rest += [node, narrow]
+        else:
+            rest.append(node)
+    put_nodes(model.graph, [*first, *rest])
+    return replace(form, model=model.SerializeToString())
 
 
 def offset_form(form: SessionForm, tensors: Sequence[str], offset: float, dtype: str) -> SessionForm:

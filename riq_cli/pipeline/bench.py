@@ -14,6 +14,7 @@ from riq_cli.errors import SettingsError
 from riq_cli.model import (
     Model,
     SessionForm,
+    lean_form,
     linear_layers,
     multiplied_activations,
     probe_form,
@@ -185,7 +186,8 @@ class Bench:
     def _prober(self, form: SessionForm, evaluator: Evaluator, samples: Sequence[Sample]) -> Callable[[], Prober]:
         """What starts a session that probes layers on samples."""
         originals, runtime = self._weights.originals, self._settings.runtime
-        return lambda: Prober(probe_form(form), originals, evaluator.measured, samples, runtime)
+        fed = lean_form(form) if evaluator.is_lean else probe_form(form)
+        return lambda: Prober(fed, originals, evaluator.measured, samples, runtime)
 
     def _report_phases(
         self, parts: Roles, fit: Fit | None, probed: int, seconds: float, run: float, samples: int

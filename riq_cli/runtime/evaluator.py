@@ -14,9 +14,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from riq_cli.errors import CalibrationError, ModelError, RiqError, SettingsError
-from riq_cli.model import SessionForm, class_axes, measurable, own_form, probe_form
+from riq_cli.model import SessionForm, class_axes, lean_form, measurable, own_form
 from riq_cli.runtime.deviation import NOTHING_TO_MEASURE, Array, Deviation, compared, has_direction, sample_deviations
-from riq_cli.runtime.sessions import DEFAULT_RUNTIME, LARGE, Runtime, Samples, explained, nbytes, runner, start
+from riq_cli.runtime.sessions import DEFAULT_RUNTIME, HUGE, LARGE, Runtime, Samples, explained, nbytes, runner, start
 from riq_cli.text import counted
 
 _NAMED = 5  # samples, or tensors, in a message
@@ -47,7 +47,8 @@ class Evaluator:
             runtime: how onnxruntime runs it.
             strict: refuse tensors that cannot be measured, instead of leaving them out.
             lean: where the weights are many, and onnxruntime can, run `form` with its layers as inputs: that takes no
-                copies of them, and other kernels, whose outputs differ in the last digits.
+                copies of them, and other kernels, whose outputs differ in the last digits. Where they are more than
+                `HUGE`, every form is run so in any case.
             needed: a deviation has to be measured; if not, `measured` may be empty.
 
         Raises:
@@ -62,9 +63,9 @@ class Evaluator:
         self._form = form  # of candidates
         self._lean: SessionForm | None = None  # what is run in its place
         outputs: list[list[Array]] = []
-        if lean and nbytes(weights) > LARGE:
+        if nbytes(weights) > (LARGE if lean else HUGE):
             with contextlib.suppress(ModelError):  # then it is run as it is
-                fed = probe_form(form)
+                fed = lean_form(form)
                 outputs = list(self._run(fed, weights, form.measured, range(len(samples))))
                 self._lean = fed
         outputs = outputs or list(self._run(form, weights, form.measured, range(len(samples))))
@@ -145,7 +146,7 @@ class Evaluator:
     def of_candidates_in(self, form: SessionForm) -> Evaluator:
         """The same where candidates are run in another form than the original."""
         found = copy.copy(self)
-        found._form, found._lean = form, probe_form(form) if self.is_lean else None
+        found._form, found._lean = form, lean_form(form) if self.is_lean else None
         return found
 
     @property
@@ -193,6 +194,8 @@ class Evaluator:
     ) -> Iterator[list[Array]]:
         if self._lean is not None and form is self._form:
             form = self._lean
+        elif self._lean is not None and nbytes(weights) > HUGE:
+            form = lean_form(form)
         with explained():
             run = runner(form, weights, self._runtime)
             for number in numbers:

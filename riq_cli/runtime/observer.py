@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from riq_cli.errors import ModelError
-from riq_cli.model import SessionForm, conditions, inlined_form, observed_form, probe_form
+from riq_cli.model import SessionForm, conditions, inlined_form, lean_form, observed_form
 from riq_cli.runtime.deviation import Array
 from riq_cli.runtime.sessions import DEFAULT_RUNTIME, Runtime, Samples, explained, runner
 
@@ -81,7 +81,7 @@ class Observer:
     def _runner(self, names: list[str]) -> Callable[[int], list[Array]]:
         form = observed_form(self._form, names)
         with explained():
-            run = runner(probe_form(form) if self.is_lean else form, self._weights, self._runtime, patient=True)
+            run = runner(lean_form(form) if self.is_lean else form, self._weights, self._runtime, patient=True)
 
         def values(number: int) -> list[Array]:
             with explained():

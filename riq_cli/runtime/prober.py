@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from riq_cli.model import SessionForm
 from riq_cli.runtime.deviation import Array, compared
-from riq_cli.runtime.sessions import DEFAULT_RUNTIME, Runtime, Samples, explained, fed_runner, ortvalue
+from riq_cli.runtime.sessions import DEFAULT_RUNTIME, LARGE, Runtime, Samples, explained, fed_runner, nbytes, ortvalue
 
 
 class Prober:
@@ -33,7 +33,7 @@ class Prober:
         """
         self._measured, self._samples = list(measured), samples
         with explained():
-            self._fed = fed_runner(form, runtime)
+            self._fed = fed_runner(form, runtime, large=nbytes(weights) > LARGE)
         self._values = {number: ortvalue(weight) for number, weight in enumerate(weights)}
         self._reference = list(self._run({}))
 

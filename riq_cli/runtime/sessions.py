@@ -29,6 +29,7 @@ Provider = str | tuple[str, Mapping[str, Any]]  # an execution provider: its nam
 DEFAULT_PROVIDER = "CPUExecutionProvider"
 _UNKNOWN = re.compile(r"(\S*):(\S+)\(-?\d+\) is not a registered function/op")  # as onnxruntime says it
 LARGE = 1 << 26  # bytes of weights above which copies of them that make runs a fifth faster are not worth their memory
+HUGE = 1 << 29  # bytes of weights above which no session gets copies of them, whatever that costs
 _COPYING = ["NchwcTransformer"]  # optimizers that make such copies: of all filters, in the order that vectors take
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16; numpy holds it as uint16
 _LOG_NOTHING = 4
@@ -114,15 +115,21 @@ def runner(form: SessionForm, weights: Sequence[Array], runtime: Runtime, patien
         patient: leave memory and, between runs, processors to others.
     """
     if form.fed:
-        fed, values = fed_runner(form, runtime, patient), dict(enumerate(map(ortvalue, weights)))
+        fed = fed_runner(form, runtime, patient, nbytes(weights) > LARGE)
+        values = dict(enumerate(map(ortvalue, weights)))
         return lambda names, feed: fed(names, feed, values)
     session = start(form, weights, runtime, patient)
     return lambda names, feed: session.run(list(names), dict(feed))
 
 
-def fed_runner(form: SessionForm, runtime: Runtime, patient: bool = False) -> FedRun:
-    """What runs a form whose layers are inputs: onnxruntime copies none of them, and others may follow each run."""
-    options = runtime.options(patient, lean=patient)
+def fed_runner(form: SessionForm, runtime: Runtime, patient: bool = False, large: bool = False) -> FedRun:
+    """What runs a form whose layers are inputs: onnxruntime copies none of them, and others may follow each run.
+
+    Args:
+        form, runtime, patient: see `runner`.
+        large: the layers have more than `LARGE` bytes.
+    """
+    options = runtime.options(patient, lean=patient or large)
 
     def started(level: onnxruntime.GraphOptimizationLevel) -> InferenceSession:
         options.graph_optimization_level = level
