@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from functools import partial
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, TypeVar
 
@@ -32,26 +33,34 @@ def available_threads() -> int:
     return os.cpu_count() or 1
 
 
-def ordered(executor: Executor | None, function: Callable[..., Result], *arguments: Iterable[Any]) -> Iterator[Result]:
-    """The results of a function for one set of arguments after another, as `map` gives them.
+def begun(
+    executor: Executor | None, function: Callable[..., Result], *arguments: Iterable[Any]
+) -> Iterator[Callable[[], Result]]:
+    """What gives the result of a function for one set of arguments after another.
 
-    With an executor a few jobs run ahead of what is taken; unlike `executor.map`, never all of them.
+    With an executor a few jobs run ahead of what is taken; unlike with `executor.map`, never all of them.
 
     Args:
         executor: where the function runs; None: here, each call when its result is asked for.
         function: what runs; for a pool of processes, a function of a module.
         arguments: one iterable for each parameter, all as long as the shortest.
     """
+    calls = zip(*arguments)  # noqa: B905 - as `map`, which has endless ones too
     if executor is None:
-        yield from map(function, *arguments)
+        yield from (partial(function, *call) for call in calls)
         return
     jobs: deque[Future[Result]] = deque()
-    for job in zip(*arguments):  # noqa: B905 - as `map`, which has endless ones too
-        jobs.append(executor.submit(function, *job))
+    for call in calls:
+        jobs.append(executor.submit(function, *call))
         if len(jobs) == _AHEAD:
-            yield jobs.popleft().result()
+            yield jobs.popleft().result
     while jobs:
-        yield jobs.popleft().result()
+        yield jobs.popleft().result
+
+
+def ordered(executor: Executor | None, function: Callable[..., Result], *arguments: Iterable[Any]) -> Iterator[Result]:
+    """The results that `begun` leads to, as `map` gives them."""
+    return (result() for result in begun(executor, function, *arguments))
 
 
 class _Worker(SpawnProcess):

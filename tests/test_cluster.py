@@ -115,6 +115,14 @@ def test_a_batch_has_the_same_bytes_as_on_this_machine(machines: Machines, folde
     assert again.returncode == 0 and again.stderr.count(b"is there already") == 3
 
 
+def test_one_model_has_the_same_bytes_as_on_this_machine(machines: Machines, folder: Path) -> None:
+    command = ("compress", "models/one.onnx", "--calibration", "models/one.npz", "-o")
+    assert riq(*command, "here.riqz", "--threads", "1", folder=folder).returncode == 0
+    done = riq(*command, "there.riqz", "--scheduler", machines.file, folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "there.riqz").read_bytes() == (folder / "here.riqz").read_bytes()
+
+
 def test_a_model_that_kills_its_workers_fails_alone(machines: Machines, folder: Path) -> None:
     (folder / "list").write_text("models/one.onnx  data:killed\nmodels/two.onnx  models/two.npz\n")
     done = riq(*BATCH[:2], "list", *BATCH[5:], "out", "--scheduler", machines.file, folder=folder)

@@ -209,46 +209,32 @@ def _outcomes(
     from riq_cli.cluster import KILLED, cluster
 
     with cluster(scheduler) as machines:
-        for task, outcome in machines.finished(partial(_compressed_from, os.getcwd()), tasks):
+        for task, outcome in machines.finished(partial(_compressed, folder=os.getcwd()), tasks):
             yield task, outcome or Outcome(None, "failed", KILLED)
 
 
-def _compressed_from(folder: str, task: Task) -> Outcome:
-    """The outcome on a worker, whose own folder is another than the one that paths are relative to."""
-
-    def seen(path: str | None) -> str | None:
-        """A path from the worker's folder; what is none there, such as a function, or a key of samples, stays."""
-        names = filter(None, (path, path and path.rpartition(":")[0]))
-        return str(Path(folder, str(path))) if any(Path(folder, name).exists() for name in names) else path
-
-    settings = task.shared["settings"]
-    settings = {**settings, "labels": seen(settings["labels"]), "custom_ops": tuple(map(seen, settings["custom_ops"]))}
-    shared = {**task.shared, "settings": settings}
-    model, archive = str(Path(folder, task.model)), str(Path(folder, task.archive))
-    return _compressed(replace(task, model=model, calibration=seen(task.calibration), archive=archive, shared=shared))
-
-
-def _compressed(task: Task) -> Outcome:
-    """The archive of a model, or what is wrong."""
+def _compressed(task: Task, folder: str = ".") -> Outcome:
+    """The archive of a model, or what is wrong; paths are relative to the folder."""
     from riq_cli.cli.commands import failure
 
     warnings: list[str] = []
     began = time.monotonic()
     try:
-        status, archive = _archive(task, warnings)
+        status, archive = _archive(task, folder, warnings)
     except Exception as error:
         code, message = failure(error)
         return Outcome(None, "missed" if code == TARGET else "failed", message, tuple(warnings))
     return Outcome(archive, status, "", tuple(warnings), time.monotonic() - began)
 
 
-def _archive(task: Task, warnings: list[str]) -> tuple[Literal["compressed", "present"], Archive]:
+def _archive(task: Task, folder: str, warnings: list[str]) -> tuple[Literal["compressed", "present"], Archive]:
+    path = str(Path(folder, task.archive))
     sources = (task.model, task.calibration, *constraints.files(task.shared["settings"]))
-    check_outputs((task.archive,), sources, force=True)
-    model, data, wanted = job.prepared(task.model, task.calibration, **task.shared)
-    refuse_sources((task.archive,), model.external_files)
-    if Path(task.archive).exists():
-        archive = _same(task.archive, model, data, wanted)
+    check_outputs((path,), [source and str(Path(folder, source)) for source in sources], force=True)
+    model, data, wanted = job.prepared_from(folder, task.model, task.calibration, **task.shared)
+    refuse_sources((path,), model.external_files)
+    if Path(path).exists():
+        archive = _same(path, model, data, wanted)
         if archive is not None:
             return "present", archive
         if not task.force:

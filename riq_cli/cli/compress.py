@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ import click
 from riq_cli.cli import constraints, options
 from riq_cli.cli.batch import compress_batch
 from riq_cli.cli.help import Command, grouped
-from riq_cli.cli.job import made, prepared
+from riq_cli.cli.job import machines, made, prepared, prepared_from
 from riq_cli.cli.log import search_log, step_record, trace
 from riq_cli.cli.paths import check_binary, check_outputs, check_stdout, refuse_sources
 from riq_cli.cli.progress import Wait
@@ -155,6 +157,8 @@ def compress(
 ) -> None:
     """Compress MODEL (- for stdin) into the smallest archive whose outputs, once restored, move no further than D."""
     began = time.monotonic()
+    if scheduler is not None:
+        settings["threads"] = settings["threads"] or 1  # a worker has many, and they share its processors
     if batch is not None:
         if model is not None:
             raise click.UsageError("MODEL is one model, and --batch names several; give one of them")
@@ -162,8 +166,6 @@ def compress(
             raise click.UsageError("--log is of one model; leave it away with --batch")
         if jobs is not None and scheduler is not None:
             raise click.UsageError("--jobs is of this machine; with --scheduler, each thread of a worker has a model")
-        if scheduler is not None:
-            settings["threads"] = settings["threads"] or 1  # a worker's thread has a model of its own
         given = {"preset": preset, "follow_links": follow_links, "settings": settings}
         compress_batch(batch, calibration, archive_path, jobs or 1, scheduler, force, as_json, quiet, given)
         return
@@ -171,8 +173,8 @@ def compress(
         raise click.UsageError("Missing argument 'MODEL': a file, - for stdin, or --batch for several")
     if jobs is not None:
         raise click.UsageError("--jobs belongs to --batch")
-    if scheduler is not None:
-        raise click.UsageError("--scheduler belongs to --batch")
+    if scheduler is not None and model == "-":
+        raise click.UsageError("workers cannot read stdin; with --scheduler, give the path of a model")
     if archive_path is None and model == "-":
         raise click.UsageError("a model from stdin has no name to derive the archive's from; give -o FILE")
     path = archive_path or str(Path(model).with_suffix(".riqz"))
@@ -180,6 +182,7 @@ def compress(
     check_stdout({"--json": as_json, "-o -": path == "-"})
     check_outputs((path, log_path), (model, calibration, *constraints.files(settings)), force)
 
+    load = partial(prepared_from, os.getcwd(), model, calibration, preset, follow_links, dict(settings))
     source, data, wanted = prepared(model, calibration, preset, follow_links, settings)
     refuse_sources((path, log_path), source.external_files)
     wait = Wait("running the original", quiet, verbose)
@@ -192,8 +195,8 @@ def compress(
                 log(record)
                 records.append(record)
 
-        with wait:
-            archive = made(source, data, wanted, tell, wait.warn)
+        with wait, machines(scheduler, load) as others:
+            archive = made(source, data, wanted, tell, wait.warn, others)
         if path == "-":
             archive.write(sys.stdout.buffer)
             sys.stdout.flush()  # what fails here is told before, and not after, that it was done

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
     from riq_cli.calibration import Calibration
     from riq_cli.constraint import Constraint
     from riq_cli.model import Model
-    from riq_cli.pipeline import FixedLayout, Progress, Settings
+    from riq_cli.pipeline import FixedLayout, Machines, Progress, Settings
+
+    Load = Callable[[], tuple[Model, Calibration | None, Settings]]
 
 
 def prepared(
@@ -36,6 +40,24 @@ def prepared(
     constraint, data = constraints.load(asked, calibration, images, settings["outputs"])
     wanted = wanted_settings(preset, settings, constraint, asked.get("margin"))
     return options.load_model(model, follow_links), data, wanted
+
+
+def prepared_from(
+    folder: str, model: str, calibration: str | None, preset: str | None, follow_links: bool, settings: dict[str, Any]
+) -> tuple[Model, Calibration | None, Settings]:
+    """What `prepared` gives, on a worker: its own folder is another than the one that paths are relative to."""
+
+    def seen(path: str) -> str:
+        """A path from the worker's folder; what is none there, such as a function, or a key of samples, stays."""
+        names = filter(None, (path, path.rpartition(":")[0]))
+        return str(Path(folder, path)) if any(Path(folder, name).exists() for name in names) else path
+
+    settings = {
+        **settings,
+        "labels": settings["labels"] and seen(settings["labels"]),
+        "custom_ops": tuple(map(seen, settings["custom_ops"])),
+    }
+    return prepared(seen(model), calibration and seen(calibration), preset, follow_links, settings)
 
 
 def wanted_settings(
@@ -69,12 +91,26 @@ def _layout(given: dict[str, Any]) -> FixedLayout | None:
     return FixedLayout(**asked)
 
 
+@contextlib.contextmanager
+def machines(scheduler: str | None, load: Load) -> Iterator[Machines | None]:
+    """The workers of a scheduler, which load the same job; None: there are none."""
+    if scheduler is None:
+        yield None
+        return
+    from riq_cli.cluster import cluster
+    from riq_cli.pipeline import Machines
+
+    with cluster(scheduler) as found:
+        yield Machines(found.executor, load)
+
+
 def made(
     model: Model,
     calibration: Calibration | None,
     wanted: Settings,
     progress: Callable[[Progress], None] | None,
     warn: Callable[[str], None],
+    machines: Machines | None = None,
 ) -> Archive:
     """The archive of a model; layers are coded in processes where they are large."""
     from riq_cli.pipeline import compress
@@ -85,4 +121,4 @@ def made(
             "give real ones for a promise that holds on them"
         )
     with options.coding_executor(model.layers) as executor:
-        return compress(model, calibration, wanted, progress=progress, warn=warn, executor=executor)
+        return compress(model, calibration, wanted, progress=progress, warn=warn, executor=executor, machines=machines)

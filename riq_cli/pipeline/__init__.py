@@ -6,12 +6,14 @@ from riq_cli.pipeline.progress import Progress
 from riq_cli.pipeline.restoration import Verification, check, decompress, verify
 from riq_cli.pipeline.settings import PRESETS, FixedLayout, Settings
 from riq_cli.pipeline.sweep import Outcome, sweep
+from riq_cli.pipeline.workers import Machines
 
 __all__ = [
     "PRESETS",
     "Converted",
     "FixedLayout",
     "Format",
+    "Machines",
     "Outcome",
     "Progress",
     "Settings",

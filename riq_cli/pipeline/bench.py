@@ -58,6 +58,7 @@ class Bench:
         progress: Report,
         warn: Warn,
         pool: Executor,
+        workers: Executor | None,
     ) -> None:
         """Run the original on all samples, and report the phases to come.
 
@@ -70,6 +71,7 @@ class Bench:
             progress: called at every step.
             warn: called with what the user should know.
             pool: threads that work on layers.
+            workers: other machines that do; None: this one does.
 
         Raises:
             ModelError, SettingsError, CalibrationError: the original cannot be run, or not be measured.
@@ -113,7 +115,7 @@ class Bench:
         step = -(-len(others) // _PROBE_SAMPLES[weights.total > _SMALL]) or 1
         probed = others[::step] if probes and evaluator.measured else []
         prober = self._prober(form, evaluator, probed) if probed else None
-        self.preparation = Preparation(self.measuring, fit, prober, warn)
+        self.preparation = Preparation(self.measuring, fit, prober, warn, workers)
         self._report_phases(parts, fit, len(probed), seconds, run, len(samples))
         if form.hoisted or evaluator.is_lean:  # what is measured last is the model as it is restored
             evaluator = self._evaluator(model.session_form(settings.outputs, hoist=False), samples)

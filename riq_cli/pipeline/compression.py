@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from riq_cli.archive import Archive
@@ -31,6 +31,7 @@ from riq_cli.pipeline.solution import Solution
 from riq_cli.pipeline.solver import Solver
 from riq_cli.pipeline.unchangeable import UnchangeableError
 from riq_cli.pipeline.weights import Plans, Weights, Widths
+from riq_cli.pipeline.workers import Machines, Workers
 from riq_cli.runtime import short
 
 _TRIES = 20  # of a k for which the restored model holds
@@ -45,6 +46,7 @@ def compress(
     progress: Report | None = None,
     warn: Warn | None = None,
     executor: Executor | None = None,
+    machines: Machines | None = None,
     **options: Any,
 ) -> Archive:
     """The smallest archive of a model that, once it is restored, keeps the target, or the settings' constraint.
@@ -58,6 +60,8 @@ def compress(
             does not keep them.
         warn: called with what the user should know.
         executor: where streams are encoded and decoded; None: here.
+        machines: others that statistics are taken on, layers probed and rounded, and candidates measured; None: this
+            one alone. The archive has the same bytes.
 
     Returns:
         An archive in memory. Its manifest's `result` holds k, the deviation measured on the restored model, and more.
@@ -73,7 +77,7 @@ def compress(
             raise SettingsError(f"no preset is named {preset!r}; there are {', '.join(PRESETS)}")
         options = PRESETS[preset] | options
     settings = replace(settings, **options) if settings is not None else Settings(**options)
-    job = Compression(model, calibration or Calibration.random(), settings, progress, warn)
+    job = Compression(model, calibration or Calibration.random(), settings, progress, warn, machines)
     while True:
         try:
             with job.bench() as bench:
@@ -86,11 +90,18 @@ class Compression:
     """One run of compress, or of several for the same model and samples."""
 
     def __init__(
-        self, model: Model, calibration: Calibration, settings: Settings, progress: Report | None, warn: Warn | None
+        self,
+        model: Model,
+        calibration: Calibration,
+        settings: Settings,
+        progress: Report | None,
+        warn: Warn | None,
+        machines: Machines | None = None,
     ) -> None:
         ignore: Callable[[Any], None] = lambda _: None  # noqa: E731
         self._settings, self._progress, self._warn = settings, progress or ignore, once(warn or ignore)
-        self._calibration = calibration
+        self._calibration, self._machines = calibration, machines
+        self._exact: list[Sequence[int]] = []  # numbers of layers, one model after the other
         if settings.most is not None:
             check_support(model, settings.most, settings.runtime)
         self._take(candidates(model, settings, self._warn))
@@ -110,6 +121,7 @@ class Compression:
 
     def keep_exact(self, numbers: Sequence[int]) -> None:
         """Begin again without some layers, which cannot be changed."""
+        self._exact.append(numbers)
         layers = [self._model.layers[number] for number in numbers]
         for layer in layers:
             self._warn(
@@ -138,13 +150,19 @@ class Compression:
         with interruptible(ThreadPoolExecutor(self._weights.threads)) as pool:
             bench = Bench(
                 self._model, self._weights, self._samples, self._calibration.kind, self._settings, self._progress,
-                self._warn, pool,
+                self._warn, pool, self._workers(),
             )  # fmt: skip
             try:
                 yield bench
             except (ModelError, ConstraintError, TargetError) as error:
                 bench.measuring.explain(error)
                 raise
+
+    def _workers(self) -> Workers | None:
+        """Those of other machines, which compress the same."""
+        if self._machines is None:
+            return None
+        return Workers(self._machines.executor, partial(_bench, self._machines.load, self._exact))
 
     # ---- goals ----
 
@@ -271,3 +289,14 @@ class Compression:
 
     def _assembled(self, model: Model, widths: Widths, plans: Plans, executor: Executor | None) -> Archive:
         return assembled(model, self._weights, widths, plans, self._settings, self._progress, executor)
+
+
+def _bench(
+    load: Callable[[], tuple[Model, Calibration | None, Settings]], exact: Sequence[Sequence[int]]
+) -> contextlib.AbstractContextManager[Bench | None]:
+    """The bench of a worker: the same as that of the machine which it works for."""
+    model, calibration, settings = load()
+    job = Compression(model, calibration or Calibration.random(), settings, None, None)
+    for numbers in exact:
+        job.keep_exact(numbers)
+    return job.bench()

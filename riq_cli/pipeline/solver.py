@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from riq_cli.allocate.probing import Probe, Sensitivities, probe, probe_again
+from riq_cli.allocate.probing import Probe, Quantize, Sensitivities, probe, probe_again
 from riq_cli.errors import ModelError, TargetError
+from riq_cli.executors import begun
 from riq_cli.pipeline import search
 from riq_cli.pipeline.deviation_objective import DeviationObjective
 from riq_cli.pipeline.fitting import Fit
@@ -43,7 +46,14 @@ class Prepared:
 class Preparation:
     """Fits plans and probes layers, at the bin widths of a rough solution."""
 
-    def __init__(self, measuring: Measuring, fit: Fit | None, prober: Callable[[], Prober] | None, warn: Warn) -> None:
+    def __init__(
+        self,
+        measuring: Measuring,
+        fit: Fit | None,
+        prober: Callable[[], Prober] | None,
+        warn: Warn,
+        workers: Executor | None,
+    ) -> None:
         """Take what that is done with; nothing is done yet.
 
         Args:
@@ -51,8 +61,10 @@ class Preparation:
             fit: fits plans; None: all layers are rounded to the nearest.
             prober: starts the session in which layers are probed; None: they are not.
             warn: called with what the user should know.
+            workers: where layers are probed; None: here.
         """
-        self._measuring, self._fit, self._prober, self._warn = measuring, fit, prober, warn
+        self._measuring, self.fit, self._prober, self._warn, self._workers = measuring, fit, prober, warn, workers
+        self._session: Prober | None = None
         self._kept: Prepared | None = None
         self.probes = 0
 
@@ -92,18 +104,20 @@ class Preparation:
     def _prepared(self, rough: Solution) -> Prepared:
         measuring = self._measuring
         measuring.free_memory()
-        k = rough.k / _WIDER if self._fit is not None else rough.k
+        k = rough.k / _WIDER if self.fit is not None else rough.k
         widths = measuring.weights.widths(rough.scheme.allocation, k)
-        plans = {} if self._fit is None else self._fit.plans(widths)
+        plans = {} if self.fit is None else self.fit.plans(widths)
         if self._prober is None:
             return Prepared(plans, None)
         try:
-            return Prepared(plans, self._probed(self._prober(), plans, widths, k, rough.deviation))
+            return Prepared(plans, self._probed(plans, widths, k, rough.deviation))
         except ModelError as error:
             self._warn(f"layers cannot be probed, so the norm allocation is used: {error}")
             return Prepared(plans, None)
+        finally:
+            self._session = None
 
-    def _probed(self, prober: Prober, plans: Plans, widths: Widths, k: float, budget: float) -> Sensitivities:
+    def _probed(self, plans: Plans, widths: Widths, k: float, budget: float) -> Sensitivities:
         weights = self._measuring.weights
         probes: dict[int, Probe] = {}
 
@@ -112,12 +126,13 @@ class Preparation:
             layer = weights.layers[number].name
             self._measuring.progress(Progress(phase, done, total, value=probes[number].deviation, layer=layer))
 
-        for done, number in enumerate(weights.codable, 1):
-            width, plan = widths[number], plans.get(number)
-            first = weights.norms[number] / k if width is None else width
-            found = probe(prober, partial(weights.alone, number, plan=plan), first, budget)
-            probes[number] = found
-            report("probe", done, len(weights.codable), number)
+        numbers = weights.codable
+        first = [weights.norms[number] / k if (width := widths[number]) is None else width for number in numbers]
+        chosen_plans = [plans.get(number) for number in numbers]
+        found = begun(self._workers, self.probe, numbers, chosen_plans, first, itertools.repeat(budget))
+        for done, (number, result) in enumerate(zip(numbers, found, strict=True), 1):
+            probes[number] = result()
+            report("probe", done, len(numbers), number)
         if failed := [number for number, found in probes.items() if found.failed]:
             raise UnchangeableError(failed)
         readable = [number for number, found in probes.items() if found.is_readable]
@@ -126,11 +141,29 @@ class Preparation:
         sensitivities = Sensitivities(probes, curves, weights.sizes, weights.norms, weights.peaks)
         chosen = sensitivities.widths(budget)
         again = {number: width for number, width in chosen.items() if not probes[number].is_near(width)}
-        for done, (number, width) in enumerate(again.items(), 1):
-            quantize = partial(weights.alone, number, plan=plans.get(number))
-            probes[number] = probe_again(prober, quantize, probes[number], width)
+        chosen_plans = [plans.get(number) for number in again]
+        found = begun(self._workers, self.probe_again, again, chosen_plans, map(probes.get, again), again.values())
+        for done, (number, result) in enumerate(zip(again, found, strict=True), 1):
+            probes[number] = result()
             report("reprobe", done, len(again), number)
         return sensitivities
+
+    def probe(self, number: int, plan: LayerPlan | None, width: float, budget: float) -> Probe:
+        """What a layer causes alone at about a bin width; see `probing.probe`."""
+        return probe(self._prober_started, self._alone(number, plan), width, budget)
+
+    def probe_again(self, number: int, plan: LayerPlan | None, found: Probe, width: float) -> Probe:
+        """What a layer causes alone at the bin width that was chosen; see `probing.probe_again`."""
+        return probe_again(self._prober_started, self._alone(number, plan), found, width)
+
+    @property
+    def _prober_started(self) -> Prober:
+        assert self._prober is not None
+        self._session = self._session or self._prober()
+        return self._session
+
+    def _alone(self, number: int, plan: LayerPlan | None) -> Quantize:
+        return partial(self._measuring.weights.alone, number, plan=plan)
 
 
 class Solver:
