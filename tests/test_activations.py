@@ -15,13 +15,14 @@ from command import fails, riq
 from onnx import numpy_helper
 
 import riq_cli
-from riq_cli.constraint import FlipsConstraint
+from riq_cli.constraint import Constraint, FlipsConstraint, KLConstraint
 from riq_cli.errors import SettingsError, TargetError
 from riq_cli.model import Activation, Model, multiplied_activations, with_quantized_activations
 from riq_cli.pipeline import FixedLayout
 from riq_cli.pipeline.samples import roles
 from riq_cli.runtime import Observer, activation_ranges, cosine_distance
 
+SAMPLES = Path(__file__).parent.parent / "sample_models"
 GRIDS = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -226,6 +227,22 @@ def test_ranges_are_those_of_samples_not_held_out(tmp_path: Path) -> None:
     restored = riq_cli.decompress(archive).skeleton
     seen = rows[list(parts.others)]
     assert constants(restored)["x/QuantizeLinear/scale"] == pytest.approx((seen.max() - seen.min()) / 255)
+
+
+@pytest.mark.parametrize("constraint", [FlipsConstraint(0.1), KLConstraint(0.02)])
+def test_a_constraint_judges_the_model_with_quantized_activations(constraint: Constraint) -> None:
+    source, data = Model.load(SAMPLES / "cnn.onnx"), riq_cli.Calibration.load(SAMPLES / "calibration.npz")
+    archive = riq_cli.compress(source, data, preset="fast", constraint=constraint, activations="int8")
+    found = archive.manifest.result["constraint"]
+    assert found["holds"] and found["value"] <= found["limit"] == constraint.limit
+    assert any(node.op_type in GRIDS for node in riq_cli.decompress(archive).skeleton.graph.node)
+    assert riq_cli.check(archive, source, data, constraint).recorded() == found
+
+
+def test_a_constraint_that_activations_may_miss_says_so() -> None:
+    source, data = Model.load(SAMPLES / "cnn.onnx"), riq_cli.Calibration.load(SAMPLES / "calibration.npz")
+    with pytest.raises(TargetError, match="or leave --activations away, which alone may miss it"):
+        riq_cli.compress(source, data, preset="fast", constraint=KLConstraint(1e-9), activations="int8")
 
 
 def test_integers_of_weights_meet_integers_of_activations(samples: riq_cli.Calibration, tmp_path: Path) -> None:

@@ -149,9 +149,11 @@ class ConstraintObjective(Objective):
             return TargetError(
                 f"the constraint is kept, but not the deviation of {self.deviation:g}; give a larger one", found.value
             )
+        remedy = self._constraint.remedy
+        if self._measuring.settings.activations is not None:
+            remedy += ", or leave --activations away, which alone may miss it"
         return TargetError(
-            f"the constraint is not kept: the best value is {found.value:.4g}, above {found.limit:g}; "
-            f"{self._constraint.remedy}",
+            f"the constraint is not kept: the best value is {found.value:.4g}, above {found.limit:g}; {remedy}",
             found.value,
         )
 
