@@ -19,6 +19,7 @@ import onnx
 
 from riq_cli.model.model import Model
 from riq_cli.model.places import (
+    AXIS_OPSET,
     CONTRIB,
     OWN_DOMAINS,
     attributes_of,
@@ -33,7 +34,6 @@ from riq_cli.model.uses import consumed, operand
 
 _LEVELS = 255  # of unsigned 8-bit integers, besides 0
 _WITH_CHANNELS = ("Conv", "ConvTranspose", "Gemm")
-_WITH_AXIS = 13  # the opset from which on DequantizeLinear knows axes
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def with_quantized_activations(model: Model, seen: Mapping[str, Activation]) -> 
     def quantize(proto: onnx.ModelProto) -> None:
         graph, constants = proto.graph, _constants(proto.graph)
         taken = taken_names(proto)
-        domain = "" if opset_of(proto) >= _WITH_AXIS else CONTRIB
+        domain = "" if opset_of(proto) >= AXIS_OPSET else CONTRIB
         if domain == CONTRIB:
             import_contrib(proto)
         nodes: list[onnx.NodeProto] = []

@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 from riq_cli.model.activations import take_single_scales
 from riq_cli.model.layer import Layer
 from riq_cli.model.model import Model
-from riq_cli.model.places import CONTRIB, drop, free_name, import_contrib, opset_of, put_nodes, scopes, taken_names
+from riq_cli.model.places import (
+    AXIS_OPSET,
+    CONTRIB,
+    drop,
+    free_name,
+    import_contrib,
+    opset_of,
+    put_nodes,
+    scopes,
+    taken_names,
+)
 from riq_cli.model.tensors import ONNX_TYPES, Array
 
 INTEGER_BITS = {"int8": 8, "int4": 4}
@@ -92,7 +102,7 @@ def in_half_precision(model: Model, convert: Callable[[onnx.ModelProto], onnx.Mo
 
 def is_contributed(opset: int, stored: Stored) -> bool:
     """Whether an opset's DequantizeLinear lacks what a layer needs: an axis, from 13 on, or 4-bit integers, from 21."""
-    needed = 21 if stored.dtype == "int4" else 10 if stored.axis is None else 13
+    needed = 21 if stored.dtype == "int4" else 10 if stored.axis is None else AXIS_OPSET
     return stored.scales is not None and opset < needed
 
 

@@ -15,6 +15,7 @@ from riq_cli.errors import CorruptArchive, ModelError
 _STEP = re.compile(r"([a-z]+)(?:\[(\d+)\])?")
 OWN_DOMAINS = ("", "ai.onnx")  # both are ONNX's
 CONTRIB = "com.microsoft"  # onnxruntime's own domain, whose operators do not depend on the model's opset
+AXIS_OPSET = 13  # from which on DequantizeLinear knows axes
 FIELDS = {"graph", "functions", "node", "attribute", "g", "graphs", "t", "initializer"}
 
 

@@ -20,8 +20,17 @@ from riq_cli.decode.dequantize import BLOCK, Width, block_widths, cast_product, 
 from riq_cli.decode.trellis import PARTS
 from riq_cli.entropy.codes import Codes, sum_of
 from riq_cli.errors import FormatError, ModelError
-from riq_cli.model import INTEGER_BITS, Layer, Model, Stored, in_half_precision, is_contributed, trial, with_stored
-from riq_cli.model.places import opset_of
+from riq_cli.model import (
+    INTEGER_BITS,
+    Layer,
+    Model,
+    Stored,
+    in_half_precision,
+    is_contributed,
+    trial,
+    with_stored,
+)
+from riq_cli.model.places import AXIS_OPSET, opset_of
 from riq_cli.model.tensors import computable
 from riq_cli.pipeline.weights import is_matrix
 from riq_cli.quantize import scalar
@@ -89,6 +98,7 @@ def converted(
     rounded: dict[str, float] = {}
     misfits: dict[str, list[str]] = {}
     inexact = 0
+    opset = opset_of(model.skeleton)
     for number, (layer, (entry, sections)) in enumerate(zip(model.layers, archive.layer_sections(), strict=True)):
         if format == "float16":
             half = _half(layer)
@@ -97,6 +107,8 @@ def converted(
         elif format in INTEGER_BITS and entry.bin_width is not None and is_matrix(layer, None):
             try:
                 width, axes = _scaling(entry, decode_scales(entry, sections))
+                if not axes and _in_columns(layer) and opset >= AXIS_OPSET:
+                    axes = range(1, 2)
                 stored[number], is_inexact = _integers(layer, width, axes, format)
                 inexact += is_inexact
             except ValueError as error:
@@ -105,7 +117,6 @@ def converted(
                     stored[number], rounded[layer.name] = _nearest(layer)
     if misfits and not nearest:
         raise _misfit(misfits)
-    opset = opset_of(model.skeleton)
     if convert_activations:
         model = in_half_precision(model, half_precision_converter())
     elif stored:
@@ -154,6 +165,11 @@ def _scaling(entry: LayerEntry, scales: Sequence[Codes]) -> tuple[Width, range]:
     return scaled_widths(width, codes[first]), axes
 
 
+def _in_columns(layer: Layer) -> bool:
+    """Whether a scale for each column pays: onnxruntime multiplies by integers then, and by floats with one for all."""
+    return len(layer.shape) == 2 and layer.op in ("MatMul", "Gemm")
+
+
 def _integers(layer: Layer, width: Width, axes: range, dtype: str) -> tuple[Stored, bool]:
     """A layer as integers, and whether their products with float32 scales differ from the restored weights.
 
@@ -188,6 +204,8 @@ def _nearest(layer: Layer) -> tuple[Stored, float]:
     """A layer rounded to 8-bit integers, with scales along the axis of least error, and its relative error."""
     weights = scalar.widened(layer.values, layer.dtype)
     axes: list[int | None] = [n for n, length in enumerate(layer.shape) if layer.size >= _SHARE * length > _SHARE]
+    if _in_columns(layer) and 1 in axes:
+        axes = [1]
     found = []
     for axis in axes or [None]:
         others = tuple(other for other in range(weights.ndim) if other != axis)
