@@ -17,7 +17,14 @@ from onnx import numpy_helper
 import riq_cli
 from riq_cli.constraint import Constraint, FlipsConstraint, KLConstraint
 from riq_cli.errors import SettingsError, TargetError
-from riq_cli.model import Activation, Model, multiplied_activations, with_quantized_activations
+from riq_cli.model import (
+    Activation,
+    Model,
+    Stored,
+    multiplied_activations,
+    with_quantized_activations,
+    with_stored,
+)
 from riq_cli.pipeline import FixedLayout
 from riq_cli.pipeline.samples import roles
 from riq_cli.runtime import Observer, activation_ranges, cosine_distance
@@ -254,6 +261,29 @@ def test_integers_of_weights_meet_integers_of_activations(samples: riq_cli.Calib
     assert [node.op_type for node in grids] == [*GRIDS, *GRIDS]  # of x and f
     assert [values[node.input[1]].shape for node in grids] == [(), (), (), ()]
     assert riq_cli.verify(archive, source, samples, format="int8").mean < 0.003
+
+
+@pytest.mark.parametrize("opset", [11, 13])
+def test_a_session_opens_integers_of_channels_with_a_bias_whatever_the_opset(opset: int, tmp_path: Path) -> None:
+    """Up to opset 12, onnxruntime would bring the bias to integers with an operator that the opset lacks."""
+    generator = np.random.default_rng(0)
+    weights = [tensor(name, generator.standard_normal((32, 32, 1, 1)).astype(np.float32)) for name in "wv"]
+    proto = model(
+        nodes("Conv x w b > c; Conv c v > y"),
+        [info("x", "batch", 32, 6, 6)],
+        [info("y", "batch", 32, 6, 6)],
+        [*weights, tensor("b", np.ones(32, np.float32))],
+        opset=opset,
+    )
+    seen = {name: Activation(-20, 20, (1, 32, 6, 6)) for name in "xc"}
+    quantized = with_quantized_activations(loaded(proto, tmp_path), seen)
+    stored = {}
+    for number, layer in enumerate(quantized.layers):
+        if layer.name != "b":
+            steps = np.abs(layer.values).max((1, 2, 3)) / 127
+            integers = np.rint(layer.values / steps[:, None, None, None]).astype(np.int8)
+            stored[number] = Stored("int8", integers, steps, axis=0)
+    assert deviation(quantized.to_bytes(), with_stored(quantized, stored).to_bytes(), [{"x": images(1)}]) < 1e-3
 
 
 def test_what_cannot_be_done_is_an_error(tmp_path: Path) -> None:

@@ -77,7 +77,8 @@ def with_stored(model: Model, stored: Mapping[int, Stored]) -> Model:
         taken = taken_names(proto)
         for _, scope in reversed(list(scopes(proto))):  # inner ones first: their messages move with an outer's edit
             _convert(proto, scope, model.layers, stored, taken)
-        if any(one.scales is not None for one in stored.values()):
+        # With such an axis, onnxruntime brings biases to integers too, by a DequantizeLinear that older opsets lack.
+        if opset_of(proto) >= AXIS_OPSET or all(one.axis is None for one in stored.values()):
             take_single_scales(proto.graph)
         kinds = {one.dtype for one in stored.values()}
         if kinds:
