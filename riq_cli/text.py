@@ -53,6 +53,11 @@ def counted(number: int | None, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{shown(number, ',')} {noun}s"
 
 
+def standard_errors(number: float) -> str:
+    """A margin in words: `1 standard error`, `1.65 standard errors`."""
+    return f"{number:.3g} standard error{'' if number == 1 else 's'}"
+
+
 def times(ratio: float) -> str:
     """How large an archive is beside its source, by the ratio of their bytes: `×23.24 smaller`, `×4.17 larger`."""
     return f"×{ratio:.2f} smaller" if ratio >= 1 else f"×{1 / ratio:.2f} larger"

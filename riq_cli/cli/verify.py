@@ -15,7 +15,7 @@ from riq_cli.cli.quantities import parse_fraction
 from riq_cli.cli.terminal import print_json, say, warn_line
 from riq_cli.errors import SettingsError
 from riq_cli.report import judgement, reservation, top1_text, verification_page, with_derived, worst_samples
-from riq_cli.text import counted, deviation_text, shortened
+from riq_cli.text import counted, deviation_text, shortened, standard_errors
 
 if TYPE_CHECKING:
     from riq_cli.pipeline import Format
@@ -153,7 +153,7 @@ def _text(document: Mapping[str, Any], found: Deviation, reserved: str) -> list[
     else:
         bound, margin, count = document["bound"], document["margin"], found.samples.size
         verdict = "" if bound is None else f", {'within' if document['within'] else 'ABOVE'} the bound of {bound:g}"
-        verdict += f" with {_standard_errors(margin)} added" if verdict and margin else ""
+        verdict += f" with {standard_errors(margin)} added" if verdict and margin else ""
         mean = deviation_text(found.mean, found.standard_error)
         stored = f" as {document['format']}" if "format" in document else ""
         lines = [f"{document['archive']}{stored}: deviation {mean}{verdict}; {counted(count, 'sample')}"]
@@ -185,10 +185,6 @@ def _excess(errors: float, samples: int) -> str:
     """How far a mean is above its bound, in its standard errors, and what to do about it."""
     if errors < 0:
         return f"the mean of {samples} samples is within the bound, but by less than the margin"
-    by = "less than one standard error" if errors < 1 else _standard_errors(errors)
+    by = "less than one standard error" if errors < 1 else standard_errors(errors)
     advice = "a --margin or more samples" if errors < _CHANCE else "samples more like these, or a smaller --deviation"
     return f"above by {by} of {samples} samples; give riq compress {advice}"
-
-
-def _standard_errors(count: float) -> str:
-    return "1 standard error" if count == 1 else f"{count:.3g} standard errors"

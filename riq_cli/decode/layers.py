@@ -87,10 +87,15 @@ def decode_scales(entry: LayerEntry, sections: Sequence[bytes]) -> tuple[Codes, 
         CorruptArchive: they are not as the entry says.
     """
     with _naming(entry):
-        return tuple(
-            Codes.from_bytes(codes.axes, codes.shape(entry.shape), section)
-            for codes, section in zip(entry.scales, sections, strict=False)
-        )
+        return _codes(entry, sections)[: len(entry.scales)]
+
+
+def _codes(entry: LayerEntry, sections: Sequence[bytes]) -> tuple[Codes, ...]:
+    """All codes of a layer: of its scales, then of its contexts."""
+    return tuple(
+        Codes.from_bytes(codes.axes, codes.shape(entry.shape), section)
+        for codes, section in zip(entry.codes, sections, strict=False)
+    )
 
 
 def symbol_counts(entry: LayerEntry, sections: Sequence[bytes]) -> dict[int, int]:
@@ -136,11 +141,8 @@ class _Coded:
     @classmethod
     def of(cls, entry: LayerEntry, sections: Sequence[bytes], executor: Executor | None, step: int = 1) -> _Coded:
         """Those of a layer that is not raw; if its coding is `student`, of one of `step` streams alone."""
-        codes = [
-            Codes.from_bytes(codes.axes, codes.shape(entry.shape), section)
-            for codes, section in zip(entry.codes, sections, strict=False)
-        ]
-        scales, others = tuple(codes[: len(entry.scales)]), tuple(codes[len(entry.scales) :])
+        codes = _codes(entry, sections)
+        scales, others = codes[: len(entry.scales)], codes[len(entry.scales) :]
         table, streams = sections[len(codes)], sections[len(codes) + 1 :]
         if entry.coding == "student":
             student = Student.from_bytes(table)

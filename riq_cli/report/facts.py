@@ -18,6 +18,7 @@ from riq_cli.text import (
     relative_error,
     shortened,
     shown,
+    standard_errors,
     wilson,
 )
 
@@ -137,7 +138,7 @@ def judgement(found: Mapping[str, Any], brief: bool = False) -> str:
     value, limit, margin = found["value"], found["limit"], found.get("margin")
     added = ""
     if isinstance(margin, int | float) and margin:
-        added = f" with {margin:g} standard error{'' if margin == 1 else 's'}"
+        added = f" with {standard_errors(margin)}"
     sign = "≤" if found.get("holds") else "ABOVE"
     where = "" if brief or "tensor" not in found else f" at {shortened(str(found['tensor']))}"
     if "loss_before" in found:

@@ -10,7 +10,7 @@ from typing import Any
 from riq_cli.report import figures
 from riq_cli.report.document import cards, document, key_of, table
 from riq_cli.report.facts import judgement, top1_text
-from riq_cli.text import counted, estimate, html_text, percent, relative_error, shortened, shown
+from riq_cli.text import counted, estimate, html_text, percent, relative_error, shortened, shown, standard_errors
 
 _WORST = 20  # samples in the table
 
@@ -43,7 +43,7 @@ def _cards(found: Mapping[str, Any], samples: Sequence[float]) -> list[tuple[str
     within = "within" if found["within"] else "ABOVE"
     limit = "no bound on the deviation" if bound is None else f"deviation {within} its bound of {bound:g}"
     if bound is not None and margin:
-        limit += f", with a margin of {margin:g} standard error{'' if margin == 1 else 's'}"
+        limit += f", with a margin of {standard_errors(margin)}"
     boxes = [("verdict", _verdict(found["holds"]), limit)]
     if "deviation" in found:
         mean, error = found["deviation"], found["standard_error"]
