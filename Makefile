@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 60
 export OPENBLAS_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-lowest zoo fuzz bench bench-results bench-ablation bench-loss clean
+.PHONY: help demo test test-all test-lowest zoo fuzz bench bench-results bench-formats bench-ablation bench-loss clean
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench: $(VENV)/test  ## measure speeds; asserts nothing
 
 bench-results: $(VENV)/test  ## compress real models, and write the page of results; BENCH='--model cnn --json FILE' takes options
 	$(BIN)/python -m tests.bench results $(BENCH)
+
+bench-formats: $(VENV)/test  ## open and run each file that a model may ship as; BENCH='--folder FOLDER' keeps them
+	$(BIN)/python -m tests.bench formats $(BENCH)
 
 bench-ablation: $(VENV)/test  ## measure what each stage of the search is worth; BENCH='--model cnn --json FILE' takes options
 	$(BIN)/python -m tests.bench ablation $(BENCH)

@@ -10,7 +10,8 @@ from riq_cli.model import ModelInput
 from tests.bench import subjects
 from tests.bench.journal import Journal
 from tests.bench.measuring import Measurement
-from tests.bench.results import Case, Int8, at_target, beside_default, beside_int8, write
+from tests.bench.results import Case, Int8, at_target, beside_default, beside_int8
+from tests.bench.tables import write
 
 
 def found(size: int | None, heldout: float | None = 0.01, seconds: float = 10.0, **others: Any) -> Measurement:
@@ -53,8 +54,8 @@ def test_a_model_that_int8_does_not_take_has_dashes() -> None:
 def test_a_table_replaces_what_is_between_its_marks(tmp_path: Path) -> None:
     path = tmp_path / "page.md"
     path.write_text("one\n<!-- results:begin -->\nold\n<!-- results:end -->\ntwo\n")
-    write(path, "new")
-    write(path, "newer")
+    write(path, "results", "new")
+    write(path, "results", "newer")
     assert path.read_text() == "one\n<!-- results:begin -->\nnewer\n<!-- results:end -->\ntwo\n"
 
 

@@ -1,8 +1,9 @@
-"""Measures, prints, asserts nothing: `python -m tests.bench speed|results|loss|ablation`.
+"""Measures, prints, asserts nothing: `python -m tests.bench speed|results|formats|loss|ablation`.
 
 `speed` prints how fast riq's own parts are; `results` compresses real models with several presets, holds them against
-int8, and writes the page of results and the table of the README; `loss` trains small networks and holds fixed layouts
-against riq, under a loss and under a deviation; `ablation` leaves out one stage of the search after the other.
+int8, and writes the page of results and the table of the README; `formats` opens and runs each file that a model may
+ship as, and writes the tables about them; `loss` trains small networks and holds fixed layouts against riq, under a
+loss and under a deviation; `ablation` leaves out one stage of the search after the other.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pathlib import Path
 from tests import zoo
 
 from .ablation import LARGE, SMALL, ablation
+from .formats import MODELS as FILES_OF
+from .formats import formats
 from .loss import loss
 from .results import MODELS, results
 from .speed import speed
@@ -22,21 +25,31 @@ from .subjects import SAMPLES
 def main() -> None:
     """Do what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("what", choices=["speed", "results", "loss", "ablation"])
+    parser.add_argument("what", choices=["speed", "results", "formats", "loss", "ablation"])
     parser.add_argument(
         "--model", action="append", choices=(*SAMPLES, *zoo.NAMES), help="only this one; repeatable", metavar="NAME"
     )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="results, ablation: keep rows in it, and do not measure them again"
     )
+    parser.add_argument(
+        "--folder", type=Path, metavar="FOLDER", help="formats: keep files in it, and do not make them again"
+    )
     arguments = parser.parse_args()
-    if arguments.what not in ("results", "ablation") and (arguments.json or arguments.model):
-        parser.error("--model and --json belong to results and ablation")
+    for option, value, takers in (
+        ("--model", arguments.model, ("results", "formats", "ablation")),
+        ("--json", arguments.json, ("results", "ablation")),
+        ("--folder", arguments.folder, ("formats",)),
+    ):
+        if value and arguments.what not in takers:
+            parser.error(f"{option} belongs to {', '.join(takers)}")
     names = tuple(dict.fromkeys(arguments.model or ()))
     if arguments.what == "speed":
         speed()
     elif arguments.what == "loss":
         loss()
+    elif arguments.what == "formats":
+        formats(names or FILES_OF, arguments.folder)
     elif arguments.what == "ablation":
         ablation(names or (*SMALL, *LARGE), arguments.json)
     else:

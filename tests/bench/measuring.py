@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+import subprocess
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -84,6 +86,13 @@ def measure(subject: Subject, settings: riq.Settings) -> Measurement:
                 deviation=finite(result.get("deviation", 0.0)),  # none where there was nothing to code
                 heldout=finite(riq.verify(opened, model, subject.heldout).mean),
             )
+
+
+def zipped(path: Path) -> int | None:
+    """Bytes of a file after `zstd -19`; None where there is no zstd."""
+    if not shutil.which("zstd"):
+        return None
+    return len(subprocess.run(["zstd", "-19", "-c", path], capture_output=True, check=True).stdout)
 
 
 def finite(value: float) -> float | None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import traceback
@@ -21,8 +19,8 @@ from tests import zoo
 
 from . import subjects
 from .journal import Journal
-from .measuring import Measurement, measure
-from .tables import NONE, header, line, number
+from .measuring import Measurement, measure, zipped
+from .tables import NONE, PAGE, README, commit, header, line, number, write
 
 TARGETS = (0.01, 0.001)
 MODELS = (
@@ -36,9 +34,6 @@ SAMPLES, HELDOUT = 32, 128  # of calibration data, of held-out data at most
 DEFAULT, PAPER = "small", "paper"
 
 _FEW_BYTES = 5e6
-_ROOT = Path(__file__).parent.parent.parent
-_PAGE, _README = _ROOT / "riq_cli" / "docs" / "results.md", _ROOT / "README.md"
-_BEGIN, _END = "<!-- results:begin -->\n", "<!-- results:end -->"
 
 
 @dataclass(frozen=True)
@@ -86,10 +81,9 @@ def results(names: Sequence[str], path: Path | None) -> None:
             baselines[name] = _int8(subject)
         except (ValueError, RuntimeError) as error:
             print(f"{name}: onnxruntime does not quantize it: {error}", file=sys.stderr)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=_ROOT)
-    write(_PAGE, "\n".join(page(journal.rows, baselines, names, commit.stdout.strip())))
+    write(PAGE, "results", "\n".join(page(journal.rows, baselines, names, commit())))
     if set(IN_README) <= set(names):
-        write(_README, "\n".join(beside_int8(journal.rows, baselines, IN_README)))
+        write(README, "results", "\n".join(beside_int8(journal.rows, baselines, IN_README)))
 
 
 def _measure(journal: Journal[Case, Measurement], subject: subjects.Subject, case: Case) -> None:
@@ -113,16 +107,7 @@ def _int8(subject: subjects.Subject) -> Int8:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
         quantize_dynamic(subject.path, path, weight_type=QuantType.QInt8)
-        zipped = None
-        if shutil.which("zstd"):
-            zipped = len(subprocess.run(["zstd", "-19", "-c", path], capture_output=True, check=True).stdout)
-        return Int8(path.stat().st_size, zipped, subject.score(path))
-
-
-def write(path: Path, text: str) -> None:
-    """Put a text between the two marks of a page."""
-    before, _, rest = path.read_text(encoding="utf-8").partition(_BEGIN)
-    path.write_text(f"{before}{_BEGIN}{text}\n{_END}{rest.partition(_END)[2]}", encoding="utf-8")
+        return Int8(path.stat().st_size, zipped(path), subject.score(path))
 
 
 # ---- tables ----
