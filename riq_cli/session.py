@@ -11,6 +11,7 @@ from riq_cli.decode import decode_layers
 from riq_cli.decode.dequantize import Array
 from riq_cli.model import Layer, Model
 from riq_cli.runtime import InferenceSession, Provider, SessionOptions, check_providers, start_exact
+from riq_cli.scratch import Scratch
 
 
 def load_session(
@@ -49,13 +50,21 @@ def open_session(
     return start_exact(model.exact_form(), [layer.values for layer in model.layers], providers, session_options)
 
 
-def restored(archive: Archive, decoded: Iterable[tuple[LayerEntry, Array]]) -> Model:
+def restored(archive: Archive, decoded: Iterable[tuple[LayerEntry, Array]], scratch: Scratch | None = None) -> Model:
     """The model of an archive, of its skeleton and its decoded layers.
+
+    Args:
+        archive: for its skeleton.
+        decoded: its layers.
+        scratch: where their weights are kept; None: in memory.
 
     Raises:
         CorruptArchive: a checksum or a size does not agree.
         LimitExceeded: the parsed skeleton takes more memory than the archive was opened for.
     """
-    layers = [Layer(entry.name, entry.op, entry.tensors, entry.dtype, entry.shape, values) for entry, values in decoded]
+    keep = (lambda values: values) if scratch is None else scratch.kept
+    layers = [
+        Layer(entry.name, entry.op, entry.tensors, entry.dtype, entry.shape, keep(values)) for entry, values in decoded
+    ]
     room = None if archive.max_size is None else archive.max_size - sum(layer.values.nbytes for layer in layers)
-    return Model.from_skeleton(archive.skeleton(), layers, room)
+    return Model.from_skeleton(archive.skeleton(), layers, room, scratch)

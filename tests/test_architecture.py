@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "riq_cli"
 FLOORS = {
     "errors": 0, "limits": 0, "files": 0, "version": 0, "text": 0, "memory": 0, "kinds": 0, "executors": 0,
-    "cluster": 1,
+    "cluster": 1, "scratch": 1,
     "points": 1, "callables": 1, "archive": 1, "entropy": 1,
     "model": 2, "decode": 2,
     "calibration": 3, "runtime": 3,

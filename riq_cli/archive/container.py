@@ -27,12 +27,15 @@ HEADER = struct.Struct("<8sHHIQ")  # magic, version, reserved, CRC-32 of the man
 
 
 class Archive:
-    """A manifest and the sections that belong to it, in memory or in a file, which is opened only to be read."""
+    """A manifest and the sections that belong to it, in memory or in a file.
+
+    A file that has a name is opened only to be read.
+    """
 
     def __init__(
         self,
         manifest: Manifest,
-        source: bytes | Path,
+        source: bytes | Path | BinaryIO,
         start: int = 0,
         manifest_bytes: int | None = None,
         max_size: int | None = None,
@@ -49,9 +52,18 @@ class Archive:
         self._section_bytes = manifest.skeleton.bytes + sum(layer.stored for layer in manifest.layers)
 
     @classmethod
-    def build(cls, manifest: Manifest, sections: Sequence[bytes]) -> Archive:
-        """An archive in memory; `sections` are the skeleton and then each layer's, as its entry counts them."""
-        return cls(manifest, b"".join(sections))
+    def build(cls, manifest: Manifest, sections: Sequence[bytes], file: BinaryIO | None = None) -> Archive:
+        """The archive of a manifest and its sections.
+
+        Args:
+            manifest: with an entry for each layer.
+            sections: the skeleton and then each layer's, as its entry counts them.
+            file: an empty one that sections are kept in as long as the archive is used; None: in memory.
+        """
+        if file is None:
+            return cls(manifest, b"".join(sections))
+        file.writelines(sections)
+        return cls(manifest, file)
 
     @classmethod
     def open(cls, source: str | os.PathLike[str] | BinaryIO, max_size: int = limits.RESTORED) -> Archive:
@@ -145,9 +157,11 @@ class Archive:
     def layer_sections(self) -> Iterator[tuple[LayerEntry, list[bytes]]]:
         """Each layer's entry and sections, in the order of the manifest, read one layer at a time."""
         with self._opened() as file:
-            file.seek(self.manifest.skeleton.bytes, os.SEEK_CUR)
+            begin = self._start + self.manifest.skeleton.bytes
             for layer in self.manifest.layers:
+                file.seek(begin)  # others may read a temporary file meanwhile
                 yield layer, [_take(file, length) for length in layer.sections]
+                begin += layer.stored
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write the archive to `path`, whole or not at all.
@@ -177,7 +191,11 @@ class Archive:
     def _opened(self) -> Iterator[BinaryIO]:
         """What the sections are read from, open at the first of them."""
         source = self._source
-        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        with contextlib.ExitStack() as stack:
+            if isinstance(source, bytes):
+                file: BinaryIO = io.BytesIO(source)
+            else:
+                file = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
             if file.seek(0, os.SEEK_END) != self._start + self._section_bytes:
                 raise CorruptArchive("the archive has changed since it was opened; open it again")
             file.seek(self._start)

@@ -136,6 +136,7 @@ riq compress --batch models.txt --scheduler tcp://host:8786 -o archives/
     options.force_option,
     options.json_option,
     options.log_option,
+    options.scratch_option,
     options.quiet_option,
     options.verbose_option,
 )  # fmt: skip

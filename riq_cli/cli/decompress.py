@@ -41,6 +41,7 @@ cat model.riqz | riq decompress - -o restored.onnx
                  help="ONNX file to write, - for stdout. [default: ARCHIVE.restored.onnx, or ARCHIVE.int8.onnx …]"),
     options.force_option,
     options.max_size_option,
+    options.scratch_option,
     options.quiet_option,
     options.verbose_option,
 )  # fmt: skip

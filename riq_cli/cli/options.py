@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
@@ -73,6 +75,11 @@ max_size_option = click.option(
     "--max-size", type=parse_size, metavar="SIZE", default=limits.RESTORED, show_default="8GiB",
     help="Largest restored model to accept.",
 )  # fmt: skip
+scratch_option = click.option(
+    "--scratch", type=click.Path(exists=True, file_okay=False, writable=True, resolve_path=True), metavar="FOLDER",
+    expose_value=False, callback=lambda ctx, param, value: _put_temporary_files(value),
+    help="For temporary files of models above 512 MB. [default: the system's folder for such, TMPDIR]",
+)  # fmt: skip
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 verbose_option = click.option("-v", "--verbose", count=True, help="Print more; -vv also tracebacks.")
 
@@ -128,6 +135,13 @@ image_options = grouped(
     click.option("--image-layout", type=click.Choice(["nchw", "nhwc"]), help="Order of axes. [default: nchw]"),
 )  # fmt: skip
 IMAGES = ("mean", "std", "scale", "channel_order", "image_layout")
+
+
+def _put_temporary_files(folder: str | None) -> None:
+    """Have this process, and those that it starts, write temporary files to a folder; None: where they are written."""
+    if folder is not None:
+        os.environ["TMPDIR"] = folder
+        tempfile.tempdir = None  # which is found out again
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:

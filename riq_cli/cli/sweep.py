@@ -86,6 +86,7 @@ riq sweep model.onnx --calibration samples.npz --epsilon 0 --k 30,100,300,1000
     options.force_option,
     options.json_option,
     options.log_option,
+    options.scratch_option,
     options.quiet_option,
     options.verbose_option,
 )  # fmt: skip

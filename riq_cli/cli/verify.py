@@ -63,6 +63,7 @@ riq verify model.riqz --against model.onnx --calibration heldout.npz \
     options.json_option,
     options.force_option,
     options.max_size_option,
+    options.scratch_option,
     options.quiet_option,
     options.verbose_option,
 )  # fmt: skip

@@ -25,17 +25,23 @@ _DIGITS = 8  # of the SHA-256 of a file, in its name
 _CHUNK = 1 << 24
 
 
-def save_in_two_files(model: onnx.ModelProto, layers: Sequence[Layer], path: Path, overwrite: bool) -> Path:
+def save_in_two_files(
+    model: onnx.ModelProto, layers: Sequence[Layer], path: Path, overwrite: bool, release: Callable[[], None]
+) -> Path:
     """The path of the data's file, after both files are written: whole, or none of them.
 
     Args:
         model: complete but for the data of `layers`, which is to lie apart; it is changed.
+        layers: see there.
+        path: of the model.
+        overwrite: whether files may exist.
+        release: called when a layer was passed over: its memory may be mapped from a file.
 
     Raises:
         OutputError: a file exists and `overwrite` is false, or cannot be written.
     """
     digest = hashlib.sha256()
-    _write(layers, digest.update)
+    _write(layers, digest.update, release)
     data_path = path.with_name(f"{path.name}.{digest.hexdigest()[:_DIGITS]}.data")
     for layer, offset in _placed(layers):
         for place in layer.places:
@@ -49,7 +55,7 @@ def save_in_two_files(model: onnx.ModelProto, layers: Sequence[Layer], path: Pat
         with atomic_write(path, overwrite) as file:  # takes its name at the end, when the data has its own
             file.write(model.SerializeToString(deterministic=True))
             with atomic_write(data_path, overwrite) as data:
-                _write(layers, data.write)
+                _write(layers, data.write, release)
             complete = True
     except BaseException:
         if complete and not existed and data_path not in data_files_of(path):  # or the model was complete, too
@@ -85,12 +91,13 @@ def _placed(layers: Sequence[Layer]) -> Iterator[tuple[Layer, int]]:
         end = offset + layer.values.nbytes
 
 
-def _write(layers: Sequence[Layer], write: Callable[[Any], object]) -> None:
+def _write(layers: Sequence[Layer], write: Callable[[Any], object], release: Callable[[], None]) -> None:
     """Hand over the content of the data's file, piece by piece."""
     end = 0
     for layer, offset in _placed(layers):
         write(bytes(offset - end))
         write(np.ascontiguousarray(layer.values).reshape(-1).data)
+        release()
         end = offset + layer.values.nbytes
 
 

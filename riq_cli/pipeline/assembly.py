@@ -12,6 +12,7 @@ from riq_cli.pipeline.layer_entry import encode_layer
 from riq_cli.pipeline.progress import Progress, Report
 from riq_cli.pipeline.settings import Settings
 from riq_cli.pipeline.weights import Plans, Shift, Weights, Widths
+from riq_cli.scratch import HUGE, explained, temporary_file
 from riq_cli.version import VERSION
 
 
@@ -71,4 +72,7 @@ def assembled(
         settings=settings.recorded(),
         creator=f"riq {VERSION}",
     )
-    return Archive.build(manifest, [stored, *sections])
+    if sum(layer.values.nbytes for layer in layers) <= HUGE:
+        return Archive.build(manifest, [stored, *sections])
+    with explained():
+        return Archive.build(manifest, [stored, *sections], temporary_file())

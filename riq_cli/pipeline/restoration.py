@@ -17,6 +17,7 @@ from riq_cli.pipeline.formats import Format, converted
 from riq_cli.pipeline.progress import Progress, Report, Warn
 from riq_cli.pipeline.settings import Settings
 from riq_cli.runtime import Array, Deviation, Evaluator
+from riq_cli.scratch import HUGE, Scratch
 from riq_cli.session import restored
 
 
@@ -30,6 +31,8 @@ def decompress(
     executor: Executor | None = None,
 ) -> Model:
     """The restored model: every layer at `cast(symbol · Δ)`, everything else byte for byte as it was.
+
+    Above `HUGE` bytes of weights, these are in temporary files and not in memory.
 
     Args:
         archive: opened, or fresh from compress.
@@ -51,7 +54,7 @@ def decompress(
             if progress:
                 progress(Progress("decoding", done, total))
 
-    model = restored(archive, decoded())
+    model = restored(archive, decoded(), Scratch() if archive.manifest.restored > HUGE else None)
     return model if format == "original" else converted(archive, model, format, nearest, convert_activations).model
 
 
@@ -101,6 +104,7 @@ class Verification:
         )
         if warn is not None:
             self._evaluator.warn_of_undefined(warn)
+        model.release()
         self._restore = partial(
             decompress, archive, format=format, nearest=nearest, convert_activations=convert_activations,
             executor=executor,

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from riq_cli.errors import CalibrationError, ModelError, RiqError, SettingsError
 from riq_cli.model import SessionForm, class_axes, lean_form, measurable, own_form
 from riq_cli.runtime.deviation import NOTHING_TO_MEASURE, Array, Deviation, compared, has_direction, sample_deviations
-from riq_cli.runtime.sessions import DEFAULT_RUNTIME, HUGE, LARGE, Runtime, Samples, explained, nbytes, runner, start
+from riq_cli.runtime.sessions import DEFAULT_RUNTIME, LARGE, Runtime, Samples, explained, nbytes, runner, start
+from riq_cli.scratch import HUGE
 from riq_cli.text import counted
 
 _NAMED = 5  # samples, or tensors, in a message

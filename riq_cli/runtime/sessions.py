@@ -29,7 +29,6 @@ Provider = str | tuple[str, Mapping[str, Any]]  # an execution provider: its nam
 DEFAULT_PROVIDER = "CPUExecutionProvider"
 _UNKNOWN = re.compile(r"(\S*):(\S+)\(-?\d+\) is not a registered function/op")  # as onnxruntime says it
 LARGE = 1 << 26  # bytes of weights above which copies of them that make runs a fifth faster are not worth their memory
-HUGE = 1 << 29  # bytes of weights above which no session gets copies of them, whatever that costs
 _COPYING = ["NchwcTransformer"]  # optimizers that make such copies: of all filters, in the order that vectors take
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16; numpy holds it as uint16
 _LOG_NOTHING = 4

@@ -1,0 +1,76 @@
+"""What is too large for memory is in temporary files, and comes out the same."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import FORMS, feeds, save
+
+import riq_cli as riq
+from riq_cli.archive import Archive
+from riq_cli.calibration import Calibration
+from riq_cli.errors import OutputError
+from riq_cli.model import Model
+from riq_cli.scratch import Scratch, temporary_file
+from tests import command
+
+
+def test_arrays_are_the_same_after_their_memory_was_given_back() -> None:
+    scratch, generator = Scratch(), np.random.default_rng(0)
+    values = [generator.standard_normal(shape).astype(np.float16) for shape in ((700, 1000), (1 << 20,), (3, 5))]
+    kept = [scratch.kept(value) for value in values]
+    scratch.release()
+    for one, other in zip(kept, values, strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+
+
+def test_a_file_is_begun_where_one_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("riq_cli.scratch._FILE", 3 << 20)
+    scratch = Scratch()
+    kept = [scratch.kept(np.full(1 << 21, number, np.uint8)) for number in range(3)]
+    kept.append(scratch.kept(np.full(1 << 22, 3, np.uint8)))  # larger than a file
+    del scratch  # the arrays stay
+    assert [value.tobytes() == bytes([number]) * value.size for number, value in enumerate(kept)] == [True] * 4
+
+
+def test_a_folder_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(OutputError, match=r"none cannot be written: No such file .*; name .* --scratch$"):
+        Scratch().kept(np.zeros(1 << 20))
+
+
+@pytest.mark.parametrize("name", ["dense", "float16", "tied"])
+def test_an_archive_and_its_model_are_the_same_in_files(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    proto = FORMS[name]()
+    model, samples = Model.load(save(proto, tmp_path)), Calibration.from_feeds(feeds(proto))
+    usual = riq.compress(model, samples, preset="fast")
+    for file in ("pipeline.assembly", "pipeline.restoration"):
+        monkeypatch.setattr(f"riq_cli.{file}.HUGE", 0)
+    monkeypatch.setattr("riq_cli.scratch._SMALL", 0)
+    archive = riq.compress(model, samples, preset="fast")
+    archive.save(tmp_path / "x.riqz")
+    usual.save(tmp_path / "usual.riqz")
+    assert (tmp_path / "x.riqz").read_bytes() == (tmp_path / "usual.riqz").read_bytes()
+    assert riq.decompress(archive).to_bytes() == riq.decompress(usual).to_bytes()
+    riq.decompress(archive).save(tmp_path / "x.onnx")
+    assert (tmp_path / "x.onnx").read_bytes() == riq.decompress(usual).to_bytes()
+
+
+def test_sections_in_a_file_are_read_by_several_at_a_time() -> None:
+    with Archive.open(Path(__file__).parent / "goldens" / "v1-student.riqz") as archive:
+        sections = [section for _, some in archive.layer_sections() for section in some]
+        stored = [bytes(archive.manifest.skeleton.bytes), *sections]
+        copy = Archive.build(archive.manifest, stored, temporary_file())
+        assert list(zip(copy.layer_sections(), copy.layer_sections(), strict=True)) == [
+            (one, one) for one in archive.layer_sections()
+        ]
+
+
+def test_the_folder_has_to_be_there(tmp_path: Path) -> None:
+    command.fails(2, "Directory 'none' does not exist", "decompress", "x.riqz", "--scratch", "none", folder=tmp_path)
