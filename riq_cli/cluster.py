@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
+import pickle
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -38,6 +39,22 @@ class Cluster:
         self._client = client
         self.executor: Executor = client.get_executor(pure=False)
 
+    @property
+    def threads(self) -> int:
+        """Jobs that the workers do at the same time.
+
+        Raises:
+            CancelledError: the scheduler has gone.
+        """
+        return _threads(self._client)
+
+    def keep(self, value: Any) -> Any:
+        """What stands for a value among the arguments of jobs: it is sent to the scheduler, and from there on at need.
+
+        It is a job itself, whose result workers have from each other, or anew where all that had it have ended.
+        """
+        return self._client.submit(pickle.loads, pickle.dumps(value, pickle.HIGHEST_PROTOCOL), pure=False)
+
     def finished(
         self, function: Callable[[Job], Result], jobs: Sequence[Job]
     ) -> Generator[tuple[Job, Result | None], None, None]:
@@ -55,7 +72,7 @@ class Cluster:
         waiting = deque(jobs)
         running: dict[Future[Result], Job] = {}
         while waiting or running:
-            while waiting and len(running) < _threads(self._client):
+            while waiting and len(running) < self.threads:
                 job = waiting.popleft()
                 running[self.executor.submit(function, job)] = job
             for future in wait(running, _LOOK, FIRST_COMPLETED).done:

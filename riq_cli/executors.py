@@ -38,7 +38,8 @@ def begun(
 ) -> Iterator[Callable[[], Result]]:
     """What gives the result of a function for one set of arguments after another.
 
-    With an executor a few jobs run ahead of what is taken; unlike with `executor.map`, never all of them.
+    With an executor a few jobs run ahead of what is taken, or as many as it says by `ahead`; unlike with
+    `executor.map`, never all of them.
 
     Args:
         executor: where the function runs; None: here, each call when its result is asked for.
@@ -49,10 +50,11 @@ def begun(
     if executor is None:
         yield from (partial(function, *call) for call in calls)
         return
+    ahead: int = getattr(executor, "ahead", _AHEAD)
     jobs: deque[Future[Result]] = deque()
     for call in calls:
         jobs.append(executor.submit(function, *call))
-        if len(jobs) == _AHEAD:
+        if len(jobs) == ahead:
             yield jobs.popleft().result
     while jobs:
         yield jobs.popleft().result

@@ -107,7 +107,7 @@ class Bench:
             form = self._form(self.model, samples)
             evaluator = evaluator.of_candidates_in(form)
             self.least = evaluator.deviation(form, weights.originals).mean if evaluator.measured else 0.0
-        self.measuring = Measuring(settings, weights, evaluator, form, parts, pool, progress)
+        self.measuring = Measuring(settings, weights, evaluator, form, parts, pool, workers, progress)
         first, second = ([samples[number] for number in half] for half in parts.fit)
         fit = self._fit(form, (first, second), evaluator) if fits else None
         others = [samples[number] for number in parts.others if any(defined[kept[number]])]
@@ -115,7 +115,7 @@ class Bench:
         step = -(-len(others) // _PROBE_SAMPLES[weights.total > _SMALL]) or 1
         probed = others[::step] if probes and evaluator.measured else []
         prober = self._prober(form, evaluator, probed) if probed else None
-        self.preparation = Preparation(self.measuring, fit, prober, warn, workers)
+        self.preparation = Preparation(self.measuring, fit, prober, warn)
         self._report_phases(parts, fit, len(probed), seconds, run, len(samples))
         if form.hoisted or evaluator.is_lean:  # what is measured last is the model as it is restored
             evaluator = self._evaluator(model.session_form(settings.outputs, hoist=False), samples)

@@ -162,7 +162,7 @@ class Compression:
         """Those of other machines, which compress the same."""
         if self._machines is None:
             return None
-        return Workers(self._machines.executor, partial(_bench, self._machines.load, self._exact))
+        return Workers(self._machines, partial(_bench, self._machines.load, self._exact))
 
     # ---- goals ----
 

@@ -30,6 +30,7 @@ class Measuring:
         form: SessionForm,
         roles: Roles,
         pool: Executor,
+        workers: Executor | None,
         progress: Report,
     ) -> None:
         """Take what is measured with.
@@ -41,9 +42,11 @@ class Measuring:
             form: the model that it runs.
             roles: what each sample is for.
             pool: threads that quantize.
+            workers: other machines that do; None: this one does.
             progress: called at every step.
         """
         self.settings, self.weights, self.roles, self.pool = settings, weights, roles, pool
+        self.workers = workers
         self.evaluator, self.form, self.progress = evaluator, form, progress
         self._buffers: list[Array] | None = None  # made when needed: they are as large as the model
         self._newest: tuple[Plans, Widths, list[Array]] | None = None  # what the buffers hold
@@ -154,7 +157,7 @@ class Measuring:
             self._newest = None
             if self._buffers is None:
                 self._buffers = self.weights.buffers()
-            values = self.weights.requantize(widths, plans, self._buffers, self.pool)
+            values = self.weights.requantize(widths, plans, self._buffers, self.pool, self.workers)
             self._newest = newest = plans, widths, values
             self.weights.release()
         return newest[2]

@@ -6,14 +6,13 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 from riq_cli.allocate.probing import Probe, Quantize, Sensitivities, probe, probe_again
 from riq_cli.errors import ModelError, TargetError
-from riq_cli.executors import begun
+from riq_cli.executors import begun, ordered
 from riq_cli.pipeline import search
 from riq_cli.pipeline.deviation_objective import DeviationObjective
 from riq_cli.pipeline.fitting import Fit
@@ -46,14 +45,7 @@ class Prepared:
 class Preparation:
     """Fits plans and probes layers, at the bin widths of a rough solution."""
 
-    def __init__(
-        self,
-        measuring: Measuring,
-        fit: Fit | None,
-        prober: Callable[[], Prober] | None,
-        warn: Warn,
-        workers: Executor | None,
-    ) -> None:
+    def __init__(self, measuring: Measuring, fit: Fit | None, prober: Callable[[], Prober] | None, warn: Warn) -> None:
         """Take what that is done with; nothing is done yet.
 
         Args:
@@ -61,9 +53,8 @@ class Preparation:
             fit: fits plans; None: all layers are rounded to the nearest.
             prober: starts the session in which layers are probed; None: they are not.
             warn: called with what the user should know.
-            workers: where layers are probed; None: here.
         """
-        self._measuring, self.fit, self._prober, self._warn, self._workers = measuring, fit, prober, warn, workers
+        self._measuring, self.fit, self._prober, self._warn = measuring, fit, prober, warn
         self._session: Prober | None = None
         self._kept: Prepared | None = None
         self.probes = 0
@@ -118,7 +109,7 @@ class Preparation:
             self._session = None
 
     def _probed(self, plans: Plans, widths: Widths, k: float, budget: float) -> Sensitivities:
-        weights = self._measuring.weights
+        weights, workers = self._measuring.weights, self._measuring.workers
         probes: dict[int, Probe] = {}
 
         def report(phase: Literal["probe", "reprobe"], done: int, total: int, number: int) -> None:
@@ -128,21 +119,26 @@ class Preparation:
 
         numbers = weights.codable
         first = [weights.norms[number] / k if (width := widths[number]) is None else width for number in numbers]
-        chosen_plans = [plans.get(number) for number in numbers]
-        found = begun(self._workers, self.probe, numbers, chosen_plans, first, itertools.repeat(budget))
+        found = begun(workers, self.probe, numbers, map(plans.get, numbers), first, itertools.repeat(budget))
         for done, (number, result) in enumerate(zip(numbers, found, strict=True), 1):
             probes[number] = result()
             report("probe", done, len(numbers), number)
         if failed := [number for number, found in probes.items() if found.failed]:
             raise UnchangeableError(failed)
         readable = [number for number, found in probes.items() if found.is_readable]
-        drawn = self._measuring.pool.map(lambda n: weights.curve(n, probes[n].width, plans.get(n)), readable)
+        middles, chosen_plans = (
+            [probes[number].width for number in readable],
+            [plans.get(number) for number in readable],
+        )
+        drawn = ordered(self._measuring.workers or self._measuring.pool, weights.curve, readable, middles, chosen_plans)
         curves = dict(zip(readable, drawn, strict=True))
         sensitivities = Sensitivities(probes, curves, weights.sizes, weights.norms, weights.peaks)
         chosen = sensitivities.widths(budget)
         again = {number: width for number, width in chosen.items() if not probes[number].is_near(width)}
         chosen_plans = [plans.get(number) for number in again]
-        found = begun(self._workers, self.probe_again, again, chosen_plans, map(probes.get, again), again.values())
+        found = begun(
+            self._measuring.workers, self.probe_again, again, chosen_plans, map(probes.get, again), again.values()
+        )
         for done, (number, result) in enumerate(zip(again, found, strict=True), 1):
             probes[number] = result()
             report("reprobe", done, len(again), number)
@@ -246,15 +242,12 @@ class Solver:
         measuring.free_memory()
         weights, widths = measuring.weights, measuring.weights.widths(scheme.allocation, k)
 
-        def tried(number: int) -> LayerPlan:
-            layer, width = weights.layers[number], widths[number]
-            plan = scheme.plans.get(number) or LayerPlan.nearest(layer)
-            return plan if width is None else plan.with_trellis(layer, width)
-
         plans: dict[int, LayerPlan] = {}
-        found = zip(weights.matrices, measuring.pool.map(tried, weights.matrices), strict=True)
-        for done, (number, plan) in enumerate(found, 1):
+        numbers = [number for number in weights.matrices if widths[number] is not None]
+        executor, given = measuring.workers or measuring.pool, [widths[number] for number in numbers]
+        found = ordered(executor, weights.on_trellis, numbers, given, map(scheme.plans.get, numbers))
+        for done, (number, plan) in enumerate(zip(numbers, found, strict=True), 1):
             if plan.trellis:
                 plans[number] = plan
-            measuring.progress(Progress("trellis", done, len(weights.matrices)))
+            measuring.progress(Progress("trellis", done, len(numbers)))
         return replace(scheme, plans={**scheme.plans, **plans}) if plans else None

@@ -17,7 +17,7 @@ from riq_cli.allocate.allocation import Allocation, Curve, expected_k
 from riq_cli.decode.dequantize import Quantized, Width
 from riq_cli.entropy.codes import Symbols
 from riq_cli.entropy.rate import ENTRY_BITS, estimated_bits
-from riq_cli.executors import available_threads
+from riq_cli.executors import available_threads, begun
 from riq_cli.model import Layer, Matrix
 from riq_cli.model.tensors import Array
 from riq_cli.pipeline.settings import DEFAULT_MIN_SIZE, Settings
@@ -242,7 +242,27 @@ class Weights:
         self.release()
         return found
 
-    def requantize(self, widths: Widths, plans: Plans, out: Sequence[Array], pool: Executor) -> list[Array]:
+    def on_trellis(self, number: int, width: float, plan: LayerPlan | None) -> LayerPlan:
+        """The plan of one layer along a trellis, where that saves bits at about a bin width; else as it is."""
+        layer = self.layers[number]
+        return (plan or LayerPlan.nearest(layer)).with_trellis(layer, width)
+
+    def restored(self, number: int, width: float, plan: LayerPlan) -> tuple[Array, float]:
+        """The restored weights of one layer that is not just rounded to the nearest, and about the bits that it takes.
+
+        Args:
+            number: of the layer.
+            width: bin width Δ.
+            plan: how it is rounded.
+        """
+        layer = self.layers[number]
+        values = self.quantized(number, width, plan).restored(layer.dtype, layer.shape).reshape(layer.shape)
+        self.release()
+        return values, self._counted[plan][width]
+
+    def requantize(
+        self, widths: Widths, plans: Plans, out: Sequence[Array], pool: Executor, workers: Executor | None = None
+    ) -> list[Array]:
         """The restored weights ŵ of every layer: in `out`, from `buffers`, or the original where it stays exact.
 
         Args:
@@ -250,6 +270,7 @@ class Weights:
             plans: how layers are rounded.
             out: written to.
             pool: its threads work at the same time.
+            workers: where layers with plans are rounded instead; None: nowhere else.
         """
 
         def piece(number: int, steps: Width, part: slice) -> None:
@@ -260,16 +281,15 @@ class Weights:
         def whole(number: int) -> tuple[int, Shift] | None:
             width, plan, layer = widths[number], plans[number], self.layers[number]
             assert width is not None
-            restored = self.quantized(number, width, plan).restored(layer.dtype, layer.shape)
-            out[number][...] = restored.reshape(layer.shape)
-            del restored
-            found = None if plan.bias is None else (plan.bias, plan.shift(layer, out[number]))
-            self.release()
-            return found
+            out[number][...], self._counted.setdefault(plan, {})[width] = results[number]()
+            return None if plan.bias is None else (plan.bias, plan.shift(layer, out[number]))
 
         plans = {**self._bound, **plans}
         coded = {number: width for number, width in enumerate(widths) if width is not None}
         planned = [number for number in coded if number in plans and not plans[number].is_elementwise]
+        planned.sort(key=lambda number: -self.sizes[number])
+        each = begun(workers, self.restored, planned, [coded[n] for n in planned], [plans[n] for n in planned])
+        results = dict(zip(planned, each, strict=True))
         shifts = dict(found for found in self._mapped(whole, planned, pool) if found is not None)
         jobs = [
             (number, plans[number].widths(self.layers[number], width) if number in plans else width, part)

@@ -7,10 +7,11 @@ import functools
 import io
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from riq_cli.calibration import Calibration
 from riq_cli.model import Model
@@ -20,6 +21,7 @@ from riq_cli.pipeline.measuring import Measuring
 from riq_cli.pipeline.settings import Settings
 from riq_cli.pipeline.solver import Preparation
 from riq_cli.pipeline.weights import Weights
+from riq_cli.quantize.plan import LayerPlan
 
 # What a worker has of its own, so that it is not sent: the only object of each class, by the path from the bench to it.
 _HELD = {
@@ -40,48 +42,75 @@ class Machines:
 
     Attributes:
         executor: runs functions of modules there.
+        count: how many there are; the archive does not depend on it.
+        keep: sends a value once, and gives what stands for it among the arguments of the executor's jobs.
         load: loads there, from files, the model, its samples and the settings that are given here.
     """
 
     executor: Executor
+    count: int
+    keep: Callable[[Any], Any]
     load: Callable[[], tuple[Model, Calibration | None, Settings]]
 
 
 class Workers(Executor):
-    """Calls methods of a bench's objects on workers, each of which builds the same bench at its first call."""
+    """Calls methods of a bench's objects on workers, each of which builds the same bench at its first call.
+
+    A plan is sent once, and stays on the workers that have used it.
+
+    Attributes:
+        ahead: calls at once: enough that no worker waits for the next one.
+    """
 
     def __init__(
-        self, executor: Executor, build: Callable[[], contextlib.AbstractContextManager[Bench | None]]
+        self, machines: Machines, build: Callable[[], contextlib.AbstractContextManager[Bench | None]]
     ) -> None:
-        """Take what runs functions of modules on workers, and what builds the bench there."""
-        self._executor, self._build = executor, pickle.dumps(build)
+        """Take the machines, and what builds the bench there."""
+        self._machines, self._build, self.ahead = machines, pickle.dumps(build), 2 * machines.count
+        self._kept: WeakKeyDictionary[LayerPlan, Any] = WeakKeyDictionary()
 
     def submit(self, function: Callable[..., Result], /, *arguments: Any, **named: Any) -> Future[Result]:
         """The future result of a method, or of a function of a module."""
         file = io.BytesIO()
-        _Pickler(file, pickle.HIGHEST_PROTOCOL).dump((function, arguments, named))
-        return self._executor.submit(_called, self._build, file.getvalue())
+        pickler = _Pickler(file)
+        pickler.dump((function, arguments, named))
+        plans = [self._sent(plan) for plan in pickler.plans]
+        return self._machines.executor.submit(_called, self._build, file.getvalue(), *plans)
+
+    def _sent(self, plan: LayerPlan) -> Any:
+        if plan not in self._kept:
+            self._kept[plan] = self._machines.keep(plan)
+        return self._kept[plan]
 
 
 class _Pickler(pickle.Pickler):
-    def persistent_id(self, found: Any) -> tuple[str, ...] | None:
+    """Writes the paths of what a worker has of its own, and numbers for `plans`."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self.plans: list[LayerPlan] = []
+
+    def persistent_id(self, found: Any) -> int | tuple[str, ...] | None:
+        if isinstance(found, LayerPlan):
+            self.plans.append(found)
+            return len(self.plans) - 1
         return _HELD.get(type(found))
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, bench: Bench) -> None:
+    def __init__(self, file: io.BytesIO, bench: Bench, plans: Sequence[LayerPlan]) -> None:
         super().__init__(file)
-        self._bench = bench
+        self._bench, self._plans = bench, plans
 
-    def persistent_load(self, path: tuple[str, ...]) -> Any:
-        return functools.reduce(getattr, path, self._bench)
+    def persistent_load(self, found: int | tuple[str, ...]) -> Any:
+        return self._plans[found] if isinstance(found, int) else functools.reduce(getattr, found, self._bench)
 
 
-def _called(build: bytes, call: bytes) -> Any:
+def _called(build: bytes, call: bytes, *plans: LayerPlan) -> Any:
     """The result of a call, on a worker."""
     with _BUILDING:
         bench = _bench(build)
-    function, arguments, named = _Unpickler(io.BytesIO(call), bench).load()
+    function, arguments, named = _Unpickler(io.BytesIO(call), bench, plans).load()
     return function(*arguments, **named)
 
 
