@@ -189,16 +189,16 @@ UNFIT: list[tuple[list[ModelInput], dict[str, np.ndarray], str]] = [
     ([X, RATE], {}, f"has no arrays; {TAKES}; add rate, x"),
     ([X, RATE], {"x": X2}, f"has x; {TAKES}; add rate"),
     ([X, RATE], {"x": X2, "rate": ramp(1), "y": ramp(2)}, f"{TAKES}; leave out y"),
-    ([], {"x": X2}, "the calibration data has x; the model has no inputs"),
+    ([], {"x": X2}, "the data has x; the model has no inputs"),
     *(
         ([X], {"x": ramp(*shape)}, f"data has shape {list(shape)}, the model takes x float32[batch, 3]")
         for shape in [(3,), (2, 4), (1, 1, 2, 3), (2, 2, 4), (), (0,)]
     ),
-    ([ModelInput("past", "float32", (0, 3))], {"past": ramp(1, 3)}, "input 'past': the calibration data has shape [1,"),
+    ([ModelInput("past", "float32", (0, 3))], {"past": ramp(1, 3)}, "input 'past': the data has shape [1,"),
     *(
         (
             [X], {"x": ramp(2, 3, dtype=dtype)},
-            f"input 'x': the calibration data is {dtype}, the model takes float32; convert it with .astype('float32')",
+            f"input 'x': the data is {dtype}, the model takes float32; convert it with .astype('float32')",
         )
         for dtype in ("int64", "uint8", "bool", "complex64")
     ),
@@ -220,7 +220,7 @@ def test_arrays_that_do_not_fit_are_an_error_that_lists_both_sides(
 @pytest.mark.parametrize(
     ("feed", "parts"),
     [
-        ({"y": ramp(1, 3)}, ("the calibration data has y", "x float32[batch, 3]")),
+        ({"y": ramp(1, 3)}, ("the data has y", "x float32[batch, 3]")),
         ({"x": ramp(3)}, ("input 'x'", "shape [3]", "x float32[batch, 3]")),
         ({"x": ramp(1, 3, dtype=np.int32)}, ("input 'x'", "is int32, the model takes float32")),
     ],
@@ -230,7 +230,7 @@ def test_a_feed_that_does_not_fit_is_an_error_that_lists_both_sides(
 ) -> None:
     with pytest.raises(CalibrationError, match=message(*parts)):
         Calibration.from_feeds([{"x": ramp(1, 3)}, feed]).samples([X])
-    with pytest.raises(CalibrationError, match="the calibration data holds no samples"):
+    with pytest.raises(CalibrationError, match="the data holds no samples"):
         Calibration.from_feeds([]).samples([X])
 
 
@@ -290,7 +290,7 @@ def test_arrays_that_are_no_input_are_not_inflated(tmp_path: Path, monkeypatch: 
         return original(self, name, *arguments, **options)
 
     monkeypatch.setattr(zipfile.ZipFile, "open", noted)
-    with pytest.raises(CalibrationError, match=message("the calibration data has huge, x; the model's inputs are")):
+    with pytest.raises(CalibrationError, match=message("the data has huge, x; the model's inputs are")):
         Calibration.load(tmp_path / "data.npz", without="labels").samples([X])
     assert read == []
     assert load_labels("labels", str(tmp_path / "data.npz"))[0].shape == (2,)

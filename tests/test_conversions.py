@@ -55,7 +55,7 @@ def test_floats_and_integers_of_another_width_are_converted_with_a_note(given_ty
     result, notes = taken(ModelInput("x", wanted, ("batch", 3)), x=array)
     assert result.dtype == wanted
     np.testing.assert_array_equal(result, array)
-    assert notes == [f"input 'x': the calibration data is {given_type} and is taken as {wanted}"]
+    assert notes == [f"input 'x': the data is {given_type} and is taken as {wanted}"]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_floats_and_integers_of_another_width_are_converted_with_a_note(given_ty
      (np.array([[2**63, 0, 0]], np.uint64), "int64")],
 )  # fmt: skip
 def test_values_that_do_not_fit_are_refused(array: np.ndarray, wanted: str) -> None:
-    said = f"input 'x': values of the {array.dtype.name} calibration data are beyond {wanted}"
+    said = f"input 'x': values of the {array.dtype.name} data are beyond {wanted}"
     refused(ModelInput("x", wanted, ("batch", 3)), said, x=array)
 
 
@@ -96,7 +96,7 @@ def test_integers_are_exact_or_refused(values: list[int], wanted: str) -> None:
 def test_many_feeds_have_one_note() -> None:
     notes: list[str] = []
     Calibration.from_feeds([{"x": np.zeros((1, 3))}] * 5).samples([X], warn=notes.append)
-    assert notes == ["input 'x': the calibration data is float64 and is taken as float32"]
+    assert notes == ["input 'x': the data is float64 and is taken as float32"]
 
 
 # ---- names and axes ----
@@ -104,8 +104,8 @@ def test_many_feeds_have_one_note() -> None:
 
 def test_one_array_without_a_name_is_that_of_the_only_input() -> None:
     _, notes = taken(X, arr_0=np.zeros((2, 3), np.float32))
-    assert notes == ["the only array of the calibration data has no name and is taken for the only input, 'x'"]
-    refused(X, "the calibration data has arr_0, arr_1; the model's inputs are x float32[batch, 3]; "
+    assert notes == ["the only array of the data has no name and is taken for the only input, 'x'"]
+    refused(X, "the data has arr_0, arr_1; the model's inputs are x float32[batch, 3]; "
             "name the arrays after the inputs",
             arr_0=np.zeros((2, 3)), arr_1=np.zeros((2, 3)))  # fmt: skip
     assert taken(ModelInput("arr_0", "float32", (None, 3)), arr_0=np.zeros((2, 3), np.float32))[1] == []
@@ -124,7 +124,7 @@ def test_axes_that_only_need_another_order_are_named(shape: tuple[int, ...], ord
         if order is None
         else f"; it fits after .transpose{order}"
     )
-    refused(item, f"input 'image': the calibration data has shape {list(shape)}, the model takes {takes}{ends}",
+    refused(item, f"input 'image': the data has shape {list(shape)}, the model takes {takes}{ends}",
             image=np.zeros(shape, np.float32))  # fmt: skip
     if order is not None:
         taken(item, image=np.zeros(shape, np.float32).transpose(order))
@@ -254,8 +254,8 @@ def test_commands_show_the_notes(tmp_path: Path) -> None:
     builders.save(builders.dense(), tmp_path)
     np.savez(tmp_path / "samples.npz", np.random.default_rng(0).standard_normal((8, 16)))
     notes = [
-        "riq: warning: the only array of the calibration data has no name and is taken for the only input, 'x'",
-        "riq: warning: input 'x': the calibration data is float64 and is taken as float32",
+        "riq: warning: the only array of the data has no name and is taken for the only input, 'x'",
+        "riq: warning: input 'x': the data is float64 and is taken as float32",
     ]
     done = riq(
         "compress", "model.onnx", "--calibration", "samples.npz", "--k", "30", "--preset", "fast", folder=tmp_path

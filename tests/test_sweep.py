@@ -259,7 +259,7 @@ def test_a_target_named_twice_is_one_point(folder: Path) -> None:
         (1, r"calibration\.npz: is read by this command", ("-o", "calibration.npz")),
         (1, r"old\.png: exists already", ("--plot", "old.png")),
         (2, r"x\.svg: two outputs have this name; give one of them another", ("-o", "x.svg", "--plot", "x.svg")),
-        (1, r"other\.npz: the calibration data has y; the model's inputs are x", ("--validation", "other.npz")),
+        (1, r"other\.npz: the data has y; the model's inputs are x", ("--validation", "other.npz")),
         (1, r"no/c\.csv: cannot be written: No such file or directory", ("-o", "no/c.csv")),
     ],
 )

@@ -123,7 +123,7 @@ def cut(
             )
         arrays = {inputs[0].name: arrays}
     if list(arrays) == [_UNNAMED] and len(inputs) == 1 and inputs[0].name != _UNNAMED:
-        warn(f"the only array of the calibration data has no name and is taken for the only input, {inputs[0].name!r}")
+        warn(f"the only array of the data has no name and is taken for the only input, {inputs[0].name!r}")
         arrays = {inputs[0].name: arrays[_UNNAMED]}
     check_names(arrays, inputs)
     symbol = _batch_symbol(inputs)

@@ -114,7 +114,7 @@ class Calibration:
             if warn is not None:
                 warn(note)
         if not samples:
-            raise CalibrationError("the calibration data holds no samples")
+            raise CalibrationError("the data holds no samples")
         return samples
 
 

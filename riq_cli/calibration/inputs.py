@@ -39,7 +39,7 @@ def check_names(arrays: Mapping[str, Any], inputs: Sequence[ModelInput]) -> None
         advice = "name the arrays after the inputs"
     inputs_are = ", ".join(describe(item) for item in inputs)
     raise CalibrationError(
-        f"the calibration data has {listed(given)}; "
+        f"the data has {listed(given)}; "
         + (f"the model's inputs are {inputs_are}; {advice}" if inputs else "the model has no inputs; leave it out")
     )
 
@@ -60,15 +60,15 @@ def as_taken(array: NDArray[Any], item: ModelInput, warn: Warn) -> NDArray[Any]:
     integers = wanted.startswith(("int", "uint")) and given.kind in "biu"
     if not (floats or integers):
         raise CalibrationError(
-            f"input {item.name!r}: the calibration data is {given.name}, the model takes {item.dtype}; "
+            f"input {item.name!r}: the data is {given.name}, the model takes {item.dtype}; "
             f"convert it with .astype('{wanted}')"
         )
     with np.errstate(over="ignore"):
         result = array.astype(wanted)
     if not (_is_finite_where(result, array) if floats else _holds(wanted, array)):
-        raise CalibrationError(f"input {item.name!r}: values of the {given.name} calibration data are beyond {wanted}")
+        raise CalibrationError(f"input {item.name!r}: values of the {given.name} data are beyond {wanted}")
     if wanted == item.dtype:
-        warn(f"input {item.name!r}: the calibration data is {given.name} and is taken as {wanted}")
+        warn(f"input {item.name!r}: the data is {given.name} and is taken as {wanted}")
     return result
 
 
@@ -92,7 +92,7 @@ def fits(shape: Sequence[int], item: ModelInput) -> bool:
 
 def shape_error(shape: Sequence[int], item: ModelInput, would_fit: Callable[[Sequence[int]], bool]) -> CalibrationError:
     """The error of an array of a shape that does not fit an input, and the order of axes, if any, that `would_fit`."""
-    what = f"input {item.name!r}: the calibration data has shape {list(shape)}, the model takes {describe(item)}"
+    what = f"input {item.name!r}: the data has shape {list(shape)}, the model takes {describe(item)}"
     if len(shape) <= _MOST_AXES:
         for order in permutations(range(len(shape))):
             if would_fit([shape[axis] for axis in order]):

@@ -21,7 +21,10 @@ _RUNS = 5  # at least
 
 
 def main(path: Path, sample: Path) -> None:
-    """Open the file, from the disk and from the system's memory, and run the sample on one thread."""
+    """Open the file, from the disk and from the system's memory, and run the sample on one thread.
+
+    What comes from memory is measured in processor time, which other work on the machine hardly changes.
+    """
     with np.load(sample) as loaded:
         feed = dict(loaded)
     descriptor = os.open(path, os.O_RDONLY)
@@ -35,13 +38,13 @@ def main(path: Path, sample: Path) -> None:
     after, peak = _resident(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     runs = []
     while len(runs) < _RUNS or sum(runs) < _SECONDS:
-        began = time.perf_counter()
+        began = time.process_time()
         session.run(None, feed)
-        runs.append(time.perf_counter() - began)
+        runs.append(time.process_time() - began)
     del session
-    began = time.perf_counter()
+    began = time.process_time()
     _session(path)
-    warm = time.perf_counter() - began
+    warm = time.process_time() - began
     found = {"cold": cold, "warm": warm, "run": min(runs), "memory": after - before, "peak": max(peak - before, 0)}
     print(json.dumps(found))
 
