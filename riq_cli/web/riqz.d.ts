@@ -66,6 +66,19 @@ export function decode(source: Source, options?: Options): AsyncGenerator<Layer,
  */
 export function restore(source: Source, options?: Options & { externalData?: boolean }): Promise<Model>;
 
+/** The source of an archive, or undefined if there is none. */
+export type Read = (path: string) => Source | undefined | Promise<Source | undefined>;
+
+/**
+ * A cache for transformers.js, as its `env.customCache`: asked for `model.onnx`, it restores `model.riqz` beside it.
+ *
+ * By default, `read` fetches the archive.
+ */
+export function riqCache(options?: Options & { read?: Read }): {
+  match(path: string): Promise<Response | undefined>;
+  put(): Promise<void>;
+};
+
 /** The archive cannot be decoded. */
 export class ArchiveError extends Error {}
 

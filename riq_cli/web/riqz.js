@@ -113,6 +113,34 @@ export async function restore(source, options = {}) {
   }
 }
 
+/**
+ * A cache for transformers.js, as its `env.customCache`: asked for `model.onnx`, it restores `model.riqz` beside it.
+ *
+ * `read(path)`: the source of an archive, undefined if there is none; by default it is fetched.
+ * Other options are those of `restore`.
+ */
+export function riqCache({ read = fetched, ...options } = {}) {
+  return {
+    async match(path) {
+      const archive = path.endsWith(".onnx") ? await read(path.replace(/onnx$/, "riqz")) : undefined;
+      if (!archive) return undefined;
+      // Decoded when the body is read: an error of `match` would only mean that nothing was found.
+      const pull = async (controller) => {
+        controller.enqueue((await restore(archive, options)).model);
+        controller.close();
+      };
+      return new Response(new ReadableStream({ pull }, { highWaterMark: 0 }));
+    },
+    async put() {}, // other files stay where they are
+  };
+}
+
+async function fetched(path) {
+  const response = await fetch(path);
+  const isPage = response.headers.get("content-type")?.startsWith("text/html"); // some servers send one for what is missing
+  return response.ok && !isPage ? response : undefined;
+}
+
 // Layout
 
 /** An archive whose manifest has been read; its sections are read in their order. */
@@ -166,25 +194,31 @@ class Archive {
     }
   }
 
-  /** Layers decoded side by side, in order; what is in work at once stays below a quarter of the restored model. */
+  /** Layers decoded side by side, in order; those in work take little more than a quarter of the restored model. */
   async *fromPool() {
     const room = Math.max(LEAST_ROOM, this.manifest.restored / 4);
-    const waiting = [];
+    const jobs = [];
     let used = 0;
-    const next = async () => {
-      const job = waiting.shift();
-      used -= job.entry.bytes;
-      return [job.entry, await this.input.unlessAborted(job.result)];
-    };
-    for await (const [entry, sections] of this.sections()) {
-      while (waiting.length && (waiting[0].done || used + entry.bytes > room)) yield await next();
-      const job = { entry, done: false, result: this.pool.run(entry, sections) };
-      const finish = () => (job.done = true);
-      job.result.then(finish, finish);
-      waiting.push(job);
-      used += entry.bytes;
+    const sections = this.sections();
+    const arrival = () => handled(sections.next().then((arrived) => ({ arrived })));
+    let arriving = arrival();
+    while (arriving || jobs.length) {
+      const events = jobs.length ? [jobs[0].finished] : [];
+      if (arriving && used < room) events.push(arriving);
+      const { arrived, bytes } = await this.input.unlessAborted(Promise.race(events));
+      if (bytes) {
+        const { entry } = jobs.shift();
+        used -= entry.bytes;
+        yield [entry, bytes];
+      } else if (arrived.done) {
+        arriving = undefined;
+      } else {
+        const [entry, parts] = arrived.value;
+        used += entry.bytes;
+        jobs.push({ entry, finished: handled(this.pool.run(entry, parts).then((bytes) => ({ bytes }))) });
+        arriving = arrival();
+      }
     }
-    while (waiting.length) yield await next();
   }
 
   async *sections() {
@@ -365,6 +399,12 @@ function pauses(signal) {
     signal?.throwIfAborted();
     last = performance.now();
   };
+}
+
+/** A promise whose error need not be looked at: another may come first. */
+function handled(promise) {
+  promise.catch(() => {});
+  return promise;
 }
 
 const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
@@ -1432,8 +1472,9 @@ function placeLayers(skeleton, layers, isExternal) {
     externalData,
     target: (layer) => (files.has(layer) ? new Uint8Array(layer.bytes) : copies.get(layer)[0]),
     put(layer, bytes) {
-      if (files.has(layer)) files.get(layer).data = bytes;
       for (const copy of copies.get(layer)) if (copy !== bytes) copy.set(bytes);
+      if (files.has(layer)) files.get(layer).data = bytes;
+      else if (bytes.buffer !== model.buffer) bytes.buffer.transfer?.(0); // frees it now, in engines since 2024
     },
   };
 }
