@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 from riq_cli.errors import OutputError
 
 HUGE = 1 << 29  # bytes of a model's weights above which what is made of them is spilled, and no session copies them
-_SMALL = 1 << 20  # bytes of an array that stays in memory
+_SMALL = 1 << 16  # bytes of an array that stays in memory
 _FILE = 1 << 32  # bytes of a file that arrays share: each has a descriptor for as long as they are used
 _DONT_NEED = getattr(mmap, "MADV_DONTNEED", None)
 _ZEROS = bytes(1 << 20)

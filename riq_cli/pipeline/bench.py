@@ -181,7 +181,7 @@ class Bench:
         }
         seen = Observed(
             self.model.layers, observed, evaluator.measured, halves, settings.runtime, evaluator.is_lean,
-            self._original.release,
+            weights.release, weights.keep,
         )  # fmt: skip
         return Fit(weights, chosen, seen, settings.work, self._pool, self._progress, self._warn)
 

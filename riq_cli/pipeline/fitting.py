@@ -113,7 +113,7 @@ class Fit:
             plan = replace(LayerPlan.of(layer, item.matrix), bias=item.bias, most=self.weights.most)
             fitted = stages.feed_columns(plan, layer, halves[number], others.get(number), width, without)
             self.weights.release()
-            return fitted
+            return fitted.kept(self.weights.keep)
 
         for batch in _batches(chosen, block, weights, 1 if varied is None else 2):
             halves = self._moments(self.samples, batch, weights, block)
@@ -175,7 +175,7 @@ class Fit:
             plan = plans.get(number) or replace(LayerPlan.of(layer, chosen[number].matrix), most=self.weights.most)
             fitted = stages.feed_rows(plan, layer, halves.pop(number), others.pop(number, None), width, without)
             self.weights.release()
-            return fitted
+            return fitted.kept(self.weights.keep)
 
         numbers = list(halves)
         fitted: dict[int, LayerPlan] = {}

@@ -165,6 +165,7 @@ class Measuring:
     def free_memory(self) -> None:
         """Give back the memory that measuring takes; it is taken again when it is needed."""
         self._buffers = self._newest = None
+        self.weights.release()
         give_back_free_memory()
 
     # ---- failures ----

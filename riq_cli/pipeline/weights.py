@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
+from functools import cached_property
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -23,6 +24,7 @@ from riq_cli.model.tensors import Array
 from riq_cli.pipeline.settings import DEFAULT_MIN_SIZE, Settings
 from riq_cli.quantize import scalar
 from riq_cli.quantize.plan import LayerPlan
+from riq_cli.scratch import HUGE, Scratch
 
 _PIECE = 1 << 20  # weights that one thread quantizes at a time
 _COUNTED = 1 << 22  # weights of a layer, evenly spaced rows of it, that stand for all where bits are estimated
@@ -42,7 +44,8 @@ class Weights:
 
     `matrices` are the numbers of the layers that the paper quantizes, `vectors` those of the others that may be: 1-D
     or tiny. Both are finite and not all zero; layers of zeros are in `zeros`. `peaks` are the largest magnitudes.
-    `most` is the largest magnitude of symbols of matrices in a deployable archive, else None.
+    `most` is the largest magnitude of symbols of matrices in a deployable archive, else None. Above `HUGE` bytes, what
+    is made of all layers is kept in temporary files.
     """
 
     def __init__(
@@ -58,7 +61,9 @@ class Weights:
             settings: bounds on levels and sizes of layers, stages that are left out, and threads.
             release: called when a layer was passed over: its memory may be mapped from a file.
         """
-        self.layers, self.release, self.without = layers, release, settings.left_out
+        self.layers, self.without = layers, settings.left_out
+        self._release_layers = release
+        self._scratch = Scratch() if sum(layer.values.nbytes for layer in layers) > HUGE else None
         self.threads = settings.threads or available_threads()
         min_size, max_bits = settings.min_size, settings.max_bits
         self.originals = [layer.values for layer in layers]
@@ -188,11 +193,28 @@ class Weights:
         """About the bits of one layer that stays exact in the skeleton."""
         return _DEFLATED * 8 * self.layers[number].values.nbytes
 
-    # ---- values ----
+    # ---- memory ----
+
+    def release(self) -> None:
+        """Give back the memory of what is mapped from files: layers, and what is kept in temporary ones."""
+        self._release_layers()
+        if self._scratch is not None:
+            self._scratch.release()
+
+    def keep(self, values: Array) -> Array:
+        """The same values, for as long as the search: of a huge model in a temporary file."""
+        return values if self._scratch is None else self._scratch.kept(values)
 
     def buffers(self) -> list[Array]:
-        """One array for each layer: room for `requantize`."""
-        return [np.empty_like(layer.values) for layer in self.layers]
+        """One array for each layer: room for `requantize`; in temporary files always the same."""
+        return [np.empty_like(layer.values) for layer in self.layers] if self._scratch is None else self._spilled
+
+    @cached_property
+    def _spilled(self) -> list[Array]:
+        assert self._scratch is not None
+        return [self._scratch.empty(layer.shape, layer.values.dtype) for layer in self.layers]
+
+    # ---- values ----
 
     def quantized(self, number: int, width: float, plan: LayerPlan | None, shift: Shift | None = None) -> Quantized:
         """The symbols of one layer at a bin width, with what is needed to restore them.

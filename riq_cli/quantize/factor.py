@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -50,11 +51,17 @@ class PackedFactor:
         self.begin, self.end = begin, end
         groups, size, _ = upper.shape
         self.diagonal: NDArray[np.float32] = np.einsum("gii->gi", upper).copy()  # U_jj, f32[groups, columns]
-        self._packed = np.empty((groups, size * (size - 1) // 2), np.float16)
+        self._packed: Floats = np.empty((groups, size * (size - 1) // 2), np.float16)
         for row, place in enumerate(self._rows()):
             part, own = upper[:, row, row + 1 :], self.diagonal[:, row, None]  # 0 where moments are beyond float32
             relative = np.divide(part, own, out=np.zeros_like(part), where=own != 0)
             self._packed[:, place] = half(relative)
+
+    def kept(self, keep: Callable[[Floats], Floats]) -> PackedFactor:
+        """The same factor, its triangle in memory that `keep` gives."""
+        found = copy.copy(self)
+        found._packed = keep(self._packed)
+        return found
 
     def whole(self) -> Factor:
         """The factor in memory of its own."""

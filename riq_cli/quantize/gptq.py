@@ -75,14 +75,15 @@ class _Rounding:
     def run(self, row_factors: Sequence[RowFactor]) -> tuple[Integers, float]:
         """Symbols or levels, and the error that they leave."""
         groups, rows, _ = self._matrix.shape
+        symbols = np.empty(self._matrix.shape, np.int32)
         if row_factors:
-            symbols = np.empty(self._matrix.shape, np.int32)
             for together in self._together(row_factors):
                 self._on_wavefront(together, symbols)
         else:
             step = max(_LANES // groups, 1) if self._on_trellis else rows
-            parts = [self._at_once(slice(begin, begin + step)) for begin in range(0, rows, step)]
-            symbols = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+            for begin in range(0, rows, step):
+                part = slice(begin, begin + step)
+                symbols[:, part] = self._at_once(part)
         return symbols, self._error / self._matrix.size
 
     def _together(self, row_factors: Sequence[RowFactor]) -> Iterator[Sequence[RowFactor]]:

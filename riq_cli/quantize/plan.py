@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -75,6 +75,11 @@ class LayerPlan:
         rows = layer.shape[0]
         axes = tuple(range(len(layer.shape)))
         return cls.of(layer, Matrix(layer.shape, axes, (1, rows, layer.size // rows), None, (0,)))
+
+    def kept(self, keep: Callable[[Array], Array]) -> LayerPlan:
+        """The same plan, its factors in memory that `keep` gives: it returns an array of equal values."""
+        factors = tuple(factor.kept(keep) if isinstance(factor, PackedFactor) else factor for factor in self.factors)
+        return replace(self, factors=factors, row_factors=tuple(factor.kept(keep) for factor in self.row_factors))
 
     @property
     def is_elementwise(self) -> bool:

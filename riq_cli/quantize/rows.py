@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +12,8 @@ from riq_cli.quantize.factor import CODES_MAX, Integers, half
 from riq_cli.statistics.fisher import Fisher
 from riq_cli.statistics.hessian import TINY, Damping, factorized
 from riq_cli.statistics.moments import Float64
+
+Halves = NDArray[np.float16]
 
 _BLOCKS = 32  # at most, in which rows are rounded one after another
 
@@ -26,7 +28,16 @@ class RowFactor:
 
     group: int
     rows: NDArray[np.int64]
-    feedback: tuple[NDArray[np.float16], ...]
+    feedback: tuple[Halves, ...]
+
+    def kept(self, keep: Callable[[Halves], Halves]) -> RowFactor:
+        """The same, what is fed forward in memory that `keep` gives."""
+        flat = keep(np.concatenate([part.reshape(-1) for part in self.feedback]))
+        ends = np.cumsum([part.size for part in self.feedback])
+        feedback = (
+            flat[end - part.size : end].reshape(part.shape) for end, part in zip(ends, self.feedback, strict=True)
+        )
+        return replace(self, feedback=tuple(feedback))
 
     def sparing(self, spared: NDArray[np.bool_]) -> RowFactor:
         """The same, except that some rows of the group take over nothing; theirs are fed forward as before."""

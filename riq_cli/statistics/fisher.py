@@ -9,7 +9,7 @@ error add up as they do in the model.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,14 @@ class Fisher:
     Of many rows, only moments within `blocks` of them are kept: pairs of a group and the numbers of rows.
     """
 
-    def __init__(self, groups: int, rows: int, most: int, diagonal: bool) -> None:
+    def __init__(
+        self,
+        groups: int,
+        rows: int,
+        most: int,
+        diagonal: bool,
+        keep: Callable[[Floats], Floats] = lambda values: values,
+    ) -> None:
         """None yet.
 
         Args:
@@ -39,11 +46,12 @@ class Fisher:
             rows: of each.
             most: rows of a block.
             diagonal: keep only squares.
+            keep: the same values in memory where they have room.
         """
         self.count = 0
         self.blocks = [(group, block) for group in range(groups) for block in _blocks(rows, most)]
         self._squares = np.zeros((groups, rows))
-        self._moments = None if diagonal else [_zeros(len(block)) for _, block in self.blocks]
+        self._moments = None if diagonal else [[*map(keep, _zeros(len(block)))] for _, block in self.blocks]
         self._scale = 0.0  # of what is in the moments: float32 holds no squares of very small numbers
 
     def add(self, products: Floats) -> None:
@@ -130,7 +138,10 @@ def collect_fisher(
     """
     shapes = {number: item.matrix.shape[:2] for number, item in linear.items()}
     halves = {
-        number: (Fisher(*shape, most, shape[1] < few), Fisher(*shape, most, shape[1] < few))
+        number: (
+            Fisher(*shape, most, shape[1] < few, observed.keep),
+            Fisher(*shape, most, shape[1] < few, observed.keep),
+        )
         for number, shape in shapes.items()
     }
     sums: dict[tuple[int, int], tuple[int, Floats]] = {}  # of layers with several products: how many so far, their sum

@@ -40,6 +40,7 @@ class Observed:
         runtime: how onnxruntime runs it.
         lean: the model is large: its layers are inputs of the session, and few values are held.
         release: called when values of layers were read: their memory may be mapped from a file.
+        keep: the same values in memory where moments of all layers have room.
     """
 
     layers: Sequence[Layer]
@@ -49,6 +50,7 @@ class Observed:
     runtime: Runtime
     lean: bool
     release: Callable[[], None]
+    keep: Callable[[Floats], Floats] = lambda values: values
 
     @property
     def samples(self) -> list[Sample]:
