@@ -39,6 +39,10 @@ class FormatError(RiqError):
     """A format does not hold some layers, or onnxruntime does not run it."""
 
 
+class CheckpointError(RiqError):
+    """A file is no checkpoint, or that of another run of compress."""
+
+
 class PointsError(RiqError):
     """A file does not hold the points of a sweep, or those of another model."""
 

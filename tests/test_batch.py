@@ -155,7 +155,10 @@ def test_an_interruption_keeps_what_is_done_and_says_how_to_go_on(folder: Path) 
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert said == "riq: error: interrupted after 1 of 2 models; the same command goes on with the others\n"
+    assert said == (
+        "riq: error: interrupted after 1 of 2 models; the same command goes on with the others, and with --resume "
+        "within those that had begun\n"
+    )
     assert list(archives(folder / "new")) == ["models/a/one.riqz"]
 
 

@@ -38,17 +38,19 @@ FAST = 10.0  # seconds that --preset fast is expected to take
 SECONDS = sum(steps * seconds for _, steps, seconds in TAKEN)
 
 
-def lines(capsys: pytest.CaptureFixture[str], quiet: bool = False, **options: Any) -> list[str]:
-    """What stderr gets where it is no terminal."""
+def lines(capsys: pytest.CaptureFixture[str], quiet: bool = False, read: int = 0, **options: Any) -> list[str]:
+    """What stderr gets where it is no terminal, and where so many phases are read from a checkpoint."""
     clock = Clock()
     with Wait("running the original", quiet, clock=clock, **options) as wait:
-        for phase, steps, seconds in TAKEN:
+        for number, (phase, steps, seconds) in enumerate(TAKEN):
             for done in range(1, steps + 1):
-                clock.now += seconds
+                clock.now += 0 if number < read else seconds
                 wait.draw()
                 expected, fast = (EXPECTED, FAST) if phase == "original" else ((), 0.0)
                 total = 0 if phase == "search" else steps
-                wait(Progress(phase, done, total, k=done, value=1 / done, expected=expected, fast=fast))
+                read_seconds = seconds if number < read else 0.0
+                wait(Progress(phase, done, total, done, 1 / done, expected=expected, fast=fast,
+                              read_seconds=read_seconds))  # fmt: skip
     return capsys.readouterr().err.splitlines()
 
 
@@ -82,6 +84,12 @@ def test_verbose_leaves_a_line_for_each_phase(capsys: pytest.CaptureFixture[str]
 
 def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines(capsys, quiet=True, verbose=1) == []
+
+
+def test_what_is_read_from_a_checkpoint_counts_as_it_took(capsys: pytest.CaptureFixture[str]) -> None:
+    """Phases that were read took three times as long as expected. Then the others do, of which 30 seconds were."""
+    first, *_ = lines(capsys, read=2)
+    assert first == "riq: this will take about 70 s; --preset fast takes about 15 s"
 
 
 def test_without_stderr_nothing_is_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

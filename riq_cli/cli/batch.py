@@ -39,12 +39,13 @@ _KILLED = "its process was killed, most often because memory ran out; give it mo
 
 @dataclass(frozen=True)
 class Task:
-    """A model of a batch, its samples, its archive, and the options of `job.prepared` that all models share."""
+    """A model of a batch, its samples, its archive, and what all models share: options of `job.prepared` and others."""
 
     model: str
     calibration: str | None
     archive: str
     force: bool
+    resume: bool
     shared: Mapping[str, Any]
 
 
@@ -66,6 +67,7 @@ def compress_batch(
     workers: int,
     scheduler: str | None,
     force: bool,
+    resume: bool,
     as_json: bool,
     quiet: bool,
     shared: Mapping[str, Any],
@@ -79,6 +81,7 @@ def compress_batch(
         workers: models at the same time, on this machine.
         scheduler: of the cluster whose workers compress instead; None: this machine does.
         force: replace archives of other models, samples or settings; those of the same are kept in any case.
+        resume: go on with models that had begun from their checkpoints.
         as_json: print JSON on stdout.
         quiet: print errors only.
         shared: options that all models share, see `job.prepared`.
@@ -90,7 +93,7 @@ def compress_batch(
     """
     if folder is None or folder == "-":
         raise click.UsageError("--batch needs -o FOLDER, where the archives go")
-    tasks = _tasks(batch, calibration, Path(folder), force, shared)
+    tasks = _tasks(batch, calibration, Path(folder), force, resume, shared)
     _check_settings(shared)
     for task in tasks:
         Path(task.archive).parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +113,8 @@ def compress_batch(
                     _say(task, outcome, rows[task.model], quiet)
     except Interrupted as error:
         done = f"{len(rows)} of {counted(len(tasks), 'model')}"
-        message = f"interrupted after {done}; the same command goes on with the others"
+        begun = "" if resume else ", and with --resume within those that had begun"
+        message = f"interrupted after {done}; the same command goes on with the others{begun}"
         raise Interrupted(error.number, message) from error
     in_order = [rows[task.model] for task in tasks]
     whole = fleet.sums([row for row in in_order if "archive_bytes" in row])
@@ -128,7 +132,9 @@ def compress_batch(
 # ---- what there is to do ----
 
 
-def _tasks(batch: str, calibration: str | None, folder: Path, force: bool, shared: Mapping[str, Any]) -> list[Task]:
+def _tasks(
+    batch: str, calibration: str | None, folder: Path, force: bool, resume: bool, shared: Mapping[str, Any]
+) -> list[Task]:
     tasks: dict[str, Task] = {}
     for model, place, samples in _listed(Path(batch)):
         archive = str(folder / place.with_suffix(".riqz"))
@@ -137,7 +143,7 @@ def _tasks(batch: str, calibration: str | None, folder: Path, force: bool, share
         settings = dict(shared["settings"])
         settings["labels"] = _filled(settings["labels"], model)
         samples = samples or _filled(calibration, model)
-        tasks[archive] = Task(str(model), samples, archive, force, {**shared, "settings": settings})
+        tasks[archive] = Task(str(model), samples, archive, force, resume, {**shared, "settings": settings})
     if not tasks:
         raise click.UsageError(f"{batch}: holds no model (*.onnx)")
     return list(tasks.values())
@@ -242,7 +248,9 @@ def _archive(task: Task, folder: str, warnings: list[str]) -> tuple[Literal["com
                 f"{task.archive}: exists already, and is not of this model, these samples and settings; use --force to "
                 "replace it"
             )
-    return "compressed", job.made(model, data, wanted, None, warnings.append)
+    kept_at = job.checkpoint_path(task.archive, wanted.k)
+    with job.resumable(task.archive, kept_at, task.resume, warnings.append) as checkpoint:
+        return "compressed", job.made(model, data, wanted, None, warnings.append, checkpoint)
 
 
 def _same(path: str, model: Model, data: Calibration | None, wanted: Settings) -> Archive | None:

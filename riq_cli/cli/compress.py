@@ -17,7 +17,7 @@ import click
 from riq_cli.cli import constraints, options
 from riq_cli.cli.batch import compress_batch
 from riq_cli.cli.help import Command, grouped
-from riq_cli.cli.job import machines, made, prepared, prepared_from
+from riq_cli.cli.job import checkpoint_path, machines, made, prepared, prepared_from, resumable
 from riq_cli.cli.log import search_log, step_record, trace
 from riq_cli.cli.paths import check_binary, check_outputs, check_stdout, refuse_sources
 from riq_cli.cli.progress import Wait
@@ -133,6 +133,8 @@ riq compress --batch models.txt --scheduler tcp://host:8786 -o archives/
     "Output",
     click.option("-o", "archive_path", type=options.output_type, metavar="FILE",
                  help="Archive to write, - for stdout; with --batch, the folder of all. [default: MODEL.riqz]"),
+    click.option("--resume", is_flag=True,
+                 help="Go on from FILE.checkpoint, which a run of this command left there that did not end."),
     options.force_option,
     options.json_option,
     options.log_option,
@@ -144,6 +146,7 @@ def compress(
     model: str | None,
     calibration: str | None,
     archive_path: str | None,
+    resume: bool,
     preset: str | None,
     log_path: str | None,
     batch: str | None,
@@ -168,7 +171,7 @@ def compress(
         if jobs is not None and scheduler is not None:
             raise click.UsageError("--jobs is of this machine; with --scheduler, each thread of a worker has a model")
         given = {"preset": preset, "follow_links": follow_links, "settings": settings}
-        compress_batch(batch, calibration, archive_path, jobs or 1, scheduler, force, as_json, quiet, given)
+        compress_batch(batch, calibration, archive_path, jobs or 1, scheduler, force, resume, as_json, quiet, given)
         return
     if model is None:
         raise click.UsageError("Missing argument 'MODEL': a file, - for stdin, or --batch for several")
@@ -181,28 +184,37 @@ def compress(
     path = archive_path or str(Path(model).with_suffix(".riqz"))
     check_binary(path, force)
     check_stdout({"--json": as_json, "-o -": path == "-"})
-    check_outputs((path, log_path), (model, calibration, *constraints.files(settings)), force)
+    kept_at = checkpoint_path(path, settings["k"])
+    if resume and path == "-":
+        raise click.UsageError("--resume goes on from a file beside the archive, and stdout has none; give -o FILE")
+    outputs, sources = (path, log_path, kept_at), (model, calibration, *constraints.files(settings))
+    check_outputs(outputs, sources, force, goes_on=kept_at)
 
     load = partial(prepared_from, os.getcwd(), model, calibration, preset, follow_links, dict(settings))
     source, data, wanted = prepared(model, calibration, preset, follow_links, settings)
-    refuse_sources((path, log_path), source.external_files)
+    refuse_sources(outputs, source.external_files)
     wait = Wait("running the original", quiet, verbose)
     records: list[dict[str, Any]] = []
     with search_log(log_path, force) as log:
 
         def tell(step: Progress) -> None:
+            if step.phase == "resumed" and not quiet:
+                with wait.hidden():
+                    found = f"{counted(step.done, 'step')} that took {step.value:.0f} s"
+                    say(f"riq: goes on from {kept_at}, which holds {found}", err=True)
             wait(step)
             if record := step_record(step):
                 log(record)
                 records.append(record)
 
-        with wait, machines(scheduler, load) as others:
-            archive = made(source, data, wanted, tell, wait.warn, others)
-        if path == "-":
-            archive.write(sys.stdout.buffer)
-            sys.stdout.flush()  # what fails here is told before, and not after, that it was done
-        else:
-            archive.save(path, force)
+        with resumable(path, kept_at, resume, wait.warn) as checkpoint:
+            with wait, machines(scheduler, load) as others:
+                archive = made(source, data, wanted, tell, wait.warn, checkpoint, others)
+            if path == "-":
+                archive.write(sys.stdout.buffer)
+                sys.stdout.flush()  # what fails here is told before, and not after, that it was done
+            else:
+                archive.save(path, force)
         facts = _facts(archive, model, path, time.monotonic() - began, records)
         facts["stage_seconds"] = {phase: round(seconds, 3) for phase, seconds in wait.seconds.items()}
         log({"phase": "result"} | {key: value for key, value in facts.items() if not key.endswith("trace")})

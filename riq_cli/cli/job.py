@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from riq_cli.cli import constraints, options
+from riq_cli.errors import CheckpointError, Interrupted, TargetError
+from riq_cli.files import completed
 from riq_cli.memory import give_back_large_arrays
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from riq_cli.calibration import Calibration
     from riq_cli.constraint import Constraint
     from riq_cli.model import Model
-    from riq_cli.pipeline import FixedLayout, Machines, Progress, Settings
+    from riq_cli.pipeline import Checkpoint, FixedLayout, Machines, Progress, Settings
 
     Load = Callable[[], tuple[Model, Calibration | None, Settings]]
 
@@ -110,6 +112,7 @@ def made(
     wanted: Settings,
     progress: Callable[[Progress], None] | None,
     warn: Callable[[str], None],
+    checkpoint: Checkpoint,
     machines: Machines | None = None,
 ) -> Archive:
     """The archive of a model; layers are coded in processes where they are large."""
@@ -121,4 +124,46 @@ def made(
             "give real ones for a promise that holds on them"
         )
     with options.coding_executor(model.layers) as executor:
-        return compress(model, calibration, wanted, progress=progress, warn=warn, executor=executor, machines=machines)
+        return compress(model, calibration, wanted, progress=progress, warn=warn, executor=executor,
+                        machines=machines, checkpoint=checkpoint)  # fmt: skip
+
+
+def checkpoint_path(archive: str, k: float | None) -> str | None:
+    """Where the checkpoint of an archive lies; None for stdout and devices, and where k is given: nothing is kept."""
+    is_file = archive != "-" and (Path(archive).is_file() or not Path(archive).exists())
+    return f"{archive}.checkpoint" if is_file and k is None else None
+
+
+@contextlib.contextmanager
+def resumable(archive: str, path: str | None, resume: bool, warn: Callable[[str], None]) -> Iterator[Checkpoint]:
+    """The checkpoint of a run, which the block's end removes; where it does not end well, it says how to go on.
+
+    Args:
+        archive: the file that the block writes.
+        path: of the checkpoint; None: nothing is kept.
+        resume: go on from what is there.
+        warn: called with how to go on after an error.
+    """
+    from riq_cli.pipeline import Checkpoint
+
+    checkpoint = Checkpoint(path, resume)
+    try:
+        yield checkpoint
+    except Interrupted as error:
+        if not checkpoint.is_there:
+            raise
+        if str(Path(archive)) in completed():
+            checkpoint.remove()
+            raise
+        again = "the same command" + ("" if resume else " with --resume")
+        raise Interrupted(error.number, f"interrupted; {again} goes on from {path}") from error
+    except TargetError:  # whatever was measured, it would be missed again
+        checkpoint.remove()
+        raise
+    except CheckpointError:
+        raise
+    except Exception:
+        if checkpoint.is_there:
+            warn(f"{path}: keeps what was done before the error; --resume goes on from it")
+        raise
+    checkpoint.remove()

@@ -68,6 +68,8 @@ def step_record(step: Progress) -> dict[str, Any] | None:
             "failed_below": step.low or None,
             "held_from": finite(step.high),
         }
+    if step.phase == "resumed":
+        return {"phase": "resumed", "steps": step.done, "took": round(step.value, 3)}
     done = {"phase": step.phase, "done": step.done, "total": step.total}
     if step.layer:
         return done | {"layer": step.layer, "deviation": finite(step.value)}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # What is done in each phase, and what is counted there.
 _PHASES = {
+    "resumed": ("reading checkpoint", "step"),
     "original": ("running the original", "sample"),
     "search": ("measuring", "evaluation"),
     "gradients": ("taking gradients", "step"),
@@ -139,7 +140,7 @@ class Wait:
             self.seconds[step.phase] = self.seconds.get(step.phase, 0.0) + seconds
             self._phase_seconds += seconds
             if self._estimate is not None:
-                self._estimate.enter(step.phase, seconds)
+                self._estimate.enter(step.phase, seconds + step.read_seconds)
             self._step, self._work = step, _PHASES[step.phase][0]
             self._steps += 1
             if step.done == step.total:

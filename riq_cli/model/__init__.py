@@ -8,7 +8,7 @@ from riq_cli.model.inputs import ModelInput
 from riq_cli.model.layer import Layer
 from riq_cli.model.linear import Linear, linear_layers
 from riq_cli.model.linear_inputs import LinearInput
-from riq_cli.model.linear_outputs import GateOutput, LinearOutput
+from riq_cli.model.linear_outputs import GateOutput, LinearOutput, LookupOutput, ProductOutput, WindowOutput
 from riq_cli.model.matrix import Matrix
 from riq_cli.model.model import Model, Source
 from riq_cli.model.operations import Operation, operations
@@ -24,13 +24,16 @@ __all__ = [
     "Linear",
     "LinearInput",
     "LinearOutput",
+    "LookupOutput",
     "Matrix",
     "Model",
     "ModelInput",
     "Operation",
+    "ProductOutput",
     "SessionForm",
     "Source",
     "Stored",
+    "WindowOutput",
     "class_axes",
     "conditions",
     "in_half_precision",

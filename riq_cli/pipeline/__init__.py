@@ -1,5 +1,6 @@
 """compress, decompress, verify and sweep."""
 
+from riq_cli.pipeline.checkpoint import Checkpoint
 from riq_cli.pipeline.compression import compress
 from riq_cli.pipeline.formats import Converted, Format, converted
 from riq_cli.pipeline.progress import Progress
@@ -10,6 +11,7 @@ from riq_cli.pipeline.workers import Machines
 
 __all__ = [
     "PRESETS",
+    "Checkpoint",
     "Converted",
     "FixedLayout",
     "Format",

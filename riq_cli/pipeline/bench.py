@@ -20,6 +20,7 @@ from riq_cli.model import (
     probe_form,
     with_quantized_activations,
 )
+from riq_cli.pipeline.checkpoint import Checkpoint
 from riq_cli.pipeline.fitting import Fit
 from riq_cli.pipeline.measuring import Measuring
 from riq_cli.pipeline.progress import Expected, Progress, Report, Warn
@@ -59,6 +60,7 @@ class Bench:
         warn: Warn,
         pool: Executor,
         workers: Executor | None,
+        checkpoint: Checkpoint,
     ) -> None:
         """Run the original on all samples, and report the phases to come.
 
@@ -72,12 +74,13 @@ class Bench:
             warn: called with what the user should know.
             pool: threads that work on layers.
             workers: other machines that do; None: this one does.
+            checkpoint: keeps results of steps.
 
         Raises:
             ModelError, SettingsError, CalibrationError: the original cannot be run, or not be measured.
         """
         self._original, self._weights, self._settings = model, weights, settings
-        self._progress, self._warn, self._pool = progress, warn, pool
+        self._progress, self._warn, self._pool, self._checkpoint = progress, warn, pool, checkpoint
         searches, is_random = settings.k is None, kind == "random"
         form = self._form(model, samples)
         began = time.perf_counter()
@@ -107,7 +110,7 @@ class Bench:
             form = self._form(self.model, samples)
             evaluator = evaluator.of_candidates_in(form)
             self.least = evaluator.deviation(form, weights.originals).mean if evaluator.measured else 0.0
-        self.measuring = Measuring(settings, weights, evaluator, form, parts, pool, workers, progress)
+        self.measuring = Measuring(settings, weights, evaluator, form, parts, pool, workers, progress, checkpoint)
         first, second = ([samples[number] for number in half] for half in parts.fit)
         fit = self._fit(form, (first, second), evaluator) if fits else None
         others = [samples[number] for number in parts.others if any(defined[kept[number]])]
@@ -183,7 +186,7 @@ class Bench:
             self.model.layers, observed, evaluator.measured, halves, settings.runtime, evaluator.is_lean,
             weights.release, weights.keep,
         )  # fmt: skip
-        return Fit(weights, chosen, seen, settings.work, self._pool, self._progress, self._warn)
+        return Fit(weights, chosen, seen, settings.work, self._pool, self._progress, self._warn, self._checkpoint)
 
     def _prober(self, form: SessionForm, evaluator: Evaluator, samples: Sequence[Sample]) -> Callable[[], Prober]:
         """What starts a session that probes layers on samples."""

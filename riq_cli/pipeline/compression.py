@@ -19,12 +19,13 @@ from riq_cli.pipeline.assembly import assembled
 from riq_cli.pipeline.bench import Bench
 from riq_cli.pipeline.budget import Budget, nothing, within_budget
 from riq_cli.pipeline.candidates import candidates
+from riq_cli.pipeline.checkpoint import Checkpoint, identity
 from riq_cli.pipeline.constraint_objective import ConstraintObjective
 from riq_cli.pipeline.deviation_objective import DeviationObjective
 from riq_cli.pipeline.fixed_layout import FixedLayoutSearch
 from riq_cli.pipeline.formats import check_support
 from riq_cli.pipeline.objective import Objective
-from riq_cli.pipeline.progress import Report, Warn, once
+from riq_cli.pipeline.progress import Progress, Report, Warn, once
 from riq_cli.pipeline.restoration import decompress, measure_restored
 from riq_cli.pipeline.settings import DEFAULT_EPSILON, PRESETS, Settings
 from riq_cli.pipeline.solution import Solution
@@ -47,6 +48,7 @@ def compress(
     warn: Warn | None = None,
     executor: Executor | None = None,
     machines: Machines | None = None,
+    checkpoint: Checkpoint | None = None,
     **options: Any,
 ) -> Archive:
     """The smallest archive of a model that, once it is restored, keeps the target, or the settings' constraint.
@@ -62,13 +64,15 @@ def compress(
         executor: where streams are encoded and decoded; None: here.
         machines: others that statistics are taken on, layers probed and rounded, and candidates measured; None: this
             one alone. The archive has the same bytes.
+        checkpoint: keeps results of steps, or gives those of a run that was interrupted; it stays when the archive is
+            there, see `Checkpoint.remove`. None: nothing is kept.
 
     Returns:
         An archive in memory. Its manifest's `result` holds k, the deviation measured on the restored model, and more.
 
     Raises:
         TargetError: the target cannot be reached.
-        ModelError, CalibrationError, SettingsError: see there.
+        ModelError, CalibrationError, SettingsError, CheckpointError: see there.
     """
     if settings is not None and "constraint" in options:
         raise SettingsError("give the constraint with the settings: without it they have a deviation for their goal")
@@ -77,13 +81,15 @@ def compress(
             raise SettingsError(f"no preset is named {preset!r}; there are {', '.join(PRESETS)}")
         options = PRESETS[preset] | options
     settings = replace(settings, **options) if settings is not None else Settings(**options)
-    job = Compression(model, calibration or Calibration.random(), settings, progress, warn, machines)
-    while True:
-        try:
-            with job.bench() as bench:
-                return job.archive(bench, executor)
-        except UnchangeableError as error:
-            job.keep_exact(error.layers)
+    checkpoint = checkpoint or Checkpoint()
+    job = Compression(model, calibration or Calibration.random(), settings, progress, warn, machines, checkpoint)
+    with contextlib.closing(checkpoint):
+        while True:
+            try:
+                with job.bench() as bench:
+                    return job.archive(bench, executor)
+            except UnchangeableError as error:
+                job.keep_exact(error.layers)
 
 
 class Compression:
@@ -97,16 +103,22 @@ class Compression:
         progress: Report | None,
         warn: Warn | None,
         machines: Machines | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         ignore: Callable[[Any], None] = lambda _: None  # noqa: E731
-        self._settings, self._progress, self._warn = settings, progress or ignore, once(warn or ignore)
-        self._calibration, self._machines = calibration, machines
+        self._settings, self._report, self._warn = settings, progress or ignore, once(warn or ignore)
+        self._calibration, self._machines, self._checkpoint = calibration, machines, checkpoint or Checkpoint()
         self._exact: list[Sequence[int]] = []  # numbers of layers, one model after the other
         if settings.most is not None:
             check_support(model, settings.most, settings.runtime)
         self._take(candidates(model, settings, self._warn))
         for number in self._weights.not_finite:
             self._warn(f"layer {self._model.layers[number].name!r} holds NaN or infinity; it is stored exactly")
+
+    def _progress(self, step: Progress) -> None:
+        """Report a step, with the seconds that results took which were read instead."""
+        seconds, self._checkpoint.read_seconds = self._checkpoint.read_seconds, 0.0
+        self._report(replace(step, read_seconds=seconds))
 
     def _take(self, model: Model) -> None:
         """Begin with a model all of whose layers may be coded."""
@@ -147,10 +159,13 @@ class Compression:
         if not self._weights.matrices:
             yield None
             return
+        found, seconds = self._checkpoint.begin(identity(self._model, self._samples, self._settings), self._warn)
+        if found:
+            self._report(Progress("resumed", found, found, value=seconds))
         with interruptible(ThreadPoolExecutor(self._weights.threads)) as pool:
             bench = Bench(
                 self._model, self._weights, self._samples, self._calibration.kind, self._settings, self._progress,
-                self._warn, pool, self._workers(),
+                self._warn, pool, self._workers(), self._checkpoint,
             )  # fmt: skip
             try:
                 yield bench

@@ -16,7 +16,7 @@ from riq_cli.pipeline.objective import CORRECTION, Objective
 from riq_cli.pipeline.restoration import judge_restored
 from riq_cli.pipeline.settings import DEFAULT_DEVIATION
 from riq_cli.pipeline.solution import Scheme, Solution
-from riq_cli.runtime import Array, Evaluator
+from riq_cli.runtime import Evaluator
 
 _COARSEST = 0.05  # k under a constraint: coarser than any solution
 
@@ -75,13 +75,12 @@ class ConstraintObjective(Objective):
     def excess(self, scheme: Scheme, k: float) -> float:
         """By how much a scheme at k exceeds the limits, on those samples where it was first seen to, else on all."""
         measuring, roles = self._measuring, self._measuring.roles
-        values = measuring.values(scheme, k)
         excess = math.inf
         for among in self._occasions(scheme):
-            found = self.judged(values, among)
+            found = self.judged(scheme, k, among)
             deviation = 0.0
             if measuring.settings.deviation is not None and math.isfinite(found.value):
-                measured = measuring.evaluator.deviation(measuring.form, values, among)
+                measured = measuring.measured(scheme, k, among)
                 # Undefined on these samples, it still is defined on all together, which are measured last.
                 if measured.is_measured:
                     deviation = measuring.promised(scheme, measured) if among == roles.every else measured.mean
@@ -91,16 +90,21 @@ class ConstraintObjective(Objective):
         self.keep(scheme, k, found)
         return excess
 
-    def judged(self, values: Sequence[Array], among: Sequence[int]) -> Judgement:
-        """What the constraint says of a candidate; infinitely bad if the model cannot be run with such weights."""
-        evaluator, form = self._measuring.evaluator, self._measuring.form
+    def judged(self, scheme: Scheme, k: float, among: Sequence[int]) -> Judgement:
+        """What the constraint says of a scheme at k; infinitely bad if the model cannot be run with such weights."""
+        measuring = self._measuring
+        evaluator, form = measuring.evaluator, measuring.form
+
+        def judgement() -> Judgement:
+            return self.judge(evaluator.loaded(form, measuring.values(scheme, k), among))
+
         try:
-            return self.judge(evaluator.loaded(form, values, among))
+            return measuring.step("judgement", scheme, k, judgement)
         except (ModelError, ConstraintError) as error:
             try:
-                evaluator.deviation(form, values, among)
+                evaluator.deviation(form, measuring.values(scheme, k), among)
             except ModelError:
-                self._measuring.explain_once(error)
+                measuring.explain_once(error)
                 return Judgement(math.inf, self.judgements[-1].limit if self.judgements else 0.0)
             raise
 

@@ -6,17 +6,21 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from riq_cli.calibration import augmented
 from riq_cli.errors import ModelError
 from riq_cli.model import Linear
+from riq_cli.pipeline.checkpoint import Checkpoint
 from riq_cli.pipeline.progress import Progress, Report, Warn
 from riq_cli.pipeline.settings import Effort
 from riq_cli.pipeline.weights import Plans, Weights, Widths
 from riq_cli.quantize import stages
-from riq_cli.quantize.plan import LayerPlan
+from riq_cli.quantize.factor import Factor, Integers, PackedFactor
+from riq_cli.quantize.plan import Float64, LayerPlan
+from riq_cli.quantize.rows import RowFactor
 from riq_cli.statistics import moments
 from riq_cli.statistics.autodiff import Floats
 from riq_cli.statistics.fisher import ERRORS, Fisher, collect_fisher
@@ -33,6 +37,8 @@ _DRAWN = 8 * ERRORS  # random errors of a row of a layer in all
 _DRAWN_LEAN = 2 * ERRORS  # … of a large model
 _ENTRIES = 4096  # of a table, whose errors are drawn: as many as a sample's indices are likely to address
 
+Halves = dict[int, tuple[Fisher, Fisher]]  # of the samples, by the number of the layer
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -46,6 +52,7 @@ class Fit:
         pool: its threads work at the same time.
         tell: called at every step.
         warn: called if gradients cannot be taken.
+        checkpoint: keeps what is fitted.
     """
 
     weights: Weights
@@ -55,6 +62,7 @@ class Fit:
     pool: Executor
     tell: Report
     warn: Warn
+    checkpoint: Checkpoint
 
     def plans(self, widths: Widths) -> Plans:
         """Plans by the number of the layer, for those layers that are not just rounded to the nearest.
@@ -67,7 +75,10 @@ class Fit:
         weights: moments.Weights = {}
         if with_gradients and not self.samples.lean:
             try:
-                weights = position_weights(self.samples, self.linear, self._tick, self.effort.probes)
+                weights = self.checkpoint.step(
+                    "position weights",
+                    lambda: position_weights(self.samples, self.linear, self._tick, self.effort.probes),
+                )
             except ModelError as error:
                 with_gradients = False
                 self.warn(f"gradients cannot be taken, so all rows and positions count the same: {error}")
@@ -103,7 +114,9 @@ class Fit:
         more: moments.Weights = {}
         if varied is not None and weights:
             with contextlib.suppress(ModelError):  # the model does not take what was made of its samples
-                more = position_weights(varied, chosen, self._tick, 1)
+                more = self.checkpoint.step(
+                    "position weights of variations", partial(position_weights, varied, chosen, self._tick, 1)
+                )
         plans: dict[int, LayerPlan] = {}
         done = 0
 
@@ -111,16 +124,23 @@ class Fit:
             width, layer, item = widths[number], layers[number], chosen[number]
             assert width is not None
             plan = replace(LayerPlan.of(layer, item.matrix), bias=item.bias, most=self.weights.most)
-            fitted = stages.feed_columns(plan, layer, halves[number], others.get(number), width, without)
+
+            def fitted() -> tuple[Integers, tuple[Factor | PackedFactor, ...], Float64 | None]:
+                found = stages.feed_columns(plan, layer, halves[number], others.get(number), width, without)
+                return found.columns, found.factors, found.mean
+
+            columns, factors, mean = self.checkpoint.step(f"columns {number}", fitted)
             self.weights.release()
-            return fitted.kept(self.weights.keep)
+            return replace(plan, columns=columns, factors=factors, mean=mean).kept(self.weights.keep)
 
         for batch in _batches(chosen, block, weights, 1 if varied is None else 2):
-            halves = self._moments(self.samples, batch, weights, block)
-            try:
-                others = {} if varied is None else self._moments(varied, batch, more, block)
-            except ModelError:  # the model does not take what was made of its samples
-                varied, others = None, {}
+            halves, others = {}, {}
+            if not all(self.checkpoint.has(f"columns {number}") for number in batch):
+                halves = self._moments(self.samples, batch, weights, block)
+                try:
+                    others = {} if varied is None else self._moments(varied, batch, more, block)
+                except ModelError:  # the model does not take what was made of its samples
+                    varied = None
             self.weights.release()
             for number, plan in zip(batch, self.pool.map(fit, batch), strict=True):
                 if plan.factors:
@@ -153,37 +173,54 @@ class Fit:
         }
         if not chosen:
             return {}
-        errors = {number: self._errors(plans.get(number), number) for number in chosen}
-        most = self._most(chosen, 1 if varied is None else 2)
-
-        def collected(observed: Observed, probes: int) -> dict[int, tuple[Fisher, Fisher]]:
-            return collect_fisher(observed, chosen, errors, most, stages.FEW, self._tick, probes)
-
-        try:
-            halves = collected(self.samples, self.effort.probes)
-        except ModelError as error:
-            self.warn(f"gradients cannot be taken, so all rows count the same: {error}")
-            return {}
-        try:
-            others = {} if varied is None else collected(varied, max(1, self.effort.probes // 4))
-        except ModelError:  # the model does not take what was made of its samples
-            others = {}
+        halves: Halves = {}
+        others: Halves = {}
+        if not all(self.checkpoint.has(f"rows {number}") for number in chosen):
+            try:
+                halves, others = self._fisher(chosen, plans, varied)
+            except ModelError as error:
+                self.warn(f"gradients cannot be taken, so all rows count the same: {error}")
+                return {}
 
         def fit(number: int) -> LayerPlan:
             width, layer = widths[number], layers[number]
             assert width is not None
             plan = plans.get(number) or replace(LayerPlan.of(layer, chosen[number].matrix), most=self.weights.most)
-            fitted = stages.feed_rows(plan, layer, halves.pop(number), others.pop(number, None), width, without)
-            self.weights.release()
-            return fitted.kept(self.weights.keep)
 
-        numbers = list(halves)
+            def fitted() -> tuple[Integers, tuple[RowFactor, ...]]:
+                if number not in halves:  # its gradients are not known
+                    return plan.rows, plan.row_factors
+                found = stages.feed_rows(plan, layer, halves.pop(number), others.pop(number, None), width, without)
+                return found.rows, found.row_factors
+
+            rows, factors = self.checkpoint.step(f"rows {number}", fitted)
+            self.weights.release()
+            return replace(plan, rows=rows, row_factors=tuple(factor.kept(self.weights.keep) for factor in factors))
+
         fitted: dict[int, LayerPlan] = {}
-        for done, (number, plan) in enumerate(zip(numbers, self.pool.map(fit, numbers), strict=True), 1):
+        for done, (number, plan) in enumerate(zip(chosen, self.pool.map(fit, chosen), strict=True), 1):
             if not plan.is_elementwise or plan.rows.any():
                 fitted[number] = plan
-            self.tell(Progress("rows", done, len(numbers)))
+            self.tell(Progress("rows", done, len(chosen)))
         return fitted
+
+    def _fisher(self, linear: Mapping[int, Linear], plans: Plans, varied: Observed | None) -> tuple[Halves, Halves]:
+        """Second moments of gradients at the rows of layers where they are known: of the samples, and of variations.
+
+        Raises:
+            ModelError: the model does not take the samples in a form that shows its inner tensors.
+        """
+        errors = {number: self._errors(plans.get(number), number) for number in linear}
+        most = self._most(linear, 1 if varied is None else 2)
+
+        def collected(observed: Observed, probes: int) -> Halves:
+            return collect_fisher(observed, linear, errors, most, stages.FEW, self._tick, probes)
+
+        found, others = collected(self.samples, self.effort.probes), {}
+        if varied is not None:
+            with contextlib.suppress(ModelError):  # the model does not take what was made of its samples
+                others = collected(varied, max(1, self.effort.probes // 4))
+        return found, others
 
     def _errors(self, plan: LayerPlan | None, number: int) -> Floats:
         """Random errors of a row of weights as GPTQ leaves them, f32[groups, columns, errors]."""

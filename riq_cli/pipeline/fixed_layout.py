@@ -121,7 +121,7 @@ class FixedLayoutSearch(ConstraintObjective):
     def _value(self, layout: Layout) -> float:
         """The constraint's value of the whole model in a layout, on the samples that the search may see."""
         scheme = self._scheme(layout)
-        found = self.judged(self._measuring.values(scheme, 1.0), self.visible(scheme))
+        found = self.judged(scheme, 1.0, self.visible(scheme))
         self.keep(scheme, 1.0, found)
         return found.value
 
@@ -197,5 +197,6 @@ class FixedLayoutSearch(ConstraintObjective):
         return self._loss_change(self._measuring.form, values) / offset
 
     def _loss_change(self, form: SessionForm, values: Sequence[Array]) -> float:
-        facts = self.judge(self._measuring.evaluator.loaded(form, values, self._measuring.roles.others)).facts
+        candidate = self._measuring.evaluator.loaded(form, values, self._measuring.roles.others)
+        facts = self._measuring.checkpoint.step("slope", lambda: self.judge(candidate)).facts
         return float(facts["loss_after"]) - float(facts["loss_before"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import Literal
+from typing import Literal, TypeVar
 
 from riq_cli.errors import ModelError, RiqError, TargetError
 from riq_cli.memory import give_back_free_memory
 from riq_cli.model import SessionForm
+from riq_cli.pipeline.checkpoint import Checkpoint
 from riq_cli.pipeline.progress import Progress, Report
 from riq_cli.pipeline.samples import Roles, default_margin
 from riq_cli.pipeline.settings import Settings
@@ -17,6 +18,8 @@ from riq_cli.pipeline.solution import Scheme, Solution
 from riq_cli.pipeline.unchangeable import UnchangeableError, unchangeable
 from riq_cli.pipeline.weights import Plans, Weights, Widths
 from riq_cli.runtime import Array, Deviation, Evaluator
+
+Value = TypeVar("Value")
 
 
 class Measuring:
@@ -32,6 +35,7 @@ class Measuring:
         pool: Executor,
         workers: Executor | None,
         progress: Report,
+        checkpoint: Checkpoint,
     ) -> None:
         """Take what is measured with.
 
@@ -44,10 +48,11 @@ class Measuring:
             pool: threads that quantize.
             workers: other machines that do; None: this one does.
             progress: called at every step.
+            checkpoint: keeps what is measured.
         """
         self.settings, self.weights, self.roles, self.pool = settings, weights, roles, pool
         self.workers = workers
-        self.evaluator, self.form, self.progress = evaluator, form, progress
+        self.evaluator, self.form, self.progress, self.checkpoint = evaluator, form, progress, checkpoint
         self._buffers: list[Array] | None = None  # made when needed: they are as large as the model
         self._newest: tuple[Plans, Widths, list[Array]] | None = None  # what the buffers hold
         self._explained = False
@@ -141,11 +146,28 @@ class Measuring:
     def solution(self, scheme: Scheme, k: float, deviation: float = math.nan) -> Solution:
         """The solution of a scheme at a k: its bin widths and about its bits."""
         widths = self.weights.widths(scheme.allocation, k)
-        return Solution(scheme, k, widths, self.weights.bits(widths, scheme.plans, self.pool), deviation)
+        bits = self.step("bits", scheme, k, lambda: self.weights.bits(widths, scheme.plans, self.pool))
+        return Solution(scheme, k, widths, bits, deviation)
+
+    def step(self, name: str, scheme: Scheme, k: float, compute: Callable[[], Value]) -> Value:
+        """What is computed of a scheme at k, or read from the checkpoint."""
+        return self.checkpoint.step(" ".join(map(str, (name, *scheme.name, float(k)))), compute)
+
+    def measured(self, scheme: Scheme, k: float, among: Sequence[int]) -> Deviation:
+        """The deviation of a scheme at k on some samples, which is neither counted nor reported.
+
+        Raises:
+            ModelError: the model cannot be run.
+        """
+
+        def evaluated() -> Deviation:
+            return self.evaluator.deviation(self.form, self.values(scheme, k), among)
+
+        return self.step("deviation", scheme, k, evaluated)
 
     def _evaluated(self, scheme: Scheme, k: float, among: Sequence[int]) -> Deviation:
         try:
-            return self.evaluator.deviation(self.form, self.values(scheme, k), among)
+            return self.measured(scheme, k, among)
         except ModelError as error:
             self.explain_once(error)
             return self.evaluator.failure(among)
@@ -179,7 +201,9 @@ class Measuring:
         if isinstance(error, TargetError) and math.isfinite(error.best):
             return  # a target that is merely too small
         self.free_memory()
-        numbers = unchangeable(self.weights, self.evaluator, self.form, self.pool)
+        numbers = self.checkpoint.step(
+            "unchangeable", lambda: unchangeable(self.weights, self.evaluator, self.form, self.pool)
+        )
         if numbers:
             raise UnchangeableError(numbers) from error
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 Phase = Literal[
-    "original", "gradients", "statistics", "rows", "probe", "reprobe", "search", "trellis", "coding", "decoding",
-    "models",
+    "resumed", "original", "gradients", "statistics", "rows", "probe", "reprobe", "search", "trellis", "coding",
+    "decoding", "models",
 ]  # fmt: skip
 
 
@@ -25,12 +25,15 @@ class Expected(NamedTuple):
 class Progress:
     """A step of the work, for a progress display.
 
-    The first phase, `original`, runs the original model; `expected` are all phases then, itself included, and `fast`
-    the seconds that the preset of that name would take, infinite where it is no choice. In a `search`, `done` counts
-    evaluations, `k` and `value` are the newest one, of an `allocation`, a `rounding` and an `epsilon`, and `low` and
-    `high` the bracket: the largest k that failed and the smallest that held. In a `probe` or `reprobe`, `value` is the
-    deviation that `layer` caused alone. What `done` and `total` count is weights in `coding` and `decoding`, steps back
-    through the model in `gradients`, samples in `original`, models in `models`, and layers elsewhere.
+    Where a run goes on from a checkpoint, `resumed` comes first: `done` counts the steps that this holds, and `value`
+    the seconds that they took. Then `original` runs the original model; `expected` are all phases then, itself
+    included, and `fast` the seconds that the preset of that name would take, infinite where it is no choice. In a
+    `search`, `done` counts evaluations, `k` and `value` are the newest one, of an `allocation`, a `rounding` and an
+    `epsilon`, and `low` and `high` the bracket: the largest k that failed and the smallest that held. In a `probe` or
+    `reprobe`, `value` is the deviation that `layer` caused alone. What `done` and `total` count is weights in `coding`
+    and `decoding`, steps back through the model in `gradients`, samples in `original`, models in `models`, and layers
+    elsewhere. `read_seconds` is how long it took to compute, in the run before, what was read from a checkpoint since
+    the step before.
     """
 
     phase: Phase
@@ -47,6 +50,7 @@ class Progress:
     measure: Literal["deviation", "constraint"] = "deviation"
     expected: tuple[Expected, ...] = ()
     fast: float = math.inf
+    read_seconds: float = 0.0
 
 
 Report = Callable[[Progress], None]

@@ -12,7 +12,6 @@ from typing import Literal
 
 from riq_cli.allocate.probing import Probe, Quantize, Sensitivities, probe, probe_again
 from riq_cli.errors import ModelError, TargetError
-from riq_cli.executors import begun, ordered
 from riq_cli.pipeline import search
 from riq_cli.pipeline.deviation_objective import DeviationObjective
 from riq_cli.pipeline.fitting import Fit
@@ -109,7 +108,8 @@ class Preparation:
             self._session = None
 
     def _probed(self, plans: Plans, widths: Widths, k: float, budget: float) -> Sensitivities:
-        weights, workers = self._measuring.weights, self._measuring.workers
+        weights, checkpoint = self._measuring.weights, self._measuring.checkpoint
+        workers = self._measuring.workers
         probes: dict[int, Probe] = {}
 
         def report(phase: Literal["probe", "reprobe"], done: int, total: int, number: int) -> None:
@@ -119,9 +119,11 @@ class Preparation:
 
         numbers = weights.codable
         first = [weights.norms[number] / k if (width := widths[number]) is None else width for number in numbers]
-        found = begun(workers, self.probe, numbers, map(plans.get, numbers), first, itertools.repeat(budget))
-        for done, (number, result) in enumerate(zip(numbers, found, strict=True), 1):
-            probes[number] = result()
+        found = checkpoint.mapped(
+            "probe", workers, self.probe, numbers, map(plans.get, numbers), first, itertools.repeat(budget)
+        )
+        for done, (number, probed) in enumerate(zip(numbers, found, strict=True), 1):
+            probes[number] = probed
             report("probe", done, len(numbers), number)
         if failed := [number for number, found in probes.items() if found.failed]:
             raise UnchangeableError(failed)
@@ -130,17 +132,18 @@ class Preparation:
             [probes[number].width for number in readable],
             [plans.get(number) for number in readable],
         )
-        drawn = ordered(self._measuring.workers or self._measuring.pool, weights.curve, readable, middles, chosen_plans)
+        executor = workers or self._measuring.pool
+        drawn = checkpoint.mapped("curve", executor, weights.curve, readable, middles, chosen_plans)
         curves = dict(zip(readable, drawn, strict=True))
         sensitivities = Sensitivities(probes, curves, weights.sizes, weights.norms, weights.peaks)
         chosen = sensitivities.widths(budget)
         again = {number: width for number, width in chosen.items() if not probes[number].is_near(width)}
         chosen_plans = [plans.get(number) for number in again]
-        found = begun(
-            self._measuring.workers, self.probe_again, again, chosen_plans, map(probes.get, again), again.values()
+        found = checkpoint.mapped(
+            "reprobe", workers, self.probe_again, again, chosen_plans, map(probes.get, again), again.values()
         )
-        for done, (number, result) in enumerate(zip(again, found, strict=True), 1):
-            probes[number] = result()
+        for done, (number, probed) in enumerate(zip(again, found, strict=True), 1):
+            probes[number] = probed
             report("reprobe", done, len(again), number)
         return sensitivities
 
@@ -243,11 +246,14 @@ class Solver:
         weights, widths = measuring.weights, measuring.weights.widths(scheme.allocation, k)
 
         plans: dict[int, LayerPlan] = {}
-        numbers = [number for number in weights.matrices if widths[number] is not None]
-        executor, given = measuring.workers or measuring.pool, [widths[number] for number in numbers]
-        found = ordered(executor, weights.on_trellis, numbers, given, map(scheme.plans.get, numbers))
-        for done, (number, plan) in enumerate(zip(numbers, found, strict=True), 1):
-            if plan.trellis:
-                plans[number] = plan
-            measuring.progress(Progress("trellis", done, len(numbers)))
+        chosen = {number: width for number in weights.matrices if (width := widths[number]) is not None}
+        found = measuring.checkpoint.mapped(
+            "trellis", measuring.workers or measuring.pool, weights.gains_by_trellis, chosen, chosen.values(),
+            map(scheme.plans.get, chosen),
+        )  # fmt: skip
+        for done, ((number, width), gains) in enumerate(zip(chosen.items(), found, strict=True), 1):
+            if gains:
+                layer = weights.layers[number]
+                plans[number] = (scheme.plans.get(number) or LayerPlan.nearest(layer)).on_trellis(layer, width)
+            measuring.progress(Progress("trellis", done, len(chosen)))
         return replace(scheme, plans={**scheme.plans, **plans}) if plans else None

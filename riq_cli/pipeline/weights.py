@@ -264,10 +264,10 @@ class Weights:
         self.release()
         return found
 
-    def on_trellis(self, number: int, width: float, plan: LayerPlan | None) -> LayerPlan:
-        """The plan of one layer along a trellis, where that saves bits at about a bin width; else as it is."""
+    def gains_by_trellis(self, number: int, width: float, plan: LayerPlan | None) -> bool:
+        """Whether one layer takes fewer bits along a trellis, at equal error and about a bin width."""
         layer = self.layers[number]
-        return (plan or LayerPlan.nearest(layer)).with_trellis(layer, width)
+        return (plan or LayerPlan.nearest(layer)).with_trellis(layer, width).trellis
 
     def restored(self, number: int, width: float, plan: LayerPlan) -> tuple[Array, float]:
         """The restored weights of one layer that is not just rounded to the nearest, and about the bits that it takes.

@@ -179,10 +179,14 @@ class LayerPlan:
         """
         if self.matrix.lanes is None or self.matrix.shape[2] < _LANE:
             return self
-        other = replace(self._narrowed(layer, width), trellis=True)
+        other = self.on_trellis(layer, width)
         (bits, error), (fewer, less) = self.sampled(layer, width), other.sampled(layer, width)
         saved = bits - fewer - layer.size / 2 * math.log2(max(less / error, 1e-9)) if error > 0 else 0.0
         return other if saved > 0 else self
+
+    def on_trellis(self, layer: Layer, width: float) -> LayerPlan:
+        """The plan along a trellis at about this bin width, whether or not that saves bits."""
+        return replace(self._narrowed(layer, width), trellis=True)
 
     def _narrowed(self, layer: Layer, width: float) -> LayerPlan:
         """The same with narrower bins of rows that are nearly 0: on a trellis, symbol 0 is a quarter of a bin.

@@ -83,6 +83,11 @@ class Runtime:
         return options
 
 
+def engine_version() -> str:
+    """The version of onnxruntime."""
+    return str(onnxruntime.__version__)
+
+
 def check_providers(providers: Iterable[Provider]) -> None:
     """Nothing, if onnxruntime has all of these execution providers.
 
