@@ -192,7 +192,7 @@ def test_the_page_runs_the_model_and_measures_the_deviation(folder: Path, site: 
     found = json.loads(riq(*command, "--output", "logits", folder=folder).stdout)
     assert float(shown["facts"]["Deviation"]) == pytest.approx(found["deviation"], rel=1e-3)
     assert (shown["title"], shown["error"], shown["overflows"]) == ("cnn", False, False)
-    assert shown["output"].startswith("logits\t1×10 float32\tlargest:")
+    assert shown["output"].startswith("logits\t1×10 float32\t[")
     assert shown["schemes"][0] != shown["schemes"][1]
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from tests import builders
 from tests.command import fails, riq
+from tests.node import MODULE, needs_node, run
 
 SHIPPED = {"index.html", "page.js", "worker.js", "samples.js", "riqz.js"}
 RUNTIME = {"ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"}
@@ -71,7 +72,7 @@ def test_a_page_holds_the_archive_and_what_decodes_it(folder: Path) -> None:
         "bytes": len(archive),
         "source": (folder / "model.onnx").stat().st_size,
         "weights": sum(int(np.prod(layer["shape"])) for layer in manifest["layers"]),
-        "deviation": manifest["result"]["deviation"],
+        "deviations": {tensor["name"]: tensor["mean"] for tensor in manifest["result"]["measured"]},
         "runtime": None,
         "samples": None,
         "images": {
@@ -165,3 +166,75 @@ def test_what_goes_wrong_is_told_and_leaves_no_page(code: int, message: str, com
     before = names(folder)
     fails(code, message, *shlex.split(command), folder=folder)
     assert names(folder) == before
+
+
+INPUTS = [
+    {"name": "x", "type": "float32", "shape": ["any", 3, 2]},
+    {"name": "ids", "type": "int64", "shape": ["any", "any"]},
+    {"name": "rate", "type": "int64", "shape": []},
+    {"name": "mask", "type": "bool", "shape": ["any"]},
+]
+IMAGES = {"mean": [0], "std": [1], "scale": 1, "channel_order": "rgb", "image_layout": "nchw"}
+
+
+def feeds(path: Path, inputs: list[dict[str, Any]]) -> list[dict[str, Any]] | str:
+    """The feeds that the page makes of a file, with all numbers as text; or what is wrong."""
+    found: list[dict[str, Any]] | str = run(
+        """
+        const file = new File([readFileSync(given[0])], given[0]);
+        const seen = ({ type, dims, data }) => [type, dims, Array.from(data, String)];
+        const show = (feed) => Object.fromEntries(Object.entries(feed).map(([name, array]) => [name, seen(array)]));
+        const [inputs, images] = given.slice(1).map(JSON.parse);
+        return readFeeds(file, inputs, images).then((feeds) => feeds.map(show), ({ message }) => message);
+        """,
+        path,
+        json.dumps(inputs),
+        json.dumps(IMAGES),
+        prelude=f"""
+        import {{ readFileSync }} from "node:fs";
+        import {{ readFeeds }} from {json.dumps((MODULE.parent / "samples.js").as_uri())};
+        """,
+    )
+    return found
+
+
+@needs_node
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_arrays_are_cut_into_samples_and_converted(save: Any, tmp_path: Path) -> None:
+    x = np.asfortranarray(np.arange(24.0).reshape(4, 3, 2) / 8)  # float64
+    ids = np.arange(20, dtype=np.int32).reshape(4, 1, 5) - 3  # a whole input in each row
+    save(tmp_path / "data.npz", x=x, ids=ids, rate=np.int64(2**60 + 1), mask=np.array([True]))
+    found = feeds(tmp_path / "data.npz", INPUTS)
+    assert len(found) == 4
+    for number, feed in enumerate(found):
+        assert feed == {
+            "x": ["float32", [1, 3, 2], [f"{value:g}" for value in x[number].ravel()]],
+            "ids": ["int64", [1, 5], [str(value) for value in ids[number].ravel()]],
+            "rate": ["int64", [], [str(2**60 + 1)]],
+            "mask": ["bool", [1], ["1"]],
+        }
+
+
+@needs_node
+@pytest.mark.parametrize(
+    ("message", "arrays"),
+    [
+        ("an array of shape 4×2×2 does not fit x (float32, any×3×2)", {"x": np.zeros((4, 2, 2))}),
+        ("the arrays hold different numbers of samples",
+         {"x": np.zeros((2, 3, 2)), "ids": np.zeros((3, 1)), "rate": np.int64(1), "mask": np.zeros(1)}),
+        ("the file holds y; the model takes x (float32, any×3×2)", {"y": np.zeros((2, 3, 2))}),
+        ("arrays of the type >f4 cannot be read", {"x": np.zeros((2, 3, 2), ">f4")}),
+        ("the array for x holds no samples", {"x": np.zeros((0, 3, 2))}),
+        ("float16 was given for x (float32, any×3×2)", {"x": np.zeros((2, 3, 2), np.float16)}),
+    ],
+)  # fmt: skip
+def test_arrays_that_do_not_fit_are_told(message: str, arrays: dict[str, Any], tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", **arrays)
+    assert feeds(tmp_path / "data.npz", INPUTS[: len(arrays)]) == message
+
+
+@needs_node
+def test_a_file_that_is_cut_off_is_told(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=np.zeros((4, 3, 2)))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "data.npz").read_bytes()[:-30])
+    assert feeds(tmp_path / "cut.npz", INPUTS[:1]) == "the .npz file is cut off"

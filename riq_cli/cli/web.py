@@ -163,7 +163,7 @@ def _content(archive: Archive, path: str) -> dict[str, Any]:
         "bytes": archive.size,
         "source": manifest.source.get("bytes"),
         "weights": sum(layer.size for layer in manifest.layers),
-        "deviation": manifest.result.get("deviation"),
+        "deviations": {tensor["name"]: tensor["mean"] for tensor in manifest.result.get("measured", [])},
     }
 
 

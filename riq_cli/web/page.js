@@ -19,10 +19,8 @@ const handlers = {
     else status("This page has no onnxruntime-web to run the model with; riq web --runtime adds it.");
   },
 
-  ready(inputs) {
-    const takesImage = inputs.length === 1 && inputs[0].shape.length === 4;
-    const taken = inputs.map(({ name, type, shape }) => `${name} (${type}, ${shape.join("×")})`).join(", ");
-    at("takes").textContent = `${takesImage ? "an image, or " : ""}an .npz file with ${taken}`;
+  ready({ inputs, takesImage }) {
+    at("takes").textContent = `${takesImage ? "an image, or " : ""}an .npz file with ${inputs.join(", ")}`;
     at("samples").hidden = false;
     status(page.samples ? "Running the samples …" : "");
   },
@@ -33,7 +31,8 @@ const handlers = {
     fact("One run", time(seconds), samples === 1 ? "of 1 sample" : `mean of ${samples} samples`);
     if (deviations.length) {
       const largest = deviations.reduce((one, other) => (other.mean > one.mean ? other : one));
-      const beside = page.deviation === null ? "" : `; at compression ${number(page.deviation)}`;
+      const recorded = page.deviations[largest.name];
+      const beside = recorded === undefined ? "" : `; at compression ${number(recorded)}`;
       fact("Deviation", number(largest.mean), `worst sample ${number(largest.worst)}${beside}`);
     }
     at("source").textContent = `Of ${samples === 1 ? "" : "the first sample in "}${source}:`;
@@ -75,16 +74,14 @@ function fact(name, value, note) {
   else at("facts").append(box);
 }
 
-function row({ name, type, dims, isChoice, isWhole, values }) {
+function row({ name, shape, pairs }) {
   const line = document.createElement("tr");
-  const shown = values.map(({ at: place, value }) => {
+  const shown = pairs.flatMap(([label, value]) => {
     const span = document.createElement("span");
-    span.textContent = `${isChoice ? `[${place}] ` : ""}${typeof value === "number" ? number(value) : value}`;
-    return span;
+    span.textContent = `${label} ${typeof value === "string" ? value : number(Number(value))}`;
+    return [span, " "]; // where a line may end
   });
-  const more = isWhole ? [] : ["…"];
-  const cells = [[name], [`${dims.join("×") || "1"} ${type}`], [...(isChoice ? ["largest: "] : []), ...shown, ...more]];
-  for (const content of cells) {
+  for (const content of [[name], [shape], shown]) {
     const cell = document.createElement("td");
     cell.append(...content);
     line.append(cell);

@@ -24,7 +24,7 @@ for (const bytes of [1, 2, 4, 8]) {
  * The feeds in a file, one for each sample.
  *
  * `file`: a File: .npz, .npy, or an image.
- * `inputs`: those of the model, as onnxruntime-web describes them: `{name, type, shape}`.
+ * `inputs`: those of the model: `{name, type, shape}`; a free dimension is a string.
  * `preparation`: how an image becomes an input: `{mean, std, scale, channel_order, image_layout}`, as in riq compress.
  */
 export async function readFeeds(file, inputs, preparation) {
@@ -37,16 +37,25 @@ export async function readFeeds(file, inputs, preparation) {
   return [await imageFeed(file, inputs, preparation)];
 }
 
+/** An input in words: its name, type and shape. */
+export const described = ({ name, type, shape }) => `${name} (${type}, ${shape.join("×") || "one number"})`;
+
 // Images
 
-async function imageFeed(file, inputs, { mean, std, scale, channel_order: order, image_layout: layout }) {
-  const [input] = inputs;
-  const isFirst = layout === "nchw"; // channels come first
-  const { length } = input.shape;
-  const channels = input.shape[isFirst ? 1 : 3];
-  if (inputs.length !== 1 || length !== 4 || ![1, 3].includes(channels)) {
+/** Whether the model's input is one image, with channels where `preparation` has them. */
+export function takesImage(inputs, { image_layout: layout }) {
+  const [{ shape }] = inputs;
+  return inputs.length === 1 && shape.length === 4 && [1, 3].includes(shape[layout === "nchw" ? 1 : 3]);
+}
+
+async function imageFeed(file, inputs, preparation) {
+  if (!takesImage(inputs, preparation)) {
     throw new Error(`the model takes no image, but ${inputs.map(described).join(", ")}; drop an .npz file`);
   }
+  const { mean, std, scale, channel_order: order, image_layout: layout } = preparation;
+  const [input] = inputs;
+  const isFirst = layout === "nchw"; // channels come first
+  const channels = input.shape[isFirst ? 1 : 3];
   const picture = await createImageBitmap(file).catch(() => {
     throw new Error(`${file.name}: is neither an .npz or .npy file nor an image`);
   });
@@ -127,8 +136,6 @@ function converted({ type, dims, data }, input) {
   const convert = isBig ? (value) => BigInt(value) : input.type === "bool" ? (value) => Boolean(value) : Number;
   return { type: input.type, dims, data: Values.from(data, convert) };
 }
-
-const described = ({ name, type, shape }) => `${name} (${type}, ${shape.join("×") || "one number"})`;
 
 // Files of NumPy
 

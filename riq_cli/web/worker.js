@@ -6,16 +6,16 @@
  */
 
 import { restore } from "./riqz.js";
-import { readFeeds, readNpz } from "./samples.js";
+import { described, readFeeds, readNpz, takesImage } from "./samples.js";
 
-const LARGEST = 5; // values of an output that are shown
-let page, ort, session;
+const SHOWN = 5; // values of an output, at most
+let page, ort, session, inputs;
 
 self.onmessage = async ({ data }) => {
   try {
     if (data.page) await start(data.page);
     else {
-      const feeds = await readFeeds(data.file, session.inputMetadata, page.images);
+      const feeds = await readFeeds(data.file, inputs, page.images);
       await run(feeds.map((inputs) => ({ inputs, outputs: {} })), data.file.name);
     }
   } catch (error) {
@@ -31,7 +31,10 @@ async function start(content) {
   ort = await import(new URL("ort.wasm.min.mjs", folder));
   ort.env.wasm.wasmPaths = folder.href;
   session = await ort.InferenceSession.create(model.model, { externalData: model.externalData });
-  postMessage({ ready: session.inputMetadata });
+  // onnxruntime-web gives a free dimension without a name as 2^32 − 1.
+  const named = (dim) => (dim >= 2 ** 31 ? "any" : dim);
+  inputs = session.inputMetadata.map(({ name, type, shape }) => ({ name, type, shape: shape.map(named) }));
+  postMessage({ ready: { inputs: inputs.map(described), takesImage: takesImage(inputs, page.images) } });
   if (page.samples) await run(await readSamples(await (await found(page.samples)).blob()), "the page's own samples");
 }
 
@@ -97,13 +100,26 @@ async function run(samples, source) {
   postMessage({ result: { source, samples: samples.length, seconds: passed / samples.length / 1000, outputs, deviations } });
 }
 
-/** What is shown of an output: its first values, or the largest if it looks like scores of classes. */
+/** What is shown of an output: pairs of a label and a value. */
 function shownOutput(name, { type, dims, data }) {
-  const isChoice = type.startsWith("float") && data.length > LARGEST && data.length === dims.at(-1);
-  const places = Array.from(isChoice ? data.keys() : data.slice(0, LARGEST).keys());
-  if (isChoice) places.sort((one, other) => data[other] - data[one]);
-  const values = places.slice(0, LARGEST).map((at) => ({ at, value: type === "string" ? data[at] : Number(data[at]) }));
-  return { name, type, dims: Array.from(dims), isChoice, isWhole: data.length <= LARGEST, values };
+  return { name, shape: `${dims.join("×") || "1"} ${type}`, pairs: pairsOf(type, dims, data) };
+}
+
+/** All values if they are few, the largest if these look like scores of classes, else least, largest and mean. */
+function pairsOf(type, dims, data) {
+  if (data.length <= SHOWN || type === "string") return Array.from(data.slice(0, SHOWN), (value) => ["", value]);
+  if (type.startsWith("float") && data.length === dims.at(-1)) {
+    const places = Array.from(data.keys()).sort((one, other) => data[other] - data[one]);
+    return places.slice(0, SHOWN).map((place) => [`[${place}]`, data[place]]);
+  }
+  let [least, largest, sum] = [Infinity, -Infinity, 0];
+  for (const value of data) {
+    const number = Number(value);
+    least = Math.min(least, number);
+    largest = Math.max(largest, number);
+    sum += number;
+  }
+  return [["min", least], ["max", largest], ["mean", sum / data.length]];
 }
 
 /**
