@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from riq_cli.calibration import Calibration
     from riq_cli.errors import RiqError
     from riq_cli.model import Model
-    from riq_cli.pipeline import Settings, check, compress, decompress, verify
+    from riq_cli.pipeline import Checkpoint, Settings, check, compress, decompress, verify
     from riq_cli.pipeline.sweep import sweep
     from riq_cli.runtime import Deviation
     from riq_cli.session import load_session
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Archive",
     "Calibration",
+    "Checkpoint",
     "Deviation",
     "Model",
     "RiqError",
