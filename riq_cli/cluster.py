@@ -18,6 +18,7 @@ from riq_cli.text import first_line
 from riq_cli.version import VERSION
 
 _CONNECTING = "20s"  # until a scheduler that does not answer is an error
+_LARGE = "1TB"  # of the arguments of a job, of which Dask would warn from 10 MB on
 _LOOK = 1.0  # seconds between two looks at the workers
 _PATIENCE = 30  # looks in a row that find no worker, until none is waited for
 
@@ -102,7 +103,8 @@ def cluster(scheduler: str) -> Iterator[Cluster]:
     if "://" not in scheduler and not Path(scheduler).is_file():  # Dask would wait for it
         raise RiqError(f"{scheduler}: neither an address, such as tcp://host:8786, nor a scheduler file")
     named = {"address": scheduler} if "://" in scheduler else {"scheduler_file": scheduler}
-    with dask.config.set({"distributed.comm.timeouts.connect": _CONNECTING}):
+    own = {"distributed.comm.timeouts.connect": _CONNECTING, "distributed.admin.large-graph-warning-threshold": _LARGE}
+    with dask.config.set(own):
         try:
             client = Client(**named, set_as_default=False)
         except Exception as error:  # Dask raises what it likes

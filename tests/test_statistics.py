@@ -25,8 +25,8 @@ from riq_cli.runtime import Runtime
 from riq_cli.statistics.autodiff import Gradients
 from riq_cli.statistics.autodiff.backward import RULES
 from riq_cli.statistics.autodiff.rule import Call, NoRuleError
-from riq_cli.statistics.fisher import ERRORS, Fisher, collect_fisher
-from riq_cli.statistics.gradients import Observed, position_weights
+from riq_cli.statistics.fisher import ERRORS, Fisher, Take, collect_fisher, error_products
+from riq_cli.statistics.gradients import Observed, Tick, position_weights, squared_gradients
 from riq_cli.statistics.hessian import Damping, Hessian, factorized, least_damping
 from riq_cli.statistics.moments import Moments, PositionWeights, collect, inputs_of, nbytes
 
@@ -489,9 +489,7 @@ def test_g_is_what_differences_show(name: str, tmp_path: Path) -> None:
     shapes = {number: item.matrix.shape for number, item in found.linear.items()}
     errors = {n: random.standard_normal((g, k, 2 * ERRORS), np.float32) for n, (g, _, k) in shapes.items()}
     steps: list[tuple[int, int]] = []
-    collected = collect_fisher(
-        found.observed, found.linear, errors, 6, 8, lambda done, total: steps.append((done, total)), PROBES
-    )
+    collected = collected_fisher(found, errors, 6, lambda done, total: steps.append((done, total)))
     assert steps == [(1, 3), (2, 3), (3, 3)]
     assert set(collected) == set(found.numbers.values())
     for layer, number in found.numbers.items():
@@ -509,10 +507,18 @@ def test_g_is_what_differences_show(name: str, tmp_path: Path) -> None:
                 np.testing.assert_allclose(moments, expected, atol=2e-2 * squares.max())
 
 
+def collected_fisher(found: Net, errors: dict[int, Floats], most: int, tick: Tick) -> dict[int, tuple[Fisher, Fisher]]:
+    def products(take: Take) -> set[int]:
+        runs = range(len(found.observed.samples))
+        return error_products(found.observed, found.linear, errors, tick, PROBES, runs, take)
+
+    return collect_fisher(found.observed, found.linear, most, 8, products)
+
+
 def fisher(found: Net) -> dict[str, Floats]:
     """The diagonals of G in both halves, by layer, with equal errors in all weights of a row."""
     errors = {n: np.ones((i.matrix.shape[0], i.matrix.shape[2], ERRORS), np.float32) for n, i in found.linear.items()}
-    collected = collect_fisher(found.observed, found.linear, errors, 64, 8, ignored, PROBES)
+    collected = collected_fisher(found, errors, 64, ignored)
     names = {number: name for name, number in found.numbers.items()}
     return {names[n]: np.stack([half.squares for half in halves]) for n, halves in collected.items()}
 
@@ -533,7 +539,9 @@ def test_a_large_model_has_the_same_g_and_is_released_at_every_product(tmp_path:
 
 def weights_of(found: Net, probes: int = 16) -> dict[str, list[np.ndarray]]:
     """Weights of all positions by the output of the operation, one array for each run."""
-    weights = position_weights(found.observed, found.linear, ignored, probes)
+    runs = range(len(found.observed.samples))
+    squares = squared_gradients(found.observed, found.linear, ignored, probes, runs)
+    weights = position_weights(found.linear, squares, len(runs))
     return {
         leaving.operation[0]: [np.repeat(run.values, run.step)[: run.count] for run in runs]
         for leaving, runs in weights.items()
@@ -581,7 +589,7 @@ def test_tables_and_small_layers_have_no_weights(tmp_path: Path) -> None:
 def test_where_a_model_cannot_run_there_are_no_weights(tmp_path: Path) -> None:
     found = net("Gather table x > t; MatMul t w > y", {"table": (50, 64), "w": (64, 16)}, [np.full(150, 50)], tmp_path)
     with pytest.raises(ModelError):
-        position_weights(found.observed, found.linear, ignored, 4)
+        squared_gradients(found.observed, found.linear, ignored, 4, range(1))
 
 
 # ---- layers of which not all is known -------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from riq_cli.archive import Archive
 from riq_cli.calibration import Calibration, Sample, digest, scarcity
@@ -32,6 +33,9 @@ from riq_cli.pipeline.solver import Preparation
 from riq_cli.pipeline.weights import Weights
 from riq_cli.runtime import Deviation, Evaluator, Observer, Prober, activation_ranges, inlined
 from riq_cli.statistics.gradients import Halves, Observed
+
+if TYPE_CHECKING:
+    from riq_cli.pipeline.workers import Workers
 
 _PROBE_SAMPLES = 8, 4  # of small models, of large ones
 _SMALL = 1 << 22  # weights
@@ -59,7 +63,7 @@ class Bench:
         progress: Report,
         warn: Warn,
         pool: Executor,
-        workers: Executor | None,
+        workers: Workers | None,
         checkpoint: Checkpoint,
     ) -> None:
         """Run the original on all samples, and report the phases to come.
@@ -80,7 +84,8 @@ class Bench:
             ModelError, SettingsError, CalibrationError: the original cannot be run, or not be measured.
         """
         self._original, self._weights, self._settings = model, weights, settings
-        self._progress, self._warn, self._pool, self._checkpoint = progress, warn, pool, checkpoint
+        self._progress, self._warn, self._pool, self._workers = progress, warn, pool, workers
+        self._checkpoint = checkpoint
         searches, is_random = settings.k is None, kind == "random"
         form = self._form(model, samples)
         began = time.perf_counter()
@@ -186,7 +191,10 @@ class Bench:
             self.model.layers, observed, evaluator.measured, halves, settings.runtime, evaluator.is_lean,
             weights.release, weights.keep,
         )  # fmt: skip
-        return Fit(weights, chosen, seen, settings.work, self._pool, self._progress, self._warn, self._checkpoint)
+        return Fit(
+            weights, chosen, seen, settings.work, self._pool, self._workers, self._progress, self._warn,
+            self._checkpoint,
+        )  # fmt: skip
 
     def _prober(self, form: SessionForm, evaluator: Evaluator, samples: Sequence[Sample]) -> Callable[[], Prober]:
         """What starts a session that probes layers on samples."""

@@ -6,12 +6,15 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, cached_property, partial
+from itertools import repeat
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from riq_cli.calibration import augmented
 from riq_cli.errors import ModelError
+from riq_cli.executors import begun, ordered
 from riq_cli.model import Linear
 from riq_cli.pipeline.checkpoint import Checkpoint
 from riq_cli.pipeline.progress import Progress, Report, Warn
@@ -23,8 +26,11 @@ from riq_cli.quantize.plan import Float64, LayerPlan
 from riq_cli.quantize.rows import RowFactor
 from riq_cli.statistics import moments
 from riq_cli.statistics.autodiff import Floats
-from riq_cli.statistics.fisher import ERRORS, Fisher, collect_fisher
-from riq_cli.statistics.gradients import LEAST, Observed, position_weights
+from riq_cli.statistics.fisher import ERRORS, Fisher, Take, collect_fisher, error_products
+from riq_cli.statistics.gradients import LEAST, Observed, Squares, position_weights, squared_gradients
+
+if TYPE_CHECKING:
+    from riq_cli.pipeline.workers import Workers
 
 LEAST_SAMPLES = 8  # for gradients: two that judge two others know next to nothing of how samples differ
 _MOMENTS = 1 << 26  # bytes of second moments that are held at a time
@@ -37,7 +43,10 @@ _DRAWN = 8 * ERRORS  # random errors of a row of a layer in all
 _DRAWN_LEAN = 2 * ERRORS  # … of a large model
 _ENTRIES = 4096  # of a table, whose errors are drawn: as many as a sample's indices are likely to address
 
+
 Halves = dict[int, tuple[Fisher, Fisher]]  # of the samples, by the number of the layer
+FedColumns = tuple[Integers, tuple[Factor | PackedFactor, ...], Float64 | None]  # codes, factors, means
+FedRows = tuple[Integers, tuple[RowFactor, ...]]  # codes, factors
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,7 @@ class Fit:
         samples: the model, and samples to fit to in two halves.
         effort: how much work goes into it.
         pool: its threads work at the same time.
+        workers: other machines that take statistics and fit; None: this one does.
         tell: called at every step.
         warn: called if gradients cannot be taken.
         checkpoint: keeps what is fitted.
@@ -60,6 +70,7 @@ class Fit:
     samples: Observed
     effort: Effort
     pool: Executor
+    workers: Workers | None
     tell: Report
     warn: Warn
     checkpoint: Checkpoint
@@ -70,23 +81,19 @@ class Fit:
         Args:
             widths: about the bin widths that layers will have.
         """
-        without, varied = self.weights.without, self._varied()
         with_gradients = self.takes_gradients
         weights: moments.Weights = {}
         if with_gradients and not self.samples.lean:
             try:
-                weights = self.checkpoint.step(
-                    "position weights",
-                    lambda: position_weights(self.samples, self.linear, self._tick, self.effort.probes),
-                )
+                weights = self.checkpoint.step("position weights", lambda: self._position_weights(list(self.linear)))
             except ModelError as error:
                 with_gradients = False
                 self.warn(f"gradients cannot be taken, so all rows and positions count the same: {error}")
         plans: dict[int, LayerPlan] = {}
-        if "gptq" not in without:
-            plans = self._fed_along_columns(widths, weights, varied)
+        if "gptq" not in self.weights.without:
+            plans = self._fed_along_columns(widths, weights)
         if with_gradients:
-            plans |= self._fed_along_rows(plans, widths, varied)
+            plans |= self._fed_along_rows(plans, widths)
         return plans
 
     @property
@@ -95,61 +102,112 @@ class Fit:
         rows = sum(sample.rows for sample in self.samples.samples)
         return self.effort.gradients and "gradients" not in self.weights.without and rows >= LEAST_SAMPLES
 
-    def _varied(self) -> Observed | None:
+    @cached_property
+    def varied(self) -> Observed | None:
         """Variations of the samples of each half; None beside a large model, where there is no room for them."""
         if self.samples.lean or not self.effort.augmentation or "augmentation" in self.weights.without:
             return None
         first, second = (augmented(half, self.effort.augmentation) for half in self.samples.halves)
         return replace(self.samples, halves=(first, second)) if first and second else None
 
+    def observed(self, varied: bool) -> Observed:
+        """The samples, or their variations."""
+        found = self.varied if varied else self.samples
+        assert found is not None
+        return found
+
+    # ---- positions ----
+
+    def _position_weights(self, numbers: Sequence[int], varied: bool = False) -> moments.Weights:
+        """What positions of products of some layers count for."""
+        observed, squares = self.observed(varied), Squares()
+        parts = self._parts(observed)
+        found = ordered(self.workers, self.squared_gradients, repeat(varied), repeat(numbers), parts)
+        for done, part in enumerate(found, 1):
+            squares |= part
+            self._tick(done, len(parts))
+        return position_weights({n: self.linear[n] for n in numbers}, squares, len(observed.samples))
+
+    def squared_gradients(self, varied: bool, numbers: Sequence[int], runs: Sequence[int]) -> Squares:
+        """Squared gradients of some runs at positions of products; see `gradients.squared_gradients`."""
+        linear, probes = {number: self.linear[number] for number in numbers}, 1 if varied else self.effort.probes
+        return squared_gradients(self.observed(varied), linear, self._tick, probes, runs)
+
+    def _parts(self, observed: Observed) -> list[range]:
+        """Numbers of the runs, a part for each worker."""
+        runs = len(observed.samples)
+        parts = 1 if self.workers is None else min(self.workers.count, runs)
+        return [range(begin, end) for begin, end in moments.bounds_of(runs, parts)]
+
     # ---- along columns ----
 
-    def _fed_along_columns(
-        self, widths: Widths, weights: moments.Weights, varied: Observed | None
-    ) -> dict[int, LayerPlan]:
+    def _fed_along_columns(self, widths: Widths, weights: moments.Weights) -> dict[int, LayerPlan]:
         """Plans of the layers whose errors are fed forward along columns."""
-        layers, without = self.weights.layers, self.weights.without
         chosen = {n: item for n, item in self.linear.items() if widths[n] is not None and not item.is_table}
-        block = _block(chosen, sum(layers[number].values.nbytes for number in chosen))
+        block = _block(chosen, sum(self.weights.layers[number].values.nbytes for number in chosen))
         more: moments.Weights = {}
-        if varied is not None and weights:
+        if self.varied is not None and weights:
             with contextlib.suppress(ModelError):  # the model does not take what was made of its samples
                 more = self.checkpoint.step(
-                    "position weights of variations", partial(position_weights, varied, chosen, self._tick, 1)
+                    "position weights of variations", lambda: self._position_weights(list(chosen), varied=True)
                 )
+        batches = [list(batch) for batch in _batches(chosen, block, weights, 1 if self.varied is None else 2)]
+        missing = [batch for batch in batches if not all(self.checkpoint.has(f"columns {n}") for n in batch)]
+        given = [(_of_products(chosen, batch, weights), _of_products(chosen, batch, more)) for batch in missing]
+        found = begun(self.workers, self.fed_along_columns, missing, repeat(block), repeat(widths), given)
         plans: dict[int, LayerPlan] = {}
+
+        def fitted(batch: Sequence[int]) -> Iterator[FedColumns]:
+            fit = cache(next(found)) if batch in missing else list
+
+            def one(index: int) -> FedColumns:
+                return fit()[index]
+
+            for index, number in enumerate(batch):
+                yield self.checkpoint.step(f"columns {number}", partial(one, index))
+
         done = 0
-
-        def fit(number: int) -> LayerPlan:
-            width, layer, item = widths[number], layers[number], chosen[number]
-            assert width is not None
-            plan = replace(LayerPlan.of(layer, item.matrix), bias=item.bias, most=self.weights.most)
-
-            def fitted() -> tuple[Integers, tuple[Factor | PackedFactor, ...], Float64 | None]:
-                found = stages.feed_columns(plan, layer, halves[number], others.get(number), width, without)
-                return found.columns, found.factors, found.mean
-
-            columns, factors, mean = self.checkpoint.step(f"columns {number}", fitted)
-            self.weights.release()
-            return replace(plan, columns=columns, factors=factors, mean=mean).kept(self.weights.keep)
-
-        for batch in _batches(chosen, block, weights, 1 if varied is None else 2):
-            halves, others = {}, {}
-            if not all(self.checkpoint.has(f"columns {number}") for number in batch):
-                halves = self._moments(self.samples, batch, weights, block)
-                try:
-                    others = {} if varied is None else self._moments(varied, batch, more, block)
-                except ModelError:  # the model does not take what was made of its samples
-                    varied = None
-            self.weights.release()
-            for number, plan in zip(batch, self.pool.map(fit, batch), strict=True):
-                if plan.factors:
-                    plans[number] = plan
+        for batch in batches:
+            for number, (columns, factors, mean) in zip(batch, fitted(batch), strict=True):
+                if factors:
+                    plan = replace(self._unfed(number), columns=columns, factors=factors, mean=mean)
+                    plans[number] = plan.kept(self.weights.keep)
                 done += 1
                 self.tell(Progress("statistics", done, len(chosen)))
-            halves.clear()  # or they would stay until those of the next layers are complete
-            others.clear()
         return plans
+
+    def fed_along_columns(
+        self, numbers: Sequence[int], block: int, widths: Widths, weights: tuple[moments.Weights, moments.Weights]
+    ) -> list[FedColumns]:
+        """Codes and factors of columns, and means, of some layers whose moments fit into memory together.
+
+        Args:
+            numbers: of the layers.
+            block: columns of a block of their moments, at most.
+            widths: about the bin widths of all layers.
+            weights: what positions count for, in the samples and in their variations.
+        """
+        linear = {number: self.linear[number] for number in numbers}
+        halves = self._moments(self.samples, linear, weights[0], block)
+        others: dict[int, moments.Halves] = {}
+        if self.varied is not None:
+            with contextlib.suppress(ModelError):  # the model does not take what was made of its samples
+                others = self._moments(self.varied, linear, weights[1], block)
+        self.weights.release()
+
+        def fit(number: int) -> FedColumns:
+            width, layer, without = widths[number], self.weights.layers[number], self.weights.without
+            assert width is not None
+            plan = stages.feed_columns(self._unfed(number), layer, halves[number], others.get(number), width, without)
+            self.weights.release()
+            return plan.columns, plan.factors, plan.mean
+
+        return list(self.pool.map(fit, numbers))
+
+    def _unfed(self, number: int) -> LayerPlan:
+        """The plan of a layer before any errors are fed forward."""
+        layer, item = self.weights.layers[number], self.linear[number]
+        return replace(LayerPlan.of(layer, item.matrix), bias=item.bias, most=self.weights.most)
 
     @staticmethod
     def _moments(
@@ -160,9 +218,9 @@ class Fit:
 
     # ---- along rows ----
 
-    def _fed_along_rows(self, plans: Plans, widths: Widths, varied: Observed | None) -> dict[int, LayerPlan]:
+    def _fed_along_rows(self, plans: Plans, widths: Widths) -> dict[int, LayerPlan]:
         """Plans of the layers whose errors are fed forward along rows too."""
-        layers, sizes, without = self.weights.layers, self.weights.sizes, self.weights.without
+        sizes = self.weights.sizes
         chosen = {
             number: item
             for number, item in self.linear.items()
@@ -176,51 +234,78 @@ class Fit:
         halves: Halves = {}
         others: Halves = {}
         if not all(self.checkpoint.has(f"rows {number}") for number in chosen):
+            errors = {number: self._errors(plans.get(number), number) for number in chosen}
             try:
-                halves, others = self._fisher(chosen, plans, varied)
+                halves = self._fisher(chosen, errors)
             except ModelError as error:
                 self.warn(f"gradients cannot be taken, so all rows count the same: {error}")
                 return {}
-
-        def fit(number: int) -> LayerPlan:
-            width, layer = widths[number], layers[number]
-            assert width is not None
-            plan = plans.get(number) or replace(LayerPlan.of(layer, chosen[number].matrix), most=self.weights.most)
-
-            def fitted() -> tuple[Integers, tuple[RowFactor, ...]]:
-                if number not in halves:  # its gradients are not known
-                    return plan.rows, plan.row_factors
-                found = stages.feed_rows(plan, layer, halves.pop(number), others.pop(number, None), width, without)
-                return found.rows, found.row_factors
-
-            rows, factors = self.checkpoint.step(f"rows {number}", fitted)
-            self.weights.release()
-            return replace(plan, rows=rows, row_factors=tuple(factor.kept(self.weights.keep) for factor in factors))
-
+            if self.varied is not None:
+                with contextlib.suppress(ModelError):  # the model does not take what was made of its samples
+                    others = self._fisher(chosen, errors, varied=True)
+        before = {number: plans.get(number) or replace(self._unfed(number), bias=None) for number in chosen}
+        found = self.checkpoint.mapped(
+            "rows", self.workers or self.pool, self.fed_along_rows, chosen, before.values(),
+            (halves.pop(number, None) for number in chosen), (others.pop(number, None) for number in chosen),
+            (widths[number] for number in chosen),
+        )  # fmt: skip
         fitted: dict[int, LayerPlan] = {}
-        for done, (number, plan) in enumerate(zip(chosen, self.pool.map(fit, chosen), strict=True), 1):
+        for done, (number, (rows, factors)) in enumerate(zip(chosen, found, strict=True), 1):
+            kept = tuple(factor.kept(self.weights.keep) for factor in factors)
+            plan = replace(before[number], rows=rows, row_factors=kept)
             if not plan.is_elementwise or plan.rows.any():
                 fitted[number] = plan
             self.tell(Progress("rows", done, len(chosen)))
         return fitted
 
-    def _fisher(self, linear: Mapping[int, Linear], plans: Plans, varied: Observed | None) -> tuple[Halves, Halves]:
-        """Second moments of gradients at the rows of layers where they are known: of the samples, and of variations.
+    def fed_along_rows(
+        self,
+        number: int,
+        plan: LayerPlan,
+        halves: tuple[Fisher, Fisher] | None,
+        others: tuple[Fisher, Fisher] | None,
+        width: float,
+    ) -> FedRows:
+        """Codes and factors of a layer's rows, where their gradients are known; see `stages.feed_rows`."""
+        if halves is not None:
+            plan = stages.feed_rows(plan, self.weights.layers[number], halves, others, width, self.weights.without)
+            self.weights.release()
+        return plan.rows, plan.row_factors
 
-        Raises:
-            ModelError: the model does not take the samples in a form that shows its inner tensors.
-        """
-        errors = {number: self._errors(plans.get(number), number) for number in linear}
-        most = self._most(linear, 1 if varied is None else 2)
+    def _fisher(
+        self, linear: Mapping[int, Linear], errors: Mapping[int, Floats], varied: bool = False
+    ) -> dict[int, tuple[Fisher, Fisher]]:
+        observed = self.observed(varied)
 
-        def collected(observed: Observed, probes: int) -> Halves:
-            return collect_fisher(observed, linear, errors, most, stages.FEW, self._tick, probes)
+        def products(take: Take) -> set[int]:
+            if self.workers is None:
+                return self.error_products(varied, errors, range(len(observed.samples)), take)
+            known = set(linear)
+            parts = self._parts(observed)
+            found = ordered(self.workers, self.listed_products, repeat(varied), repeat(errors), parts)
+            for done, (some, reached) in enumerate(found, 1):
+                for one in some:
+                    take(*one)
+                known &= reached
+                self._tick(done, len(parts))
+            return known
 
-        found, others = collected(self.samples, self.effort.probes), {}
-        if varied is not None:
-            with contextlib.suppress(ModelError):  # the model does not take what was made of its samples
-                others = collected(varied, max(1, self.effort.probes // 4))
-        return found, others
+        most = self._most(linear, 1 if self.varied is None else 2)
+        return collect_fisher(observed, linear, most, stages.FEW, products)
+
+    def listed_products(
+        self, varied: bool, errors: Mapping[int, Floats], runs: Sequence[int]
+    ) -> tuple[list[tuple[int, int, Floats]], set[int]]:
+        """What `error_products` calls `take` with, and what it returns."""
+        found: list[tuple[int, int, Floats]] = []
+        known = self.error_products(varied, errors, runs, lambda *one: found.append(one))
+        return found, known
+
+    def error_products(self, varied: bool, errors: Mapping[int, Floats], runs: Sequence[int], take: Take) -> set[int]:
+        """Products of the gradients of some runs with errors of rows; see `fisher.error_products`."""
+        linear = {number: self.linear[number] for number in errors}
+        probes = max(1, self.effort.probes // 4) if varied else self.effort.probes
+        return error_products(self.observed(varied), linear, errors, self._tick, probes, runs, take)
 
     def _errors(self, plan: LayerPlan | None, number: int) -> Floats:
         """Random errors of a row of weights as GPTQ leaves them, f32[groups, columns, errors]."""
@@ -250,6 +335,12 @@ class Fit:
 
     def _tick(self, done: int, total: int) -> None:
         self.tell(Progress("gradients", done, total))
+
+
+def _of_products(linear: Mapping[int, Linear], numbers: Sequence[int], weights: moments.Weights) -> moments.Weights:
+    """The weights of the positions of some layers' products."""
+    products = [leaving for number in numbers for _, leaving in linear[number].products]
+    return {leaving: weights[leaving] for leaving in products if leaving in weights}
 
 
 def _block(linear: Mapping[int, Linear], nbytes: int) -> int:

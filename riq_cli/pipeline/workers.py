@@ -59,6 +59,7 @@ class Workers(Executor):
     A plan is sent once, and stays on the workers that have used it.
 
     Attributes:
+        count: of the workers.
         ahead: calls at once: enough that no worker waits for the next one.
     """
 
@@ -66,7 +67,8 @@ class Workers(Executor):
         self, machines: Machines, build: Callable[[], contextlib.AbstractContextManager[Bench | None]]
     ) -> None:
         """Take the machines, and what builds the bench there."""
-        self._machines, self._build, self.ahead = machines, pickle.dumps(build), 2 * machines.count
+        self._machines, self._build = machines, pickle.dumps(build)
+        self.count, self.ahead = machines.count, 2 * machines.count
         self._kept: WeakKeyDictionary[LayerPlan, Any] = WeakKeyDictionary()
 
     def submit(self, function: Callable[..., Result], /, *arguments: Any, **named: Any) -> Future[Result]:

@@ -20,6 +20,8 @@ from riq_cli.statistics.gradients import Observed, Tick
 from riq_cli.statistics.moments import Float64, bounds_of
 
 ERRORS = 8  # random errors of a row in each sample
+Take = Callable[[int, int, Floats], None]  # a layer, a run, and products
+
 _PIECE = 1 << 20  # numbers of a layer's input that are held as rows at a time
 _PANELS = 8  # into which the moments of a block are cut
 _ABOVE = 1e6  # a product that is so much larger than those before it changes the scale of what is kept
@@ -114,27 +116,16 @@ def _blocks(rows: int, most: int) -> list[NDArray[np.int64]]:
 
 
 def collect_fisher(
-    observed: Observed,
-    linear: Mapping[int, Linear],
-    errors: Mapping[int, Floats],
-    most: int,
-    few: int,
-    tick: Tick,
-    probes: int,
+    observed: Observed, linear: Mapping[int, Linear], most: int, few: int, products: Callable[[Take], set[int]]
 ) -> dict[int, tuple[Fisher, Fisher]]:
     """G of layers over the two halves of the samples, by their numbers, where gradients are known.
 
     Args:
         observed: the model and samples.
         linear: the layers.
-        errors: random errors of a row of each layer, f32[groups, columns, n]: `ERRORS` of them are used in each run.
         most: rows of a block at most.
         few: of fewer rows only squares are kept.
-        tick: called with steps through the model done, and their number in all.
-        probes: output directions in each run.
-
-    Raises:
-        ModelError: onnxruntime cannot run the model so that its inner tensors are seen.
+        products: gives what `error_products` gives, for all runs.
     """
     shapes = {number: item.matrix.shape[:2] for number, item in linear.items()}
     halves = {
@@ -144,6 +135,37 @@ def collect_fisher(
         )
         for number, shape in shapes.items()
     }
+
+    def take(number: int, run: int, found: Floats) -> None:
+        halves[number][run in observed.second].add(found)
+
+    known = products(take)
+    return {number: both for number, both in halves.items() if number in known and all(one.is_usable for one in both)}
+
+
+def error_products(
+    observed: Observed,
+    linear: Mapping[int, Linear],
+    errors: Mapping[int, Floats],
+    tick: Tick,
+    probes: int,
+    runs: Sequence[int],
+    take: Take,
+) -> set[int]:
+    """The layers for which `take` was called with all that they come to; it may have been called for others too.
+
+    Args:
+        observed: the model and samples.
+        linear: the layers.
+        errors: random errors of a row of each layer, f32[groups, columns, n]: `ERRORS` of them are used in each run.
+        tick: called with steps through the model done, and their number in all.
+        probes: output directions in each run.
+        runs: their numbers.
+        take: called with a layer, a run, and how far errors of its rows move the outputs, see `Fisher.add`.
+
+    Raises:
+        ModelError: onnxruntime cannot run the model so that its inner tensors are seen.
+    """
     sums: dict[tuple[int, int], tuple[int, Floats]] = {}  # of layers with several products: how many so far, their sum
 
     def add(number: int, index: int, run: int, value: Array | None, gradient: Floats) -> None:
@@ -157,10 +179,9 @@ def collect_fisher(
             if done + 1 < len(item.products):
                 sums[number, run] = done + 1, found
                 return
-        halves[number][run in observed.second].add(found)
+        take(number, run, found)
 
-    known = observed.gradients(linear, add, tick, probes)
-    return {number: both for number, both in halves.items() if number in known and all(one.is_usable for one in both)}
+    return observed.gradients(linear, add, tick, probes, runs)
 
 
 def _products(item: Linear, index: int, value: Array, gradients: Floats, errors: Floats) -> Floats:

@@ -25,6 +25,7 @@ _DISTINCT = 4096  # positions of a product in one run, about; of more, some that
 # and the gradients at what comes out, [probes, *shape].
 Found = Callable[[int, int, int, Array | None, Floats], None]
 Halves = tuple[Sequence[Sample], Sequence[Sample]]
+Squares = dict[tuple[int, int, int], PositionWeights]  # sums of them: by a layer, a product of it, and the run
 Tick = Callable[[int, int], None]  # steps done, and in all
 
 
@@ -70,7 +71,13 @@ class Observed:
         return Observer(self.form, values, self.samples, self.runtime, self.lean)
 
     def gradients(
-        self, linear: Mapping[int, Linear], found: Found, tick: Tick, probes: int, entering: bool = True
+        self,
+        linear: Mapping[int, Linear],
+        found: Found,
+        tick: Tick,
+        probes: int,
+        runs: Sequence[int],
+        entering: bool = True,
     ) -> set[int]:
         """The layers all of whose products were reached; others may have been found too.
 
@@ -79,6 +86,7 @@ class Observed:
             found: called for every product in every run.
             tick: called with steps through the model done, and their number in all.
             probes: output directions in each run, at most.
+            runs: numbers of the runs.
             entering: whether what enters the products is wanted.
 
         Raises:
@@ -118,53 +126,68 @@ class Observed:
         }
         backward, observer = Backward(graph, constants, self.measured, list(uses)), self.observer
         rows, budget = [sample.rows for sample in self.samples], _VALUES_LEAN if self.lean else _VALUES
-        known = backward.run(observer.runner, observer.sizes, rows, beside, at, ticked, budget, probes=probes)
+        known = backward.run(
+            observer.runner, observer.sizes, rows, beside, at, ticked, budget, probes=probes, runs=runs
+        )
         return {
             number for number, item in linear.items() if all(leaving.operation in known for _, leaving in item.products)
         }
 
 
-def position_weights(observed: Observed, linear: Mapping[int, Linear], tick: Tick, probes: int) -> Weights:
-    """What positions of products count for: half equally, half by their squared gradients, with a mean of 1.
-
-    Of what comes out of a convolution and is then pooled, or of the steps of a sequence, most may not matter.
+def squared_gradients(
+    observed: Observed, linear: Mapping[int, Linear], tick: Tick, probes: int, runs: Sequence[int]
+) -> Squares:
+    """Sums of squared gradients at positions of products, over the rows of some runs.
 
     Args:
         observed: the model and samples.
         linear: layers that multiply activations.
         tick: called with steps through the model done, and their number in all.
         probes: output directions in each run.
+        runs: their numbers.
 
     Returns:
-        For the products of layers whose gradients are known and that have enough positions.
+        Of the products of all layers whose gradients are known.
     """
     chosen = {n: item for n, item in linear.items() if not item.is_table and math.prod(item.matrix.shape) >= LEAST}
-    squares: dict[tuple[int, int], dict[int, PositionWeights]] = {}  # sums of them
+    squares: Squares = {}
 
     def add(number: int, index: int, run: int, _: Array | None, gradient: Floats) -> None:
         item = linear[number]
-        runs = squares.setdefault((number, index), {})
         for one in gradient:
             rows = item.products[index][1].rows(one, item.matrix.shape[0])
             sums = np.einsum("gpn,gpn->p", rows, rows, dtype=np.float64)
             step = -(-sums.size // _DISTINCT) or 1
             together = np.add.reduceat(sums, np.arange(0, sums.size, step)) if step > 1 else sums
-            before = runs[run].values if run in runs else 0.0
-            runs[run] = PositionWeights(sums.size, step, before + together)
+            before = squares[number, index, run].values if (number, index, run) in squares else 0.0
+            squares[number, index, run] = PositionWeights(sums.size, step, before + together)
 
-    if not chosen:
-        return {}
+    known = observed.gradients(chosen, add, tick, probes, runs, entering=False) if chosen else set()
+    return {key: found for key, found in squares.items() if key[0] in known}
+
+
+def position_weights(linear: Mapping[int, Linear], squares: Squares, runs: int) -> Weights:
+    """What positions of products count for: half equally, half by their squared gradients, with a mean of 1.
+
+    Of what comes out of a convolution and is then pooled, or of the steps of a sequence, most may not matter.
+
+    Args:
+        linear: layers that multiply activations.
+        squares: of gradients at their products, where they are known.
+        runs: how many there are.
+
+    Returns:
+        For the products of layers that have enough positions.
+    """
     weights: dict[LinearOutput, list[PositionWeights]] = {}
-    runs = range(len(observed.samples))
-    for number in observed.gradients(chosen, add, tick, probes, entering=False):
-        item = chosen[number]
-        products = [squares.get((number, index), {}) for index in range(len(item.products))]
-        parts = [part for product in products for part in product.values()]
+    for number, item in linear.items():
+        products = [[squares.get((number, index, run)) for run in range(runs)] for index in range(len(item.products))]
+        parts = [part for product in products for part in product if part is not None]
         total, count = sum(float(part.values.sum()) for part in parts), sum(part.count for part in parts)
-        known = len(parts) == len(products) * len(runs) and 0 < total < math.inf
+        known = len(parts) == len(products) * runs and 0 < total < math.inf
         if known and count >= _ENOUGH * item.matrix.shape[2]:
             for (_, leaving), product in zip(item.products, products, strict=True):
-                weights[leaving] = [_weights(product[run], count / total) for run in runs]
+                weights[leaving] = [_weights(part, count / total) for part in product if part is not None]
     return weights
 
 

@@ -87,6 +87,7 @@ class Backward:
         budget: int,
         seed: int = 0,
         probes: int | None = None,
+        runs: Sequence[int] | None = None,
     ) -> set[tuple[str, ...]]:
         """The products whose gradients are known: those from which only operations with rules lead to outputs.
 
@@ -100,6 +101,7 @@ class Backward:
             budget: bytes of values that are held at the same time, about, and of gradients at a few tensors.
             seed: decides the random vectors, together with the number of the run.
             probes: random vectors for each run, at most; None: as many as second moments need.
+            runs: numbers of those that are done; None: of all.
         """
         needs = [[*self._read(operation), *beside.get(operation.outputs, ())] for operation in self._path]
         # Those near the inputs first: they tend to be the larger ones.
@@ -112,8 +114,9 @@ class Backward:
         sections = self._sections(needs, nbytes, max(budget, sum(nbytes.values()) // _SECTIONS))
         observed = [observe(list(names)) for _, names in sections]
         unknown: set[str] = set()
-        steps, done = len(rows) * len(sections) * -(-probes // together), 0
-        for run, count in enumerate(rows):
+        runs = range(len(rows)) if runs is None else runs
+        steps, done = len(runs) * len(sections) * -(-probes // together), 0
+        for run in runs:
             random = np.random.default_rng((seed, run))
             for begin in range(0, probes, together):
                 pending: dict[str, Floats] = {}
@@ -122,7 +125,7 @@ class Backward:
                     if number == 0:
                         for name in self._measured:
                             if name in self._dependent:
-                                pending[name] = start(values[name], count, min(together, probes - begin), random)
+                                pending[name] = start(values[name], rows[run], min(together, probes - begin), random)
                     for operation in operations:
                         self._back(operation, values, pending, unknown, run, found)
                     done += 1
