@@ -109,6 +109,43 @@ def test_the_opset_stays_and_nodes_are_onnxruntimes_where_it_lacks_them(
     assert outputs(stored, [{"x": np.ones((2, 3), np.float32)}]) == [np.full((2, 5), -9, np.float32).tobytes()]
 
 
+@pytest.mark.parametrize("opset", [12, 13])
+@pytest.mark.parametrize(
+    ("dtype", "axis", "tied", "first"),
+    [
+        ("int8", None, False, "Gather"),
+        ("int8", 1, False, "Gather"),
+        ("int8", 0, False, "DequantizeLinear"),  # scales of rows would have to be gathered too
+        ("int8", 1, True, "DequantizeLinear"),  # for the MatMul alone
+        ("float16", None, False, "Gather"),
+    ],
+)
+def test_rows_of_a_table_are_converted_when_they_are_taken(
+    dtype: str, axis: int | None, tied: bool, first: str, opset: int, tmp_path: Path
+) -> None:
+    text = "Gather w i > r; MatMul r w > y" if tied else "Gather w i > y"
+    proto = model(
+        nodes(text),
+        [info("i", 2, 3, dtype=onnx.TensorProto.INT64)],
+        [info("y", 2, 3, 8)],
+        [tensor("w", np.zeros((8, 8), np.float32))],
+        opset=opset,
+    )
+    source = Model.load(save(proto, tmp_path))
+    values = np.random.default_rng(0).integers(-7, 8, (8, 8), np.int8)
+    scales = np.exp2(-np.arange(1.0 if axis is None else 8.0)).astype(np.float32)
+    scales = scales.reshape(()) if axis is None else scales
+    one = Stored("float16", values.astype(np.float16)) if dtype == "float16" else Stored("int8", values, scales, axis)
+    weights = values.astype(np.float32) if dtype == "float16" else multiplied(values, scales, axis, "float32")
+    stored = with_stored(source, {0: one})
+    kinds = [node.op_type for node in stored.skeleton.graph.node]
+    assert kinds[0] == first and kinds.count("Gather") == 1
+    assert len(kinds) == (4 if tied else 2)
+    floats = Model(source.skeleton, [replace(source.layers[0], values=weights)])
+    given = [{"i": np.array([[0, 7, 3], [5, 5, 1]], np.int64)}]
+    assert outputs(stored.to_bytes(), given) == outputs(floats.to_bytes(), given)
+
+
 def test_a_layer_in_an_attribute_that_is_no_constant_is_refused() -> None:
     """No model gives such an archive, but an archive can name any tensor of its skeleton."""
     value = onnx.TensorProto(dims=[1], data_type=onnx.TensorProto.FLOAT)

@@ -1,7 +1,8 @@
 """A model with layers in fewer bits: integers behind DequantizeLinear, or float16 behind a Cast to a layer's own type.
 
 The tensor gets another name, and the nodes behind it give their result the old one: what used the tensor finds it as it
-was. Constant nodes of graphs become initializers, those of functions stay.
+was. But a Gather takes rows of the stored tensor, so that a run converts no others. Constant nodes of graphs become
+initializers, those of functions stay.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from riq_cli.model.places import (
     taken_names,
 )
 from riq_cli.model.tensors import ONNX_TYPES, Array
+from riq_cli.model.uses import captured
 
 INTEGER_BITS = {"int8": 8, "int4": 4}
 _TYPES = {"int8": onnx.TensorProto.INT8, "int4": onnx.TensorProto.INT4, "float16": onnx.TensorProto.FLOAT16}
@@ -131,8 +133,8 @@ def _convert(
 ) -> None:
     """Store the layers of one graph or function in another type."""
     tensors: list[onnx.TensorProto] = []
-    added: list[onnx.NodeProto] = []
-    replaced: set[str] = set()
+    front: dict[str, list[onnx.NodeProto]] = {}  # what gives a layer in its own type
+    behind: dict[str, list[onnx.NodeProto]] = {}  # what gives rows of it so, by the output of a Gather
     for marked, name in _marked(scope):
         number = int(marked.external_data[0].value)
         if number not in stored:
@@ -154,20 +156,45 @@ def _convert(
             chain.append(onnx.helper.make_node("Reshape", [tensors[-1].name], []))
         if one.scales is None or layer.dtype != "float32":
             chain.append(onnx.helper.make_node("Cast", [], [], to=ONNX_TYPES[layer.dtype]))
-        value = tensor.name
-        for node in chain:
-            node.input.insert(0, value)
-            value = name if node is chain[-1] else free_name(f"{name}/{node.op_type}", taken)
-            node.output.append(value)
-        added += chain
-        replaced.add(name)
+        front[name] = _connected(chain, tensor.name, name, taken)
+        rows_fit = (
+            one.values.shape == layer.shape and one.axis != 0 and one.dtype != "int4"
+        )  # of which Gather takes none
+        for node in scope.node if rows_fit else ():
+            if _takes_rows(node, name):
+                result = node.output[0]
+                node.input[0], node.output[0] = tensor.name, free_name(f"{result}/{one.dtype}", taken)
+                rows = _connected(chain, node.output[0], result, taken)
+                if one.axis is not None:  # there may be any number of axes in front
+                    rows[0].attribute[0].i = one.axis - len(layer.shape)
+                behind[node.output[0]] = rows
+    used = captured(scope)
+    added = [node for name, chain in front.items() if name in used for node in chain]
     if isinstance(scope, onnx.FunctionProto):
         added = [*(onnx.helper.make_node("Constant", [], [one.name], value=one) for one in tensors), *added]
     else:
-        drop(scope.initializer, replaced)
-        drop(scope.input, replaced)  # up to IR 3 initializers are inputs as well
+        drop(scope.initializer, front)
+        drop(scope.input, front)  # up to IR 3 initializers are inputs as well
         scope.initializer.extend(tensors)
-    put_nodes(scope, [*added, *(node for node in scope.node if replaced.isdisjoint(node.output))])
+    for node in scope.node:
+        if front.keys().isdisjoint(node.output):
+            added += [node, *behind.get(next(iter(node.output), ""), ())]
+    put_nodes(scope, added)
+
+
+def _takes_rows(node: onnx.NodeProto, name: str) -> bool:
+    """Whether a node is a Gather along the first axis of a tensor of this name."""
+    return node.op_type == "Gather" and node.input[0] == name and not any(item.i for item in node.attribute)
+
+
+def _connected(chain: Sequence[onnx.NodeProto], value: str, name: str, taken: set[str]) -> list[onnx.NodeProto]:
+    """Copies of nodes that lack their first input, one behind the other, from a value to a name."""
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in chain]
+    for node in nodes:
+        node.input.insert(0, value)
+        value = name if node is nodes[-1] else free_name(f"{name}/{node.op_type}", taken)
+        node.output.append(value)
+    return nodes
 
 
 def _dequantize(model: onnx.ModelProto, scope: Scope, stored: Stored, scales: str) -> onnx.NodeProto:

@@ -95,10 +95,10 @@ def consumed(scope: Scope) -> set[str]:
     return set(_consumers(scope))
 
 
-def captured(graph: onnx.GraphProto) -> set[str]:
+def captured(scope: Scope) -> set[str]:
     """Names that a branch may take from around it, among others: what nodes in it consume, and what it gives out."""
-    inner = [captured(inside) for node in graph.node for _, inside in subgraphs(node)]
-    return ({output.name for output in graph.output} | consumed(graph)).union(*inner)
+    inner = [captured(inside) for node in scope.node for _, inside in subgraphs(node)]
+    return (_outputs(scope) | consumed(scope)).union(*inner)
 
 
 def _consumers(scope: Scope) -> dict[str, list[Use]]:

@@ -191,7 +191,8 @@ def _integers(layer: Layer, width: Width, axes: range, dtype: str) -> tuple[Stor
         cast_product(block, layer.dtype, 1.0, block, out)
         is_inexact = is_inexact or out.tobytes() != part.tobytes()
     in_function = any(place.startswith("functions") for place in layer.places)
-    kind = dtype if largest <= _most(dtype) and not in_function else "int8"
+    is_gathered = "Gather" in layer.op.split(", ")  # onnxruntime's Gather takes no 4-bit integers
+    kind = dtype if largest <= _most(dtype) and not in_function and not is_gathered else "int8"
     if not axes:
         return Stored(kind, values.reshape(layer.shape), np.asarray(width, np.float32).reshape(())), is_inexact
     along = [length if axis in axes else 1 for axis, length in enumerate(layer.shape)]
