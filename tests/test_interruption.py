@@ -229,6 +229,7 @@ COMPRESS = "compress", "model.onnx", "--calibration", "samples.npz", "--preset",
 COMMANDS = {
     "new.riqz": (*COMPRESS, "-o", "new.riqz"),
     "new.onnx": ("decompress", "old.riqz", "-o", "new.onnx"),
+    "site": ("web", "old.riqz", "-o", "site"),
     "": ["--help"],
 }
 

