@@ -94,6 +94,11 @@ def test_a_run_that_was_cut_off_anywhere_ends_at_the_same_bytes(name: str, tmp_p
     assert {step.phase for step in told}.isdisjoint({"gradients"})  # one of them reports many steps
 
 
+def test_without_layers_to_code_nothing_is_kept(tmp_path: Path) -> None:
+    compressed(builders.int8_qdq(0), Checkpoint(tmp_path / "checkpoint"))
+    assert list(tmp_path.iterdir()) == []
+
+
 # ---- the file -------------------------------------------------------------------------------------------------------
 
 
@@ -106,7 +111,8 @@ def checkpoint(
 
 
 VALUES = [
-    None, True, 7, 0.1, -math.inf, "ε", (1.0, (2, "x")), {3: np.arange(6, dtype=np.int32).reshape(2, 3)},
+    None, True, 7, 0.1, -math.inf, "ε", (1.0, (2, "x")), (b"\n", b"", b"\xff"),
+    {3: np.arange(6, dtype=np.int32).reshape(2, 3)},
     np.zeros((0, 4), np.float16), np.array([True, False]),
     Probe(0.5, 1e-9, 0.25, True), Judgement(math.nan, 1.0, {"measure": "score"}),
     Curve(np.array([1.0, 2.0]), np.array([3.0, 4.0]), np.array([0.1, 0.2])),
@@ -181,7 +187,7 @@ def record(plain: Any) -> bytes:
     "plain",
     [
         {"Path": {"_str": "x"}}, {"eval": "1"}, {"Probe": 1}, {"array": ["O", [1]]}, {"array": ["<f8", [1 << 40]]},
-        {"array": ["no type", []]}, {"mapping": [[{"mapping": []}, 1]]}, {"a": 1, "b": 2}, {},
+        {"array": ["no type", []]}, {"bytes": "1"}, {"mapping": [[{"mapping": []}, 1]]}, {"a": 1, "b": 2}, {},
     ],
 )  # fmt: skip
 def test_a_file_that_was_made_to_mislead_runs_nothing(plain: Any, tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, replace
+from functools import partial
 
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
 from riq_cli.model import Model
+from riq_cli.pipeline.checkpoint import Checkpoint
 from riq_cli.pipeline.layer_entry import encode_layer
 from riq_cli.pipeline.progress import Progress, Report
 from riq_cli.pipeline.settings import Settings
@@ -24,6 +27,7 @@ def assembled(
     settings: Settings,
     progress: Report,
     executor: Executor | None,
+    checkpoint: Checkpoint,
 ) -> Archive:
     """The archive at these bin widths; layers without one go back into the skeleton, NaN and infinity stay raw.
 
@@ -35,6 +39,7 @@ def assembled(
         settings: what the manifest says was asked for.
         progress: called after every layer.
         executor: where streams are encoded; None: here.
+        checkpoint: keeps coded layers.
     """
     layers = model.layers
     biases = {plan.bias for number, plan in plans.items() if widths[number] is not None}
@@ -45,23 +50,29 @@ def assembled(
     ]
     total, done = sum(layers[number].size for number in coded), 0
     shifts: dict[int, Shift] = {}
-    encoded: dict[int, tuple[LayerEntry, list[bytes]]] = {}
-    for number in sorted(coded, key=lambda number: number not in plans):  # biases come after what they make up for
+    encoded: dict[int, tuple[LayerEntry, Sequence[bytes]]] = {}
+
+    def encode(number: int) -> tuple[LayerEntry, Sequence[bytes], Shift | None]:
+        """The entry and the sections of a layer, and what its bias takes over."""
         width, plan, shift = widths[number], plans.get(number), shifts.get(number)
         layer = replace(layers[number], values=weights.shifted(number, shift))  # so it is stored if it stays raw
         if width is None:
-            encoded[number] = encode_layer(layer, None, executor)
-        else:
-            quantized = weights.quantized(number, width, plan, shift)
-            if plan is not None and plan.bias is not None:
-                restored = quantized.restored(layer.dtype, layer.shape).reshape(layer.shape)
-                shifts[plan.bias] = plan.shift(layer, restored)
-            encoded[number] = encode_layer(layer, quantized, executor, weights.without)
+            return *encode_layer(layer, None, executor), None
+        quantized, taken = weights.quantized(number, width, plan, shift), None
+        if plan is not None and plan.bias is not None:
+            taken = plan.shift(layer, quantized.restored(layer.dtype, layer.shape).reshape(layer.shape))
+        return *encode_layer(layer, quantized, executor, weights.without), taken
+
+    for number in sorted(coded, key=lambda number: number not in plans):  # biases come after what they make up for
+        entry, sections, taken = checkpoint.step(f"coding {number}", partial(encode, number))
+        encoded[number] = entry, sections
+        if taken is not None and (bias := plans[number].bias) is not None:
+            shifts[bias] = taken
         model.release()
-        done += layer.size
+        done += entry.size
         progress(Progress("coding", done, total))
     entries = [encoded[number][0] for number in coded]
-    sections = [section for number in coded for section in encoded[number][1]]
+    stored_sections = [section for number in coded for section in encoded[number][1]]
     places = {layers[number].places for number in coded}
     skeleton = model.select(lambda layer: layer.places in places).skeleton_bytes()
     stored = deflate(skeleton)
@@ -73,6 +84,6 @@ def assembled(
         creator=f"riq {VERSION}",
     )
     if sum(layer.values.nbytes for layer in layers) <= HUGE:
-        return Archive.build(manifest, [stored, *sections])
+        return Archive.build(manifest, [stored, *stored_sections])
     with explained():
-        return Archive.build(manifest, [stored, *sections], temporary_file())
+        return Archive.build(manifest, [stored, *stored_sections], temporary_file())

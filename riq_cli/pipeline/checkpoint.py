@@ -1,7 +1,7 @@
 """Results of finished steps, kept in a file while compress works: a run that was interrupted goes on from them.
 
 Compress is deterministic. So a run that goes on begins as every run does, and each step whose result is in the file is
-read instead of computed: gradients, plans of layers, probes, and all that is measured in the search.
+read instead of computed: gradients, plans of layers, probes, all that is measured in the search, and coded layers.
 
 The file is a line that names the format, and records behind it. A record is the CRC-32 and the length of its content,
 and the content: the step's name, the seconds that it took and its result as JSON in one line, and then the bytes of
@@ -32,6 +32,7 @@ import numpy as np
 
 from riq_cli.allocate.allocation import Curve
 from riq_cli.allocate.probing import Probe
+from riq_cli.archive import CodesEntry, LayerEntry
 from riq_cli.calibration import Sample, digest
 from riq_cli.constraint import Judgement, LossConstraint
 from riq_cli.errors import CheckpointError, OutputError
@@ -52,8 +53,8 @@ _HEAD = struct.Struct("<IQ")  # of a record: CRC-32 of its content, and bytes of
 _KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        Curve, Deviation, GateOutput, Judgement, LookupOutput, PackedFactor, PositionWeights, Probe, ProductOutput,
-        RowFactor, WindowOutput,
+        CodesEntry, Curve, Deviation, GateOutput, Judgement, LayerEntry, LookupOutput, PackedFactor, PositionWeights,
+        Probe, ProductOutput, RowFactor, WindowOutput,
     )
 }  # fmt: skip
 _MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
@@ -147,10 +148,10 @@ class Checkpoint:
 
         Args:
             name: of the step, and of others before and after it.
-            compute: gives numbers, text, arrays, mappings, objects of `_KINDS`, or tuples of all these; they depend on
-                the identity of the run and on earlier steps alone. What it raises is raised, and not kept.
+            compute: gives numbers, text, bytes, arrays, mappings, objects of `_KINDS`, or tuples of all these. They
+                depend on the identity of the run and on earlier steps alone. What it raises is raised, and not kept.
         """
-        if self.path is None:
+        if not self._begun:
             return compute()
         with self._lock:
             self._counts[name] += 1
@@ -160,6 +161,7 @@ class Checkpoint:
             with self._lock:
                 self._append(key, value)
             return value
+        assert self.path is not None
         begin, length = self._places[key]
         with self._explained(), self.path.open("rb") as file:
             file.seek(begin)
@@ -279,6 +281,9 @@ def _plain(value: Any, arrays: list[Array]) -> Any:
     if isinstance(value, np.ndarray):
         arrays.append(value)
         return {"array": [value.dtype.str, value.shape]}
+    if isinstance(value, bytes):
+        arrays.append(np.frombuffer(value, np.uint8))
+        return {"bytes": len(value)}
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, (tuple, list)):
@@ -303,6 +308,9 @@ def _restored(plain: Any, content: bytes, offset: list[int]) -> Any:
         array = np.frombuffer(content, dtype, math.prod(shape), offset[0]).reshape(shape)
         offset[0] += array.nbytes
         return array.copy()
+    if kind == "bytes":
+        offset[0] += inner
+        return content[offset[0] - inner : offset[0]]
     if kind == "mapping":
         return dict(_restored(inner, content, offset))
     result = object.__new__(_KINDS[kind])

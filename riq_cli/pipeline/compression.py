@@ -303,7 +303,9 @@ class Compression:
         return archive.described(calibration=bench.calibration, result=result), promised
 
     def _assembled(self, model: Model, widths: Widths, plans: Plans, executor: Executor | None) -> Archive:
-        return assembled(model, self._weights, widths, plans, self._settings, self._progress, executor)
+        return assembled(
+            model, self._weights, widths, plans, self._settings, self._progress, executor, self._checkpoint
+        )
 
 
 def _bench(
