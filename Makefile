@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 60
 export OPENBLAS_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-lowest zoo fuzz bench bench-results bench-formats bench-ablation bench-loss clean
+.PHONY: help demo test test-all test-lowest test-large zoo fuzz bench bench-results bench-formats bench-ablation bench-loss clean
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench-formats: $(VENV)/test  ## open and run each file that a model may ship as;
 
 bench-ablation: $(VENV)/test  ## measure what each stage of the search is worth; BENCH='--model cnn --json FILE' takes options
 	$(BIN)/python -m tests.bench ablation $(BENCH)
+
+test-large: $(VENV)/test  ## time and memory on a decoder of 1.1 billion weights; BENCH='--size 0.1B --preset small' takes options
+	$(BIN)/python -m tests.bench large $(BENCH)
 
 bench-loss: $(VENV)/train  ## train small networks, and hold fixed layouts against riq under a loss
 	$(BIN)/python -m tests.bench loss

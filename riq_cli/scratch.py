@@ -61,6 +61,7 @@ class Scratch:
         """
         found = self.empty(values.shape, values.dtype)
         found[...] = values
+        self.release()
         return found
 
     def release(self) -> None:

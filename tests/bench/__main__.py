@@ -1,9 +1,10 @@
-"""Measures, prints, asserts nothing: `python -m tests.bench speed|results|formats|loss|ablation`.
+"""Measures, prints, asserts nothing: `python -m tests.bench speed|results|formats|loss|ablation|large`.
 
 `speed` prints how fast riq's own parts are; `results` compresses real models with several presets, holds them against
 int8, and writes the page of results and the table of the README; `formats` opens and runs each file that a model may
 ship as, and writes the tables about them; `loss` trains small networks and holds fixed layouts against riq, under a
-loss and under a deviation; `ablation` leaves out one stage of the search after the other.
+loss and under a deviation; `ablation` leaves out one stage of the search after the other; `large` prints time and
+memory for a decoder of a billion weights.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from riq_cli.pipeline import PRESETS
 from tests import zoo
 
 from .ablation import LARGE, SMALL, ablation
 from .formats import MODELS as FILES_OF
 from .formats import formats
+from .large import SIZES, large
 from .loss import loss
 from .results import MODELS, results
 from .speed import speed
@@ -25,7 +28,7 @@ from .subjects import SAMPLES
 def main() -> None:
     """Do what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("what", choices=["speed", "results", "formats", "loss", "ablation"])
+    parser.add_argument("what", choices=["speed", "results", "formats", "loss", "ablation", "large"])
     parser.add_argument(
         "--model", action="append", choices=(*SAMPLES, *zoo.NAMES), help="only this one; repeatable", metavar="NAME"
     )
@@ -33,13 +36,17 @@ def main() -> None:
         "--json", type=Path, metavar="FILE", help="results, ablation: keep rows in it, and do not measure them again"
     )
     parser.add_argument(
-        "--folder", type=Path, metavar="FOLDER", help="formats: keep files in it, and do not make them again"
+        "--folder", type=Path, metavar="FOLDER", help="formats, large: keep files in it, and do not make them again"
     )
+    parser.add_argument("--size", choices=SIZES, help="large: weights of the decoder [default: 1.1B]")
+    parser.add_argument("--preset", choices=PRESETS, help="large: of compress [default: fast]")
     arguments = parser.parse_args()
     for option, value, takers in (
         ("--model", arguments.model, ("results", "formats", "ablation")),
         ("--json", arguments.json, ("results", "ablation")),
-        ("--folder", arguments.folder, ("formats",)),
+        ("--folder", arguments.folder, ("formats", "large")),
+        ("--size", arguments.size, ("large",)),
+        ("--preset", arguments.preset, ("large",)),
     ):
         if value and arguments.what not in takers:
             parser.error(f"{option} belongs to {', '.join(takers)}")
@@ -48,6 +55,8 @@ def main() -> None:
         speed()
     elif arguments.what == "loss":
         loss()
+    elif arguments.what == "large":
+        large(arguments.size or "1.1B", arguments.preset or "fast", arguments.folder)
     elif arguments.what == "formats":
         formats(names or FILES_OF, arguments.folder)
     elif arguments.what == "ablation":
