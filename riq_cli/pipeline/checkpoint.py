@@ -21,10 +21,11 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import fields, is_dataclass
 from io import RawIOBase
+from itertools import compress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -175,13 +176,14 @@ class Checkpoint:
         name: str,
         executor: Executor | None,
         function: Callable[..., Value],
-        numbers: Iterable[int],
+        numbers: Collection[int],
         *arguments: Iterable[Any],
     ) -> Iterator[Value]:
         """The results of a step for one number after another, read or computed as `ordered` does."""
-        calls = [(f"{name} {call[0]}", call) for call in zip(numbers, *arguments)]  # noqa: B905 - some are endless
-        computed = begun(executor, function, *zip(*(call for key, call in calls if not self.has(key)), strict=True))
-        return (self.step(key, lambda: next(computed)()) for key, _ in calls)
+        names = [f"{name} {number}" for number in numbers]
+        missing = [not self.has(one) for one in names]
+        computed = begun(executor, function, *(compress(values, missing) for values in (numbers, *arguments)))
+        return (self.step(one, lambda: next(computed)()) for one in names)
 
     def close(self) -> None:
         """Write nothing more; the file stays."""
