@@ -160,7 +160,7 @@ def resumable(archive: str, path: str | None, resume: bool, warn: Callable[[str]
     except TargetError:  # whatever was measured, it would be missed again
         checkpoint.remove()
         raise
-    except CheckpointError:
+    except CheckpointError:  # it is of another run
         raise
     except Exception:
         if checkpoint.is_there:

@@ -211,7 +211,7 @@ class Checkpoint:
     def _compare(self, other: Mapping[str, Any]) -> None:
         own = json.loads(self._identity)
         differences = [
-            f"{name} {shortened(str(other.get(name)))}, now {shortened(str(own.get(name)))}"
+            f"{name} {_shown(other.get(name))}, now {_shown(own.get(name))}"
             for name in {**other, **own}
             if other.get(name) != own.get(name)
         ]
@@ -240,6 +240,10 @@ class Checkpoint:
             yield
         except _MALFORMED as error:
             raise CheckpointError(f"{self.path}: is damaged; {_ANEW}") from error
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else shortened(str(value))
 
 
 # ---- records ----
