@@ -248,8 +248,7 @@ def _archive(task: Task, folder: str, warnings: list[str]) -> tuple[Literal["com
                 f"{task.archive}: exists already, and is not of this model, these samples and settings; use --force to "
                 "replace it"
             )
-    kept_at = job.checkpoint_path(task.archive, wanted.k)
-    with job.resumable(task.archive, kept_at, task.resume, warnings.append) as checkpoint:
+    with job.resumable(path, job.checkpoint_path(path, wanted.k), task.resume, warnings.append) as checkpoint:
         return "compressed", job.made(model, data, wanted, None, warnings.append, checkpoint)
 
 

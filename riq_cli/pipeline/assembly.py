@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, replace
-from functools import partial
+from itertools import repeat
 
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
 from riq_cli.model import Model
@@ -15,6 +15,7 @@ from riq_cli.pipeline.layer_entry import encode_layer
 from riq_cli.pipeline.progress import Progress, Report
 from riq_cli.pipeline.settings import Settings
 from riq_cli.pipeline.weights import Plans, Shift, Weights, Widths
+from riq_cli.quantize.plan import LayerPlan
 from riq_cli.scratch import HUGE, explained, temporary_file
 from riq_cli.version import VERSION
 
@@ -28,6 +29,7 @@ def assembled(
     progress: Report,
     executor: Executor | None,
     checkpoint: Checkpoint,
+    workers: Executor | None,
 ) -> Archive:
     """The archive at these bin widths; layers without one go back into the skeleton, NaN and infinity stay raw.
 
@@ -40,6 +42,7 @@ def assembled(
         progress: called after every layer.
         executor: where streams are encoded; None: here.
         checkpoint: keeps coded layers.
+        workers: where layers are quantized and coded, with their streams; None: here.
     """
     layers = model.layers
     biases = {plan.bias for number, plan in plans.items() if widths[number] is not None}
@@ -49,28 +52,21 @@ def assembled(
         if width is not None or number in biases or number in weights.not_finite
     ]
     total, done = sum(layers[number].size for number in coded), 0
-    shifts: dict[int, Shift] = {}
+    shifts: dict[int | None, Shift] = {}
     encoded: dict[int, tuple[LayerEntry, Sequence[bytes]]] = {}
-
-    def encode(number: int) -> tuple[LayerEntry, Sequence[bytes], Shift | None]:
-        """The entry and the sections of a layer, and what its bias takes over."""
-        width, plan, shift = widths[number], plans.get(number), shifts.get(number)
-        layer = replace(layers[number], values=weights.shifted(number, shift))  # so it is stored if it stays raw
-        if width is None:
-            return *encode_layer(layer, None, executor), None
-        quantized, taken = weights.quantized(number, width, plan, shift), None
-        if plan is not None and plan.bias is not None:
-            taken = plan.shift(layer, quantized.restored(layer.dtype, layer.shape).reshape(layer.shape))
-        return *encode_layer(layer, quantized, executor, weights.without), taken
-
-    for number in sorted(coded, key=lambda number: number not in plans):  # biases come after what they make up for
-        entry, sections, taken = checkpoint.step(f"coding {number}", partial(encode, number))
-        encoded[number] = entry, sections
-        if taken is not None and (bias := plans[number].bias) is not None:
-            shifts[bias] = taken
-        model.release()
-        done += entry.size
-        progress(Progress("coding", done, total))
+    planned = [number for number in coded if number in plans]
+    for numbers in (planned, [number for number in coded if number not in plans]):  # in which biases are
+        found = checkpoint.mapped(
+            "coding", workers, coded_layer, numbers, map(widths.__getitem__, numbers), map(plans.get, numbers),
+            map(shifts.get, numbers), repeat(model), repeat(weights), repeat(executor if workers is None else None),
+        )  # fmt: skip
+        for number, (entry, sections, taken) in zip(numbers, found, strict=True):
+            encoded[number] = entry, sections
+            if taken is not None:
+                shifts[plans[number].bias] = taken
+            model.release()
+            done += entry.size
+            progress(Progress("coding", done, total))
     entries = [encoded[number][0] for number in coded]
     stored_sections = [section for number in coded for section in encoded[number][1]]
     places = {layers[number].places for number in coded}
@@ -87,3 +83,22 @@ def assembled(
         return Archive.build(manifest, [stored, *stored_sections])
     with explained():
         return Archive.build(manifest, [stored, *stored_sections], temporary_file())
+
+
+def coded_layer(
+    number: int,
+    width: float | None,
+    plan: LayerPlan | None,
+    shift: Shift | None,
+    model: Model,
+    weights: Weights,
+    executor: Executor | None,
+) -> tuple[LayerEntry, Sequence[bytes], Shift | None]:
+    """The entry and the sections of a layer, and what its bias takes over; see `assembled`."""
+    layer = replace(model.layers[number], values=weights.shifted(number, shift))  # so it is stored if it stays raw
+    if width is None:
+        return *encode_layer(layer, None, executor), None
+    quantized, taken = weights.quantized(number, width, plan, shift), None
+    if plan is not None and plan.bias is not None:
+        taken = plan.shift(layer, quantized.restored(layer.dtype, layer.shape).reshape(layer.shape))
+    return *encode_layer(layer, quantized, executor, weights.without), taken

@@ -210,7 +210,7 @@ class Compression:
             else "there are no float weights to code, or all are kept exact; the model is stored as it is"
         )
         widths: Widths = [1.0 if n in self._weights.zeros else None for n in range(len(self._model.layers))]
-        return self._assembled(self._model, widths, {}, None)
+        return self._assembled(self._model, widths, {})
 
     def _at(self, k: float, bench: Bench, executor: Executor | None) -> Archive:
         """The archive of the norm allocation, or of the uniform one, at a given k, with nearest rounding."""
@@ -252,7 +252,7 @@ class Compression:
     def _within_budget(self, bench: Bench, executor: Executor | None) -> Archive:
         """The archive of least deviation within a budget of real bytes, or of bits/weight."""
         budget = Budget.of(self._settings, self._model, self._weights)
-        budget.refuse(self._assembled(bench.model, nothing(self._weights), {}, executor))
+        budget.refuse(self._assembled(bench.model, nothing(self._weights), {}, executor, bench))
         solver = Solver(bench.measuring, bench.preparation)
 
         def archive_of(solution: Solution) -> tuple[Archive, float]:
@@ -268,7 +268,7 @@ class Compression:
         """The archive of a solution with its result, and what a target bounds, measured on the restored model."""
         measuring, outputs, scheme = bench.measuring, self._settings.outputs, solution.scheme
         measuring.free_memory()
-        archive = self._assembled(bench.model, solution.widths, scheme.plans, executor)
+        archive = self._assembled(bench.model, solution.widths, scheme.plans, executor, bench)
         restored = decompress(archive, progress=self._progress, executor=executor)
         try:
             deviation = measure_restored(bench.evaluator, restored, outputs)
@@ -302,10 +302,13 @@ class Compression:
         promised = measuring.promised(scheme, deviation)
         return archive.described(calibration=bench.calibration, result=result), promised
 
-    def _assembled(self, model: Model, widths: Widths, plans: Plans, executor: Executor | None) -> Archive:
+    def _assembled(
+        self, model: Model, widths: Widths, plans: Plans, executor: Executor | None = None, bench: Bench | None = None
+    ) -> Archive:
         return assembled(
-            model, self._weights, widths, plans, self._settings, self._progress, executor, self._checkpoint
-        )
+            model, self._weights, widths, plans, self._settings, self._progress, executor, self._checkpoint,
+            None if bench is None else bench.measuring.workers,
+        )  # fmt: skip
 
 
 def _bench(

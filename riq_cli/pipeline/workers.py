@@ -27,6 +27,7 @@ from riq_cli.quantize.plan import LayerPlan
 _HELD = {
     Fit: ("preparation", "fit"),
     Measuring: ("measuring",),
+    Model: ("model",),
     Preparation: ("preparation",),
     Weights: ("measuring", "weights"),
 }
