@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from riq_cli import pipeline
+from riq_cli.calibration import Calibration
+from riq_cli.cluster import cluster
+from riq_cli.errors import RiqError
+from riq_cli.model import Model
+from riq_cli.pipeline import Progress, Settings, compress
 from tests import builders
 from tests.command import ROOT, fails, riq
 
@@ -30,6 +39,8 @@ def slow():
     time.sleep(1000)
 """
 
+SHAPES = {"first": (64, 16), "c": (64,), "second": (20, 64), "d": (20,)}  # enough weights for gradients
+
 
 class Machines:
     """A scheduler, and workers of one thread, whose nannies start them again."""
@@ -46,7 +57,7 @@ class Machines:
         return subprocess.Popen(
             [sys.executable, "-m", f"distributed.cli.dask_{kind}", "--scheduler-file", self.file, "--no-dashboard",
              *options],
-            env=os.environ | {"PYTHONPATH": f"{ROOT}:{self._folder}", "OPENBLAS_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{self._folder}", "OPENBLAS_NUM_THREADS": "1"},
             cwd=self._folder, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
@@ -121,6 +132,48 @@ def test_one_model_has_the_same_bytes_as_on_this_machine(machines: Machines, fol
     done = riq(*command, "there.riqz", "--scheduler", machines.file, folder=folder)
     assert done.returncode == 0, done.stderr
     assert (folder / "there.riqz").read_bytes() == (folder / "here.riqz").read_bytes()
+
+
+def test_a_worker_that_lacks_the_model_says_so(machines: Machines, folder: Path) -> None:
+    (folder / "models" / "two.onnx").rename(folder / "models" / "wide.onnx")
+    with (
+        cluster(str(machines.file)) as found,
+        pytest.raises(RiqError, match=r"^worker \S+ cannot begin: .*no such file; workers need"),
+    ):
+        others = pipeline.Machines(found.executor, found.threads, found.keep, partial(loaded, folder / "elsewhere"))
+        compress(*loaded(folder), machines=others)
+
+
+def loaded(folder: Path) -> tuple[Model, Calibration, Settings]:
+    """What is compressed, here and on workers."""
+    calibration = Calibration.load(str(folder / "models" / "two.npz"))
+    return Model.load(folder / "models" / "wide.onnx"), calibration, Settings(threads=1)
+
+
+def test_a_worker_that_ends_in_any_phase_changes_no_byte(machines: Machines, folder: Path) -> None:
+    r = builders.Random(0)
+    wide = builders.model(
+        builders.nodes("Gemm x first c > h transB=1; Tanh h > a; Gemm a second d > y transB=1"),
+        [builders.info("x", "batch", 16)],
+        [builders.info("y", "batch", 20)],
+        [builders.tensor(name, r(*shape)) for name, shape in SHAPES.items()],
+    )
+    builders.save(wide, folder / "models", "wide.onnx")
+    here = io.BytesIO()
+    compress(*loaded(folder)).write(here)
+    killed: list[str] = []
+
+    def tell(step: Progress) -> None:
+        if step.phase not in killed and step.phase not in ("original", "decoding"):
+            killed.append(step.phase)
+            os.kill(machines.pids()[0], signal.SIGKILL)
+
+    with cluster(str(machines.file)) as found:
+        others = pipeline.Machines(found.executor, found.threads, found.keep, partial(loaded, folder))
+        there = io.BytesIO()
+        compress(*loaded(folder), progress=tell, machines=others).write(there)
+    assert set(killed) >= {"gradients", "statistics", "rows", "probe", "search", "trellis", "coding"}
+    assert there.getvalue() == here.getvalue()
 
 
 def test_a_model_that_kills_its_workers_fails_alone(machines: Machines, folder: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import pickle
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from riq_cli.calibration import Calibration
+from riq_cli.errors import RiqError
 from riq_cli.model import Model
 from riq_cli.pipeline.bench import Bench
 from riq_cli.pipeline.fitting import Fit
@@ -118,11 +120,20 @@ def _called(build: bytes, call: bytes, *plans: LayerPlan) -> Any:
 
 
 def _bench(build: bytes) -> Bench:
-    """The bench of the worker; that of another compression ends."""
+    """The bench of the worker; that of another compression ends.
+
+    Raises:
+        RiqError: a file is not there, or cannot be used. It is no ModelError, after which the search would go on.
+    """
     if build not in _open:
         for _, ended in map(_open.pop, list(_open)):
             ended.close()
         stack = contextlib.ExitStack()
-        bench = stack.enter_context(pickle.loads(build)())
+        try:
+            bench = stack.enter_context(pickle.loads(build)())
+        except (RiqError, OSError) as error:
+            raise RiqError(
+                f"worker {socket.gethostname()} cannot begin: {error}; workers need the same files by the same paths"
+            ) from error
         _open[build] = bench, stack
     return _open[build][0]
