@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from PIL import Image
 
 from riq_cli.archive import Archive
 from riq_cli.pipeline import decompress
+from tests import builders
 from tests.archives import MANIFEST, edited, packed
 from tests.command import riq
 from tests.node import MODULE, ROOT, browse, needs_chromium, npm, served, sha256
@@ -222,6 +224,38 @@ def test_visitors_drop_samples_and_images(folder: Path, site: Path) -> None:
         assert f"{name}:" in text and best in text
     assert shown[3] == "the file holds pixels; the model takes image (float32, batch×1×28×28)"
     assert shown[4] == "digit.txt: is neither an .npz or .npy file nor an image"
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "options"),
+    [
+        ((1, 3, 1, 1), np.float32, ("--mean", "0.5,0.4,0.3", "--std", "0.2,0.3,0.4", "--channel-order", "bgr")),
+        ((1, 1, 1, 3), np.uint8, ("--image-layout", "nhwc")),
+    ],
+)
+def test_images_are_prepared_as_for_compress(
+    shape: tuple[int, ...], dtype: Any, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    nodes = [builders.node("Cast", "image", "cast", to=onnx.TensorProto.FLOAT), builders.node("Flatten", "cast", "y")]
+    image = onnx.helper.make_tensor_value_info("image", onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
+    builders.save(builders.model(nodes, [image], [builders.info("y", 1, 3)], []), tmp_path)
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (1, 1), (200, 100, 50)).save(tmp_path / "images" / "pixel.png")
+    runtime = ("--runtime", npm() / "node_modules" / "onnxruntime-web")
+    for command in (("compress", "model.onnx"), ("web", "model.riqz", "-o", "site", *runtime, *options)):
+        done = riq(*command, folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert riq("run", "model.onnx", "--input", "images", *options, "-o", "y.npz", folder=tmp_path).returncode == 0
+    with np.load(tmp_path / "y.npz") as loaded:
+        expected = loaded["y"].ravel()
+    script = f"""
+        await page.waitForSelector("#drop");
+        await page.setInputFiles("input", given[0]);
+        {SHOWN} return page.innerText("tbody td:last-child");
+    """
+    with served(tmp_path / "site") as url:
+        shown = browse(url, script, tmp_path / "images" / "pixel.png")
+    np.testing.assert_allclose([float(value) for value in shown.split()], expected, rtol=1e-3)
 
 
 def test_without_onnxruntime_web_the_page_decodes_all_the_same(folder: Path) -> None:

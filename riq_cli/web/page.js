@@ -22,7 +22,8 @@ const handlers = {
   ready({ inputs, takesImage }) {
     at("takes").textContent = `${takesImage ? "an image, or " : ""}an .npz file with ${inputs.join(", ")}`;
     at("samples").hidden = false;
-    status(page.samples ? "Running the samples …" : "");
+    if (page.samples) busy(true);
+    else status("");
   },
 
   result({ source, samples, seconds, outputs, deviations }) {

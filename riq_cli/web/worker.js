@@ -25,17 +25,22 @@ self.onmessage = async ({ data }) => {
 
 async function start(content) {
   page = content;
-  const model = await download();
-  if (!page.runtime) return;
-  const folder = new URL(page.runtime, self.location);
-  ort = await import(new URL("ort.wasm.min.mjs", folder));
-  ort.env.wasm.wasmPaths = folder.href;
-  session = await ort.InferenceSession.create(model.model, { externalData: model.externalData });
+  session = await startSession(await download());
+  if (!session) return;
   // onnxruntime-web gives a free dimension without a name as 2^32 − 1.
   const named = (dim) => (dim >= 2 ** 31 ? "any" : dim);
   inputs = session.inputMetadata.map(({ name, type, shape }) => ({ name, type, shape: shape.map(named) }));
   postMessage({ ready: { inputs: inputs.map(described), takesImage: takesImage(inputs, page.images) } });
   if (page.samples) await run(await readSamples(await (await found(page.samples)).blob()), "the page's own samples");
+}
+
+/** A session of the restored model, which nothing holds any longer then; undefined without onnxruntime-web. */
+async function startSession({ model, externalData }) {
+  if (!page.runtime) return undefined;
+  const folder = new URL(page.runtime, self.location);
+  ort = await import(new URL("ort.wasm.min.mjs", folder));
+  ort.env.wasm.wasmPaths = folder.href;
+  return ort.InferenceSession.create(model, { externalData });
 }
 
 /** The model, decoded while its archive arrives. */
