@@ -28,7 +28,7 @@ import riq_cli as riq_library
 from riq_cli.allocate.allocation import Curve
 from riq_cli.allocate.probing import Probe
 from riq_cli.constraint import FlipsConstraint, Judgement, LossConstraint
-from riq_cli.errors import CheckpointError
+from riq_cli.errors import CheckpointError, SettingsError
 from riq_cli.model import GateOutput
 from riq_cli.pipeline import Checkpoint, FixedLayout, Progress
 from riq_cli.quantize.factor import PackedFactor
@@ -97,6 +97,14 @@ def test_a_run_that_was_cut_off_anywhere_ends_at_the_same_bytes(name: str, tmp_p
 def test_without_layers_to_code_nothing_is_kept(tmp_path: Path) -> None:
     compressed(builders.int8_qdq(0), Checkpoint(tmp_path / "checkpoint"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_a_source_has_no_checkpoint(tmp_path: Path) -> None:
+    model = riq_library.Model.load(io.BytesIO(builders.dense(0).SerializeToString()))
+    samples = riq_library.Calibration.from_feeds(builders.feeds(builders.dense(0), 16))
+    restored = riq_library.decompress(riq_library.compress(model, samples, preset="fast"))
+    with pytest.raises(SettingsError, match="a checkpoint knows a model by the bytes it was loaded from"):
+        riq_library.compress(restored, samples, preset="fast", checkpoint=Checkpoint(tmp_path / "checkpoint"))
 
 
 # ---- the file -------------------------------------------------------------------------------------------------------

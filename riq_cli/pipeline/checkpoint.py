@@ -36,7 +36,7 @@ from riq_cli.allocate.probing import Probe
 from riq_cli.archive import CodesEntry, LayerEntry
 from riq_cli.calibration import Sample, digest
 from riq_cli.constraint import Judgement, LossConstraint
-from riq_cli.errors import CheckpointError, OutputError
+from riq_cli.errors import CheckpointError, OutputError, SettingsError
 from riq_cli.executors import available_threads, begun
 from riq_cli.files import growing_file
 from riq_cli.model import GateOutput, LookupOutput, Model, ProductOutput, WindowOutput
@@ -65,11 +65,17 @@ Value = TypeVar("Value")
 
 
 def identity(model: Model, samples: Sequence[Sample], settings: Settings) -> dict[str, Any]:
-    """What the results of all steps depend on: JSON values by what an error calls them."""
+    """What the results of all steps depend on: JSON values by what an error calls them.
+
+    Raises:
+        SettingsError: the model has no bytes to be known by.
+    """
+    if model.source is None:
+        raise SettingsError("a checkpoint knows a model by the bytes it was loaded from; save this one, and load it")
     constraint = settings.constraint
     labels = constraint.labels if isinstance(constraint, LossConstraint) else None
     return settings.recorded() | {
-        "model": model.source and fingerprint(model.source.sha256),
+        "model": fingerprint(model.source.sha256),
         "calibration data": digest(samples),
         "labels": None if labels is None else digest([Sample({"labels": labels})]),
         "custom operators": list(settings.custom_ops),
@@ -123,7 +129,8 @@ class Checkpoint:
         Raises:
             CheckpointError: the file is no checkpoint, or that of another run.
         """
-        if self.path is None or self._begun:
+        assert self.path is not None
+        if self._begun:
             return 0, 0.0
         self._begun, self._identity, self._warn, self._newest = True, json.dumps(identity), warn, time.monotonic()
         if not self.path.exists():

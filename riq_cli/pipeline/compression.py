@@ -159,9 +159,10 @@ class Compression:
         if not self._weights.matrices:
             yield None
             return
-        found, seconds = self._checkpoint.begin(identity(self._model, self._samples, self._settings), self._warn)
-        if found:
-            self._report(Progress("resumed", found, found, value=seconds))
+        if self._checkpoint.path is not None:
+            found, seconds = self._checkpoint.begin(identity(self._model, self._samples, self._settings), self._warn)
+            if found:
+                self._report(Progress("resumed", found, found, value=seconds))
         with interruptible(ThreadPoolExecutor(self._weights.threads)) as pool:
             bench = Bench(
                 self._model, self._weights, self._samples, self._calibration.kind, self._settings, self._progress,
