@@ -22,6 +22,7 @@ from riq_cli.cluster import cluster
 from riq_cli.errors import RiqError
 from riq_cli.model import Model
 from riq_cli.pipeline import Progress, Settings, compress
+from riq_cli.pipeline.checkpoint import Checkpoint
 from tests import builders
 from tests.command import ROOT, fails, riq
 
@@ -67,6 +68,11 @@ class Machines:
         with Client(scheduler_file=str(self.file), set_as_default=False) as client:
             return list(client.run(os.getpid).values())
 
+    def kill_workers(self) -> None:
+        """End them where the scheduler has gone, for which they would wait."""
+        for worker in self.workers:
+            worker.kill()
+
     def end(self) -> None:
         for one in (*self.workers, self.scheduler):  # workers wait for a scheduler that ends before them
             one.terminate()
@@ -81,12 +87,19 @@ def until(holds: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     folder = tmp_path_factory.mktemp("machines")
     (folder / "data.py").write_text(DATA)
     found = Machines(folder, 2)
     yield found
     found.end()
+
+
+@pytest.fixture
+def machines(started: Machines) -> Machines:
+    """A cluster of two workers, whatever tests before have killed."""
+    until(lambda: len(started.pids()) == 2)
+    return started
 
 
 @pytest.fixture
@@ -176,6 +189,29 @@ def test_a_worker_that_ends_in_any_phase_changes_no_byte(machines: Machines, fol
     assert there.getvalue() == here.getvalue()
 
 
+def test_a_scheduler_that_goes_away_leaves_a_checkpoint_to_go_on_from(others: Machines, folder: Path) -> None:
+    (folder / "models" / "one.onnx").rename(folder / "models" / "wide.onnx")
+    here, there = io.BytesIO(), io.BytesIO()
+    compress(*loaded(folder)).write(here)
+
+    def tell(step: Progress) -> None:
+        if step.phase == "probe":
+            others.scheduler.kill()
+
+    with (
+        pytest.raises(RiqError, match="the scheduler or the last of its workers has gone; start it again"),
+        cluster(str(others.file)) as found,
+    ):
+        machines = pipeline.Machines(found.executor, found.threads, found.keep, partial(loaded, folder))
+        compress(*loaded(folder), progress=tell, machines=machines, checkpoint=Checkpoint(folder / "kept"))
+    phases: list[str] = []
+    again = Checkpoint(folder / "kept", resume=True)
+    compress(*loaded(folder), progress=lambda step: phases.append(step.phase), checkpoint=again).write(there)
+    assert phases[0] == "resumed"
+    assert there.getvalue() == here.getvalue()
+    others.kill_workers()
+
+
 def test_a_model_that_kills_its_workers_fails_alone(machines: Machines, folder: Path) -> None:
     (folder / "list").write_text("models/one.onnx  data:killed\nmodels/two.onnx  models/two.npz\n")
     done = riq(*BATCH[:2], "list", *BATCH[5:], "out", "--scheduler", machines.file, folder=folder)
@@ -206,8 +242,7 @@ def test_a_scheduler_that_goes_away_ends_the_batch_with_what_is_done(others: Mac
     expected = f"riq: error: {others.file}: the scheduler or the last of its workers has gone; start it again\n"
     assert (running.returncode, said) == (1, expected)
     assert list(archives(folder / "out" / "models")) == ["one.riqz"]
-    for worker in others.workers:
-        worker.kill()
+    others.kill_workers()
 
 
 def test_what_is_no_cluster_is_an_error(others: Machines, folder: Path) -> None:
