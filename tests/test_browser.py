@@ -84,8 +84,8 @@ def test_layers_come_while_the_archive_is_downloaded(url: str, workers: int) -> 
         url,
         f"""
         let count = 0;
-        for await (const layer of decode(await fetch("transformer.riqz?held"), {{ workers: {workers} }})) {{
-          if (count++ === 0) await fetch("release");  // the other half comes only now
+        for await (const layer of decode(await fetch("transformer.riqz?held{workers}"), {{ workers: {workers} }})) {{
+          if (count++ === 0) await fetch("release?held{workers}");  // the other half comes only now
         }}
         return count;
         """,
@@ -101,10 +101,11 @@ def test_decoding_is_cancelled_while_it_waits(url: str) -> None:
         for (const workers of [0, 1]) {
           const controller = new AbortController();
           const { signal } = controller;
-          const decoding = failure(restore(await fetch("transformer.riqz?held"), { signal, workers }));
+          const response = await fetch(`transformer.riqz?held-${workers}`);
+          const decoding = failure(restore(response, { signal, workers }));
           setTimeout(() => controller.abort(new Error("enough")), 50);
           result.push(await decoding);
-          await fetch("release");
+          await fetch(`release?held-${workers}`);
         }
         return result;
         """,
