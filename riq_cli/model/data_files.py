@@ -22,6 +22,7 @@ from riq_cli.model.wire import MODEL, RAW_DATA, TENSOR, fields, steps
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a FIFO without a writer is no wait
 _LARGE = 1 << 24  # bytes of a model's own file that is not just read: it has to stay as it is while it is mapped
+_HASHED = 1 << 26  # bytes of a file that are in memory at a time as it is hashed
 _DONT_NEED = getattr(mmap, "MADV_DONTNEED", None)
 
 
@@ -87,7 +88,9 @@ class DataFiles:
     def hash_beside(self, digest: hashlib._Hash) -> int:
         """Add the bytes of the files beside the model to a hash, in the order of their names; returns how many."""
         for _, file in sorted(self._external.items()):
-            digest.update(file.data)
+            for begin in range(0, file.size, _HASHED):
+                digest.update(file[begin : begin + _HASHED].data)
+                self.release()
         return sum(file.size for file in self._external.values())
 
     def release(self) -> None:
