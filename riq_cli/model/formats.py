@@ -29,7 +29,7 @@ from riq_cli.model.places import (
     taken_names,
 )
 from riq_cli.model.tensors import ONNX_TYPES, Array
-from riq_cli.model.uses import captured
+from riq_cli.model.uses import captured, operand
 
 INTEGER_BITS = {"int8": 8, "int4": 4}
 _TYPES = {"int8": onnx.TensorProto.INT8, "int4": onnx.TensorProto.INT4, "float16": onnx.TensorProto.FLOAT16}
@@ -157,10 +157,8 @@ def _convert(
         if one.scales is None or layer.dtype != "float32":
             chain.append(onnx.helper.make_node("Cast", [], [], to=ONNX_TYPES[layer.dtype]))
         front[name] = _connected(chain, tensor.name, name, taken)
-        rows_fit = (
-            one.values.shape == layer.shape and one.axis != 0 and one.dtype != "int4"
-        )  # of which Gather takes none
-        for node in scope.node if rows_fit else ():
+        has_rows = one.values.shape == layer.shape and one.axis != 0 and one.dtype != "int4"  # that Gather takes
+        for node in scope.node if has_rows else ():
             if _takes_rows(node, name):
                 result = node.output[0]
                 node.input[0], node.output[0] = tensor.name, free_name(f"{result}/{one.dtype}", taken)
@@ -184,7 +182,8 @@ def _convert(
 
 def _takes_rows(node: onnx.NodeProto, name: str) -> bool:
     """Whether a node is a Gather along the first axis of a tensor of this name."""
-    return node.op_type == "Gather" and node.input[0] == name and not any(item.i for item in node.attribute)
+    is_first = not any(item.i for item in node.attribute)
+    return node.op_type == "Gather" and operand(node, 0) == name and is_first and bool(node.output)
 
 
 def _connected(chain: Sequence[onnx.NodeProto], value: str, name: str, taken: set[str]) -> list[onnx.NodeProto]:
