@@ -123,12 +123,13 @@ def test_weights_end_with_the_callers_options(tmp_path: Path) -> None:
     np.testing.assert_array_equal(outputs(session, proto), expected)
 
 
-def test_nothing_of_the_weights_is_kept_without_options(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [type(None), onnxruntime.SessionOptions])
+def test_nothing_of_the_weights_is_kept_without_options_or_after_them(kind: type, tmp_path: Path) -> None:
     loaded = riq.Model.load(save(large("initializer"), tmp_path))
     values = loaded.layers[0].values.copy()
     object.__setattr__(loaded.layers[0], "values", values)
     alive = weakref.ref(values)
-    session = open_session(loaded, CPU)
+    session = open_session(loaded, CPU, kind())
     del loaded, values
     gc.collect()
     assert alive() is None

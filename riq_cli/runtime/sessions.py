@@ -168,8 +168,8 @@ def start_exact(
 ) -> InferenceSession:
     """A session of an exact form, for those who use the model: it is run as onnxruntime would run its file.
 
-    onnxruntime copies the weights. The caller's options refer to them nevertheless, and so they are kept as long as
-    these options are; without any, nothing of them stays.
+    onnxruntime copies the weights. The caller's options refer to them nevertheless, and so they are kept as long as the
+    caller keeps these options, which the session does not; without any, nothing of them stays.
 
     Args:
         form: the model.
@@ -188,8 +188,7 @@ def start_exact(
     with explained():
         _give(given, form, _HELD[given])
         session = InferenceSession(form.model, given, providers=providers)
-    if options is None:
-        session._sess_options = session._sess_options_initial = SessionOptions()  # so that `given` ends with this call
+    session._sess_options = session._sess_options_initial = SessionOptions()  # it would keep `given` to its own end
     return session
 
 
