@@ -14,6 +14,8 @@ const ARRAYS = {
   float32: Float32Array,
   float64: Float64Array,
 };
+const FREE_PIXELS = 1024;
+const FREE_STEP = 32;
 const NUMPY = { b1: "bool", f2: "float16", f4: "float32", f8: "float64" };
 for (const bytes of [1, 2, 4, 8]) {
   NUMPY[`i${bytes}`] = `int${8 * bytes}`;
@@ -44,8 +46,9 @@ export const described = ({ name, type, shape }) => `${name} (${type}, ${shape.j
 
 /** Whether the model's input is one image, with channels where `preparation` has them. */
 export function takesImage(inputs, { image_layout: layout }) {
+  if (inputs.length !== 1) return false;
   const [{ shape }] = inputs;
-  return inputs.length === 1 && shape.length === 4 && [1, 3].includes(shape[layout === "nchw" ? 1 : 3]);
+  return shape.length === 4 && [1, 3].includes(shape[layout === "nchw" ? 1 : 3]);
 }
 
 async function imageFeed(file, inputs, preparation) {
@@ -59,8 +62,10 @@ async function imageFeed(file, inputs, preparation) {
   const picture = await createImageBitmap(file).catch(() => {
     throw new Error(`${file.name}: is neither an .npz or .npy file nor an image`);
   });
-  // A free size is that of the picture.
-  const sizeOf = (axis, own) => (typeof input.shape[axis] === "number" ? input.shape[axis] : own);
+  // A free size is that of the picture, within bounds, and a multiple of what convolutional networks divide it by.
+  const factor = Math.min(1, FREE_PIXELS / Math.max(picture.width, picture.height));
+  const free = (own) => FREE_STEP * Math.ceil((own * factor) / FREE_STEP);
+  const sizeOf = (axis, own) => (typeof input.shape[axis] === "number" ? input.shape[axis] : free(own));
   const height = sizeOf(isFirst ? 2 : 1, picture.height);
   const width = sizeOf(isFirst ? 3 : 2, picture.width);
   const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
