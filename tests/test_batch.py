@@ -169,6 +169,7 @@ def test_an_interruption_keeps_what_is_done_and_says_how_to_go_on(folder: Path) 
         ("--log is of one model", (*BATCH, "--log", "search.jsonl")),
         ("--jobs belongs to --batch", ("compress", "models/a/one.onnx", "--jobs", "2")),
         ("--jobs is of this machine", (*BATCH, "--jobs", "2", "--scheduler", "tcp://host:8786")),
+        ("workers cannot read stdin", ("compress", "-", "-o", "a.riqz", "--scheduler", "tcp://host:8786")),
         ("--batch needs -o FOLDER", BATCH[:-2]),
         ("empty: holds no model", (*BATCH[:2], "empty", *BATCH[3:])),
         ("neither a folder nor a list of models", (*BATCH[:2], "models/a/one.npz", *BATCH[3:])),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from riq_cli.errors import RiqError
 from riq_cli.model import Model
 from riq_cli.pipeline import Progress, Settings, compress
 from riq_cli.pipeline.checkpoint import Checkpoint
+from riq_cli.points import read_points
 from tests import builders
 from tests.command import ROOT, fails, riq
 
@@ -145,6 +147,15 @@ def test_one_model_has_the_same_bytes_as_on_this_machine(machines: Machines, fol
     done = riq(*command, "there.riqz", "--scheduler", machines.file, folder=folder)
     assert done.returncode == 0, done.stderr
     assert (folder / "there.riqz").read_bytes() == (folder / "here.riqz").read_bytes()
+
+
+def test_a_sweep_has_the_same_points(machines: Machines, folder: Path) -> None:
+    command = ("sweep", "models/one.onnx", "--calibration", "models/one.npz", "--deviations", "0.02,0.01", "-o")
+    assert riq(*command, "here.csv", "--threads", "1", folder=folder).returncode == 0
+    done = riq(*command, "there.csv", "--scheduler", machines.file, folder=folder)
+    assert done.returncode == 0, done.stderr
+    here, there = (read_points(folder / name)[0] for name in ("here.csv", "there.csv"))
+    assert [replace(point, seconds=0.0) for point in there] == [replace(point, seconds=0.0) for point in here]
 
 
 def test_a_worker_that_lacks_the_model_says_so(machines: Machines, folder: Path) -> None:

@@ -162,7 +162,7 @@ def compress(
     """Compress MODEL (- for stdin) into the smallest archive whose outputs, once restored, move no further than D."""
     began = time.monotonic()
     if scheduler is not None:
-        settings["threads"] = settings["threads"] or 1  # a worker has many, and they share its processors
+        options.for_workers(model, settings)
     if batch is not None:
         if model is not None:
             raise click.UsageError("MODEL is one model, and --batch names several; give one of them")
@@ -177,8 +177,6 @@ def compress(
         raise click.UsageError("Missing argument 'MODEL': a file, - for stdin, or --batch for several")
     if jobs is not None:
         raise click.UsageError("--jobs belongs to --batch")
-    if scheduler is not None and model == "-":
-        raise click.UsageError("workers cannot read stdin; with --scheduler, give the path of a model")
     if archive_path is None and model == "-":
         raise click.UsageError("a model from stdin has no name to derive the archive's from; give -o FILE")
     path = archive_path or str(Path(model).with_suffix(".riqz"))

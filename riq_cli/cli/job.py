@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,18 +49,19 @@ def prepared_from(
     folder: str, model: str, calibration: str | None, preset: str | None, follow_links: bool, settings: dict[str, Any]
 ) -> tuple[Model, Calibration | None, Settings]:
     """What `prepared` gives, on a worker: its own folder is another than the one that paths are relative to."""
-
-    def seen(path: str) -> str:
-        """A path from the worker's folder; what is none there, such as a function, or a key of samples, stays."""
-        names = filter(None, (path, path.rpartition(":")[0]))
-        return str(Path(folder, path)) if any(Path(folder, name).exists() for name in names) else path
-
+    seen = partial(seen_from, folder)
     settings = {
         **settings,
         "labels": settings["labels"] and seen(settings["labels"]),
         "custom_ops": tuple(map(seen, settings["custom_ops"])),
     }
     return prepared(seen(model), calibration and seen(calibration), preset, follow_links, settings)
+
+
+def seen_from(folder: str, path: str) -> str:
+    """A path of a folder from anywhere; what is none there, such as a function, or a key of samples, stays."""
+    names = filter(None, (path, path.rpartition(":")[0]))
+    return str(Path(folder, path)) if any(Path(folder, name).exists() for name in names) else path
 
 
 def wanted_settings(

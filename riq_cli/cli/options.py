@@ -167,6 +167,17 @@ def image_options_for(options: dict[str, Any], *sources: str | None) -> dict[str
     return images
 
 
+def for_workers(model: str | None, settings: dict[str, Any]) -> None:
+    """Set what is otherwise where a cluster works: a thread is all that a worker takes, unless more are asked for.
+
+    Raises:
+        UsageError: the model is on stdin, which workers cannot read.
+    """
+    if model == "-":
+        raise click.UsageError("workers cannot read stdin; with --scheduler, give the path of a model")
+    settings["threads"] = settings["threads"] or 1
+
+
 def check_k(allocation: str) -> None:
     """Return nothing if an allocation has a k that can be given.
 

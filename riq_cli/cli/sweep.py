@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ import click
 
 from riq_cli.cli import options
 from riq_cli.cli.help import Command, grouped
+from riq_cli.cli.job import machines, seen_from
 from riq_cli.cli.log import search_log, step_record
 from riq_cli.cli.paths import check_outputs, check_stdout, picture_type, refuse_sources, write
 from riq_cli.cli.progress import Wait
@@ -52,6 +55,7 @@ riq sweep model.onnx --calibration samples.npz --validation heldout.npz \
     -o curve.csv --plot curve.svg
 riq sweep model.onnx --calibration samples.npz --presets paper,uniform --json
 riq sweep model.onnx --calibration samples.npz --deviations 0.01,0.001
+riq sweep model.onnx --calibration samples.npz --scheduler tcp://host:8786
 riq sweep model.onnx --calibration samples.npz --epsilon 0 --k 30,100,300,1000
 """,
     short_help="The rate–distortion curve: size over deviation, for each preset.",
@@ -76,6 +80,7 @@ riq sweep model.onnx --calibration samples.npz --epsilon 0 --k 30,100,300,1000
 )  # fmt: skip
 @options.layer_options
 @grouped("Model", options.follow_links_option)
+@grouped("More machines", options.scheduler_option)
 @options.running_options
 @options.image_options
 @grouped(
@@ -101,6 +106,7 @@ def sweep(
     picture: str | None,
     log_path: str | None,
     follow_links: bool,
+    scheduler: str | None,
     force: bool,
     as_json: bool,
     quiet: bool,
@@ -114,6 +120,8 @@ def sweep(
     is out of reach is a point too, with the best deviation that was measured.
     """
     images = options.image_options_for(settings, calibration, validation)
+    if scheduler is not None:
+        options.for_workers(model, settings)
     path = None if csv_path in (None, "-") else csv_path
     presets = presets or (_PRESETS if ks is None else ("paper",))
     check_stdout({"--json": as_json, "-o -": csv_path == "-"})
@@ -170,14 +178,16 @@ def sweep(
                 missing = [goal for goal in goals if key(_asked(preset, goal, identity)) not in present]
                 targets = sorted(goal.deviation for goal in goals if goal.deviation is not None)
                 about = targets[len(targets) // 2] if targets else None  # of all: a resumed sweep finds the same points
-                for outcome in sweep_model(source, data, missing, about=about, validation=judge,
-                                           progress=tell, warn=warn, executor=executor):  # fmt: skip
-                    point = _point(_asked(preset, outcome.settings, identity), outcome)
-                    points.append(point)
-                    with wait.hidden():
-                        add(point)
-                        if not quiet:
-                            say(_summary(point), err=True)
+                load = partial(_loaded_from, os.getcwd(), model, calibration, images, follow_links, goals[0])
+                with machines(scheduler, load) as others:
+                    for outcome in sweep_model(source, data, missing, about=about, validation=judge, progress=tell,
+                                               warn=warn, executor=executor, machines=others):  # fmt: skip
+                        point = _point(_asked(preset, outcome.settings, identity), outcome)
+                        points.append(point)
+                        with wait.hidden():
+                            add(point)
+                            if not quiet:
+                                say(_summary(point), err=True)
     except Interrupted as error:
         again = "the same command" + (" without --force" if force else "")
         hint = "" if path is None else f"; {again} goes on with {path}"
@@ -188,6 +198,21 @@ def sweep(
     if picture is not None:
         drawn = plots.picture("curve", {Path(model).name: points}, Path(picture).suffix.lower())
         write(picture, drawn, force, quiet)
+
+
+def _loaded_from(
+    folder: str,
+    model: str,
+    calibration: str | None,
+    images: Mapping[str, Any],
+    follow_links: bool,
+    settings: Settings,
+) -> tuple[Model, Calibration | None, Settings]:
+    """What is compressed, on a worker: its own folder is another than the one that paths are relative to."""
+    seen = partial(seen_from, folder)
+    data = None if calibration is None else options.load_calibration(seen(calibration), images)
+    custom_ops = tuple(map(seen, settings.custom_ops))
+    return options.load_model(seen(model), follow_links), data, replace(settings, custom_ops=custom_ops)
 
 
 def _named(samples: Calibration, path: str, source: Model, settings: Mapping[str, Any]) -> str:
