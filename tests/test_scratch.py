@@ -16,6 +16,7 @@ from riq_cli.errors import OutputError
 from riq_cli.model import Model
 from riq_cli.scratch import Scratch, temporary_file
 from tests import command
+from tests.llama import Llama
 
 
 def test_arrays_are_the_same_after_their_memory_was_given_back() -> None:
@@ -66,6 +67,17 @@ def test_an_archive_and_its_model_are_the_same_in_files(
     assert riq.decompress(archive).to_bytes() == riq.decompress(usual).to_bytes()
     riq.decompress(archive).save(tmp_path / "x.onnx")
     assert (tmp_path / "x.onnx").read_bytes() == riq.decompress(usual).to_bytes()
+
+
+@pytest.mark.usefixtures("huge")
+def test_integers_of_a_huge_model_are_run_as_in_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    decoder = Llama(1, 32, 48, 4, 2, 64, "float32")
+    decoder.save(tmp_path / "x.onnx")
+    model, samples = Model.load(tmp_path / "x.onnx"), Calibration.from_arrays({"words": decoder.samples(4, 9)[:, 0]})
+    archive = riq.compress(model, samples, preset="fast", k=1e4)
+    usual = riq.verify(archive, model, samples, format="int8", nearest=True).mean
+    monkeypatch.setattr("riq_cli.runtime.evaluator.HUGE", 0)
+    assert riq.verify(archive, model, samples, format="int8", nearest=True).mean == pytest.approx(usual, rel=1e-3)
 
 
 def test_sections_in_a_file_are_read_by_several_at_a_time() -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 LEAST_SAMPLES = 8  # for gradients: two that judge two others know next to nothing of how samples differ
 _MOMENTS = 1 << 26  # bytes of second moments that are held at a time
+_SHARE = 16  # … or a byte for so many of weights, where that is more: the model is run for each time
 _BLOCKS = (2048, 1024, 512)  # columns among which errors are fed forward
 _FACTORS = 0.75  # bytes of factors, at most, for each byte of weights
 _ROW_BLOCKS = (1024, 512, 256)  # rows among which errors are fed forward
@@ -144,14 +145,15 @@ class Fit:
     def _fed_along_columns(self, widths: Widths, weights: moments.Weights) -> dict[int, LayerPlan]:
         """Plans of the layers whose errors are fed forward along columns."""
         chosen = {n: item for n, item in self.linear.items() if widths[n] is not None and not item.is_table}
-        block = _block(chosen, sum(self.weights.layers[number].values.nbytes for number in chosen))
+        nbytes = sum(self.weights.layers[number].values.nbytes for number in chosen)
+        block, most = _block(chosen, nbytes), max(_MOMENTS, nbytes // _SHARE)
         more: moments.Weights = {}
         if self.varied is not None and weights:
             with contextlib.suppress(ModelError):  # the model does not take what was made of its samples
                 more = self.checkpoint.step(
                     "position weights of variations", lambda: self._position_weights(list(chosen), varied=True)
                 )
-        batches = [list(batch) for batch in _batches(chosen, block, weights, 1 if self.varied is None else 2)]
+        batches = [list(batch) for batch in _batches(chosen, block, weights, 1 if self.varied is None else 2, most)]
         missing = [batch for batch in batches if not all(self.checkpoint.has(f"columns {n}") for n in batch)]
         given = [(_of_products(chosen, batch, weights), _of_products(chosen, batch, more)) for batch in missing]
         found = begun(self.workers, self.fed_along_columns, missing, repeat(block), repeat(widths), given)
@@ -359,12 +361,12 @@ def _first_within(lengths: Sequence[int], nbytes: Callable[[int], int], bound: f
 
 
 def _batches(
-    linear: Mapping[int, Linear], block: int, weights: moments.Weights, times: int
+    linear: Mapping[int, Linear], block: int, weights: moments.Weights, times: int, most: int
 ) -> Iterator[dict[int, Linear]]:
-    """The layers in runs whose moments, so many times, fit into memory together."""
+    """The layers in runs whose moments, so many times, take no more than `most` bytes together."""
     batch: dict[int, Linear] = {}
     for number, item in linear.items():
-        if batch and times * moments.nbytes({**batch, number: item}, block, weights) > _MOMENTS:
+        if batch and times * moments.nbytes({**batch, number: item}, block, weights) > most:
             yield batch
             batch = {}
         batch[number] = item

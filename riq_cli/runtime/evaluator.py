@@ -49,7 +49,7 @@ class Evaluator:
             strict: refuse tensors that cannot be measured, instead of leaving them out.
             lean: where the weights are many, and onnxruntime can, run `form` with its layers as inputs: that takes no
                 copies of them, and other kernels, whose outputs differ in the last digits. Where they are more than
-                `HUGE`, every form is run so in any case.
+                `HUGE`, every form is run so in any case, but for those with integers in place of weights.
             needed: a deviation has to be measured; if not, `measured` may be empty.
 
         Raises:
@@ -195,8 +195,8 @@ class Evaluator:
     ) -> Iterator[list[Array]]:
         if self._lean is not None and form is self._form:
             form = self._lean
-        elif self._lean is not None and nbytes(weights) > HUGE:
-            form = lean_form(form)
+        elif self._lean is not None and nbytes(weights) > HUGE and all(each.dtype.kind != "i" for each in weights):
+            form = lean_form(form)  # with int8 inputs, onnxruntime's optimizations compute something else
         with explained():
             run = runner(form, weights, self._runtime)
             for number in numbers:
