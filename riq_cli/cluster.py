@@ -19,8 +19,8 @@ from riq_cli.version import VERSION
 
 _CONNECTING = "20s"  # until a scheduler that does not answer is an error
 _LARGE = "1TB"  # of the arguments of a job, of which Dask would warn from 10 MB on
-_LOOK = 1.0  # seconds between two looks at the workers
-_PATIENCE = 30  # looks in a row that find no worker, until none is waited for
+_LOOK = 3.0  # seconds between two looks at the workers
+_PATIENCE = 10  # looks in a row that find no worker, until none is waited for
 
 KILLED = "the workers that it was given to were killed, most often because memory ran out; give them more"
 

@@ -57,7 +57,7 @@ class Machines:
 
 
 class Workers(Executor):
-    """Calls methods of a bench's objects on workers, each of which builds the same bench at its first call.
+    """Calls methods of a bench's objects on workers, each of which builds the same bench first.
 
     A plan is sent once, and stays on the workers that have used it.
 
@@ -73,6 +73,8 @@ class Workers(Executor):
         self._machines, self._build = machines, pickle.dumps(build)
         self.count, self.ahead = machines.count, 2 * machines.count
         self._kept: WeakKeyDictionary[LayerPlan, Any] = WeakKeyDictionary()
+        for _ in range(self.count):  # while this machine builds its own
+            machines.executor.submit(_begin, self._build)
 
     def submit(self, function: Callable[..., Result], /, *arguments: Any, **named: Any) -> Future[Result]:
         """The future result of a method, or of a function of a module."""
@@ -109,6 +111,12 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, found: int | tuple[str, ...]) -> Any:
         return self._plans[found] if isinstance(found, int) else functools.reduce(getattr, found, self._bench)
+
+
+def _begin(build: bytes) -> None:
+    """Build the bench of the worker; what fails is told by the first call."""
+    with _BUILDING:
+        _bench(build)
 
 
 def _called(build: bytes, call: bytes, *plans: LayerPlan) -> Any:
