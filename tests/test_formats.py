@@ -109,6 +109,35 @@ def test_the_opset_stays_and_nodes_are_onnxruntimes_where_it_lacks_them(
     assert outputs(stored, [{"x": np.ones((2, 3), np.float32)}]) == [np.full((2, 5), -9, np.float32).tobytes()]
 
 
+@pytest.mark.parametrize(
+    ("axis", "opset", "text", "shape"),
+    [
+        (None, 13, "Gemm x w > y transB=1", [8, 5]),
+        (0, 13, "Gemm x w > y transB=1", [8, 5]),
+        (1, 13, "Gemm x w > y transB=1", [5, 8]),  # scales along what is summed
+        (0, 12, "Gemm x w > y transB=1", [5, 8]),  # the opset's DequantizeLinear has no axis
+        (0, 13, "Gemm x w > y transB=1; Identity w > v", [5, 8]),
+    ],
+)
+def test_a_transposed_matrix_is_stored_as_it_is_multiplied(
+    axis: int | None, opset: int, text: str, shape: list[int], tmp_path: Path
+) -> None:
+    outs = [info("y", 2, 5), *([info("v", 5, 8)] if "v" in text else [])]
+    weights = [tensor("w", np.zeros((5, 8), np.float32))]
+    source = Model.load(save(model(nodes(text), [info("x", 2, 8)], outs, weights, opset=opset), tmp_path))
+    one, layer = in_integers(source.layers[0], "int8", 0)
+    if axis is None:
+        scales = np.full((), 0.25, np.float32)
+    else:
+        scales = np.exp2(-np.arange(float(layer.shape[axis]))).astype(np.float32)
+    floats = replace(layer, values=multiplied(one.values, scales, axis, "float32"))
+    stored = with_stored(source, {0: Stored("int8", one.values, scales, axis)})
+    found = {item.name: list(item.dims) for item in stored.skeleton.graph.initializer}
+    assert found["w/int8"] == shape
+    given = [{"x": np.eye(2, 8, dtype=np.float32)}]
+    assert outputs(stored.to_bytes(), given) == outputs(Model(source.skeleton, [floats]).to_bytes(), given)
+
+
 @pytest.mark.parametrize("opset", [12, 13])
 @pytest.mark.parametrize(
     ("dtype", "axis", "tied", "first"),

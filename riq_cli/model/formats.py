@@ -29,7 +29,7 @@ from riq_cli.model.places import (
     taken_names,
 )
 from riq_cli.model.tensors import ONNX_TYPES, Array
-from riq_cli.model.uses import captured, operand
+from riq_cli.model.uses import captured, given_out, operand, uses_in
 
 INTEGER_BITS = {"int8": 8, "int4": 4}
 _TYPES = {"int8": onnx.TensorProto.INT8, "int4": onnx.TensorProto.INT4, "float16": onnx.TensorProto.FLOAT16}
@@ -48,12 +48,14 @@ class Stored:
         values: i8 or f16, of the layer's shape, or of another one that is reshaped to it; 4-bit integers are i8 too.
         scales: f32, one for the layer, [], or one for each index along `axis`; None for float16.
         axis: along which scales lie; None: there is one.
+        transposed: whether the values are the layer's transpose, and what multiplies by them has to know.
     """
 
     dtype: str
     values: Array
     scales: NDArray[np.float32] | None = None
     axis: int | None = None
+    transposed: bool = False
 
     @property
     def data(self) -> Array:
@@ -74,9 +76,12 @@ def with_stored(model: Model, stored: Mapping[int, Stored]) -> Model:
     Raises:
         CorruptArchive: a layer that is in an attribute of another node than a Constant.
     """
+    stored = dict(stored)
 
     def convert(proto: onnx.ModelProto) -> None:
         taken = taken_names(proto)
+        if opset_of(proto) >= AXIS_OPSET:
+            stored.update(_for_products(proto, stored))
         for _, scope in reversed(list(scopes(proto))):  # inner ones first: their messages move with an outer's edit
             _convert(proto, scope, model.layers, stored, taken)
         # With such an axis, onnxruntime brings biases to integers too, by a DequantizeLinear that older opsets lack.
@@ -128,6 +133,38 @@ def trial(opset: int, dtype: str) -> bytes:
     return with_stored(Model(proto, [layer]), {0: stored}).to_bytes()
 
 
+def _for_products(model: onnx.ModelProto, stored: Mapping[int, Stored]) -> dict[int, Stored]:
+    """Matrices of integers as onnxruntime multiplies by them: not transposed, with a scale for each column.
+
+    It makes floats of others in each run.
+    """
+    uses: dict[int, list[str]] = {}  # of each layer, in all its places
+    for _, scope in scopes(model):
+        found, outputs = uses_in(scope), given_out(scope)
+        for tensor, name in _marked(scope):
+            products = [_product(node) if place == 1 else "" for node, place in found.get(name, ())]
+            products += [""] if name in outputs else []
+            uses.setdefault(int(tensor.external_data[0].value), []).extend(products)
+    changed = {}
+    for number, one in stored.items():
+        kinds = set(uses.get(number, ()))
+        if one.scales is None or one.values.ndim != 2 or len(kinds) != 1:
+            continue
+        if kinds == {"transposed"} and one.axis != 1:
+            values = np.ascontiguousarray(one.values.T)
+            changed[number] = Stored(one.dtype, values, np.broadcast_to(one.scales, values.shape[1]), 1, True)
+        elif kinds == {"plain"} and one.axis is None:
+            changed[number] = replace(one, scales=np.broadcast_to(one.scales, one.values.shape[1]), axis=1)
+    return changed
+
+
+def _product(node: onnx.NodeProto) -> str:
+    """How a node multiplies by its second input: `plain`, `transposed`, or not at all."""
+    if node.op_type == "Gemm" and any(item.name == "transB" and item.i for item in node.attribute):
+        return "transposed"
+    return "plain" if node.op_type in ("Gemm", "MatMul") else ""
+
+
 def _convert(
     model: onnx.ModelProto, scope: Scope, layers: Sequence[Layer], stored: Mapping[int, Stored], taken: set[str]
 ) -> None:
@@ -150,7 +187,10 @@ def _convert(
         if one.scales is not None:
             tensors.append(onnx.numpy_helper.from_array(one.scales, free_name(f"{name}/scale", taken)))
             chain.append(_dequantize(model, scope, one, tensors[-1].name))
-        if one.values.shape != layer.shape:
+        if one.transposed:
+            for node, _ in uses_in(scope).get(name, ()):
+                drop(node.attribute, ["transB"])
+        elif one.values.shape != layer.shape:
             shape = np.array(layer.shape, np.int64)
             tensors.append(onnx.numpy_helper.from_array(shape, free_name(f"{name}/shape", taken)))
             chain.append(onnx.helper.make_node("Reshape", [tensors[-1].name], []))

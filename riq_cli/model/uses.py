@@ -54,7 +54,7 @@ class Uses:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         """Index all nodes of a model."""
-        self._index = {path: _consumers(scope) for path, scope in scopes(model)}
+        self._index = {path: uses_in(scope) for path, scope in scopes(model)}
         self._outputs = {path: _outputs(scope) for path, scope in scopes(model)}
 
     def operators(self, scope: str, name: str) -> list[str]:
@@ -92,23 +92,29 @@ class Uses:
 
 def consumed(scope: Scope) -> set[str]:
     """Names of all values that nodes consume, those in subgraphs included."""
-    return set(_consumers(scope))
+    return set(uses_in(scope))
+
+
+def given_out(scope: Scope) -> set[str]:
+    """Names of all values that a scope or a subgraph in it gives out."""
+    inner = [given_out(inside) for node in scope.node for _, inside in subgraphs(node)]
+    return _outputs(scope).union(*inner)
 
 
 def captured(scope: Scope) -> set[str]:
     """Names that a branch may take from around it, among others: what nodes in it consume, and what it gives out."""
-    inner = [captured(inside) for node in scope.node for _, inside in subgraphs(node)]
-    return (_outputs(scope) | consumed(scope)).union(*inner)
+    return given_out(scope) | consumed(scope)
 
 
-def _consumers(scope: Scope) -> dict[str, list[Use]]:
+def uses_in(scope: Scope) -> dict[str, list[Use]]:
+    """The uses of each value by the nodes of a scope, those in subgraphs included."""
     index: dict[str, list[Use]] = {}
     for node in scope.node:
         for number, name in enumerate(node.input):
             if name:
                 index.setdefault(name, []).append((node, number))
         for _, graph in subgraphs(node):
-            for name, uses in _consumers(graph).items():
+            for name, uses in uses_in(graph).items():
                 index.setdefault(name, []).extend(uses)
     return index
 

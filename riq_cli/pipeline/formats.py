@@ -30,7 +30,7 @@ from riq_cli.model import (
     trial,
     with_stored,
 )
-from riq_cli.model.places import AXIS_OPSET, opset_of
+from riq_cli.model.places import opset_of
 from riq_cli.model.tensors import computable
 from riq_cli.pipeline.weights import is_matrix
 from riq_cli.quantize import scalar
@@ -107,8 +107,6 @@ def converted(
         elif format in INTEGER_BITS and entry.bin_width is not None and is_matrix(layer, None):
             try:
                 width, axes = _scaling(entry, decode_scales(entry, sections))
-                if not axes and _in_columns(layer) and opset >= AXIS_OPSET:
-                    axes = range(1, 2)
                 stored[number], is_inexact = _integers(layer, width, axes, format)
                 inexact += is_inexact
             except ValueError as error:
@@ -165,11 +163,6 @@ def _scaling(entry: LayerEntry, scales: Sequence[Codes]) -> tuple[Width, range]:
     return scaled_widths(width, codes[first]), axes
 
 
-def _in_columns(layer: Layer) -> bool:
-    """Whether a scale for each column pays: onnxruntime multiplies by integers then, and by floats with one for all."""
-    return len(layer.shape) == 2 and layer.op in ("MatMul", "Gemm")
-
-
 def _integers(layer: Layer, width: Width, axes: range, dtype: str) -> tuple[Stored, bool]:
     """A layer as integers, and whether their products with float32 scales differ from the restored weights.
 
@@ -205,7 +198,7 @@ def _nearest(layer: Layer) -> tuple[Stored, float]:
     """A layer rounded to 8-bit integers, with scales along the axis of least error, and its relative error."""
     weights = scalar.widened(layer.values, layer.dtype)
     axes: list[int | None] = [n for n, length in enumerate(layer.shape) if layer.size >= _SHARE * length > _SHARE]
-    if _in_columns(layer) and 1 in axes:
+    if layer.op == "MatMul" and 1 in axes:  # onnxruntime multiplies by integers with scales of columns alone
         axes = [1]
     found = []
     for axis in axes or [None]:
