@@ -236,15 +236,15 @@ class Fit:
         halves: Halves = {}
         others: Halves = {}
         if not all(self.checkpoint.has(f"rows {number}") for number in chosen):
-            errors = {number: self._errors(plans.get(number), number) for number in chosen}
+            given = {number: plans.get(number) for number in chosen}
             try:
-                halves = self._fisher(chosen, errors)
+                halves = self._fisher(given)
             except ModelError as error:
                 self.warn(f"gradients cannot be taken, so all rows count the same: {error}")
                 return {}
             if self.varied is not None:
                 with contextlib.suppress(ModelError):  # the model does not take what was made of its samples
-                    others = self._fisher(chosen, errors, varied=True)
+                    others = self._fisher(given, varied=True)
         before = {number: plans.get(number) or replace(self._unfed(number), bias=None) for number in chosen}
         found = self.checkpoint.mapped(
             "rows", self.workers or self.pool, self.fed_along_rows, chosen, before.values(),
@@ -274,17 +274,20 @@ class Fit:
             self.weights.release()
         return plan.rows, plan.row_factors
 
-    def _fisher(
-        self, linear: Mapping[int, Linear], errors: Mapping[int, Floats], varied: bool = False
-    ) -> dict[int, tuple[Fisher, Fisher]]:
-        observed = self.observed(varied)
+    def _fisher(self, plans: Mapping[int, LayerPlan | None], varied: bool = False) -> Halves:
+        """Second moments of gradients at the rows of layers with such plans, where they are known.
+
+        Raises:
+            ModelError: the model does not take the samples in a form that shows its inner tensors.
+        """
+        linear, observed = {number: self.linear[number] for number in plans}, self.observed(varied)
 
         def products(take: Take) -> set[int]:
             if self.workers is None:
-                return self.error_products(varied, errors, range(len(observed.samples)), take)
+                return self.error_products(varied, plans, range(len(observed.samples)), take)
             known = set(linear)
             parts = self._parts(observed)
-            found = ordered(self.workers, self.listed_products, repeat(varied), repeat(errors), parts)
+            found = ordered(self.workers, self.listed_products, repeat(varied), repeat(plans), parts)
             for done, (some, reached) in enumerate(found, 1):
                 for one in some:
                     take(*one)
@@ -296,16 +299,19 @@ class Fit:
         return collect_fisher(observed, linear, most, stages.FEW, products)
 
     def listed_products(
-        self, varied: bool, errors: Mapping[int, Floats], runs: Sequence[int]
+        self, varied: bool, plans: Mapping[int, LayerPlan | None], runs: Sequence[int]
     ) -> tuple[list[tuple[int, int, Floats]], set[int]]:
         """What `error_products` calls `take` with, and what it returns."""
         found: list[tuple[int, int, Floats]] = []
-        known = self.error_products(varied, errors, runs, lambda *one: found.append(one))
+        known = self.error_products(varied, plans, runs, lambda *one: found.append(one))
         return found, known
 
-    def error_products(self, varied: bool, errors: Mapping[int, Floats], runs: Sequence[int], take: Take) -> set[int]:
-        """Products of the gradients of some runs with errors of rows; see `fisher.error_products`."""
-        linear = {number: self.linear[number] for number in errors}
+    def error_products(
+        self, varied: bool, plans: Mapping[int, LayerPlan | None], runs: Sequence[int], take: Take
+    ) -> set[int]:
+        """Products of the gradients of some runs with errors that plans leave; see `fisher.error_products`."""
+        linear = {number: self.linear[number] for number in plans}
+        errors = {number: self._errors(plan, number) for number, plan in plans.items()}
         probes = max(1, self.effort.probes // 4) if varied else self.effort.probes
         return error_products(self.observed(varied), linear, errors, self._tick, probes, runs, take)
 
