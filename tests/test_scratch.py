@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -19,7 +20,10 @@ from tests import command
 from tests.llama import Llama
 
 
-def test_arrays_are_the_same_after_their_memory_was_given_back() -> None:
+@pytest.mark.parametrize("reserves", [True, False])
+def test_arrays_are_the_same_after_their_memory_was_given_back(reserves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not reserves:  # as where the system has no call for it
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
     scratch, generator = Scratch(), np.random.default_rng(0)
     values = [generator.standard_normal(shape).astype(np.float16) for shape in ((700, 1000), (1 << 20,), (3, 5))]
     kept = [scratch.kept(value) for value in values]

@@ -18,6 +18,7 @@ TOPICS = {
     "ci": "Continuous integration: an action, a job, a hook.",
     "python": "Compress, restore and verify from Python.",
     "web": "Decode and run archives in browsers and in Node.",
+    "scale": "Models of gigabytes, many models: time and memory.",
     "limits": "What riq does not do, what it needs, untrusted files.",
     "results": "Measured sizes and accuracies; how to measure them.",
     "format": "The archive, to the last bit.",
