@@ -113,17 +113,23 @@ def cluster(scheduler: str) -> Iterator[Cluster]:
                 f"{scheduler}: no Dask scheduler answers ({reason}); start one with `dask scheduler`"
             ) from error
         ended = threading.Event()
-        try:
-            with client:
+        with client:
+            try:
                 _check(client, scheduler)
                 threading.Thread(target=_close_without_workers, args=(client, ended), daemon=True).start()
                 yield Cluster(client)
-        except CancelledError as error:
-            raise RiqError(f"{scheduler}: the scheduler or the last of its workers has gone; start it again") from error
-        except KilledWorker as error:
-            raise RiqError(f"{scheduler}: {KILLED}") from error
-        finally:
-            ended.set()
+            except RiqError:
+                raise
+            except KilledWorker as error:
+                raise RiqError(f"{scheduler}: {KILLED}") from error
+            except Exception as error:
+                if client.status == "running" and not isinstance(error, CancelledError):
+                    raise
+                raise RiqError(
+                    f"{scheduler}: the scheduler or the last of its workers has gone; start it again"
+                ) from error
+            finally:
+                ended.set()
 
 
 def _check(client: Any, scheduler: str) -> None:

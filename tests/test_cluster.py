@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,11 +159,17 @@ def test_a_sweep_has_the_same_points(machines: Machines, folder: Path) -> None:
     assert [replace(point, seconds=0.0) for point in there] == [replace(point, seconds=0.0) for point in here]
 
 
-def test_a_worker_that_lacks_the_model_says_so(machines: Machines, folder: Path) -> None:
+@pytest.mark.parametrize("has", ["no file", "another model"])
+def test_a_worker_that_has_another_model_or_none_says_so(has: str, machines: Machines, folder: Path) -> None:
     (folder / "models" / "two.onnx").rename(folder / "models" / "wide.onnx")
+    said = "no such file"
+    if has == "another model":
+        shutil.copytree(folder / "models", folder / "elsewhere" / "models")
+        (folder / "models" / "one.onnx").rename(folder / "elsewhere" / "models" / "wide.onnx")
+        said = "the model, or its samples, are not those"
     with (
         cluster(str(machines.file)) as found,
-        pytest.raises(RiqError, match=r"^worker \S+ cannot begin: .*no such file; workers need"),
+        pytest.raises(RiqError, match=rf"^worker \S+ cannot begin: .*{said}.*; workers need"),
     ):
         others = pipeline.Machines(found.executor, found.threads, found.keep, partial(loaded, folder / "elsewhere"))
         compress(*loaded(folder), machines=others)
@@ -200,14 +207,19 @@ def test_a_worker_that_ends_in_any_phase_changes_no_byte(machines: Machines, fol
     assert there.getvalue() == here.getvalue()
 
 
-def test_a_scheduler_that_goes_away_leaves_a_checkpoint_to_go_on_from(others: Machines, folder: Path) -> None:
+@pytest.mark.parametrize("pause", [0, 25])  # seconds until something is sent, before and after Dask gives up
+def test_a_scheduler_that_goes_away_leaves_a_checkpoint_to_go_on_from(
+    pause: int, others: Machines, folder: Path
+) -> None:
     (folder / "models" / "one.onnx").rename(folder / "models" / "wide.onnx")
     here, there = io.BytesIO(), io.BytesIO()
     compress(*loaded(folder)).write(here)
 
     def tell(step: Progress) -> None:
-        if step.phase == "probe":
+        if step.phase == "probe" and others.scheduler.poll() is None:
             others.scheduler.kill()
+            others.scheduler.wait()
+            time.sleep(pause)
 
     with (
         pytest.raises(RiqError, match="the scheduler or the last of its workers has gone; start it again"),

@@ -11,8 +11,8 @@ from functools import cached_property, partial
 from typing import Any
 
 from riq_cli.archive import Archive
-from riq_cli.calibration import Calibration, Sample
-from riq_cli.errors import ConstraintError, ModelError, SettingsError, TargetError
+from riq_cli.calibration import Calibration, Sample, digest
+from riq_cli.errors import ConstraintError, ModelError, RiqError, SettingsError, TargetError
 from riq_cli.executors import interruptible
 from riq_cli.model import Model
 from riq_cli.pipeline.assembly import assembled
@@ -178,7 +178,13 @@ class Compression:
         """Those of other machines, which compress the same."""
         if self._machines is None:
             return None
-        return Workers(self._machines, partial(_bench, self._machines.load, self._exact))
+        return Workers(self._machines, partial(_bench, self._machines.load, self._exact, self.digests))
+
+    @property
+    def digests(self) -> tuple[str | None, str]:
+        """Those of the model's file and of the samples."""
+        source = self._model.source
+        return None if source is None else source.sha256, digest(self._samples)
 
     # ---- goals ----
 
@@ -313,11 +319,19 @@ class Compression:
 
 
 def _bench(
-    load: Callable[[], tuple[Model, Calibration | None, Settings]], exact: Sequence[Sequence[int]]
+    load: Callable[[], tuple[Model, Calibration | None, Settings]],
+    exact: Sequence[Sequence[int]],
+    digests: tuple[str | None, str],
 ) -> contextlib.AbstractContextManager[Bench | None]:
-    """The bench of a worker: the same as that of the machine which it works for."""
+    """The bench of a worker: the same as that of the machine which it works for.
+
+    Raises:
+        RiqError: the worker sees other files.
+    """
     model, calibration, settings = load()
     job = Compression(model, calibration or Calibration.random(), settings, None, None)
     for numbers in exact:
         job.keep_exact(numbers)
+    if job.digests != digests:
+        raise RiqError("the model, or its samples, are not those of the machine that it works for")
     return job.bench()

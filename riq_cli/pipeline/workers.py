@@ -115,33 +115,32 @@ class _Unpickler(pickle.Unpickler):
 
 def _begin(build: bytes) -> None:
     """Build the bench of the worker; what fails is told by the first call."""
-    with _BUILDING:
-        _bench(build)
+    _bench(build)
 
 
 def _called(build: bytes, call: bytes, *plans: LayerPlan) -> Any:
     """The result of a call, on a worker."""
-    with _BUILDING:
-        bench = _bench(build)
+    bench, _ = _bench(build)
     function, arguments, named = _Unpickler(io.BytesIO(call), bench, plans).load()
     return function(*arguments, **named)
 
 
-def _bench(build: bytes) -> Bench:
-    """The bench of the worker; that of another compression ends.
+def _bench(build: bytes) -> tuple[Bench, contextlib.ExitStack]:
+    """The bench of the worker, and what ends it when nothing refers to it any longer.
 
     Raises:
         RiqError: a file is not there, or cannot be used. It is no ModelError, after which the search would go on.
     """
-    if build not in _open:
-        for _, ended in map(_open.pop, list(_open)):
-            ended.close()
-        stack = contextlib.ExitStack()
-        try:
-            bench = stack.enter_context(pickle.loads(build)())
-        except (RiqError, OSError) as error:
-            raise RiqError(
-                f"worker {socket.gethostname()} cannot begin: {error}; workers need the same files by the same paths"
-            ) from error
-        _open[build] = bench, stack
-    return _open[build][0]
+    with _BUILDING:
+        if build not in _open:
+            _open.clear()  # that of another compression, whose last call may still work
+            stack = contextlib.ExitStack()
+            try:
+                bench = stack.enter_context(pickle.loads(build)())
+            except (RiqError, OSError) as error:
+                raise RiqError(
+                    f"worker {socket.gethostname()} cannot begin: {error}; workers need the same files by the same "
+                    "paths"
+                ) from error
+            _open[build] = bench, stack
+        return _open[build]
