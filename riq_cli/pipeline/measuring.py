@@ -177,6 +177,7 @@ class Measuring:
         widths, plans, newest = self.weights.widths(scheme.allocation, k), scheme.plans, self._newest
         if newest is None or newest[0] is not plans or newest[1] != widths:
             self._newest = None
+            self.weights.release()  # of what was run last
             if self._buffers is None:
                 self._buffers = self.weights.buffers()
             values = self.weights.requantize(widths, plans, self._buffers, self.pool, self.workers)

@@ -41,6 +41,8 @@ class RowFactor:
 
     def sparing(self, spared: NDArray[np.bool_]) -> RowFactor:
         """The same, except that some rows of the group take over nothing; theirs are fed forward as before."""
+        if not spared.any():
+            return self
         flat = self.rows.reshape(-1)
         taking = ((flat >= 0) & ~spared[flat]).astype(np.float16)
         length = self.rows.shape[1]
