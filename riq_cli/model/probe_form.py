@@ -53,16 +53,25 @@ def lean_form(form: SessionForm) -> SessionForm:
     rest: list[onnx.NodeProto] = []
     wide: set[str] = set()
 
+    transposed: dict[str, onnx.NodeProto] = {}
+
     def widened(name: str, nodes: list[onnx.NodeProto]) -> str:
-        if name not in wide:
-            wide.add(name)
-            nodes.append(onnx.helper.make_node("Cast", [name], [_WIDE.format(name)], to=onnx.TensorProto.FLOAT))
-        return _WIDE.format(name)
+        result = _WIDE.format(name)
+        if name not in wide and name in transposed:  # which onnxruntime makes part of the product, in float32 alone
+            node = onnx.NodeProto()
+            node.CopyFrom(transposed[name])
+            node.input[0], node.output[0] = widened(node.input[0], nodes), result
+            nodes.append(node)
+        elif name not in wide:
+            nodes.append(onnx.helper.make_node("Cast", [name], [result], to=onnx.TensorProto.FLOAT))
+        wide.add(name)
+        return result
 
     for node in model.graph.node:
         if node.op_type == "Transpose" and node.input[0] in weights:
             first.append(node)
             weights.add(node.output[0])
+            transposed[node.output[0]] = node
         elif node.op_type in ("MatMul", "Gemm") and not weights.isdisjoint(node.input):
             output = node.output[0]
             node.input[:] = [widened(name, first if name in weights else rest) for name in node.input]
