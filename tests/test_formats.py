@@ -117,6 +117,7 @@ def test_the_opset_stays_and_nodes_are_onnxruntimes_where_it_lacks_them(
         (1, 13, "Gemm x w > y transB=1", [5, 8]),  # scales along what is summed
         (0, 12, "Gemm x w > y transB=1", [5, 8]),  # the opset's DequantizeLinear has no axis
         (0, 13, "Gemm x w > y transB=1; Identity w > v", [5, 8]),
+        (0, 13, "Gemm x w > z transB=1; Relu z > y", [5, 8]),  # onnxruntime multiplies floats here
     ],
 )
 def test_a_transposed_matrix_is_stored_as_it_is_multiplied(

@@ -7,7 +7,7 @@ initializers, those of functions stay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,7 +29,7 @@ from riq_cli.model.places import (
     taken_names,
 )
 from riq_cli.model.tensors import ONNX_TYPES, Array
-from riq_cli.model.uses import captured, given_out, operand, uses_in
+from riq_cli.model.uses import Use, captured, given_out, operand, uses_in
 
 INTEGER_BITS = {"int8": 8, "int4": 4}
 _TYPES = {"int8": onnx.TensorProto.INT8, "int4": onnx.TensorProto.INT4, "float16": onnx.TensorProto.FLOAT16}
@@ -141,8 +141,12 @@ def _for_products(model: onnx.ModelProto, stored: Mapping[int, Stored]) -> dict[
     uses: dict[int, list[str]] = {}  # of each layer, in all its places
     for _, scope in scopes(model):
         found, outputs = uses_in(scope), given_out(scope)
+        integers = {out for node in scope.node if node.op_type == "DequantizeLinear" for out in node.output}
         for tensor, name in _marked(scope):
-            products = [_product(node) if place == 1 else "" for node, place in found.get(name, ())]
+            products = [
+                _product(node) if place == 1 and _takes_integers(node, found, integers) else ""
+                for node, place in found.get(name, ())
+            ]
             products += [""] if name in outputs else []
             uses.setdefault(int(tensor.external_data[0].value), []).extend(products)
     changed = {}
@@ -163,6 +167,19 @@ def _product(node: onnx.NodeProto) -> str:
     if node.op_type == "Gemm" and any(item.name == "transB" and item.i for item in node.attribute):
         return "transposed"
     return "plain" if node.op_type in ("Gemm", "MatMul") else ""
+
+
+def _takes_integers(node: onnx.NodeProto, uses: Mapping[str, Sequence[Use]], integers: Collection[str]) -> bool:
+    """Whether onnxruntime multiplies by integers at a MatMul or Gemm, if only their scales allow it.
+
+    It does not where nothing but Relu or Clip follows, nor at a Gemm that has `integers` for its first input, too.
+    """
+    if node.op_type == "Gemm" and operand(node, 0) in integers:
+        return False
+    behind = uses.get(next(iter(node.output), ""), ())
+    if node.op_type == "MatMul" and [follower.op_type for follower, _ in behind] == ["Add"]:
+        behind = uses.get(next(iter(behind[0][0].output), ""), ())  # onnxruntime makes one Gemm of both
+    return [follower.op_type for follower, _ in behind] not in (["Relu"], ["Clip"])
 
 
 def _convert(
