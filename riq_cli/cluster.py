@@ -121,7 +121,10 @@ def cluster(scheduler: str) -> Iterator[Cluster]:
             except RiqError:
                 raise
             except KilledWorker as error:
-                raise RiqError(f"{scheduler}: {KILLED}") from error
+                raise RiqError(
+                    f"{scheduler}: four workers in a row were killed during one job, most often because memory ran "
+                    "out; give workers more"
+                ) from error
             except Exception as error:
                 if client.status == "running" and not isinstance(error, CancelledError):
                     raise

@@ -248,7 +248,7 @@ def test_a_constraint_judges_the_model_with_quantized_activations(constraint: Co
 
 def test_a_constraint_that_activations_may_miss_says_so() -> None:
     source, data = Model.load(SAMPLES / "cnn.onnx"), riq_cli.Calibration.load(SAMPLES / "calibration.npz")
-    with pytest.raises(TargetError, match="or leave --activations away, which alone may miss it"):
+    with pytest.raises(TargetError, match="or leave out --activations, which alone may miss it"):
         riq_cli.compress(source, data, preset="fast", constraint=KLConstraint(1e-9), activations="int8")
 
 

@@ -203,7 +203,7 @@ def test_a_file_that_was_made_to_mislead_runs_nothing(plain: Any, tmp_path: Path
     with contextlib.closing(checkpoint(path)) as kept:
         kept.step("other", lambda: 1)
     path.write_bytes(path.read_bytes() + record(plain))
-    with pytest.raises(CheckpointError, match="checkpoint: is damaged; leave --resume away to begin anew"):
+    with pytest.raises(CheckpointError, match="checkpoint: is damaged; leave out --resume to begin anew"):
         checkpoint(path).step("step", pytest.fail)
 
 
@@ -282,7 +282,7 @@ def begun(folder: Path) -> Path:
 
 def test_a_checkpoint_of_another_run_is_refused_and_says_what_differs(begun: Path) -> None:
     before = (begun / KEPT).read_bytes()
-    end = r"\); leave --resume away to begin anew"
+    end = r"\); leave out --resume to begin anew"
     refused = partial(fails, 1, folder=begun)
     refused(
         rf"{KEPT}: is of another run \(deviation 0\.01, now 0\.02{end}", *COMPRESS, "--deviation", "0.02", "--resume"

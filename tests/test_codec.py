@@ -271,7 +271,7 @@ def test_settings_that_mean_nothing_are_refused() -> None:
         ({"epsilon": 1}, "epsilon = 1 is not in"),
         ({"search": "grid"}, "no search is named 'grid'"),
         ({"rounding": "best"}, "no rounding is named 'best'; there are nearest, compensated, trellis, directed"),
-        ({"rounding": "trellis", "k": 9}, "trellis rounding does not go with k; leave one of them away"),
+        ({"rounding": "trellis", "k": 9}, "trellis rounding does not go with k; leave out one of them"),
         ({"rounding": "compensated", "max_bits": 4}, "compensated rounding does not go with max_bits"),
         ({"rounding": "trellis", "allocation": "uniform"}, "the uniform allocation does not go with trellis rounding"),
     ):

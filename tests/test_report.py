@@ -191,7 +191,7 @@ def test_archives_that_cannot_be_compared(folder: Path) -> None:
 
     refused("one archive to report on, or two to compare; 3 were given", "old.riqz", "new.riqz", "old.riqz")
     refused("only one of two archives can come from stdin", "-", "-")
-    refused("--html shows one archive; leave one of the two away", "old.riqz", "new.riqz", "--html", "x.html")
+    refused("--html shows one archive; leave out one of the two", "old.riqz", "new.riqz", "--html", "x.html")
     refused("--json and --markdown both want stdout; give one of them", "old.riqz", "--json", "--markdown")
     every = ("old.riqz", "--json", "--markdown", "--html", "-")
     refused("--json, --markdown and --html - all want stdout; give one of them", *every)

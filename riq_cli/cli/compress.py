@@ -167,7 +167,7 @@ def compress(
         if model is not None:
             raise click.UsageError("MODEL is one model, and --batch names several; give one of them")
         if log_path is not None:
-            raise click.UsageError("--log is of one model; leave it away with --batch")
+            raise click.UsageError("--log is of one model; leave it out with --batch")
         if jobs is not None and scheduler is not None:
             raise click.UsageError("--jobs is of this machine; with --scheduler, each thread of a worker has a model")
         given = {"preset": preset, "follow_links": follow_links, "settings": settings}

@@ -60,8 +60,9 @@ def prepared_from(
 
 def seen_from(folder: str, path: str) -> str:
     """A path of a folder from anywhere; what is none there, such as a function, or a key of samples, stays."""
-    names = filter(None, (path, path.rpartition(":")[0]))
-    return str(Path(folder, path)) if any(Path(folder, name).exists() for name in names) else path
+    file = path.rpartition(":")[0]  # a folder of this name is a package that holds a function
+    is_there = Path(folder, path).exists() or (bool(file) and Path(folder, file).is_file())
+    return str(Path(folder, path)) if is_there else path
 
 
 def wanted_settings(

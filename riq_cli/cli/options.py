@@ -138,14 +138,13 @@ IMAGES = ("mean", "std", "scale", "channel_order", "image_layout")
 
 
 def _put_temporary_files(folder: str | None) -> None:
-    """Have this process, and those that it starts, write temporary files to a folder; None: where they are written."""
+    """Have this process, and those that it starts, write temporary files to a folder; None: to the system's."""
     if folder is not None:
-        os.environ["TMPDIR"] = folder
-        tempfile.tempdir = None  # which is found out again
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that have a value; those left away are None."""
+    """The options that have a value; those left out are None."""
     return {name: value for name, value in options.items() if value is not None}
 
 

@@ -112,7 +112,7 @@ def report(
         raise click.UsageError("only one of two archives can come from stdin")
     for option, written in (("--html", page_path), ("--plot", picture)):
         if written is not None and len(archives) > 1:
-            raise click.UsageError(f"{option} shows one archive; leave one of the two away")
+            raise click.UsageError(f"{option} shows one archive; leave out one of the two")
     if log_path is not None and page_path is None:
         raise click.UsageError("--log is for the plot of the search on a page; give --html as well")
     check_stdout({"--json": as_json, "--markdown": as_markdown, "--html -": page_path == "-"})

@@ -87,7 +87,7 @@ def verify(
     """Restore ARCHIVE in memory and measure how far its outputs are from the original's on given samples.
 
     With a constraint, also judge it as riq compress does, by default with the tolerance that ARCHIVE was made for;
-    where that is of --max-flips or --max-kl, these options may be left away. Exits with 3 when the deviation is above
+    where that is of --max-flips or --max-kl, these options may be left out. Exits with 3 when the deviation is above
     the bound or the constraint is not kept: a gate for continuous integration.
     """
     from riq_cli.constraint import check_margin

@@ -173,7 +173,7 @@ def _inputs(samples: Sequence[Sample]) -> dict[str, Any]:
         f"{number}/inputs/{name}": array for number, (feed, _) in enumerate(samples) for name, array in feed.items()
     }
     if any(array.dtype.hasobject for array in arrays.values()):
-        raise CalibrationError("the model takes text, which a page cannot hold as samples; leave --calibration away")
+        raise CalibrationError("the model takes text, which a page cannot hold as samples; leave out --calibration")
     return arrays
 
 

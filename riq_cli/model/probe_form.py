@@ -74,7 +74,7 @@ def lean_form(form: SessionForm) -> SessionForm:
             transposed[node.output[0]] = node
         elif node.op_type in ("MatMul", "Gemm") and not weights.isdisjoint(node.input):
             output = node.output[0]
-            node.input[:] = [widened(name, first if name in weights else rest) for name in node.input]
+            node.input[:] = [name and widened(name, first if name in weights else rest) for name in node.input]
             node.output[0] = _PRODUCT.format(output)
             narrow = onnx.helper.make_node("Cast", node.output, [output], to=onnx.TensorProto.FLOAT16)
             rest += [node, narrow]

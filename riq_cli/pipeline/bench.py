@@ -159,7 +159,7 @@ class Bench:
         if not seen:
             raise SettingsError(
                 "there are no activations to quantize: no Conv, ConvTranspose, Gemm or MatMul multiplies float32 ones "
-                "by weights; leave --activations away"
+                "by weights; leave out --activations"
             )
         return with_quantized_activations(self._original, seen)
 

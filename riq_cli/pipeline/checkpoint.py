@@ -59,7 +59,7 @@ _KINDS: dict[str, type[Any]] = {
     )
 }  # fmt: skip
 _MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
-_ANEW = "leave --resume away to begin anew"
+_ANEW = "leave out --resume to begin anew"
 
 Value = TypeVar("Value")
 

@@ -200,8 +200,8 @@ class Compression:
         if settings.deviation is not None and bench.least > settings.deviation:
             raise TargetError(
                 f"activations in {settings.activations} alone cause a deviation of {bench.least:.3g}, above "
-                f"{settings.deviation:g}; give a larger --deviation, another --activation-method, or leave "
-                "--activations away",
+                f"{settings.deviation:g}; give a larger --deviation, another --activation-method, or leave out "
+                "--activations",
                 bench.least,
             )
         if settings.k is not None:
@@ -228,7 +228,7 @@ class Compression:
         if target is not None and deviation > target:
             raise TargetError(
                 f"at k = {k:g} the deviation is {deviation:.3g}, above {target:g}; "
-                "leave --k away to search for a k that holds",
+                "leave out --k to search for a k that holds",
                 deviation,
             )
         return archive

@@ -155,7 +155,7 @@ class ConstraintObjective(Objective):
             )
         remedy = self._constraint.remedy
         if self._measuring.settings.activations is not None:
-            remedy += ", or leave --activations away, which alone may miss it"
+            remedy += ", or leave out --activations, which alone may miss it"
         return TargetError(
             f"the constraint is not kept: the best value is {found.value:.4g}, above {found.limit:g}; {remedy}",
             found.value,

@@ -266,7 +266,7 @@ class Settings:
             self._check_deployable()
         if self._looks_ahead and (self.k is not None or self._is_bound):
             other = "k" if self.k is not None else "max_bits"
-            raise SettingsError(f"{self.rounding} rounding does not go with {other}; leave one of them away")
+            raise SettingsError(f"{self.rounding} rounding does not go with {other}; leave out one of them")
         if self.layout is not None:
             self._check_layout()
         elif self.rounding == "directed":
@@ -274,16 +274,16 @@ class Settings:
         if self.allocation == "uniform":
             if self._looks_ahead or self.epsilon:
                 other = "epsilon" if self.epsilon else f"{self.rounding} rounding"
-                raise SettingsError(f"the uniform allocation does not go with {other}; leave one of them away")
+                raise SettingsError(f"the uniform allocation does not go with {other}; leave out one of them")
             object.__setattr__(self, "epsilon", 0.0)
 
     def _check_deployable(self) -> None:
         if self.max_bits is not None and self.max_bits > _DEPLOYED_BITS:
             raise SettingsError(f"max_bits = {self.max_bits} does not fit the 8-bit integers of a deployable archive")
         if self.rounding == "trellis":
-            raise SettingsError("a trellis has levels that 8-bit integers do not hold; leave one of them away")
+            raise SettingsError("a trellis has levels that 8-bit integers do not hold; leave out one of them")
         if self.layout is not None:
-            raise SettingsError("a fixed layout does not go with a deployable archive; leave one of them away")
+            raise SettingsError("a fixed layout does not go with a deployable archive; leave out one of them")
 
     def _check_layout(self) -> None:
         assert self.layout is not None
@@ -293,7 +293,7 @@ class Settings:
             )
         if self._looks_ahead or self.activations is not None:
             other = f"{self.rounding} rounding does" if self._looks_ahead else "quantized activations do"
-            raise SettingsError(f"{other} not go with a fixed layout; leave one of them away")
+            raise SettingsError(f"{other} not go with a fixed layout; leave out one of them")
         by_slope = "mu" if self.layout.mu else "directed rounding" if self.rounding == "directed" else None
         if by_slope is not None and not isinstance(self.constraint, LossConstraint):
             raise SettingsError(f"{by_slope} goes by the slope of a loss; give --labels")

@@ -45,7 +45,7 @@ class Machines:
 
     Attributes:
         executor: runs functions of modules there.
-        count: how many there are; the archive does not depend on it.
+        count: jobs that they do at the same time; the archive does not depend on it.
         keep: sends a value once, and gives what stands for it among the arguments of the executor's jobs.
         load: loads there, from files, the model, its samples and the settings that are given here.
     """
