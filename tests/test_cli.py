@@ -401,6 +401,11 @@ COMMANDS = ("compress", "decompress", "verify", "test", "run", "report", "sweep"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_is_never_a_topic(command: str, tmp_path: Path) -> None:
+    assert riq("help", command, folder=tmp_path).stdout.startswith(f"Usage: riq {command} ".encode())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_is_a_page_of_a_manual_whose_examples_have_options_that_there_are(command: str, ready: Path) -> None:
     import click
 

@@ -460,7 +460,7 @@ def test_npm_packs_it() -> None:
 
 @needs_node
 def test_the_page_shows_what_works(tmp_path: Path) -> None:
-    page = (ROOT / "riq_cli" / "docs" / "web.md").read_text("utf-8")
+    page = (ROOT / "riq_cli" / "docs" / "browser.md").read_text("utf-8")
     [command] = re.findall(r"^\$ python (-c .*)$", page, re.MULTILINE)
     shown = subprocess.run(
         [sys.executable, *shlex.split(command)], cwd=ROOT, capture_output=True, check=True, text=True
@@ -478,7 +478,7 @@ def test_the_page_shows_what_works(tmp_path: Path) -> None:
 
 
 def test_the_page_names_every_option_and_error() -> None:
-    page = (ROOT / "riq_cli" / "docs" / "web.md").read_text("utf-8")
+    page = (ROOT / "riq_cli" / "docs" / "browser.md").read_text("utf-8")
     types = MODULE.with_suffix(".d.ts").read_text("utf-8")
     options = [*re.findall(r"^  (\w+)\?:", types, re.MULTILINE), "externalData"]
     errors = re.findall(r"class (\w+) extends ArchiveError", types)

@@ -152,7 +152,7 @@ EMBED = """
 
 @needs_node
 def test_transformers_js_embeds_from_an_archive_as_from_the_restored_file(repositories: Path) -> None:
-    page = (ROOT / "riq_cli" / "docs" / "web.md").read_text("utf-8")
+    page = (ROOT / "riq_cli" / "docs" / "browser.md").read_text("utf-8")
     blocks = re.findall(r"^```js\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     [recipe] = [block for block in blocks if "riqCache" in block]
     recipe = recipe.replace('"./riqz.js"', json.dumps(MODULE.as_uri())).replace('"models/', f'"{repositories}/')

@@ -17,7 +17,7 @@ TOPICS = {
     "loss": "Keep a loss, a metric or the predicted class instead.",
     "ci": "Continuous integration: an action, a job, a hook.",
     "python": "Compress, restore and verify from Python.",
-    "web": "Decode and run archives in browsers and in Node.",
+    "browser": "Decode and run archives in browsers and in Node.",
     "scale": "Models of gigabytes, many models: time and memory.",
     "limits": "What riq does not do, what it needs, untrusted files.",
     "results": "Measured sizes and accuracies; how to measure them.",
