@@ -86,10 +86,11 @@ def atomic_write(path: str | os.PathLike[str], overwrite: bool = False) -> Itera
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike[str], overwrite: bool = False, last: str = "") -> Iterator[Path]:
     """An empty folder for files, which move into the folder `path` when the block ends well; it vanishes if not.
 
-    A new `path` appears with all of its files at once. Of one that is there, other files stay.
+    A new `path` appears with all of its files at once. Into one that is there, files move one by one, and its other
+    files stay; the file named `last` moves behind all others, so that whoever finds it finds them, too.
 
     Raises:
         OutputError: a file cannot be written, or it exists and `overwrite` is false. Other errors stay what they are.
@@ -106,7 +107,7 @@ def atomic_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Iter
             if is_new:
                 temporary.rename(path)
             else:
-                for file in temporary.iterdir():
+                for file in sorted(temporary.iterdir(), key=lambda file: file.name == last):
                     if overwrite:
                         file.replace(path / file.name)
                     else:

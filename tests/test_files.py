@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from riq_cli.errors import OutputError
-from riq_cli.files import atomic_write, check_output, growing_file
+from riq_cli.files import atomic_folder, atomic_write, check_output, growing_file
 
 
 def names(folder: Path) -> list[str]:
@@ -246,3 +246,12 @@ def test_the_longest_name_can_be_written(tmp_path: Path) -> None:
     with atomic_write(path) as file:
         file.write(b"abc")
     assert path.read_bytes() == b"abc"
+
+
+def test_files_of_a_folder_that_is_there_come_before_the_last(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()  # which no file can replace
+    with pytest.raises(OutputError, match="cannot be written"), atomic_folder(tmp_path, True, last="c") as folder:
+        for name in "dcba":
+            (folder / name).write_text(name)
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "c", "d"}
+    assert (tmp_path / "c").is_dir()

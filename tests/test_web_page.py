@@ -128,6 +128,26 @@ def test_the_page_loads_nothing_but_its_own_files(folder: Path) -> None:
     assert named <= names(folder / "site")
 
 
+def test_quiet_says_nothing_of_another_model(folder: Path) -> None:
+    done = riq(*shlex.split(FULL.replace("model.onnx", "other.onnx")), "-q", folder=folder)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_a_model_without_inputs_needs_no_samples_beside_it(folder: Path) -> None:
+    random = np.random.default_rng(0)
+    weights = [builders.tensor(name, random.standard_normal((32, 32)).astype(np.float32)) for name in ("a", "b")]
+    model = builders.model(builders.nodes("MatMul a b > y"), [], [builders.info("y", 32, 32)], weights)
+    builders.save(model, folder, "constant.onnx")
+    (folder / "data.py").write_text("def samples():\n    yield {}\n")
+    calibration = ("--calibration", "data:samples")
+    done = riq("compress", "constant.onnx", "--preset", "fast", *calibration, folder=folder)
+    assert done.returncode == 0, done.stderr
+    done = riq("web", "constant.riqz", "-o", "site", "--runtime", "ort", *calibration, folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert names(folder / "site") == SHIPPED | RUNTIME | {"page.json", "model.riqz"}
+    assert done.stderr.startswith(b"site: 10 files, ")
+
+
 def test_a_page_from_stdin_and_into_a_folder_with_other_files(folder: Path) -> None:
     (folder / "site").mkdir()
     (folder / "site" / "mine.txt").write_text("mine")

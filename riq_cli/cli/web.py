@@ -93,9 +93,9 @@ def web(
     is_url = runtime is not None and re.match("https?://", runtime)
     copied = [] if runtime is None or is_url else _runtime_files(Path(runtime))
     data = [] if calibration is None else [_SAMPLES]
-    written = [folder / name for name in (*_PAGE, _DATA, _ARCHIVE, *data, *(path.name for path in copied))]
+    paths = [folder / name for name in (*_PAGE, _DATA, _ARCHIVE, *data, *(path.name for path in copied))]
     if folder.is_dir():
-        check_outputs([str(path) for path in written], [archive, against, calibration], force)
+        check_outputs([str(path) for path in paths], [archive, against, calibration], force)
     elif folder.exists():
         raise OutputError(f"{folder}: is a file; name a folder")
     else:
@@ -115,14 +115,15 @@ def web(
             arrays = _inputs(samples[:_MOST_SAMPLES])
             if against is not None:
                 original = options.load_model(against, follow_links)
-                options.warn_of_another_model(archive, opened, against, original)
+                if not quiet:
+                    options.warn_of_another_model(archive, opened, against, original)
                 arrays |= _outputs(original, samples[:_MOST_SAMPLES])
         content = _content(opened, archive) | {
             "runtime": None if runtime is None else runtime.rstrip("/") + "/" if is_url else "./",
             "samples": _SAMPLES if arrays else None,
             "images": asdict(preparation),
         }
-        with atomic_folder(folder, force) as temporary:
+        with atomic_folder(folder, force, last=_DATA) as temporary:
             for name in _PAGE:
                 with as_file(files("riq_cli") / "web" / name) as path:
                     shutil.copyfile(path, temporary / name)
@@ -133,9 +134,9 @@ def web(
             if arrays:
                 with (temporary / _SAMPLES).open("wb") as file:
                     write_npz(file, arrays)
+            sizes = [path.stat().st_size for path in temporary.iterdir()]
     if not quiet:
-        size = sum(path.stat().st_size for path in written)
-        say(f"{folder}: {counted(len(written), 'file')}, {human_size(size)}", err=True)
+        say(f"{folder}: {counted(len(sizes), 'file')}, {human_size(sum(sizes))}", err=True)
 
 
 def _runtime_files(folder: Path) -> list[Path]:
