@@ -14,9 +14,11 @@ import onnx
 import onnxruntime
 import pytest
 
+from riq_cli.runtime import sample_deviations
 from tests import builders
 from tests.command import fails, riq
 from tests.node import MODULE, needs_node, run
+from tests.test_evaluator import DISTANCES
 
 SHIPPED = {"index.html", "page.js", "worker.js", "samples.js", "riqz.js"}
 RUNTIME = {"ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"}
@@ -75,6 +77,7 @@ def test_a_page_holds_the_archive_and_what_decodes_it(folder: Path) -> None:
         "deviations": {tensor["name"]: tensor["mean"] for tensor in manifest["result"]["measured"]},
         "runtime": None,
         "samples": None,
+        "rows": [],
         "images": {
             "mean": [0.0], "std": [1.0], "scale": 1 / 255, "image_layout": "nchw", "channel_order": "rgb"
         },
@@ -258,3 +261,72 @@ def test_a_file_that_is_cut_off_is_told(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", x=np.zeros((4, 3, 2)))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "data.npz").read_bytes()[:-30])
     assert feeds(tmp_path / "cut.npz", INPUTS[:1]) == "the .npz file is cut off"
+
+
+WORKER = f"""
+import {{ readFileSync }} from "node:fs";
+import {{ readNpz }} from {json.dumps((MODULE.parent / "samples.js").as_uri())};
+globalThis.self = {{}};
+const {{ cosineDistances, shownOutput }} = await import({json.dumps((MODULE.parent / "worker.js").as_uri())});
+"""
+
+
+@needs_node
+def test_distances_are_those_that_riq_measures(tmp_path: Path) -> None:
+    pairs = [(y, z, 1) for name, (y, z, _) in DISTANCES.items() if name != "another shape"]  # the page compares sizes
+    y = np.random.default_rng(0).standard_normal((4, 5, 6)).astype(np.float32)
+    y[2], y[3, 0, 0] = 0, np.nan
+    pairs += [(y, z, 4) for z in (y, y[::-1], y[:, :3], np.full_like(y, np.nan), (1.5 * y + 0.1).astype(np.float16))]
+    pairs += [(y, 1 - y, 3), (np.nan_to_num(y), 1 - y, 1)]  # without a row for each sample
+    arrays: dict[str, np.ndarray] = {}
+    for number, (y, z, rows) in enumerate(pairs):
+        original = y.astype(np.float64 if y.dtype == np.float64 else np.float32)
+        arrays |= {f"{number}y": original, f"{number}z": z, f"{number}rows": np.array(rows, np.uint8)}
+    np.savez(tmp_path / "pairs.npz", **arrays)
+    found = run(
+        """
+        const arrays = await readNpz(new Blob([readFileSync(given[0])]));
+        const distances = (number) => {
+          const [y, z, rows] = ["y", "z", "rows"].map((kind) => arrays.get(number + kind));
+          return cosineDistances(y, z, rows.data[0]);
+        };
+        return Array.from({ length: arrays.size / 3 }, (_, number) => distances(number).map(String));
+        """,
+        tmp_path / "pairs.npz",
+        prelude=WORKER,
+    )
+    assert len(found) == len(pairs)
+    for (y, z, rows), shown in zip(pairs, found, strict=True):
+        wanted = sample_deviations(y, z, rows)
+        assert [float(text.replace("Infinity", "inf")) for text in shown] == pytest.approx(
+            wanted, abs=1e-15, nan_ok=True
+        )
+
+
+@needs_node
+def test_outputs_of_half_precision_are_shown_as_numbers(tmp_path: Path) -> None:
+    values = np.array([[1.5, -65504, 6e-8, np.inf]], np.float16)
+    np.savez(tmp_path / "values.npz", y=values)
+    shown = run(
+        """
+        const [[name, tensor]] = await readNpz(new Blob([readFileSync(given[0])]));
+        const { shape, pairs } = shownOutput(name, tensor);
+        return [shape, ...pairs.map(([, value]) => String(value))];
+        """,
+        tmp_path / "values.npz",
+        prelude=WORKER,
+    )
+    assert shown == ["1×4 float16", "1.5", "-65504", str(2**-24).replace("e-0", "e-"), "Infinity"]
+
+
+def test_rows_of_a_batch_of_fixed_size_are_counted(folder: Path) -> None:
+    model = builders.dense()
+    model.graph.input[0].CopyFrom(builders.info("x", 4, 16))
+    model.graph.output[0].CopyFrom(builders.info("y", 4, 10))
+    builders.save(model, folder)
+    arguments = ("--preset", "fast", "--calibration", "samples.npz", "--force")
+    assert riq("compress", "model.onnx", *arguments, folder=folder).returncode == 0
+    assert riq(*shlex.split(FULL), folder=folder).returncode == 0
+    assert content(folder / "site")["rows"] == [4, 4, 4]
+    with np.load(folder / "site" / "samples.npz") as loaded:
+        assert loaded["0/outputs/y"].shape == (4, 10)

@@ -110,17 +110,20 @@ def web(
         with options.coding_executor(opened.manifest.layers) as executor:
             model = restored(opened, decode_layers(opened, executor))  # a damaged archive ends here
         arrays: dict[str, Any] = {}
+        samples: Sequence[Sample] = ()
         if calibration is not None:
             samples = options.load_calibration(calibration, options.given(images)).samples(model.inputs, warn=wait.warn)
-            arrays = _inputs(samples[:_MOST_SAMPLES])
+            samples = samples[:_MOST_SAMPLES]
+            arrays = _inputs(samples)
             if against is not None:
                 original = options.load_model(against, follow_links)
                 if not quiet:
                     options.warn_of_another_model(archive, opened, against, original)
-                arrays |= _outputs(original, samples[:_MOST_SAMPLES])
+                arrays |= _outputs(original, samples)
         content = _content(opened, archive) | {
             "runtime": None if runtime is None else runtime.rstrip("/") + "/" if is_url else "./",
             "samples": _SAMPLES if arrays else None,
+            "rows": [sample.rows for sample in samples],  # each is one to riq, and has a deviation of its own
             "images": asdict(preparation),
         }
         with atomic_folder(folder, force, last=_DATA) as temporary:

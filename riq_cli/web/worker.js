@@ -74,7 +74,7 @@ async function readSamples(blob) {
   const samples = [];
   for (const [key, array] of await readNpz(blob)) {
     const [, number, kind, name] = /^(\d+)\/(inputs|outputs)\/(.*)$/s.exec(key);
-    samples[number] ??= { inputs: {}, outputs: {} };
+    samples[number] ??= { inputs: {}, outputs: {}, rows: page.rows[number] };
     samples[number][kind][name] = array;
   }
   return samples;
@@ -85,15 +85,15 @@ async function run(samples, source) {
   const distances = {}; // by output: of the samples for which it is defined
   let first;
   let passed = 0;
-  for (const { inputs, outputs } of samples) {
+  for (const { inputs, outputs, rows } of samples) {
     const tensors = Object.entries(inputs).map(([name, { type, data, dims }]) => [name, new ort.Tensor(type, data, dims)]);
     const began = performance.now();
     const result = await session.run(Object.fromEntries(tensors));
     passed += performance.now() - began;
     first ??= result;
-    for (const [name, { data }] of Object.entries(outputs)) {
-      const distance = cosineDistance(data, result[name].data);
-      if (!Number.isNaN(distance)) (distances[name] ??= []).push(distance);
+    for (const [name, original] of Object.entries(outputs)) {
+      const defined = cosineDistances(original, result[name], rows).filter((distance) => !Number.isNaN(distance));
+      if (defined.length) (distances[name] ??= []).push(...defined);
     }
   }
   const deviations = Object.entries(distances).map(([name, values]) => ({
@@ -106,8 +106,9 @@ async function run(samples, source) {
 }
 
 /** What is shown of an output: pairs of a label and a value. */
-function shownOutput(name, { type, dims, data }) {
-  return { name, shape: `${dims.join("×") || "1"} ${type}`, pairs: pairsOf(type, dims, data) };
+export function shownOutput(name, tensor) {
+  const { type, dims } = tensor;
+  return { name, shape: `${dims.join("×") || "1"} ${type}`, pairs: pairsOf(type, dims, numbersOf(tensor)) };
 }
 
 /** All values if they are few, the largest if these look like scores of classes, else least, largest and mean. */
@@ -128,19 +129,48 @@ function pairsOf(type, dims, data) {
 }
 
 /**
- * The cosine distance of an output to that of the original, as riq measures it, eq. (1) of the paper.
+ * The cosine distances of an output to that of the original, as riq measures them, eq. (1) of the paper.
  *
- * NaN if the original's has no finite value that is not 0: then none is defined.
+ * One for each row where the first axis has that length, else one for the whole, for each of the rows. NaN where the
+ * original has no finite value that is not 0: then none is defined.
  */
-function cosineDistance(original, restored) {
-  let [aa, bb, ab] = [0, 0, 0];
-  for (let at = 0; at < original.length; at++) {
-    if (!Number.isFinite(original[at])) continue;
-    aa += original[at] ** 2;
-    bb += restored[at] ** 2;
-    ab += original[at] * restored[at];
+export function cosineDistances(original, restored, rows) {
+  const count = restored.dims[0] === rows ? rows : 1;
+  const [y, z] = [original.data, numbersOf(restored)];
+  const row = (data, at) => data.subarray((at * data.length) / count, ((at + 1) * data.length) / count);
+  return Array.from({ length: rows }, (_, at) => cosineDistance(row(y, at % count), row(z, at % count)));
+}
+
+/** That of two vectors. Where y is NaN or infinite, z must be the same; any other NaN or infinity is infinitely far. */
+function cosineDistance(y, z) {
+  let [peakY, peakZ, agree] = [0, 0, true];
+  for (let at = 0; at < y.length; at++) {
+    if (Number.isFinite(y[at])) {
+      peakY = Math.max(peakY, Math.abs(y[at]));
+      peakZ = Math.max(peakZ, Math.abs(z[at])); // NaN stays
+    } else agree &&= Object.is(y[at], z[at]);
   }
-  if (!aa) return NaN;
-  if (original.length !== restored.length || !bb) return 1;
-  return Number.isFinite(bb) ? Math.max(0, 1 - ab / Math.sqrt(aa * bb)) : Infinity;
+  if (!peakY) return NaN;
+  if (y.length !== z.length) return 1;
+  if (!agree || !Number.isFinite(peakZ)) return Infinity;
+  if (!peakZ) return 1;
+  let [yy, zz, yz] = [0, 0, 0];
+  for (let at = 0; at < y.length; at++) {
+    if (!Number.isFinite(y[at])) continue;
+    const [a, b] = [y[at] / peakY, z[at] / peakZ]; // so that no square is too large or too small
+    yy += a * a;
+    zz += b * b;
+    yz += a * b;
+  }
+  return Math.max(0, 1 - yz / Math.sqrt(yy * zz));
+}
+
+/** The values of a tensor; those of float16 are bits where the browser has no Float16Array. */
+function numbersOf({ type, data }) {
+  if (type !== "float16" || !(data instanceof Uint16Array)) return data;
+  return Float32Array.from(data, (bits) => {
+    const [sign, exponent, fraction] = [bits >> 15 ? -1 : 1, (bits >> 10) & 31, bits & 1023];
+    if (exponent === 31) return fraction ? NaN : sign * Infinity;
+    return sign * (exponent ? (1024 + fraction) * 2 ** (exponent - 25) : fraction * 2 ** -24);
+  });
 }
