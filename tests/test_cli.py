@@ -320,7 +320,7 @@ COMPRESS = "compress model.onnx --calibration calibration.npz -o t.riqz"
         (2, r"--k -1 is not positive$", f"{COMPRESS} --k -1"),
         (2, r"--k has no meaning for the measured allocation; ", f"{COMPRESS} --k 100 --preset small"),
         (2, r"--k 1e-300 is not in 1e-30 … 1e\+30, where bin widths are doubles$", f"{COMPRESS} --k 1e-300"),
-        (2, r"compensated rounding does not go with --max-bits; leave one",
+        (2, r"compensated rounding does not go with --max-bits; leave out one",
          f"{COMPRESS} --max-bits 4 --rounding compensated"),
         (2, r"a deviation of 2 is not in \(0, 1\]; 0\.01 is 1 %$", f"{COMPRESS} --deviation 2"),
         (2, r"no tensor 'max_bits = 3' in the model", f"{COMPRESS} --output 'max_bits = 3'"),
