@@ -154,8 +154,13 @@ class _Output(io.FileIO):
         self._path = path
 
     def write(self, data: Any) -> int:
+        """Write all of the data: the system may take a part at a time, and on Linux no more than 2 GiB."""
+        rest = memoryview(data).cast("B")
+        size = len(rest)
         with _explained(self._path):
-            return super().write(data)
+            while rest:
+                rest = rest[super().write(rest) :]
+        return size
 
     def close(self) -> None:
         with _explained(self._path):

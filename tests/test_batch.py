@@ -143,6 +143,23 @@ def test_a_process_that_is_killed_ends_one_model_only(folder: Path) -> None:
     assert list(archives(folder / "new")) == ["models/a/two.riqz"]
 
 
+def test_an_archive_that_cannot_be_saved_leaves_its_checkpoint(folder: Path) -> None:
+    """Its name is taken while the model is compressed."""
+    (folder / "taking.py").write_text(
+        "from pathlib import Path\n\n"
+        "def metric(session):\n    Path('new/models/a/one.riqz').write_text('other')\n    return 1.0\n"
+    )
+    (folder / "list").write_text("models/a/one.onnx  models/a/one.npz\n")
+    constrained = (*BATCH[:2], "list", "-o", "new", "--metric", "taking:metric", "--max-drop", "0.5")
+    done = riq(*constrained, folder=folder)
+    assert done.returncode == 1
+    taken = b"new/models/a/one.riqz: exists already; use --force to replace it, or name another file; --resume goes on"
+    assert taken in done.stderr
+    assert sorted(archives(folder / "new")) == ["models/a/one.riqz", "models/a/one.riqz.checkpoint"]
+    assert riq(*constrained, "--resume", "--force", folder=folder).returncode == 0
+    assert list(archives(folder / "new")) == ["models/a/one.riqz"]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
 def test_an_interruption_keeps_what_is_done_and_says_how_to_go_on(folder: Path) -> None:
     (folder / "list").write_text("models/a/one.onnx  models/a/one.npz\nmodels/a/two.onnx  data:slow\n")

@@ -94,6 +94,15 @@ def test_a_run_that_was_cut_off_anywhere_ends_at_the_same_bytes(name: str, tmp_p
     assert {step.phase for step in told}.isdisjoint({"gradients"})  # one of them reports many steps
 
 
+def test_each_pass_of_gradients_counts_its_runs_once() -> None:
+    _, told = compressed(builders.perceptron(0))
+    counts = [(step.done, step.total) for step in told if step.phase == "gradients"]
+    passes = [total for done, total in counts if done == 1]
+    assert passes
+    assert counts == [(done, total) for total in passes for done in range(1, total + 1)]
+    assert min(passes) > 1
+
+
 def test_without_layers_to_code_nothing_is_kept(tmp_path: Path) -> None:
     compressed(builders.int8_qdq(0), Checkpoint(tmp_path / "checkpoint"))
     assert list(tmp_path.iterdir()) == []
@@ -214,6 +223,34 @@ def test_where_it_cannot_be_written_the_run_goes_on(tmp_path: Path) -> None:
     assert not kept.is_there
     (said,) = told
     assert re.search("checkpoint: cannot be written: No such file or directory; the run goes on", said)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no limits of resources")
+def test_a_record_of_which_a_part_was_written_is_not_taken_for_whole(tmp_path: Path) -> None:
+    """As on a disk that fills up: the system writes what fits, and fails at the next byte."""
+    import resource
+
+    told: list[str] = []
+    path, before = tmp_path / "checkpoint", resource.getrlimit(resource.RLIMIT_FSIZE)
+    with contextlib.closing(checkpoint(path, warn=told.append)) as kept:
+        kept.step("small", lambda: 1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        try:
+            kept.step("large", lambda: np.zeros(1000))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        kept.step("after", lambda: 2)
+    assert path.stat().st_size == 1000
+    (said,) = told
+    assert re.search("checkpoint: cannot be written: File too large; the run goes on", said)
+    assert checkpoint(path).step("small", pytest.fail) == 1
+
+
+def test_an_object_that_began_with_one_run_refuses_another(tmp_path: Path) -> None:
+    kept = checkpoint(tmp_path / "checkpoint", epsilon=0.1)
+    assert kept.begin({"model": "m", "epsilon": 0.1}, pytest.fail) == (0, 0.0)
+    with pytest.raises(CheckpointError, match=r"another run began with this checkpoint \(model m, now n\); give each"):
+        kept.begin({"model": "n", "epsilon": 0.1}, pytest.fail)
 
 
 # ---- the command line -----------------------------------------------------------------------------------------------

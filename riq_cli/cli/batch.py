@@ -51,10 +51,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a model: its archive, one that was there already, or an exit code and what is wrong."""
+    """What became of a model: its archive, one that was there already, or an exit code and what is wrong.
+
+    The checkpoint of an archive is there until the archive is written.
+    """
 
     archive: Archive | None
     status: Literal["compressed", "present", "missed", "failed"]
+    checkpoint: str | None = None
     error: str = ""
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -210,13 +214,13 @@ def _outcomes(
     if scheduler is None:
         with contextlib.closing(isolated(_compressed, tasks, workers)) as found:
             for task, outcome in found:
-                yield task, outcome or Outcome(None, "failed", _KILLED)
+                yield task, outcome or Outcome(None, "failed", error=_KILLED)
         return
     from riq_cli.cluster import KILLED, cluster
 
     with cluster(scheduler) as machines:
         for task, outcome in machines.finished(partial(_compressed, folder=os.getcwd()), tasks):
-            yield task, outcome or Outcome(None, "failed", KILLED)
+            yield task, outcome or Outcome(None, "failed", error=KILLED)
 
 
 def _compressed(task: Task, folder: str = ".") -> Outcome:
@@ -226,14 +230,14 @@ def _compressed(task: Task, folder: str = ".") -> Outcome:
     warnings: list[str] = []
     began = time.monotonic()
     try:
-        status, archive = _archive(task, folder, warnings)
+        found = _archive(task, folder, warnings)
     except Exception as error:
         code, message = failure(error)
-        return Outcome(None, "missed" if code == TARGET else "failed", message, tuple(warnings))
-    return Outcome(archive, status, "", tuple(warnings), time.monotonic() - began)
+        return Outcome(None, "missed" if code == TARGET else "failed", error=message, warnings=tuple(warnings))
+    return replace(found, warnings=tuple(warnings), seconds=time.monotonic() - began)
 
 
-def _archive(task: Task, folder: str, warnings: list[str]) -> tuple[Literal["compressed", "present"], Archive]:
+def _archive(task: Task, folder: str, warnings: list[str]) -> Outcome:
     path = str(Path(folder, task.archive))
     sources = (task.model, task.calibration, *constraints.files(task.shared["settings"]))
     check_outputs((path,), [source and str(Path(folder, source)) for source in sources], force=True)
@@ -242,14 +246,15 @@ def _archive(task: Task, folder: str, warnings: list[str]) -> tuple[Literal["com
     if Path(path).exists():
         archive = _same(path, model, data, wanted)
         if archive is not None:
-            return "present", archive
+            return Outcome(archive, "present")
         if not task.force:
             raise OutputError(
                 f"{task.archive}: exists already, and is not of this model, these samples and settings; use --force to "
                 "replace it"
             )
     with job.resumable(path, job.checkpoint_path(path, wanted.k), task.resume, warnings.append) as checkpoint:
-        return "compressed", job.made(model, data, wanted, None, warnings.append, checkpoint)
+        archive = job.made(model, data, wanted, None, warnings.append, checkpoint)
+        return Outcome(archive, "compressed", str(checkpoint.path) if checkpoint.is_there else None)
 
 
 def _same(path: str, model: Model, data: Calibration | None, wanted: Settings) -> Archive | None:
@@ -272,12 +277,15 @@ def _same(path: str, model: Model, data: Calibration | None, wanted: Settings) -
 
 
 def _saved(task: Task, outcome: Outcome) -> Outcome:
-    """The outcome, after its archive was written."""
+    """The outcome, after its archive was written and its checkpoint removed."""
     if outcome.status == "compressed" and outcome.archive is not None:
         try:
             outcome.archive.save(task.archive, task.force)
         except OutputError as error:
-            return replace(outcome, archive=None, status="failed", error=str(error))
+            again = f"; --resume goes on from {outcome.checkpoint}" if outcome.checkpoint else ""
+            return replace(outcome, archive=None, status="failed", error=f"{error}{again}")
+        if outcome.checkpoint is not None:
+            Path(outcome.checkpoint).unlink(missing_ok=True)
     return outcome
 
 

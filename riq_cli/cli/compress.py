@@ -213,6 +213,7 @@ def compress(
                 sys.stdout.flush()  # what fails here is told before, and not after, that it was done
             else:
                 archive.save(path, force)
+            checkpoint.remove()
         facts = _facts(archive, model, path, time.monotonic() - began, records)
         facts["stage_seconds"] = {phase: round(seconds, 3) for phase, seconds in wait.seconds.items()}
         log({"phase": "result"} | {key: value for key, value in facts.items() if not key.endswith("trace")})

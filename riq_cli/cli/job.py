@@ -139,10 +139,10 @@ def checkpoint_path(archive: str, k: float | None) -> str | None:
 
 @contextlib.contextmanager
 def resumable(archive: str, path: str | None, resume: bool, warn: Callable[[str], None]) -> Iterator[Checkpoint]:
-    """The checkpoint of a run, which the block's end removes; where it does not end well, it says how to go on.
+    """The checkpoint of a run, to remove when its archive is written; a block that fails says how to go on.
 
     Args:
-        archive: the file that the block writes.
+        archive: the file that the run writes.
         path: of the checkpoint; None: nothing is kept.
         resume: go on from what is there.
         warn: called with how to go on after an error.
@@ -169,4 +169,3 @@ def resumable(archive: str, path: str | None, resume: bool, warn: Callable[[str]
         if checkpoint.is_there:
             warn(f"{path}: keeps what was done before the error; --resume goes on from it")
         raise
-    checkpoint.remove()

@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import fields, is_dataclass
-from io import RawIOBase
+from io import FileIO
 from itertools import compress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -108,7 +108,7 @@ class Checkpoint:
         self._places: dict[str, tuple[int, int]] = {}  # of the contents of records: their offset, and bytes
         self._end = 0  # of the records that are whole
         self._open = contextlib.ExitStack()
-        self._file: RawIOBase | None = None  # open once there is a record to write
+        self._file: FileIO | None = None  # open once there is a record to write
         self._newest = 0.0  # when the newest record was written
         self._lock = threading.Lock()
 
@@ -127,10 +127,14 @@ class Checkpoint:
             warn: called with what the user should know.
 
         Raises:
-            CheckpointError: the file is no checkpoint, or that of another run.
+            CheckpointError: the file is no checkpoint, or that of another run; or another run began with this object.
         """
         assert self.path is not None
         if self._begun:
+            if differences := _differences(json.loads(self._identity), identity):
+                raise CheckpointError(
+                    f"{self.path}: another run began with this checkpoint ({differences}); give each run its own"
+                )
             return 0, 0.0
         self._begun, self._identity, self._warn, self._newest = True, json.dumps(identity), warn, time.monotonic()
         if not self.path.exists():
@@ -216,14 +220,8 @@ class Checkpoint:
         return len(self._places), total
 
     def _compare(self, other: Mapping[str, Any]) -> None:
-        own = json.loads(self._identity)
-        differences = [
-            f"{name} {_shown(other.get(name))}, now {_shown(own.get(name))}"
-            for name in {**other, **own}
-            if other.get(name) != own.get(name)
-        ]
-        if differences:
-            raise CheckpointError(f"{self.path}: is of another run ({'; '.join(differences)}); {_ANEW}")
+        if differences := _differences(other, json.loads(self._identity)):
+            raise CheckpointError(f"{self.path}: is of another run ({differences}); {_ANEW}")
 
     def _append(self, key: str, value: Any) -> None:
         """Append a record; where that fails, go on without any more."""
@@ -234,9 +232,8 @@ class Checkpoint:
         try:
             if self._file is None:
                 self._file = self._open.enter_context(growing_file(self.path, overwrite=True, keep=self._end))
-            if self._end == 0:
-                self._end += self._file.write(_FORMAT + _record("identity", 0.0, self._identity)) or 0
-            self._end += self._file.write(_record(key, seconds, value)) or 0
+            begin = b"" if self._end else _FORMAT + _record("identity", 0.0, self._identity)
+            self._end += self._file.write(begin + _record(key, seconds, value))
         except OutputError as error:
             self._warn(f"{error}; the run goes on, and --resume can go on from what was written before")
             self._writes = False
@@ -247,6 +244,15 @@ class Checkpoint:
             yield
         except _MALFORMED as error:
             raise CheckpointError(f"{self.path}: is damaged; {_ANEW}") from error
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Where two identities differ; empty if they are the same."""
+    return "; ".join(
+        f"{name} {_shown(before.get(name))}, now {_shown(now.get(name))}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    )
 
 
 def _shown(value: Any) -> str:

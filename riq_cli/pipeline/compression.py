@@ -62,8 +62,8 @@ def compress(
             does not keep them.
         warn: called with what the user should know.
         executor: where streams are encoded and decoded; None: here.
-        machines: others that statistics are taken on, layers probed and rounded, and candidates measured; None: this
-            one alone. The archive has the same bytes.
+        machines: others that statistics are taken on, and layers fitted, probed, rounded and coded; this one measures
+            candidates. None: this one does all. The archive has the same bytes.
         checkpoint: keeps results of steps, or gives those of a run that was interrupted; it stays when the archive is
             there, see `Checkpoint.remove`. None: nothing is kept.
 

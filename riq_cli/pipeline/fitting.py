@@ -126,7 +126,8 @@ class Fit:
         found = ordered(self.workers, self.squared_gradients, repeat(varied), repeat(numbers), parts)
         for done, part in enumerate(found, 1):
             squares |= part
-            self._tick(done, len(parts))
+            if self.workers is not None:  # here, `squared_gradients` tells of each run
+                self._tick(done, len(parts))
         return position_weights({n: self.linear[n] for n in numbers}, squares, len(observed.samples))
 
     def squared_gradients(self, varied: bool, numbers: Sequence[int], runs: Sequence[int]) -> Squares:
