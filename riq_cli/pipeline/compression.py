@@ -82,7 +82,7 @@ def compress(
         options = PRESETS[preset] | options
     settings = replace(settings, **options) if settings is not None else Settings(**options)
     checkpoint = checkpoint or Checkpoint()
-    job = Compression(model, calibration or Calibration.random(), settings, progress, warn, machines, checkpoint)
+    job = Compression(model, calibration or Calibration.random(), settings, progress, warn, checkpoint, machines)
     with contextlib.closing(checkpoint):
         while True:
             try:
@@ -102,12 +102,12 @@ class Compression:
         settings: Settings,
         progress: Report | None,
         warn: Warn | None,
+        checkpoint: Checkpoint,
         machines: Machines | None = None,
-        checkpoint: Checkpoint | None = None,
     ) -> None:
         ignore: Callable[[Any], None] = lambda _: None  # noqa: E731
         self._settings, self._report, self._warn = settings, progress or ignore, once(warn or ignore)
-        self._calibration, self._machines, self._checkpoint = calibration, machines, checkpoint or Checkpoint()
+        self._calibration, self._machines, self._checkpoint = calibration, machines, checkpoint
         self._exact: list[Sequence[int]] = []  # numbers of layers, one model after the other
         if settings.most is not None:
             check_support(model, settings.most, settings.runtime)
@@ -329,7 +329,7 @@ def _bench(
         RiqError: the worker sees other files.
     """
     model, calibration, settings = load()
-    job = Compression(model, calibration or Calibration.random(), settings, None, None)
+    job = Compression(model, calibration or Calibration.random(), settings, None, None, Checkpoint())
     for numbers in exact:
         job.keep_exact(numbers)
     if job.digests != digests:

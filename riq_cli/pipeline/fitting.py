@@ -161,7 +161,12 @@ class Fit:
         plans: dict[int, LayerPlan] = {}
 
         def fitted(batch: Sequence[int]) -> Iterator[FedColumns]:
-            fit = cache(next(found)) if batch in missing else list
+            start = next(found) if batch in missing else None
+
+            @cache
+            def fit() -> list[FedColumns]:
+                assert start is not None, "the checkpoint holds all layers of other batches"
+                return start()
 
             def one(index: int) -> FedColumns:
                 return fit()[index]

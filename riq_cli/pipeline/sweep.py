@@ -13,6 +13,7 @@ from riq_cli.archive import Archive
 from riq_cli.calibration import Calibration
 from riq_cli.errors import TargetError
 from riq_cli.model import Model
+from riq_cli.pipeline.checkpoint import Checkpoint
 from riq_cli.pipeline.compression import Compression
 from riq_cli.pipeline.progress import Report, Warn
 from riq_cli.pipeline.settings import Settings
@@ -74,7 +75,7 @@ def sweep(
     began = time.monotonic()
     if not goals:
         return
-    job = Compression(model, calibration, goals[0], progress, warn, machines)
+    job = Compression(model, calibration, goals[0], progress, warn, Checkpoint(), machines)
     done = 0
     while done < len(goals):
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import riq_cli as riq
+from riq_cli.pipeline.checkpoint import Checkpoint
 from riq_cli.pipeline.compression import Compression
 from riq_cli.pipeline.deviation_objective import DeviationObjective
 from riq_cli.pipeline.settings import STAGES
@@ -92,7 +93,7 @@ def measure(model: riq.Model, calibration: riq.Calibration, heldout: riq.Calibra
     left_out = (without,) if without else ()
     goals = [riq.Settings(deviation=target, without=left_out) for target in TARGETS]
     began = time.process_time()
-    job = Compression(model, calibration, goals[0], progress=None, warn=None)
+    job = Compression(model, calibration, goals[0], progress=None, warn=None, checkpoint=Checkpoint())
     sizes, seconds = [], 0.0
     with job.bench() as bench:
         assert bench is not None, "there is something to code"
