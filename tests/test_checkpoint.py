@@ -294,13 +294,18 @@ def test_an_interruption_says_how_to_go_on_and_that_is_so(folder: Path) -> None:
     assert riq(*COMPRESS, "-o", "whole.riqz", folder=folder).returncode == 0
     assert not (folder / "whole.riqz.checkpoint").exists()
     goes_on = f"goes on from {KEPT}\n"
-    assert interrupted(folder) == f"riq: error: interrupted; the same command with --resume {goes_on}"
-    first, *_, last = interrupted(folder, "--resume").splitlines(keepends=True)
+    log = ("--log", "log.jsonl")
+    assert interrupted(folder, *log) == f"riq: error: interrupted; the same command with --resume {goes_on}"
+    first, *_, last = interrupted(folder, "--resume", *log).splitlines(keepends=True)
     assert re.fullmatch(rf"riq: goes on from {KEPT}, which holds \d+ steps? that took \d+ s\n", first)
     assert last == f"riq: error: interrupted; the same command {goes_on}"
-    done = riq(*COMPRESS, "--resume", "--log", "log.jsonl", folder=folder)
+    done = riq(*COMPRESS, "--resume", *log, folder=folder)
     assert done.returncode == 0, done.stderr
-    record = json.loads((folder / "log.jsonl").read_text().splitlines()[0])
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    ends = [number for number, record in enumerate(records, 1) if record["phase"] in ("failed", "result")]
+    assert len(ends) == 3 and ends[-1] == len(records)
+    assert riq("report", "model.riqz", "--log", "log.jsonl", "--html", "page.html", folder=folder).returncode == 0
+    record = records[ends[1]]
     assert record.keys() == {"seconds", "phase", "steps", "took"}
     assert record["phase"] == "resumed"
     assert record["steps"] >= 2
@@ -308,13 +313,25 @@ def test_an_interruption_says_how_to_go_on_and_that_is_so(folder: Path) -> None:
     assert not (folder / KEPT).exists()
 
 
+def keep(folder: Path, **options: Any) -> None:
+    """Leave a checkpoint of a run at a deviation of 0.01."""
+    model, samples = riq_library.Model.load(folder / "model.onnx"), riq_library.Calibration.load(folder / "samples.npz")
+    riq_library.compress(model, samples, preset="small", checkpoint=Checkpoint(folder / KEPT), **options)
+
+
 @pytest.fixture
 def begun(folder: Path) -> Path:
-    """The folder, with a checkpoint of a run at a deviation of 0.01."""
-    model = riq_library.Model.load(folder / "model.onnx")
-    kept = Checkpoint(folder / KEPT)
-    riq_library.compress(model, riq_library.Calibration.load(folder / "samples.npz"), preset="small", checkpoint=kept)
+    """The folder, with such a checkpoint."""
+    keep(folder)
     return folder
+
+
+def test_a_run_goes_on_with_the_threads_that_it_began_with(folder: Path) -> None:
+    """As one that a cluster began, or a batch with other --jobs."""
+    keep(folder, threads=3)
+    fails(1, r"threads 3, now \d+\); give --threads 3 to go on, or leave", *COMPRESS, "--resume", folder=folder)
+    done = riq(*COMPRESS, "--threads", "3", "--resume", folder=folder)
+    assert (done.returncode, b"riq: goes on from" in done.stderr) == (0, True), done.stderr
 
 
 def test_a_checkpoint_of_another_run_is_refused_and_says_what_differs(begun: Path) -> None:
@@ -325,7 +342,8 @@ def test_a_checkpoint_of_another_run_is_refused_and_says_what_differs(begun: Pat
         rf"{KEPT}: is of another run \(deviation 0\.01, now 0\.02{end}", *COMPRESS, "--deviation", "0.02", "--resume"
     )
     refused(rf"\(effort unset, now smallest{end}", *COMPRESS, "--preset", "smallest", "--resume")
-    refused(rf"\(threads \d+, now 3{end}", *COMPRESS, "--threads", "3", "--resume")
+    threads = r"\(threads (\d+), now 3\); give --threads \1 to go on, or leave --resume away to begin anew"
+    refused(threads, *COMPRESS, "--threads", "3", "--resume")
     others = [word.replace("samples", "others") for word in COMPRESS]
     refused(rf"\(calibration data [0-9a-f]{{16}}, now [0-9a-f]{{16}}{end}", *others, "--resume")
     builders.save(builders.perceptron(1), begun)
@@ -362,6 +380,14 @@ def test_resume_without_a_checkpoint_begins_and_stdout_has_none(folder: Path) ->
     assert sorted(path.name for path in folder.iterdir()) == [
         "k.riqz", "model.onnx", "model.riqz", "others.npz", "samples.npz"
     ]  # fmt: skip
+
+
+def test_an_archive_whose_name_leaves_no_room_for_that_of_a_checkpoint_has_none(folder: Path) -> None:
+    name = "m" * 244 + ".riqz"
+    done = riq(*COMPRESS, "--preset", "fast", "-o", name, folder=folder)
+    assert done.returncode == 0
+    assert b".checkpoint: its name is too long, so nothing is kept that --resume could go on from" in done.stderr
+    assert (folder / name).exists()
 
 
 def test_a_target_that_is_missed_leaves_no_checkpoint_and_another_error_does(folder: Path) -> None:

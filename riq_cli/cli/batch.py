@@ -20,7 +20,7 @@ import click
 from riq_cli.archive import Archive
 from riq_cli.cli import constraints, fleet, job, options
 from riq_cli.cli.help import FAILED, TARGET
-from riq_cli.cli.paths import check_outputs, refuse_sources
+from riq_cli.cli.paths import refuse_sources
 from riq_cli.cli.progress import Wait
 from riq_cli.cli.terminal import error_line, print_json, say
 from riq_cli.errors import ArchiveError, Interrupted, OutputError
@@ -240,7 +240,7 @@ def _compressed(task: Task, folder: str = ".") -> Outcome:
 def _archive(task: Task, folder: str, warnings: list[str]) -> Outcome:
     path = str(Path(folder, task.archive))
     sources = (task.model, task.calibration, *constraints.files(task.shared["settings"]))
-    check_outputs((path,), [source and str(Path(folder, source)) for source in sources], force=True)
+    refuse_sources((path,), [source and str(Path(folder, source)) for source in sources])
     model, data, wanted = job.prepared_from(folder, task.model, task.calibration, **task.shared)
     refuse_sources((path,), model.external_files)
     if Path(path).exists():
@@ -252,7 +252,9 @@ def _archive(task: Task, folder: str, warnings: list[str]) -> Outcome:
                 f"{task.archive}: exists already, and is not of this model, these samples and settings; use --force to "
                 "replace it"
             )
-    with job.resumable(path, job.checkpoint_path(path, wanted.k), task.resume, warnings.append) as checkpoint:
+    with job.resumable(
+        path, job.checkpoint_path(path, wanted.k, warnings.append), task.resume, warnings.append
+    ) as checkpoint:
         archive = job.made(model, data, wanted, None, warnings.append, checkpoint)
         return Outcome(archive, "compressed", str(checkpoint.path) if checkpoint.is_there else None)
 

@@ -182,18 +182,18 @@ def compress(
     path = archive_path or str(Path(model).with_suffix(".riqz"))
     check_binary(path, force)
     check_stdout({"--json": as_json, "-o -": path == "-"})
-    kept_at = checkpoint_path(path, settings["k"])
+    wait = Wait("running the original", quiet, verbose)
+    kept_at = checkpoint_path(path, settings["k"], wait.warn)
     if resume and path == "-":
         raise click.UsageError("--resume goes on from a file beside the archive, and stdout has none; give -o FILE")
     outputs, sources = (path, log_path, kept_at), (model, calibration, *constraints.files(settings))
-    check_outputs(outputs, sources, force, goes_on=kept_at)
+    check_outputs(outputs, sources, force, goes_on=(kept_at, log_path) if resume else (kept_at,))
 
     load = partial(prepared_from, os.getcwd(), model, calibration, preset, follow_links, dict(settings))
     source, data, wanted = prepared(model, calibration, preset, follow_links, settings)
     refuse_sources(outputs, source.external_files)
-    wait = Wait("running the original", quiet, verbose)
     records: list[dict[str, Any]] = []
-    with search_log(log_path, force) as log:
+    with search_log(log_path, force, resume) as log:
 
         def tell(step: Progress) -> None:
             if step.phase == "resumed" and not quiet:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -131,10 +133,22 @@ def made(
                         machines=machines, checkpoint=checkpoint)  # fmt: skip
 
 
-def checkpoint_path(archive: str, k: float | None) -> str | None:
-    """Where the checkpoint of an archive lies; None for stdout and devices, and where k is given: nothing is kept."""
+def checkpoint_path(archive: str, k: float | None, warn: Callable[[str], None]) -> str | None:
+    """Where the checkpoint of an archive lies; None where nothing is kept.
+
+    That is for stdout and devices, where k is given, and, with a warning, where the name would be too long.
+    """
     is_file = archive != "-" and (Path(archive).is_file() or not Path(archive).exists())
-    return f"{archive}.checkpoint" if is_file and k is None else None
+    if not is_file or k is not None:
+        return None
+    path = f"{archive}.checkpoint"
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            warn(f"{path}: its name is too long, so nothing is kept that --resume could go on from")
+            return None
+    return path
 
 
 @contextlib.contextmanager

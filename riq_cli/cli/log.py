@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from riq_cli import limits
@@ -26,19 +27,25 @@ _SCHEME = ("allocation", "rounding", "epsilon")  # what lines of a search have i
 
 
 @contextlib.contextmanager
-def search_log(path: str | None, overwrite: bool) -> Iterator[Write]:
+def search_log(path: str | None, overwrite: bool, goes_on: bool = False) -> Iterator[Write]:
     """What writes an object as a line of the log, with the seconds since it was opened; None, or no path, is no line.
 
     An error or an interruption that ends the block is the last line.
 
+    Args:
+        path: of the log.
+        overwrite: replace a file that is there.
+        goes_on: write behind what is there instead.
+
     Raises:
-        OutputError: the file exists and `overwrite` is false, or it cannot be written.
+        OutputError: the file exists and neither is wanted, or it cannot be written.
     """
     if path is None:
         yield lambda _: None
         return
     began = time.monotonic()
-    with growing_file(path, overwrite) as file:
+    keep = Path(path).stat().st_size if goes_on and Path(path).is_file() else 0
+    with growing_file(path, overwrite or goes_on, keep) as file:
 
         def write(record: dict[str, Any] | None) -> None:
             if record is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +21,7 @@ _BARE = re.compile(r"[\w./~+,@%=:-]*")  # what a shell takes as one word without
 
 
 def check_outputs(
-    outputs: Iterable[str | None], sources: Sequence[str | None], force: bool, goes_on: str | None = None
+    outputs: Iterable[str | None], sources: Sequence[str | None], force: bool, goes_on: Collection[str | None] = ()
 ) -> None:
     """Return nothing if all outputs can be written; meant to be asked before long work.
 
@@ -29,7 +29,7 @@ def check_outputs(
         outputs: files to write; None and - are none.
         sources: what is read, which is never overwritten; None is nothing.
         force: whether outputs may exist.
-        goes_on: the output that may exist in any case.
+        goes_on: outputs that may exist in any case.
 
     Raises:
         OutputError: one cannot be written, or is a source.
@@ -38,7 +38,7 @@ def check_outputs(
     refuse_sources(outputs, sources)
     seen: set[Path] = set()
     for path in _files(outputs):
-        check_output(path, force or path == goes_on)
+        check_output(path, force or path in goes_on)
         if (place := Path(path).resolve()) in seen:
             raise click.UsageError(f"{path}: two outputs have this name; give one of them another")
         seen.add(place)

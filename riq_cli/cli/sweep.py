@@ -126,7 +126,7 @@ def sweep(
     presets = presets or (_PRESETS if ks is None else ("paper",))
     check_stdout({"--json": as_json, "-o -": csv_path == "-"})
     outputs = (path, picture, log_path)
-    check_outputs(outputs, (model, calibration, validation), force, goes_on=path)
+    check_outputs(outputs, (model, calibration, validation), force, goes_on=(path,))
     if picture is not None:
         from riq_cli import plots
 

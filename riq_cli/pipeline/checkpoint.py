@@ -220,8 +220,11 @@ class Checkpoint:
         return len(self._places), total
 
     def _compare(self, other: Mapping[str, Any]) -> None:
-        if differences := _differences(other, json.loads(self._identity)):
-            raise CheckpointError(f"{self.path}: is of another run ({differences}); {_ANEW}")
+        own = json.loads(self._identity)
+        if differences := _differences(other, own):
+            only_threads = own | {"threads": other.get("threads")} == other
+            advice = f"give --threads {other['threads']} to go on, or " if only_threads else ""
+            raise CheckpointError(f"{self.path}: is of another run ({differences}); {advice}{_ANEW}")
 
     def _append(self, key: str, value: Any) -> None:
         """Append a record; where that fails, go on without any more."""
