@@ -342,7 +342,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_says_what_differs(begun: Pat
         rf"{KEPT}: is of another run \(deviation 0\.01, now 0\.02{end}", *COMPRESS, "--deviation", "0.02", "--resume"
     )
     refused(rf"\(effort unset, now smallest{end}", *COMPRESS, "--preset", "smallest", "--resume")
-    threads = r"\(threads (\d+), now 3\); give --threads \1 to go on, or leave --resume away to begin anew"
+    threads = r"\(threads (\d+), now 3\); give --threads \1 to go on, or leave out --resume to begin anew"
     refused(threads, *COMPRESS, "--threads", "3", "--resume")
     others = [word.replace("samples", "others") for word in COMPRESS]
     refused(rf"\(calibration data [0-9a-f]{{16}}, now [0-9a-f]{{16}}{end}", *others, "--resume")
