@@ -232,10 +232,11 @@ def page(found: Mapping[str, Mapping[str, File]], commit: str) -> Iterator[str]:
         "With `--activations int8`, the deviation asked for is that of the better int8\n"
         f"file of onnxruntime's tools, or {_ROOM:g} times what activations alone cause.\n\n"
         "- **Archive**: bytes of the archive that the file is restored from.\n"
-        "- **Memory** of a process with the model in a session, after one run; **opening**\n"
-        "  takes until the session is there, from the system's memory (processor time)\n"
-        "  and from the disk; **run**: processor time of one sample on one thread. All are\n"
-        "  ratios to the float32 file, medians of rounds in which each file is opened.\n"
+        "- **Memory** of a process with the model in a session, after one run.\n"
+        "  **Opening** lasts until the session is there: from the system's memory in\n"
+        "  processor time, and from the disk, with the import of riq. **Run**: processor\n"
+        "  time of one sample on one thread. All are ratios to the float32 file, medians\n"
+        "  of rounds in which each file is opened.\n"
         "- **Deviation**: of the model's float outputs on held-out samples, as\n"
         "  onnxruntime runs the file. Metric: see above.\n"
     )
@@ -243,8 +244,8 @@ def page(found: Mapping[str, Mapping[str, File]], commit: str) -> Iterator[str]:
     yield "\n### Quantized activations\n"
     yield (
         "8-bit weights and activations by onnxruntime's tools, and riq's archive with\n"
-        "`--preset deployable --activations int8` at the same deviation on the calibration\n"
-        "samples. Held out and run: of the tool's file, and of riq's.\n"
+        "`--preset deployable --activations int8` at the same deviation on the\n"
+        "calibration samples. Held out and run: of the tool's file, and of riq's.\n"
     )
     yield from activations(found)
 
