@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from riq_cli.cli.job import seen_from
 from tests import builders
 from tests.command import ROOT, Done, fails, riq
 
@@ -247,3 +248,14 @@ def test_bounds_are_for_each_archive_and_damaged_ones_do_not_hide_the_others(fol
 )
 def test_what_no_folder_has_is_wrong_usage(message: str, arguments: tuple[str, ...], folder: Path) -> None:
     fails(2, message, "report", *arguments, folder=folder)
+
+
+def test_a_package_beside_the_models_is_not_taken_for_a_file_of_samples(tmp_path: Path) -> None:
+    """Workers of a cluster get paths as they see them, and names of functions as they are."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "one.npz").touch()
+    folder = str(tmp_path)
+    assert seen_from(folder, "data") == str(tmp_path / "data")
+    assert seen_from(folder, "data:samples") == "data:samples"
+    assert seen_from(folder, "one.npz:x") == str(tmp_path / "one.npz:x")
+    assert seen_from(folder, "nowhere.npz") == "nowhere.npz"

@@ -23,6 +23,7 @@ from builders import (
     model,
     node,
     save,
+    tensor,
     unknown,
 )
 from hypothesis import given
@@ -438,6 +439,16 @@ def test_float16_weights_are_multiplied_as_onnxruntime_does_it(monkeypatch: pyte
         patch.setattr("riq_cli.runtime.evaluator.HUGE", 0)
         assert evaluator.deviation(other, values).mean == 0.0  # as inputs, too
         assert Evaluator(other, values, samples).is_lean
+
+
+@pytest.mark.usefixtures("large")
+def test_an_input_that_is_left_out_is_not_converted(tmp_path: Path) -> None:
+    half = onnx.TensorProto.FLOAT16
+    weights_in_half = [tensor("w", np.random.default_rng(0).standard_normal((8, 4)).astype(np.float16))]
+    inputs, outputs = [info("x", 2, 8, dtype=half)], [info("y", 2, 4, dtype=half)]
+    proto = model([node("Gemm", "x w", "y")], inputs, outputs, weights_in_half, opset=13)
+    proto.graph.node[0].input.append("")
+    assert evaluator_of(load(proto, tmp_path), proto, lean=True).is_lean
 
 
 def test_small_models_are_never_lean(tmp_path: Path) -> None:
