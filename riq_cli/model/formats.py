@@ -189,6 +189,10 @@ def _convert(
     tensors: list[onnx.TensorProto] = []
     front: dict[str, list[onnx.NodeProto]] = {}  # what gives a layer in its own type
     behind: dict[str, list[onnx.NodeProto]] = {}  # what gives rows of it so, by the output of a Gather
+    gathers: dict[str, list[onnx.NodeProto]] = {}  # those that take rows, by the table
+    for node in filter(_takes_rows, scope.node):
+        gathers.setdefault(node.input[0], []).append(node)
+    uses = uses_in(scope) if any(one.transposed for one in stored.values()) else {}
     for marked, name in _marked(scope):
         number = int(marked.external_data[0].value)
         if number not in stored:
@@ -205,7 +209,7 @@ def _convert(
             tensors.append(onnx.numpy_helper.from_array(one.scales, free_name(f"{name}/scale", taken)))
             chain.append(_dequantize(model, scope, one, tensors[-1].name))
         if one.transposed:
-            for node, _ in uses_in(scope).get(name, ()):
+            for node, _ in uses.get(name, ()):
                 drop(node.attribute, ["transB"])
         elif one.values.shape != layer.shape:
             shape = np.array(layer.shape, np.int64)
@@ -215,14 +219,13 @@ def _convert(
             chain.append(onnx.helper.make_node("Cast", [], [], to=ONNX_TYPES[layer.dtype]))
         front[name] = _connected(chain, tensor.name, name, taken)
         has_rows = one.values.shape == layer.shape and one.axis != 0 and one.dtype != "int4"  # that Gather takes
-        for node in scope.node if has_rows else ():
-            if _takes_rows(node, name):
-                result = node.output[0]
-                node.input[0], node.output[0] = tensor.name, free_name(f"{result}/{one.dtype}", taken)
-                rows = _connected(chain, node.output[0], result, taken)
-                if one.axis is not None:  # there may be any number of axes in front
-                    rows[0].attribute[0].i = one.axis - len(layer.shape)
-                behind[node.output[0]] = rows
+        for node in gathers.get(name, ()) if has_rows else ():
+            result = node.output[0]
+            node.input[0], node.output[0] = tensor.name, free_name(f"{result}/{one.dtype}", taken)
+            rows = _connected(chain, node.output[0], result, taken)
+            if one.axis is not None:  # there may be any number of axes in front
+                rows[0].attribute[0].i = one.axis - len(layer.shape)
+            behind[node.output[0]] = rows
     used = captured(scope)
     added = [node for name, chain in front.items() if name in used for node in chain]
     if isinstance(scope, onnx.FunctionProto):
@@ -237,10 +240,10 @@ def _convert(
     put_nodes(scope, added)
 
 
-def _takes_rows(node: onnx.NodeProto, name: str) -> bool:
-    """Whether a node is a Gather along the first axis of a tensor of this name."""
+def _takes_rows(node: onnx.NodeProto) -> bool:
+    """Whether a node is a Gather along the first axis."""
     is_first = not any(item.i for item in node.attribute)
-    return node.op_type == "Gather" and operand(node, 0) == name and is_first and bool(node.output)
+    return node.op_type == "Gather" and is_first and bool(node.input) and bool(node.output)
 
 
 def _connected(chain: Sequence[onnx.NodeProto], value: str, name: str, taken: set[str]) -> list[onnx.NodeProto]:

@@ -52,7 +52,6 @@ def lean_form(form: SessionForm) -> SessionForm:
     first: list[onnx.NodeProto] = []
     rest: list[onnx.NodeProto] = []
     wide: set[str] = set()
-
     transposed: dict[str, onnx.NodeProto] = {}
 
     def widened(name: str, nodes: list[onnx.NodeProto]) -> str:
