@@ -119,7 +119,7 @@ def levels_of(symbols: NDArray[np.int32], shape: Sequence[int], axes: Sequence[i
 def decoded(coding: StudentCoding, streams: Sequence[bytes], executor: Executor | None = None) -> NDArray[np.int32]:
     """The symbols i32[n] of a layer in its own order."""
     coded = np.concatenate(list(coding.decode(streams, executor)))
-    blocks = placed(coded, 0, coding.contexts.groups, coding.contexts.sizes)
+    blocks = placed(coded, 0, coding.contexts)
     return np.concatenate([symbols for _, symbols, _ in blocks])
 
 

@@ -7,7 +7,6 @@ of a trellis depend on symbols that come earlier along its lanes, so they are se
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import zlib
 from collections import Counter
@@ -24,7 +23,7 @@ from riq_cli.decode import trellis
 from riq_cli.decode.dequantize import Array, block_widths, dequantize
 from riq_cli.entropy.bits import TOO_LONG
 from riq_cli.entropy.codes import Codes, Symbols
-from riq_cli.entropy.contexts import Contexts, Groups, placed
+from riq_cli.entropy.contexts import Contexts, placed
 from riq_cli.entropy.histogram import Histogram, Table, decode_symbols
 from riq_cli.entropy.student import Student, StudentCoding
 from riq_cli.errors import CorruptArchive
@@ -127,16 +126,15 @@ def _naming(entry: LayerEntry) -> Iterator[None]:
 class _Coded:
     """The symbols of a layer in the order in which they are coded, and what restores them.
 
-    `pieces` are the symbols of one stream after another; all of them lie between `low` and `high`. `groups` are those
-    of the weights that are coded behind each other, with so many weights as `sizes` says; None: the order is row-major.
+    `pieces` are the symbols of one stream after another; all of them lie between `low` and `high`. Weights of the same
+    of `contexts` are coded behind each other.
     """
 
     pieces: Iterator[Symbols]
     low: int
     high: int
     scales: tuple[Codes, ...]
-    groups: Groups | None
-    sizes: NDArray[np.int64]
+    contexts: Contexts
 
     @classmethod
     def of(cls, entry: LayerEntry, sections: Sequence[bytes], executor: Executor | None, step: int = 1) -> _Coded:
@@ -148,31 +146,28 @@ class _Coded:
             student = Student.from_bytes(table)
             contexts = Contexts(others, entry.shape, scales if student.relative else ())
             pieces = StudentCoding(student, contexts, entry.trellis is not None).decode(streams, executor, step)
-            groups = contexts.groups if contexts.span > 1 else None
-            return cls(pieces, student.low, student.high, scales, groups, contexts.sizes)
-        groups, sizes = None, np.array([entry.size])
+            return cls(pieces, student.low, student.high, scales, contexts)
         if others:  # an archive of version 0.1 may have classes, each with a table
-            sizes = _class_sizes(others[0], entry.size)
-            groups = functools.partial(others[0].run, entry.shape)
+            _check_classes(others[0])
+        contexts = Contexts(others, entry.shape)
+        sizes = contexts.sizes
         tables = _tables(table, sizes.size)
         if sum(item.symbols.size for item in tables) != entry.symbols:
             raise CorruptArchive("the table does not have the symbols that were announced; the archive is damaged")
         low, high = min(int(item.symbols[0]) for item in tables), max(int(item.symbols[-1]) for item in tables)
-        return cls(decode_symbols(streams, tables, sizes.tolist(), executor), low, high, scales, groups, sizes)
+        return cls(decode_symbols(streams, tables, sizes.tolist(), executor), low, high, scales, contexts)
 
 
-def _class_sizes(classes: Codes, size: int) -> NDArray[np.int64]:
-    """How many of a layer's weights each class has, i64[C].
+def _check_classes(classes: Codes) -> None:
+    """Refuse numbers of classes other than 0 … C − 1, each of them in use, with at most `limits.CLASSES` classes.
 
     Raises:
-        ValueError: they are not 0 … C − 1, each of them in use, with at most `limits.CLASSES` classes.
+        ValueError: they are not that.
     """
     if classes.values.min() < 0 or classes.values.max() >= CLASSES:
         raise ValueError(f"a class that is not below {CLASSES}")
-    slices = np.bincount(classes.values.reshape(-1))
-    if not slices.all():
+    if not np.bincount(classes.values.reshape(-1)).all():
         raise ValueError("a class without weights")
-    return slices * (size // classes.values.size)
 
 
 def _tables(stored: bytes, count: int) -> list[Table]:
@@ -213,20 +208,20 @@ def _restore(entry: LayerEntry, coded: _Coded, values: Array) -> None:
 def _in_order(coded: _Coded, size: int) -> Iterator[tuple[int, Symbols, NDArray[np.bool_] | None]]:
     """Symbols of a layer, which has `size` bytes: where they begin, themselves, and which are meant; None: all."""
     begin = 0
-    if coded.groups is None:
+    if coded.contexts.span == 1:
         for piece in coded.pieces:
             yield begin, piece, None
             begin += piece.size
         return
     for window in _windows(coded, int(max(_WINDOW_LEAST, _WINDOW_SHARE * size))):
-        yield from placed(window, begin, coded.groups, coded.sizes)
+        yield from placed(window, begin, coded.contexts)
         begin += window.size
 
 
 def _windows(coded: _Coded, room: int) -> Iterator[NDArray[Any]]:
     """The symbols in arrays of at most `room` bytes, each of which is valid until the next one is asked for."""
     kind = np.promote_types(np.min_scalar_type(min(coded.low, -1)), np.min_scalar_type(min(~coded.high, -1)))
-    left = int(coded.sizes.sum())
+    left = int(coded.contexts.sizes.sum())
     window: NDArray[Any] = np.empty(min(left, room // kind.itemsize), kind)
     filled = 0
     for piece in coded.pieces:

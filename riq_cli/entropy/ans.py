@@ -23,14 +23,15 @@ _NOT_HELD = "a stream does not hold the symbols it should; the archive is damage
 
 
 def in_proportion(masses: Integers) -> Integers:
-    """Frequencies f_i ≥ 1 in units of 2⁻²⁴, i64[s], of sum 2²⁴ exactly, in proportion to masses i64[s] ≥ 1."""
-    spare = (1 << PRECISION) - masses.size
+    """Frequencies f_i ≥ 1 in units of 2⁻²⁴, i64[…, s], of sum 2²⁴ exactly, in proportion to masses i64[…, s] ≥ 1."""
+    spare = (1 << PRECISION) - masses.shape[-1]
     if int(masses.max()) < 1 << (62 - PRECISION):
-        result: Integers = 1 + masses * spare // masses.sum()
+        result: Integers = 1 + masses * spare // masses.sum(axis=-1, keepdims=True)
     else:  # mass · 2²⁴ and the sum of all may leave 64 bits: Python's integers do not
-        total = sum(masses.tolist())
-        result = np.array([1 + mass * spare // total for mass in masses.tolist()], np.int64)
-    result[np.argmax(result)] += (1 << PRECISION) - int(result.sum())
+        exact = masses.astype(object)
+        result = (1 + exact * spare // exact.sum(axis=-1, keepdims=True)).astype(np.int64)
+    rows = result.reshape(-1, result.shape[-1])  # a view
+    rows[np.arange(len(rows)), np.argmax(rows, axis=1)] += (1 << PRECISION) - rows.sum(axis=1)
     return result
 
 

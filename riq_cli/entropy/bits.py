@@ -50,15 +50,19 @@ class Bits:
 
     def _fill(self, count: int) -> None:
         """Have `count` bits in the text, or all that are left; a count is at most a few dozen."""
-        if len(self._text) - self._position < count:
+        if len(self._text) - self._position < count and self._next < len(self._data):
             piece = self._data[self._next : self._next + _PIECE]
-            more = format(int.from_bytes(piece, "big"), f"0{8 * len(piece)}b") if piece else ""
+            more = format(int.from_bytes(piece, "big"), f"0{8 * len(piece)}b")
             self._text, self._position = self._text[self._position :] + more, 0
             self._next += len(piece)
 
     def bits(self, count: int) -> int:
         """The next `count` bits as a number."""
         self._fill(count)
+        return self._taken(count)
+
+    def _taken(self, count: int) -> int:
+        """The next `count` bits, which are in the text if there are so many."""
         text = self._text[self._position : self._position + count]
         if len(text) < count:
             raise CorruptArchive("a table is cut off; the archive is damaged")
@@ -67,13 +71,13 @@ class Bits:
 
     def golomb(self, order: int) -> int:
         """The value of the EG(order) code that comes next."""
-        self._fill(_ZEROS + 1)
+        self._fill(2 * _ZEROS + 1 + order)
         one = self._text.find("1", self._position, self._position + _ZEROS + 1)
         if one < 0:
             raise CorruptArchive("a table holds an impossible code; the archive is damaged")
         zeros = one - self._position
         self._position = one
-        return self.bits(zeros + 1 + order) - (1 << order)
+        return self._taken(zeros + 1 + order) - (1 << order)
 
     def finish(self) -> int:
         """The byte behind the last one that was read from; what is left of that one must be 0."""

@@ -33,6 +33,7 @@ _SCALE_ORDER, _CENTER_ORDER = 4, 0  # of the Exp-Golomb codes
 _FREEDOM_BITS, _LOW_BITS = 3, 4
 _UNIT = 2.0**32  # of masses
 _SYMBOL_BOUND = 1 << 31
+_MASSES = 1 << 14  # that are computed at once, about
 
 
 @dataclass(frozen=True)
@@ -104,19 +105,19 @@ class Student:
         except ValueError as error:
             raise CorruptArchive(f"{error}; the archive is damaged") from error
 
-    def frequencies(self, context: int, trellis: bool) -> Integers:
-        """The frequency of each cell, i64[cells], of sum 2²⁴, for weights of a context.
+    def frequencies(self, contexts: int | Integers, trellis: bool) -> Integers:
+        """The frequency of each cell, i64[…, cells], of sum 2²⁴, for weights of a context or of each of several.
 
         A context is in quarters of an octave; the middle of symbols of a trellis is a quarter of a bin below `center`.
 
         Raises:
             ValueError: a context beyond its bound.
         """
-        code = self.scale + context
-        if abs(code) > CODE_MAX:
+        codes = self.scale + np.asarray(contexts)
+        if np.abs(codes).max() > CODE_MAX:
             raise ValueError(f"a magnitude beyond ±{CODE_MAX}")
         edges = np.arange(self.first, self.first + self.cells + 1, dtype=np.int64) << self.low_bits
-        below = share_below(4.0 * (edges - self.center) - (1.0 if trellis else 2.0), code, self.freedom)
+        below = share_below(4.0 * (edges - self.center) - (1.0 if trellis else 2.0), codes[..., None], self.freedom)
         return in_proportion(1 + (_UNIT * np.maximum(np.diff(below), 0.0)).astype(np.int64))
 
 
@@ -135,7 +136,7 @@ class StudentCoding:
             ValueError: a context beyond its bound.
         """
         contexts = self.contexts
-        groups = [symbols] if contexts.span == 1 else grouped(symbols, contexts.groups, contexts.span)
+        groups = [symbols] if contexts.span == 1 else grouped(symbols, contexts)
         jobs = (
             [(contexts.lowest + group, groups[group][begin:end]) for group, begin, end in runs]
             for runs in self._streams()
@@ -176,7 +177,7 @@ class StudentCoding:
             yield runs
 
 
-def share_below(quarters: Floats, codes: int | Floats, freedom: int) -> Floats:
+def share_below(quarters: Floats, codes: int | Floats | Integers, freedom: int) -> Floats:
     """The share of symbols below places in quarters of a bin from the middle, in this very order of operations.
 
     Codes of scales and places are broadcast.
@@ -199,7 +200,8 @@ def share_below(quarters: Floats, codes: int | Floats, freedom: int) -> Floats:
 def _encoded(student: Student, trellis: bool, parts: Sequence[tuple[int, Symbols]]) -> bytes:
     """One stream of symbols: those of one context after another, each context with its symbols."""
     bits = student.low_bits
-    runs = [((symbols >> bits) - student.first, student.frequencies(context, trellis)) for context, symbols in parts]
+    indices = ((symbols >> bits) - student.first for _, symbols in parts)
+    runs = list(zip(indices, _frequencies(student, [context for context, _ in parts], trellis), strict=True))
     if bits:
         runs.append((np.concatenate([symbols for _, symbols in parts]) & ((1 << bits) - 1), _even(bits)))
     return encode_runs(runs)
@@ -213,7 +215,8 @@ def _decoded(student: Student, trellis: bool, sizes: Sequence[tuple[int, int]], 
         ValueError: a context beyond its bound.
     """
     bits = student.low_bits
-    runs = ((student.frequencies(context, trellis), size) for context, size in sizes)
+    frequencies = _frequencies(student, [context for context, _ in sizes], trellis)
+    runs = zip(frequencies, (size for _, size in sizes), strict=True)
     low = [(_even(bits), sum(size for _, size in sizes))] if bits else []
     parts = decode_runs(stream, itertools.chain(runs, low))
     symbols = np.concatenate(parts[: len(sizes)])
@@ -222,6 +225,13 @@ def _decoded(student: Student, trellis: bool, sizes: Sequence[tuple[int, int]], 
     if bits:
         symbols += parts[-1]
     return symbols
+
+
+def _frequencies(student: Student, contexts: Sequence[int], trellis: bool) -> Iterator[Integers]:
+    """The frequencies of each of some contexts, some computed at once: numpy is slow in small pieces."""
+    step = max(1, _MASSES // student.cells)
+    for begin in range(0, len(contexts), step):
+        yield from student.frequencies(np.array(contexts[begin : begin + step]), trellis)
 
 
 def _even(bits: int) -> Integers:
