@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from riq_cli.errors import OutputError
+from riq_cli.memory import give_back_mapped_memory, mapped
 
 HUGE = 1 << 29  # bytes of a model's weights above which what is made of them is spilled, and no session copies them
 _SMALL = 1 << 16  # bytes of an array that stays in memory
 _FILE = 1 << 32  # bytes of a file that arrays share: each has a descriptor for as long as they are used
-_DONT_NEED = getattr(mmap, "MADV_DONTNEED", None)
 _ZEROS = bytes(1 << 20)
 
 Array = NDArray[Any]
@@ -47,7 +47,7 @@ class Scratch:
             if self._file is None or self._end + size > len(self._maps[-1]):
                 self._file, self._end = temporary_file(), 0
                 self._file.truncate(max(_FILE, size))  # which takes no room yet
-                self._maps.append(mmap.mmap(self._file.fileno(), 0))
+                self._maps.append(mapped(self._file.fileno()))
             _reserve(self._file, self._end, size)
         found = np.frombuffer(self._maps[-1], np.uint8, size, self._end).view(dtype).reshape(shape)
         self._end += size + -size % mmap.PAGESIZE
@@ -61,14 +61,8 @@ class Scratch:
         """
         found = self.empty(values.shape, values.dtype)
         found[...] = values
-        self.release()
+        give_back_mapped_memory()
         return found
-
-    def release(self) -> None:
-        """Give back the memory of what was read or written; it is read again from the files when it is needed."""
-        if _DONT_NEED is not None:
-            for file in self._maps:
-                file.madvise(_DONT_NEED)
 
 
 class _Unnamed(io.BufferedRandom):

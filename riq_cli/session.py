@@ -67,4 +67,4 @@ def restored(archive: Archive, decoded: Iterable[tuple[LayerEntry, Array]], scra
         Layer(entry.name, entry.op, entry.tensors, entry.dtype, entry.shape, keep(values)) for entry, values in decoded
     ]
     room = None if archive.max_size is None else archive.max_size - sum(layer.values.nbytes for layer in layers)
-    return Model.from_skeleton(archive.skeleton(), layers, room, scratch)
+    return Model.from_skeleton(archive.skeleton(), layers, room)

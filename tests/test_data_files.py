@@ -17,6 +17,7 @@ from builders import FORMS, conv, info, matmul, model, node, save, tensor
 
 import riq_cli as riq
 from riq_cli.errors import ModelError
+from riq_cli.memory import give_back_mapped_memory
 from riq_cli.model import Model
 from riq_cli.model.places import find_tensor
 from tests import builders, command
@@ -250,7 +251,7 @@ def test_all_models_are_the_same(name: str, tmp_path: Path, monkeypatch: pytest.
         )  # fmt: skip
         raw = find_tensor(proto, layer.places[0]).HasField("raw_data")  # else it is in fields of numbers
         assert is_mapped(layer.values) == raw and not is_mapped(other.values)
-    found.release()
+    give_back_mapped_memory()
     assert found.to_bytes() == read.to_bytes()
 
 
@@ -279,7 +280,7 @@ def test_a_model_replaces_the_one_that_it_is_mapped_from(tmp_path: Path, monkeyp
     model = mapped(path, monkeypatch)
     before = model.to_bytes()
     save(conv(seed=1), tmp_path, "other.onnx").replace(path)
-    model.release()
+    give_back_mapped_memory()
     assert model.to_bytes() == before
     model.save(path, overwrite=True)
     assert path.read_bytes() == before

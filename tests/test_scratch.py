@@ -14,10 +14,12 @@ import riq_cli as riq
 from riq_cli.archive import Archive
 from riq_cli.calibration import Calibration
 from riq_cli.errors import OutputError
+from riq_cli.memory import give_back_mapped_memory
 from riq_cli.model import Model
 from riq_cli.scratch import Scratch, temporary_file
 from tests import command
 from tests.llama import Llama
+from tests.memory import growth, on_linux
 
 
 @pytest.mark.parametrize("reserves", [True, False])
@@ -27,10 +29,22 @@ def test_arrays_are_the_same_after_their_memory_was_given_back(reserves: bool, m
     scratch, generator = Scratch(), np.random.default_rng(0)
     values = [generator.standard_normal(shape).astype(np.float16) for shape in ((700, 1000), (1 << 20,), (3, 5))]
     kept = [scratch.kept(value) for value in values]
-    scratch.release()
+    give_back_mapped_memory()
     for one, other in zip(kept, values, strict=True):
         np.testing.assert_array_equal(one, other)
         assert (one.shape, one.dtype) == (other.shape, other.dtype)
+
+
+@on_linux
+def test_memory_is_given_back_while_a_whole_file_is_passed_over() -> None:
+    taken = growth(
+        "import time\n"
+        "from riq_cli.memory import mapped_memory_given_back\n"
+        "from riq_cli.scratch import Scratch\n"
+        "values = Scratch().empty((32, 2 << 20), 'u1')\n",
+        "with mapped_memory_given_back():\n    for part in values:\n        part[...] = 1\n        time.sleep(0.02)\n",
+    )
+    assert taken < 32 << 20
 
 
 def test_a_file_is_begun_where_one_is_full(monkeypatch: pytest.MonkeyPatch) -> None:

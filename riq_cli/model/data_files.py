@@ -16,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 
 from riq_cli.errors import ModelError
+from riq_cli.memory import give_back_mapped_memory, mapped
 from riq_cli.model.tensors import Array, clear_data, named, size_of
 from riq_cli.model.wire import MODEL, RAW_DATA, TENSOR, fields, steps
 
@@ -23,7 +24,6 @@ _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a FIFO without a writer is no wait
 _LARGE = 1 << 24  # bytes of a model's own file that is not just read: it has to stay as it is while it is mapped
 _HASHED = 1 << 26  # bytes of a file that are in memory at a time as it is hashed
-_DONT_NEED = getattr(mmap, "MADV_DONTNEED", None)
 
 
 class DataFiles:
@@ -37,13 +37,11 @@ class DataFiles:
         self._folder = path.parent if path else Path()
         self._follow_links = follow_links
         self._external: dict[str, NDArray[np.uint8]] = {}
-        self._maps: list[mmap.mmap] = []
         self._own: mmap.mmap | None = None
         self._ranges: dict[str, tuple[int, int]] = {}
-        if path is not None and path.stat().st_size >= _LARGE and _DONT_NEED is not None:
+        if path is not None and path.stat().st_size >= _LARGE and hasattr(mmap, "MADV_DONTNEED"):
             with path.open("rb") as file:
-                self._own = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._maps.append(self._own)
+                self._own = mapped(file.fileno(), mmap.ACCESS_READ)
             self._ranges = dict(_raw_data(self._own, 0, len(self._own), MODEL, ""))
 
     def mapped(self, place: str, values: Array) -> Array:
@@ -90,14 +88,8 @@ class DataFiles:
         for _, file in sorted(self._external.items()):
             for begin in range(0, file.size, _HASHED):
                 digest.update(file[begin : begin + _HASHED].data)
-                self.release()
+                give_back_mapped_memory()
         return sum(file.size for file in self._external.values())
-
-    def release(self) -> None:
-        """Give back the memory of what was read; it is read again from the files when it is needed."""
-        if _DONT_NEED is not None:
-            for file in self._maps:
-                file.madvise(_DONT_NEED)
 
     def _file(self, location: str) -> NDArray[np.uint8]:
         if location not in self._external:
@@ -121,8 +113,7 @@ class DataFiles:
             raise _link(location, "a file with several names (hard links)")
         if not found.st_size:  # which cannot be mapped
             return np.zeros(0, np.uint8)
-        self._maps.append(mmap.mmap(handle, 0, access=mmap.ACCESS_READ))
-        return np.frombuffer(self._maps[-1], np.uint8)
+        return np.frombuffer(mapped(handle, mmap.ACCESS_READ), np.uint8)
 
     def _opened(self, location: str) -> int:
         """Descriptor of a file, opened folder by folder so that none of them is a link unless links may be followed."""

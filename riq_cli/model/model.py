@@ -20,6 +20,7 @@ from riq_cli import limits
 from riq_cli.errors import CorruptArchive, LimitExceeded, ModelError
 from riq_cli.files import atomic_write
 from riq_cli.kinds import HEAD, instead
+from riq_cli.memory import give_back_mapped_memory
 from riq_cli.model.data_files import DataFiles
 from riq_cli.model.inputs import ModelInput, model_inputs
 from riq_cli.model.layer import Layer, is_quantizing
@@ -30,7 +31,6 @@ from riq_cli.model.topology import callees_first, function_calls
 from riq_cli.model.two_files import data_files_of, save_in_two_files
 from riq_cli.model.uses import Uses
 from riq_cli.model.wire import MOST_PER_BYTE, parsed_size, with_raw_data
-from riq_cli.scratch import Scratch
 
 _PROTOBUF_MAX = (2 << 30) - (1 << 20)  # protobuf's 2 GiB, with room for what surrounds the data
 _BEGINNING = 256  # values of tensors that are compared; only those whose beginnings are equal are hashed as a whole
@@ -53,7 +53,7 @@ class Model:
         layers: Sequence[Layer],
         source: Source | None = None,
         typed: Mapping[str, bytes] | None = None,
-        files: DataFiles | Scratch | None = None,
+        files: DataFiles | None = None,
     ) -> None:
         """Put together what `load` took apart; the skeleton's layers hold no data.
 
@@ -111,19 +111,16 @@ class Model:
                 files.load(tensor)
             tensor.ClearField("external_data")  # some writers leave it behind where data is inside
         size += files.hash_beside(digest)
-        files.release()
+        give_back_mapped_memory()
         return cls(_compact(proto), layers, Source(size, digest.hexdigest()), typed, files)
 
     @classmethod
-    def from_skeleton(
-        cls, skeleton: bytes, layers: Sequence[Layer], room: int | None = None, files: Scratch | None = None
-    ) -> Model:
+    def from_skeleton(cls, skeleton: bytes, layers: Sequence[Layer], room: int | None = None) -> Model:
         """The model of an archive: its layers, and its skeleton, which may take `room` bytes when it is parsed.
 
         Args:
             skeleton, layers: what is put together.
             room: None for no bound.
-            files: that layers are mapped from.
 
         Raises:
             LimitExceeded: it would take more.
@@ -150,7 +147,7 @@ class Model:
             with_raw_data(skeleton, {place: memoryview(b"") for layer in layers for place in layer.places})
         except ValueError as error:
             raise CorruptArchive("the skeleton is not as protobuf writes it; the archive is damaged") from error
-        return cls(skeleton, layers, files=files)
+        return cls(skeleton, layers)
 
     @property
     def skeleton(self) -> onnx.ModelProto:
@@ -233,12 +230,7 @@ class Model:
     @property
     def external_files(self) -> list[Path]:
         """The files beside the model that its layers are mapped from."""
-        return self._files.beside if isinstance(self._files, DataFiles) else []
-
-    def release(self) -> None:
-        """Give back the memory of layers that are mapped from files; they are read again when they are needed."""
-        if self._files is not None:
-            self._files.release()
+        return [] if self._files is None else self._files.beside
 
     def session_form(self, outputs: Sequence[str] = (), hoist: bool = True) -> SessionForm:
         """What a session runs, with the tensors `outputs` to measure: every layer from outside, or as restored.
@@ -283,7 +275,7 @@ class Model:
             for layer in self.layers:
                 if layer.values.nbytes < SMALL:
                     _fill(proto, layer, {})
-            written.append(save_in_two_files(proto, apart, path, overwrite, self.release))
+            written.append(save_in_two_files(proto, apart, path, overwrite))
         for file_of_old in set(outdated) - set(written):
             with contextlib.suppress(OSError):  # a file that is mapped stays, on Windows
                 file_of_old.unlink()
@@ -305,7 +297,7 @@ class Model:
         """
         for piece in self._pieces():
             file.write(piece)
-            self.release()
+            give_back_mapped_memory()
 
     def _pieces(self) -> list[bytes | memoryview]:
         if self.nbytes >= _PROTOBUF_MAX:

@@ -17,6 +17,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from riq_cli.files import atomic_write
+from riq_cli.memory import give_back_mapped_memory
 from riq_cli.model.layer import Layer
 from riq_cli.model.places import find_tensor, tensors
 
@@ -25,9 +26,7 @@ _DIGITS = 8  # of the SHA-256 of a file, in its name
 _CHUNK = 1 << 24
 
 
-def save_in_two_files(
-    model: onnx.ModelProto, layers: Sequence[Layer], path: Path, overwrite: bool, release: Callable[[], None]
-) -> Path:
+def save_in_two_files(model: onnx.ModelProto, layers: Sequence[Layer], path: Path, overwrite: bool) -> Path:
     """The path of the data's file, after both files are written: whole, or none of them.
 
     Args:
@@ -35,13 +34,12 @@ def save_in_two_files(
         layers: see there.
         path: of the model.
         overwrite: whether files may exist.
-        release: called when a layer was passed over: its memory may be mapped from a file.
 
     Raises:
         OutputError: a file exists and `overwrite` is false, or cannot be written.
     """
     digest = hashlib.sha256()
-    _write(layers, digest.update, release)
+    _write(layers, digest.update)
     data_path = path.with_name(f"{path.name}.{digest.hexdigest()[:_DIGITS]}.data")
     for layer, offset in _placed(layers):
         for place in layer.places:
@@ -55,7 +53,7 @@ def save_in_two_files(
         with atomic_write(path, overwrite) as file:  # takes its name at the end, when the data has its own
             file.write(model.SerializeToString(deterministic=True))
             with atomic_write(data_path, overwrite) as data:
-                _write(layers, data.write, release)
+                _write(layers, data.write)
             complete = True
     except BaseException:
         if complete and not existed and data_path not in data_files_of(path):  # or the model was complete, too
@@ -91,13 +89,13 @@ def _placed(layers: Sequence[Layer]) -> Iterator[tuple[Layer, int]]:
         end = offset + layer.values.nbytes
 
 
-def _write(layers: Sequence[Layer], write: Callable[[Any], object], release: Callable[[], None]) -> None:
+def _write(layers: Sequence[Layer], write: Callable[[Any], object]) -> None:
     """Hand over the content of the data's file, piece by piece."""
     end = 0
     for layer, offset in _placed(layers):
         write(bytes(offset - end))
         write(np.ascontiguousarray(layer.values).reshape(-1).data)
-        release()
+        give_back_mapped_memory()
         end = offset + layer.values.nbytes
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from itertools import repeat
 
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
+from riq_cli.memory import give_back_mapped_memory
 from riq_cli.model import Model
 from riq_cli.pipeline.checkpoint import Checkpoint
 from riq_cli.pipeline.layer_entry import encode_layer
@@ -64,7 +65,7 @@ def assembled(
             encoded[number] = entry, sections
             if taken is not None:
                 shifts[plans[number].bias] = taken
-            model.release()
+            give_back_mapped_memory()
             done += entry.size
             progress(Progress("coding", done, total))
     entries = [encoded[number][0] for number in coded]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from riq_cli.archive import Archive
 from riq_cli.calibration import Calibration, Sample, digest, scarcity
 from riq_cli.errors import SettingsError
+from riq_cli.memory import give_back_mapped_memory
 from riq_cli.model import (
     Model,
     SessionForm,
@@ -174,7 +175,7 @@ class Bench:
             lean=lean,
             needed=settings.constraint is None or settings.deviation is not None,
         )
-        self._original.release()
+        give_back_mapped_memory()
         return evaluator
 
     def _fit(self, form: SessionForm, halves: Halves, evaluator: Evaluator) -> Fit:
@@ -189,7 +190,7 @@ class Bench:
         }
         seen = Observed(
             self.model.layers, observed, evaluator.measured, halves, settings.runtime, evaluator.is_lean,
-            weights.release, weights.keep,
+            weights.keep,
         )  # fmt: skip
         return Fit(
             weights, chosen, seen, settings.work, self._pool, self._workers, self._progress, self._warn,

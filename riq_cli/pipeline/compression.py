@@ -14,6 +14,7 @@ from riq_cli.archive import Archive
 from riq_cli.calibration import Calibration, Sample, digest
 from riq_cli.errors import ConstraintError, ModelError, RiqError, SettingsError, TargetError
 from riq_cli.executors import interruptible
+from riq_cli.memory import give_back_mapped_memory
 from riq_cli.model import Model
 from riq_cli.pipeline.assembly import assembled
 from riq_cli.pipeline.bench import Bench
@@ -123,8 +124,8 @@ class Compression:
     def _take(self, model: Model) -> None:
         """Begin with a model all of whose layers may be coded."""
         self._model = model
-        self._weights = Weights(model.layers, self._settings, model.release)
-        model.release()
+        self._weights = Weights(model.layers, self._settings)
+        give_back_mapped_memory()
 
     @cached_property
     def _samples(self) -> list[Sample]:

@@ -15,6 +15,7 @@ import numpy as np
 from riq_cli.calibration import augmented
 from riq_cli.errors import ModelError
 from riq_cli.executors import begun, ordered
+from riq_cli.memory import give_back_mapped_memory
 from riq_cli.model import Linear
 from riq_cli.pipeline.checkpoint import Checkpoint
 from riq_cli.pipeline.progress import Progress, Report, Warn
@@ -201,13 +202,13 @@ class Fit:
         if self.varied is not None:
             with contextlib.suppress(ModelError):  # the model does not take what was made of its samples
                 others = self._moments(self.varied, linear, weights[1], block)
-        self.weights.release()
+        give_back_mapped_memory()
 
         def fit(number: int) -> FedColumns:
             width, layer, without = widths[number], self.weights.layers[number], self.weights.without
             assert width is not None
             plan = stages.feed_columns(self._unfed(number), layer, halves[number], others.get(number), width, without)
-            self.weights.release()
+            give_back_mapped_memory()
             return plan.columns, plan.factors, plan.mean
 
         return list(self.pool.map(fit, numbers))
@@ -277,7 +278,7 @@ class Fit:
         """Codes and factors of a layer's rows, where their gradients are known; see `stages.feed_rows`."""
         if halves is not None:
             plan = stages.feed_rows(plan, self.weights.layers[number], halves, others, width, self.weights.without)
-            self.weights.release()
+            give_back_mapped_memory()
         return plan.rows, plan.row_factors
 
     def _fisher(self, plans: Mapping[int, LayerPlan | None], varied: bool = False) -> Halves:

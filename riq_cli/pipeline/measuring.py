@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from typing import Literal, TypeVar
 
 from riq_cli.errors import ModelError, RiqError, TargetError
-from riq_cli.memory import give_back_free_memory
+from riq_cli.memory import give_back_free_memory, give_back_mapped_memory
 from riq_cli.model import SessionForm
 from riq_cli.pipeline.checkpoint import Checkpoint
 from riq_cli.pipeline.progress import Progress, Report
@@ -177,18 +177,18 @@ class Measuring:
         widths, plans, newest = self.weights.widths(scheme.allocation, k), scheme.plans, self._newest
         if newest is None or newest[0] is not plans or newest[1] != widths:
             self._newest = None
-            self.weights.release()  # of what was run last
+            give_back_mapped_memory()  # of what was run last
             if self._buffers is None:
                 self._buffers = self.weights.buffers()
             values = self.weights.requantize(widths, plans, self._buffers, self.pool, self.workers)
             self._newest = newest = plans, widths, values
-            self.weights.release()
+            give_back_mapped_memory()
         return newest[2]
 
     def free_memory(self) -> None:
         """Give back the memory that measuring takes; it is taken again when it is needed."""
         self._buffers = self._newest = None
-        self.weights.release()
+        give_back_mapped_memory()
         give_back_free_memory()
 
     # ---- failures ----

@@ -11,7 +11,7 @@ from riq_cli.archive import Archive, LayerEntry
 from riq_cli.calibration import Calibration
 from riq_cli.constraint import Constraint, Judge, Judgement
 from riq_cli.decode import decode_layers
-from riq_cli.memory import give_back_free_memory
+from riq_cli.memory import give_back_free_memory, give_back_mapped_memory
 from riq_cli.model import Model
 from riq_cli.pipeline.formats import Format, converted
 from riq_cli.pipeline.progress import Progress, Report, Warn
@@ -104,7 +104,7 @@ class Verification:
         )
         if warn is not None:
             self._evaluator.warn_of_undefined(warn)
-        model.release()
+        give_back_mapped_memory()
         self._restore = partial(
             decompress, archive, format=format, nearest=nearest, convert_activations=convert_activations,
             executor=executor,

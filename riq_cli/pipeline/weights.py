@@ -19,6 +19,7 @@ from riq_cli.decode.dequantize import Quantized, Width
 from riq_cli.entropy.codes import Symbols
 from riq_cli.entropy.rate import ENTRY_BITS, estimated_bits
 from riq_cli.executors import available_threads, begun
+from riq_cli.memory import give_back_mapped_memory
 from riq_cli.model import Layer, Matrix
 from riq_cli.model.tensors import Array
 from riq_cli.pipeline.settings import DEFAULT_MIN_SIZE, Settings
@@ -48,21 +49,14 @@ class Weights:
     is made of all layers is kept in temporary files.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[Layer],
-        settings: Settings,
-        release: Callable[[], None],
-    ) -> None:
+    def __init__(self, layers: Sequence[Layer], settings: Settings) -> None:
         """Measure norm and peak of every layer.
 
         Args:
             layers: candidates, in the order of the model.
             settings: bounds on levels and sizes of layers, stages that are left out, and threads.
-            release: called when a layer was passed over: its memory may be mapped from a file.
         """
         self.layers, self.without = layers, settings.left_out
-        self._release_layers = release
         self._scratch = Scratch() if sum(layer.values.nbytes for layer in layers) > HUGE else None
         self.threads = settings.threads or available_threads()
         min_size, max_bits = settings.min_size, settings.max_bits
@@ -162,7 +156,7 @@ class Weights:
         def of(number: int) -> float:
             width = widths[number]
             found = self.exact_bits(number) if width is None else self.coded_bits(number, width, plans.get(number))
-            self.release()
+            give_back_mapped_memory()
             return found
 
         return sum(self._mapped(of, range(len(widths)), pool))
@@ -194,12 +188,6 @@ class Weights:
         return _DEFLATED * 8 * self.layers[number].values.nbytes
 
     # ---- memory ----
-
-    def release(self) -> None:
-        """Give back the memory of what is mapped from files: layers, and what is kept in temporary ones."""
-        self._release_layers()
-        if self._scratch is not None:
-            self._scratch.release()
 
     def keep(self, values: Array) -> Array:
         """The same values, for as long as the search: of a huge model in a temporary file."""
@@ -261,7 +249,7 @@ class Weights:
         found = Curve.of(
             lambda width: plan.sampled(layer, width, _CURVE_ROWS), layer.size, middle, self._finest[number]
         )
-        self.release()
+        give_back_mapped_memory()
         return found
 
     def gains_by_trellis(self, number: int, width: float, plan: LayerPlan | None) -> bool:
@@ -279,7 +267,7 @@ class Weights:
         """
         layer = self.layers[number]
         values = self.quantized(number, width, plan).restored(layer.dtype, layer.shape).reshape(layer.shape)
-        self.release()
+        give_back_mapped_memory()
         return values, self._counted[plan][width]
 
     def requantize(
@@ -298,7 +286,7 @@ class Weights:
         def piece(number: int, steps: Width, part: slice) -> None:
             layer = self.layers[number]
             scalar.requantize(layer.values[part], layer.dtype, _along(steps, part), out[number][part])
-            self.release()
+            give_back_mapped_memory()
 
         def whole(number: int) -> tuple[int, Shift] | None:
             width, plan, layer = widths[number], plans[number], self.layers[number]

@@ -16,6 +16,7 @@ from onnxruntime import InferenceSession, SessionOptions
 
 from riq_cli.errors import ModelError, SettingsError
 from riq_cli.executors import available_threads
+from riq_cli.memory import mapped_memory_given_back
 from riq_cli.model import SessionForm
 from riq_cli.runtime.deviation import Array
 from riq_cli.text import first_line
@@ -143,9 +144,14 @@ def fed_runner(form: SessionForm, runtime: Runtime, patient: bool = False, large
         session = started(onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL)
     except Exception:  # some optimizations take for granted that weights are constant
         session = started(onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC)
-    return lambda names, feed, values: session.run(
-        list(names), {**feed, **{name: values[number] for name, number in form.weights}}
-    )
+
+    def run(names: Sequence[str], feed: Mapping[str, Array], values: Mapping[int, onnxruntime.OrtValue]) -> list[Array]:
+        fed = {**feed, **{name: values[number] for name, number in form.weights}}
+        with mapped_memory_given_back() if large else contextlib.nullcontext():
+            found: list[Array] = session.run(list(names), fed)
+        return found
+
+    return run
 
 
 def start(form: SessionForm, weights: Sequence[Array], runtime: Runtime, patient: bool = False) -> InferenceSession:

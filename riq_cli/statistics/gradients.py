@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from riq_cli.calibration import Sample
+from riq_cli.memory import give_back_mapped_memory
 from riq_cli.model import GateOutput, Layer, Linear, LinearOutput, Operation, SessionForm, operations
 from riq_cli.model.tensors import computable
 from riq_cli.runtime import Observer, Runtime
@@ -40,7 +41,6 @@ class Observed:
         halves: of the samples, one run for each.
         runtime: how onnxruntime runs it.
         lean: the model is large: its layers are inputs of the session, and few values are held.
-        release: called when values of layers were read: their memory may be mapped from a file.
         keep: the same values in memory where moments of all layers have room.
     """
 
@@ -50,7 +50,6 @@ class Observed:
     halves: Halves
     runtime: Runtime
     lean: bool
-    release: Callable[[], None]
     keep: Callable[[Floats], Floats] = lambda values: values
 
     @property
@@ -113,10 +112,10 @@ class Observed:
                 assert gradient is not None  # of the only output
                 found(number, index, run, values[source.tensor] if entering else None, gradient)
             if self.lean:
-                self.release()  # or what rules have read of layers would add up
+                give_back_mapped_memory()  # or what rules have read of layers would add up
 
         def ticked(done: int, total: int) -> None:
-            self.release()  # rules have read all layers
+            give_back_mapped_memory()  # rules have read all layers
             tick(done, total)
 
         graph, constants = operations(self.form)
