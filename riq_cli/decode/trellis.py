@@ -113,5 +113,10 @@ class _Signs(NamedTuple):
 
 def symbols(levels: Integers) -> Integers:
     """The symbols of levels, in the same shape: q of 4q + 1 and of −(4q + 1)."""
-    result: Integers = np.where(levels & 2, -levels, levels) >> 2
+    signs = levels >> 1
+    signs &= 1
+    np.negative(signs, out=signs)  # all bits of those that are turned, and no copy of the others
+    result: Integers = levels ^ signs
+    result -= signs
+    result >>= 2
     return result

@@ -28,6 +28,7 @@ _STEP = 2  # quarters of an octave by which codes of contexts differ
 _SAMPLE = 1 << 14  # symbols that stand for all where contexts are compared …
 _MEASURED = 1 << 10  # … and symbols of a row or a column that tell its scale
 _SHRUNK = 2  # symbols of average magnitude that are added to each row and column
+_SUMMED = 1 << 20  # symbols whose magnitudes are in memory at a time
 _FEW = 8  # rows of fewer than which columns have no contexts
 
 
@@ -85,7 +86,8 @@ def _student_bits(symbols: Symbols, histogram: Histogram, rows: float, columns: 
 
     def contexts(some: Symbols, axis: int) -> tuple[Floats, float]:
         """The codes of all slices, and the bits of such a code, tables and all."""
-        sums = np.abs(some - np.float32(middle)).sum(axis=axis, dtype=np.float64)
+        parts = np.array_split(some, -(-some.size // _SUMMED), axis=1 - axis)
+        sums = np.concatenate([np.abs(part - np.float32(middle)).sum(axis=axis, dtype=np.float64) for part in parts])
         means = (sums + _SHRUNK * mean) / (some.shape[axis] + _SHRUNK)
         codes = _STEP * np.rint((scale_codes(means, trellis) - base) / _STEP)
         used = np.unique(codes, return_counts=True)[1]

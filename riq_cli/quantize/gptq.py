@@ -28,6 +28,7 @@ from riq_cli.quantize.wavefront import Wavefront
 _LANES = 1024  # of a trellis that are followed side by side: so many stay in the processor's cache
 _TOGETHER = 1 << 20  # weights of row factors that are rounded side by side, at most, if they are several
 _ALL = slice(None)
+_AT_ONCE = 1 << 22  # weights that are rounded at a time where rows do not depend on each other
 _ALONE = 4096  # columns that are held at a time where errors are not fed forward along them
 
 
@@ -74,14 +75,14 @@ class _Rounding:
 
     def run(self, row_factors: Sequence[RowFactor]) -> tuple[Integers, float]:
         """Symbols or levels, and the error that they leave."""
-        groups, rows, _ = self._matrix.shape
+        groups, _, columns = self._matrix.shape
         symbols = np.empty(self._matrix.shape, np.int32)
         if row_factors:
             for together in self._together(row_factors):
                 self._on_wavefront(together, symbols)
         else:
-            step = max(_LANES // groups, 1) if self._on_trellis else rows
-            for begin in range(0, rows, step):
+            step = max((_LANES if self._on_trellis else _AT_ONCE // columns) // groups, 1)
+            for begin in range(0, self._matrix.shape[1], step):
                 part = slice(begin, begin + step)
                 symbols[:, part] = self._at_once(part)
         return symbols, self._error / self._matrix.size
@@ -153,6 +154,6 @@ class _Rounding:
     def _bins(self, groups: slice, rows: slice | NDArray[np.int64], columns: slice = _ALL) -> Floats:
         """Bin widths of some weights where the largest weight is 1, f32[groups, columns, rows or 1]."""
         widths = self._widths[groups, columns, None]
-        if self._scales is not None:
-            widths = widths * self._scales[groups, None, rows]
-        return widths.astype(np.float32)
+        scales = np.ones(1) if self._scales is None else self._scales[groups, None, rows]
+        found = np.empty(np.broadcast_shapes(widths.shape, scales.shape), np.float32)
+        return np.multiply(widths, scales, out=found, dtype=np.float64, casting="same_kind")
