@@ -62,7 +62,7 @@ class Weights:
         min_size, max_bits = settings.min_size, settings.max_bits
         self.originals = [layer.values for layer in layers]
         self.sizes = [layer.size for layer in layers]
-        self.norms = [scalar.norm(layer.values, layer.dtype) for layer in layers]
+        self.norms = [scalar.norm(layer.values, layer.dtype) for layer in _passed_over(layers)]
         active = [number for number, norm in enumerate(self.norms) if 0 < norm < math.inf]
         self.matrices = [n for n in active if is_matrix(layers[n], min_size)]
         self.vectors = [n for n in active if not is_matrix(layers[n], min_size)]
@@ -72,7 +72,8 @@ class Weights:
         self.not_finite = [
             n for n, norm in enumerate(self.norms) if not math.isfinite(norm) and is_matrix(layers[n], min_size)
         ]
-        self.peaks = {number: scalar.peak(layers[number].values, layers[number].dtype) for number in active}
+        numbered = zip(active, _passed_over([layers[number] for number in active]), strict=True)
+        self.peaks = {number: scalar.peak(layer.values, layer.dtype) for number, layer in numbered}
         self.most = settings.most
         self._finest = {number: self._finest_width(number, max_bits) for number in active}
         # How those are rounded that have no other plan; empty where that is to the nearest at one bin width.
@@ -332,6 +333,13 @@ class Weights:
         turns = max(sum(total <= share for total in sums), 1)
         runs = [ordered[:turns], *([number] for number in ordered[turns:])]
         return itertools.chain.from_iterable(pool.map(lambda run: [job(number) for number in run], runs))
+
+
+def _passed_over(layers: Iterable[Layer]) -> Iterator[Layer]:
+    """One layer after the other; the memory of each is given back when the next one is asked for."""
+    for layer in layers:
+        yield layer
+        give_back_mapped_memory()
 
 
 def _bound_plan(layer: Layer, most: int) -> LayerPlan:
