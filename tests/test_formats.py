@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from builders import FORMS, feeds, info, model, node, nodes, perceptron, save, tensor
+from builders import FORMS, feeds, float16, info, model, node, nodes, perceptron, save, tensor
 from command import fails, riq
 from hypothesis import given
 from hypothesis import strategies as st
@@ -331,7 +331,7 @@ def test_a_layer_that_integers_do_not_hold_is_an_error_or_rounded(folder: Path) 
         riq_cli.decompress(archive, format="int8")
     assert str(caught.value) == (
         "integers of 8 bits do not hold 2 layers with levels beyond ±127, such as 'w'; compress with --preset "
-        "deployable, or round these layers to 8 bits with --nearest"
+        "deployable, or round these layers to 8 bits with --nearest, which riq verify --nearest measures"
     )
     floats = riq_cli.decompress(archive)
     found = converted(archive, floats, "int8", nearest=True)
@@ -339,6 +339,16 @@ def test_a_layer_that_integers_do_not_hold_is_an_error_or_rounded(folder: Path) 
         assert integers.dtype == "int8"
         # Uniform errors of bins of an axis' peak / 127, the peak of 64 Gaussian weights being about 2.5.
         assert found.rounded[layer.name] == pytest.approx(2.5 / 127 / np.sqrt(12), rel=0.2)
+
+
+def test_float32_is_the_original_where_that_is_float32(tmp_path: Path) -> None:
+    archive = riq_cli.compress(Model.load(save(perceptron(0), tmp_path)), preset="fast")
+    restored = riq_cli.decompress(archive)
+    found = converted(archive, restored, "float32")
+    assert (found.model, dict(found.stored), found.rounded) == (restored, {"float32": len(restored.layers)}, {})
+    narrow = Model.load(save(float16(), tmp_path))
+    with pytest.raises(FormatError, match=r"layers of the original are float16, such as .*; leave out --format"):
+        riq_cli.decompress(riq_cli.compress(narrow, preset="fast", min_size=1), format="float32")
 
 
 def test_float16_halves_the_weights_and_leaves_narrow_ones(tmp_path: Path) -> None:

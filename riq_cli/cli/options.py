@@ -85,7 +85,7 @@ verbose_option = click.option("-v", "--verbose", count=True, help="Print more; -
 
 format_options = grouped(
     "Weights",
-    click.option("--format", type=click.Choice(["original", "float16", "int8", "int4"]), default="original",
+    click.option("--format", type=click.Choice(["original", "float32", "float16", "int8", "int4"]), default="original",
                  show_default=True,
                  help="How layers are stored. int8, int4: as integers, of archives by compress --preset deployable."),
     click.option("--nearest", is_flag=True, help="int8, int4: round layers that do not fit 8-bit integers."),

@@ -37,7 +37,7 @@ from riq_cli.quantize import scalar
 from riq_cli.runtime import Array, Runtime, check_runs, half_precision_converter
 from riq_cli.text import counted, shortened
 
-Format = Literal["original", "float16", "int8", "int4"]
+Format = Literal["original", "float32", "float16", "int8", "int4"]
 _SHARE = 16  # weights at least that share a scale, where that is a choice or lies along several axes
 
 
@@ -47,7 +47,7 @@ class Converted:
 
     Attributes:
         model: the model.
-        stored: how many layers are stored as `int8`, as `int4`, or as `float16`.
+        stored: how many layers are stored as `int8`, as `int4`, as `float16`, or as `float32`.
         rounded: names of layers that were rounded, each with the relative error ‖ŵ − w‖ / ‖w‖ of its weights.
         inexact: how many layers differ from their float weights in the last digit, since their scales are no float32.
         contributed: whether nodes are onnxruntime's own, since the model's opset lacks what they do.
@@ -85,8 +85,8 @@ def converted(
     Args:
         archive: that the model was restored from.
         model: its layers in their own types.
-        format: `float16`, or `int8` or `int4` for coded layers of two axes and 256 weights or more. Layers
-            that do not fit 4 bits have 8.
+        format: `float32`, which is the model as it is if its layers are that; `float16`; or `int8` or `int4` for coded
+            layers of two axes and 256 weights or more. Layers that do not fit 4 bits have 8.
         nearest: round layers that do not fit 8 bits to the nearest integers that do.
         convert_activations: of float16: convert what the graph computes, too, by onnxruntime's own tool.
 
@@ -94,6 +94,8 @@ def converted(
         FormatError: some do not fit, and `nearest` is false.
         ModelError: the graph cannot be converted.
     """
+    if format == "float32":
+        return _as_float32(model)
     stored: dict[int, Stored] = {}
     rounded: dict[str, float] = {}
     misfits: dict[str, list[str]] = {}
@@ -126,6 +128,21 @@ def converted(
         inexact,
         any(is_contributed(opset, one) for one in stored.values()),
     )
+
+
+def _as_float32(model: Model) -> Converted:
+    """The model as it is.
+
+    Raises:
+        FormatError: layers are of another type; it would need another graph.
+    """
+    others = [layer for layer in model.layers if layer.dtype != "float32"]
+    if others:
+        raise FormatError(
+            f"{counted(len(others), 'layer')} of the original {'is' if len(others) == 1 else 'are'} {others[0].dtype}, "
+            f"such as {shortened(others[0].name)!r}, and what reads them expects that; leave out --format"
+        )
+    return Converted(model, {"float32": len(model.layers)}, {}, 0, False)
 
 
 def _half(layer: Layer) -> tuple[Stored, float] | None:
@@ -231,5 +248,5 @@ def _misfit(misfits: Mapping[str, Sequence[str]]) -> FormatError:
     )
     return FormatError(
         f"integers of 8 bits do not hold {reasons}; compress with --preset deployable, or round these layers to 8 bits "
-        "with --nearest"
+        "with --nearest, which riq verify --nearest measures"
     )
