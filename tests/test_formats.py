@@ -347,7 +347,7 @@ def test_float32_is_the_original_where_that_is_float32(tmp_path: Path) -> None:
     found = converted(archive, restored, "float32")
     assert (found.model, dict(found.stored), found.rounded) == (restored, {"float32": len(restored.layers)}, {})
     narrow = Model.load(save(float16(), tmp_path))
-    with pytest.raises(FormatError, match="1 layer of the original is float16, such as .w., .*; leave out --format"):
+    with pytest.raises(FormatError, match=r"1 layer of the original is float16, such as 'w', .*; leave out"):
         riq_cli.decompress(riq_cli.compress(narrow, preset="fast", min_size=1), format="float32")
 
 

@@ -142,7 +142,7 @@ def _as_float32(model: Model) -> Converted:
             f"{counted(len(others), 'layer')} of the original {'is' if len(others) == 1 else 'are'} {others[0].dtype}, "
             f"such as {shortened(others[0].name)!r}, and what reads them expects that; leave out --format"
         )
-    return Converted(model, {"float32": len(model.layers)}, {}, 0, False)
+    return Converted(model, Counter(layer.dtype for layer in model.layers), {}, 0, False)
 
 
 def _half(layer: Layer) -> tuple[Stored, float] | None:
