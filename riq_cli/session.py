@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from riq_cli.archive import Archive, LayerEntry
 from riq_cli.decode import decode_layers
 from riq_cli.decode.dequantize import Array
+from riq_cli.memory import give_back_free_memory
 from riq_cli.model import Layer, Model
 from riq_cli.runtime import InferenceSession, Provider, SessionOptions, check_providers, start_exact
 from riq_cli.scratch import Scratch
@@ -23,7 +24,7 @@ def load_session(
 ) -> InferenceSession:
     """The session of an archive's model; its outputs are, bit for bit, those of the restored file. None is written.
 
-    In memory are the decoded weights, beside what onnxruntime takes of its own, until the session has started.
+    Until the session has started, the decoded weights are in memory beside what onnxruntime takes; later they are not.
 
     Args:
         archive: opened, or the path of one that may take `limits.RESTORED` bytes.
@@ -40,7 +41,9 @@ def load_session(
     """
     check_providers(providers or ())
     opened = archive if isinstance(archive, Archive) else Archive.open(archive)
-    return open_session(restored(opened, decode_layers(opened, executor)), providers, session_options)
+    session = open_session(restored(opened, decode_layers(opened, executor)), providers, session_options)
+    give_back_free_memory()  # that of the weights: onnxruntime has its own copy
+    return session
 
 
 def open_session(
