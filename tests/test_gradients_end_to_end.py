@@ -45,9 +45,23 @@ def compressed(
     return archive, {step.phase for step in steps}
 
 
-def test_gradients_give_wide_bins_to_rows_that_lead_nowhere(tmp_path: Path) -> None:
+def real_samples(count: int = 16) -> riq.Calibration:
     random = np.random.default_rng(0)
-    real = riq.Calibration.from_feeds([{"x": random.standard_normal((1, 32), np.float32)} for _ in range(16)])
+    return riq.Calibration.from_feeds([{"x": random.standard_normal((1, 32), np.float32)} for _ in range(count)])
+
+
+def test_in_a_huge_model_gradients_take_the_place_of_probes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    usual, _ = compressed(perceptron(), real_samples(), tmp_path)
+    monkeypatch.setattr("riq_cli.pipeline.bench.HUGE", 0)
+    huge, phases = compressed(perceptron(), real_samples(), tmp_path)
+    assert usual.manifest.result["probes"] > huge.manifest.result["probes"] == 0 and "probe" not in phases
+    assert huge.manifest.result["allocation"] == "measured"
+    assert max(huge.manifest.result["deviation"], huge.manifest.result["holdout"]) <= 0.01
+    assert huge.size < 1.1 * usual.size
+
+
+def test_gradients_give_wide_bins_to_rows_that_lead_nowhere(tmp_path: Path) -> None:
+    real = real_samples()
     archive, phases = compressed(perceptron(), real, tmp_path)
     assert "gradients" in phases
     assert max(archive.manifest.result["deviation"], archive.manifest.result["holdout"]) <= 0.01
@@ -59,8 +73,7 @@ def test_gradients_give_wide_bins_to_rows_that_lead_nowhere(tmp_path: Path) -> N
 
     for options in ({"rounding": "nearest"}, {"effort": "balanced"}, {"without": ("gradients",)}):
         assert "gradients" not in compressed(perceptron(), real, tmp_path, **options)[1]
-    seven = riq.Calibration.from_feeds([{"x": random.standard_normal((1, 32), np.float32)} for _ in range(7)])
-    for calibration in (seven, riq.Calibration.random()):
+    for calibration in (real_samples(7), riq.Calibration.random()):
         assert "gradients" not in compressed(perceptron(), calibration, tmp_path)[1]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from riq_cli.runtime import Runtime
 from riq_cli.statistics.autodiff import Gradients
 from riq_cli.statistics.autodiff.backward import RULES
 from riq_cli.statistics.autodiff.rule import Call, NoRuleError
-from riq_cli.statistics.fisher import ERRORS, Fisher, Take, collect_fisher, error_products
+from riq_cli.statistics.fisher import ERRORS, Fisher, Take, collect_fisher, deviations, error_products
 from riq_cli.statistics.gradients import Observed, Tick, position_weights, squared_gradients
 from riq_cli.statistics.hessian import Damping, Hessian, factorized, least_damping
 from riq_cli.statistics.moments import Moments, PositionWeights, collect, inputs_of, nbytes
@@ -426,8 +426,8 @@ def test_moments_of_a_model_are_those_of_what_enters_its_products(tmp_path: Path
 PROBES = 2
 
 
-def differences(found: Net, name: str, run: int, errors: np.ndarray) -> Floats:
-    """By central differences, how far an error of each row moves the outputs, f64[probes · errors, groups, rows].
+def movement(found: Net, name: str, run: int) -> Callable[[np.ndarray], Floats]:
+    """What tells by central differences how far a change of a layer's matrices moves the outputs, f64[probes].
 
     That is the change of ⟨v, y / ‖y‖⟩ for every random v, summed over the samples of a batch.
     """
@@ -438,23 +438,33 @@ def differences(found: Net, name: str, run: int, errors: np.ndarray) -> Floats:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    values, step = found.values(name), 2e-2 / item.matrix.shape[2] ** 0.5
+    values = found.values(name)
 
     def direction(change: np.ndarray) -> Floats:
         (y,) = session.run(["y"], {**sample.feed, name: values + item.matrix.restore(change, values.shape)})
         flat = np.asarray(y, np.float64).reshape(sample.rows, -1)
         return np.asarray(flat / np.linalg.norm(flat, axis=1, keepdims=True))
 
-    groups, count, _ = item.matrix.shape
     size = direction(np.zeros(item.matrix.shape, np.float32)).shape
     vectors = np.random.default_rng((0, run)).standard_normal((PROBES, *size))
-    result = np.empty((PROBES, ERRORS, groups, count))
-    for error, group, row in np.ndindex(ERRORS, groups, count):
-        change = np.zeros(item.matrix.shape, np.float32)
-        change[group, row] = step * errors[group, :, error]
-        moved = (direction(change) - direction(-change)) / (2 * step)
-        result[:, error, group, row] = np.einsum("prn,rn->p", vectors, moved)
-    return result.reshape(-1, groups, count)
+    step = np.float32(2e-2 / item.matrix.shape[2] ** 0.5)
+
+    def moved(change: np.ndarray) -> Floats:
+        difference = (direction(step * change) - direction(-step * change)) / (2 * float(step))
+        return np.asarray(np.einsum("prn,rn->p", vectors, difference))
+
+    return moved
+
+
+def differences(found: Net, name: str, run: int, errors: np.ndarray) -> Floats:
+    """How far an error of each row moves the outputs, f64[probes · errors, groups, rows]; see `movement`."""
+    shape, moved = found.linear[found.numbers[name]].matrix.shape, movement(found, name, run)
+    result = np.empty((PROBES, ERRORS, *shape[:2]))
+    for error, group, row in np.ndindex(ERRORS, *shape[:2]):
+        change = np.zeros(shape, np.float32)
+        change[group, row] = errors[group, :, error]
+        result[:, error, group, row] = moved(change)
+    return result.reshape(-1, *shape[:2])
 
 
 CASES: dict[str, tuple[str, dict[str, tuple[int, ...]], tuple[int, ...], int]] = {  # nodes, weights, x, rows of a batch
@@ -475,14 +485,48 @@ CASES: dict[str, tuple[str, dict[str, tuple[int, ...]], tuple[int, ...], int]] =
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*CASES, "table"])
-def test_g_is_what_differences_show(name: str, tmp_path: Path) -> None:
+def net_of(name: str, folder: Path) -> Net:
+    """The model of a case."""
     if name == "table":
         feeds = [np.random.default_rng(run).integers(0, 7, (2, 5)) for run in range(3)]
-        found = net("Gather table x > a; Tanh a > b; MatMul b v > y", {"table": (7, 9), "v": (9, 3)}, feeds, tmp_path)
-    else:
-        text, weights, x, batch = CASES[name]
-        found = net(text, weights, inputs(*x), tmp_path, rows=batch)
+        return net("Gather table x > a; Tanh a > b; MatMul b v > y", {"table": (7, 9), "v": (9, 3)}, feeds, folder)
+    text, weights, x, batch = CASES[name]
+    return net(text, weights, inputs(*x), folder, rows=batch)
+
+
+@pytest.mark.parametrize("name", [*CASES, "table"])
+def test_the_deviation_of_a_change_is_what_differences_show(name: str, tmp_path: Path) -> None:
+    found = net_of(name, tmp_path)
+    random = np.random.default_rng(1)
+    changes = {n: random.standard_normal(item.matrix.shape, np.float32) for n, item in found.linear.items()}
+    known = deviations(found.observed, found.linear, lambda n: (changes[n].swapaxes(1, 2), 0.0), ignored, PROBES)
+    assert set(known) == set(found.numbers.values())
+    for layer, number in found.numbers.items():
+        squares = [np.square(movement(found, layer, run)(changes[number])).mean() for run in range(3)]
+        expected = np.mean(squares) / (2 * found.observed.samples[0].rows)
+        np.testing.assert_allclose(known[number], expected, rtol=2e-2)
+
+
+def test_a_bias_takes_part_in_the_deviation_of_a_change(tmp_path: Path) -> None:
+    """The same is added to all products as another column of 1 in what enters would add."""
+    text, weights = (
+        "Concat x one > wide axis=-1; MatMul wide w > a; Tanh a > y",
+        {"w": (6, 9), "one": np.ones((4, 1), "f4")},
+    )
+    found = net(text, weights, inputs(4, 5), tmp_path)
+    number = found.numbers["w"]
+    change = np.random.default_rng(1).standard_normal((1, 6, 9), np.float32)
+    only = {number: found.linear[number]}
+    whole = deviations(found.observed, only, lambda _: (change, 0.0), ignored, PROBES)
+    parts = deviations(
+        found.observed, only, lambda _: (change * (np.arange(6) < 5)[:, None], change[:, 5:]), ignored, PROBES
+    )
+    assert parts == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", [*CASES, "table"])
+def test_g_is_what_differences_show(name: str, tmp_path: Path) -> None:
+    found = net_of(name, tmp_path)
     random = np.random.default_rng(1)
     shapes = {number: item.matrix.shape for number, item in found.linear.items()}
     errors = {n: random.standard_normal((g, k, 2 * ERRORS), np.float32) for n, (g, _, k) in shapes.items()}

@@ -33,6 +33,7 @@ from riq_cli.pipeline.settings import Settings
 from riq_cli.pipeline.solver import Preparation
 from riq_cli.pipeline.weights import Weights
 from riq_cli.runtime import Deviation, Evaluator, Observer, Prober, activation_ranges, inlined
+from riq_cli.scratch import HUGE
 from riq_cli.statistics.gradients import Halves, Observed
 
 if TYPE_CHECKING:
@@ -124,8 +125,10 @@ class Bench:
         step = -(-len(others) // _PROBE_SAMPLES[weights.total > _SMALL]) or 1
         probed = others[::step] if probes and evaluator.measured else []
         prober = self._prober(form, evaluator, probed) if probed else None
-        self.preparation = Preparation(self.measuring, fit, prober, warn)
-        self._report_phases(parts, fit, len(probed), seconds, run, len(samples))
+        is_huge = sum(layer.values.nbytes for layer in model.layers) > HUGE
+        by_gradients = bool(probed) and is_huge and fit is not None and fit.takes_gradients
+        self.preparation = Preparation(self.measuring, fit, prober, others if by_gradients else (), warn)
+        self._report_phases(parts, fit, len(probed), by_gradients, seconds, run, len(samples))
         if form.hoisted or evaluator.is_lean:  # what is measured last is the model as it is restored
             evaluator = self._evaluator(model.session_form(settings.outputs, hoist=False), samples)
         self.evaluator = evaluator
@@ -204,13 +207,18 @@ class Bench:
         return lambda: Prober(fed, originals, evaluator.measured, samples, runtime)
 
     def _report_phases(
-        self, parts: Roles, fit: Fit | None, probed: int, seconds: float, run: float, samples: int
+        self, parts: Roles, fit: Fit | None, probed: int, by_gradients: bool, seconds: float, run: float, samples: int
     ) -> None:
         """Report that the original was run, and which phases follow; also what `--preset fast` would take."""
         settings = self._settings
-        expected = Expected("original", seconds), *schedule(settings, self._weights, parts, fit, probed, run)
+        expected = (
+            Expected("original", seconds),
+            *schedule(settings, self._weights, parts, fit, probed, by_gradients, run),
+        )
         fast = math.inf  # what that preset makes is not deployable
         if not settings.deployable:
             by_norm = replace(settings, allocation="norm", rounding="nearest")
-            fast = seconds + sum(phase.seconds for phase in schedule(by_norm, self._weights, parts, None, 0, run))
+            fast = seconds + sum(
+                phase.seconds for phase in schedule(by_norm, self._weights, parts, None, 0, False, run)
+            )
         self._progress(Progress("original", samples, samples, expected=expected, fast=fast))

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from riq_cli.calibration import augmented
+from riq_cli.calibration import Sample, augmented
 from riq_cli.errors import ModelError
 from riq_cli.executors import begun, ordered
 from riq_cli.memory import give_back_mapped_memory
 from riq_cli.model import Linear
+from riq_cli.model.tensors import computable
 from riq_cli.pipeline.checkpoint import Checkpoint
 from riq_cli.pipeline.progress import Progress, Report, Warn
 from riq_cli.pipeline.settings import Effort
@@ -27,7 +28,7 @@ from riq_cli.quantize.plan import Float64, LayerPlan
 from riq_cli.quantize.rows import RowFactor
 from riq_cli.statistics import moments
 from riq_cli.statistics.autodiff import Floats
-from riq_cli.statistics.fisher import ERRORS, Fisher, Take, collect_fisher, error_products
+from riq_cli.statistics.fisher import ERRORS, Fisher, Take, collect_fisher, deviations, error_products
 from riq_cli.statistics.gradients import LEAST, Observed, Squares, position_weights, squared_gradients
 
 if TYPE_CHECKING:
@@ -321,6 +322,26 @@ class Fit:
         errors = {number: self._errors(plan, number) for number, plan in plans.items()}
         probes = max(1, self.effort.probes // 4) if varied else self.effort.probes
         return error_products(self.observed(varied), linear, errors, self._tick, probes, runs, take)
+
+    def deviations(self, plans: Plans, restored: Sequence[Floats], samples: Sequence[Sample]) -> dict[int, float]:
+        """About the deviation that each layer causes alone on some samples, where gradients tell; see `fisher`.
+
+        Args:
+            plans: of layers.
+            restored: the weights of all layers, each rounded by its plan.
+            samples: none that plans were fitted to.
+        """
+
+        def change(number: int) -> tuple[Floats, Floats | float]:
+            layer, matrix, plan = self.weights.layers[number], self.linear[number].matrix, plans.get(number)
+            pair = (computable(values, layer.dtype) for values in (restored[number], layer.values))
+            weights = matrix.view(np.subtract(*pair, dtype=np.float32)).swapaxes(1, 2)
+            if plan is None or plan.bias is None:
+                return weights, 0.0
+            return weights, plan.shift(layer, restored[number]).reshape(len(weights), 1, -1).astype(np.float32)
+
+        observed = replace(self.samples, halves=(samples, ()))
+        return deviations(observed, self.linear, change, self._tick, self.effort.probes)
 
     def _errors(self, plan: LayerPlan | None, number: int) -> Floats:
         """Random errors of a row of weights as GPTQ leaves them, f32[groups, columns, errors]."""

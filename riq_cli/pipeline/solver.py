@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 from riq_cli.allocate.probing import Probe, Quantize, Sensitivities, probe, probe_again
+from riq_cli.calibration import Sample
 from riq_cli.errors import ModelError, TargetError
 from riq_cli.pipeline import search
 from riq_cli.pipeline.deviation_objective import DeviationObjective
@@ -44,16 +45,25 @@ class Prepared:
 class Preparation:
     """Fits plans and probes layers, at the bin widths of a rough solution."""
 
-    def __init__(self, measuring: Measuring, fit: Fit | None, prober: Callable[[], Prober] | None, warn: Warn) -> None:
+    def __init__(
+        self,
+        measuring: Measuring,
+        fit: Fit | None,
+        prober: Callable[[], Prober] | None,
+        gradient_samples: Sequence[Sample],
+        warn: Warn,
+    ) -> None:
         """Take what that is done with; nothing is done yet.
 
         Args:
             measuring: measures schemes.
             fit: fits plans; None: all layers are rounded to the nearest.
             prober: starts the session in which layers are probed; None: they are not.
+            gradient_samples: on which gradients tell what most layers cause, in place of probes; none: all are probed.
             warn: called with what the user should know.
         """
         self._measuring, self.fit, self._prober, self._warn = measuring, fit, prober, warn
+        self._gradient_samples = gradient_samples
         self._session: Prober | None = None
         self._kept: Prepared | None = None
         self.probes = 0
@@ -111,13 +121,16 @@ class Preparation:
         weights, checkpoint = self._measuring.weights, self._measuring.checkpoint
         workers = self._measuring.workers
         probes: dict[int, Probe] = {}
+        if self._gradient_samples:
+            probes = checkpoint.step("probes by gradients", partial(self._by_gradients, plans, widths))
 
         def report(phase: Literal["probe", "reprobe"], done: int, total: int, number: int) -> None:
             self.probes += 1
             layer = weights.layers[number].name
             self._measuring.progress(Progress(phase, done, total, value=probes[number].deviation, layer=layer))
 
-        numbers = weights.codable
+        # Other layers of such a model hold next to nothing of it; probes of them would take longer than all else.
+        numbers = [number for number in (weights.matrices if probes else weights.codable) if number not in probes]
         first = [weights.norms[number] / k if (width := widths[number]) is None else width for number in numbers]
         found = checkpoint.mapped(
             "probe", workers, self.probe, numbers, map(plans.get, numbers), first, itertools.repeat(budget)
@@ -137,7 +150,7 @@ class Preparation:
         curves = dict(zip(readable, drawn, strict=True))
         sensitivities = Sensitivities(probes, curves, weights.sizes, weights.norms, weights.peaks)
         chosen = sensitivities.widths(budget)
-        again = {number: width for number, width in chosen.items() if not probes[number].is_near(width)}
+        again = {n: width for n, width in chosen.items() if n in numbers and not probes[n].is_near(width)}
         chosen_plans = [plans.get(number) for number in again]
         found = checkpoint.mapped(
             "reprobe", workers, self.probe_again, again, chosen_plans, map(probes.get, again), again.values()
@@ -146,6 +159,19 @@ class Preparation:
             probes[number] = probed
             report("reprobe", done, len(again), number)
         return sensitivities
+
+    def _by_gradients(self, plans: Plans, widths: Widths) -> dict[int, Probe]:
+        """What layers cause alone at these bin widths, to first order, where gradients tell."""
+        assert self.fit is not None, "it takes the gradients"
+        weights, pool, workers = self._measuring.weights, self._measuring.pool, self._measuring.workers
+        restored = weights.requantize(widths, plans, weights.buffers(), pool, workers)
+        found: dict[int, Probe] = {}
+        with contextlib.suppress(ModelError):  # then all are probed
+            for number, deviation in self.fit.deviations(plans, restored, self._gradient_samples).items():
+                width = widths[number]
+                if width is not None and math.isfinite(deviation):
+                    found[number] = Probe(width, deviation)
+        return found
 
     def probe(self, number: int, plan: LayerPlan | None, width: float, budget: float) -> Probe:
         """What a layer causes alone at about a bin width; see `probing.probe`."""

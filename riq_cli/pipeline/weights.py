@@ -256,7 +256,9 @@ class Weights:
     def gains_by_trellis(self, number: int, width: float, plan: LayerPlan | None) -> bool:
         """Whether one layer takes fewer bits along a trellis, at equal error and about a bin width."""
         layer = self.layers[number]
-        return (plan or LayerPlan.nearest(layer)).with_trellis(layer, width).trellis
+        found = (plan or LayerPlan.nearest(layer)).with_trellis(layer, width).trellis
+        give_back_mapped_memory()
+        return found
 
     def restored(self, number: int, width: float, plan: LayerPlan) -> tuple[Array, float]:
         """The restored weights of one layer that is not just rounded to the nearest, and about the bits that it takes.

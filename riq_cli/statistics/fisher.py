@@ -166,17 +166,80 @@ def error_products(
     Raises:
         ModelError: onnxruntime cannot run the model so that its inner tensors are seen.
     """
+
+    def products(number: int, index: int, run: int, value: Array, gradient: Floats) -> Floats:
+        first = run * ERRORS % errors[number].shape[2]
+        return _products(linear[number], index, value, gradient, errors[number][:, :, first : first + ERRORS])
+
+    return _summed(observed, linear, products, tick, probes, runs, take)
+
+
+def deviations(
+    observed: Observed,
+    linear: Mapping[int, Linear],
+    change: Callable[[int], tuple[Floats, Floats | float]],
+    tick: Tick,
+    probes: int,
+) -> dict[int, float]:
+    """The deviation that a change of each layer alone causes, to first order, where gradients are known.
+
+    With the gradient V of a layer's weights and their change δ, it is ½ E[⟨V, δ⟩²].
+
+    Args:
+        observed: the model and samples.
+        linear: the layers.
+        change: of a layer's weights, f32[groups, columns, rows], and of its bias, f32[groups, 1, rows] or 0.
+        tick: called with steps through the model done, and their number in all.
+        probes: output directions in each run.
+
+    Raises:
+        ModelError: onnxruntime cannot run the model so that its inner tensors are seen.
+    """
+    found: dict[int, list[float]] = {number: [] for number in linear}
+    rows = [sample.rows for sample in observed.samples]
+
+    def products(number: int, index: int, _: int, value: Array, gradient: Floats) -> Floats:
+        entering, leaving = linear[number].products[index]
+        weights, bias = change(number)
+        at = [leaving.rows(one, len(weights)) for one in gradient]  # [groups, positions, rows]
+        step = max(_PIECE // (len(weights) * max(weights.shape[1:])), 1)
+        moved = np.zeros(len(at), np.float32)
+        for piece, product in enumerate(entering.products(value, weights, step)):
+            positions = slice(piece * step, piece * step + product.shape[1])
+            moved += [np.vdot(one[:, positions], product + bias) for one in at]
+        return moved
+
+    def take(number: int, run: int, moved: Floats) -> None:
+        found[number].append(float(np.square(moved).mean()) / (2 * rows[run]))
+
+    known = _summed(observed, linear, products, tick, probes, range(len(rows)), take)
+    return {number: float(np.mean(each)) for number, each in found.items() if number in known and each}
+
+
+def _summed(
+    observed: Observed,
+    linear: Mapping[int, Linear],
+    products: Callable[[int, int, int, Array, Floats], Floats],
+    tick: Tick,
+    probes: int,
+    runs: Sequence[int],
+    take: Take,
+) -> set[int]:
+    """What `error_products` returns; `take` is called with what `products` gives, summed over a layer's products.
+
+    Args:
+        observed, linear, tick, probes, runs, take: see `error_products`.
+        products: of a layer, the number of a product of it, a run, what enters the product, and gradients at it.
+    """
     sums: dict[tuple[int, int], tuple[int, Floats]] = {}  # of layers with several products: how many so far, their sum
 
     def add(number: int, index: int, run: int, value: Array | None, gradient: Floats) -> None:
         assert value is not None
-        item = linear[number]
-        first = run * ERRORS % errors[number].shape[2]
-        found = _products(item, index, value, gradient, errors[number][:, :, first : first + ERRORS])
-        if len(item.products) > 1:
+        count, found = len(linear[number].products), products(number, index, run, value, gradient)
+        if count > 1:
             done, total = sums.pop((number, run), (0, np.float32(0)))
             found = total + found
-            if done + 1 < len(item.products):
+            if done + 1 < count:
                 sums[number, run] = done + 1, found
                 return
         take(number, run, found)
