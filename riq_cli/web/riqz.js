@@ -24,6 +24,8 @@ const CODE_MAX = 256;
 const CODES = 2 ** 24;
 const CLASSES = 64;
 const ROOT_MAX = 2 ** 24;
+
+const ROW = 2 ** 15; // weights, at most, of several axes that are seen as one
 const MODEL_BYTES = 2 ** 31; // protobuf's bound of one message
 
 const TOTAL = 2 ** 24; // sum of the frequencies of a table
@@ -34,8 +36,8 @@ const FLOAT32_MAX = 2 ** 128 - 2 ** 104;
 const DTYPES = {
   float16: { bytes: 2, onnx: 10, largest: 65504, Values: Uint16Array, round: roundToFloat16 },
   bfloat16: { bytes: 2, onnx: 16, largest: 2 ** 128 - 2 ** 120, Values: Uint16Array, round: roundToBfloat16 },
-  float32: { bytes: 4, onnx: 1, largest: FLOAT32_MAX, Values: Float32Array, round: roundByStoring },
-  float64: { bytes: 8, onnx: 11, largest: Number.MAX_VALUE, Values: Float64Array, round: roundByStoring },
+  float32: { bytes: 4, onnx: 1, largest: FLOAT32_MAX, Values: Float32Array },
+  float64: { bytes: 8, onnx: 11, largest: Number.MAX_VALUE, Values: Float64Array },
 };
 
 // Errors, named as in Python.
@@ -179,6 +181,7 @@ class Archive {
   /** Pairs of a layer and its restored bytes, which are in `target(layer)` unless workers decode. */
   async *layers(target) {
     for await (const [entry, bytes] of this.pool ? this.fromPool() : this.fromHere(target)) {
+      if (entry === this.manifest.layers.at(-1)) await this.end();
       this.decoded += entry.size;
       this.progress();
       yield [entry, bytes];
@@ -187,9 +190,9 @@ class Archive {
 
   async *fromHere(target) {
     const pause = pauses(this.options.signal);
-    for await (const [entry, sections] of this.sections()) {
+    for (const entry of this.manifest.layers) {
       const bytes = target(entry);
-      await decodeLayer(entry, sections, bytes, pause);
+      await decodeLayer(entry, (length) => this.section(length), bytes, pause);
       yield [entry, bytes];
     }
   }
@@ -222,11 +225,9 @@ class Archive {
   }
 
   async *sections() {
-    const { layers } = this.manifest;
-    for (const entry of layers) {
+    for (const entry of this.manifest.layers) {
       const sections = [];
       for (const length of entry.sections) sections.push(await this.section(length));
-      if (entry === layers[layers.length - 1]) await this.end();
       yield [entry, sections];
     }
   }
@@ -451,38 +452,39 @@ async function inflatePieces(stored, take) {
   }
 }
 
-const CRC_TABLES = Array.from({ length: 8 }, () => new Int32Array(256)); // of a byte with 0 to 7 zero bytes behind it
-for (let byte = 0; byte < 256; byte++) {
-  let crc = byte;
-  for (let bit = 0; bit < 8; bit++) crc = crc & 1 ? (crc >>> 1) ^ 0xedb88320 : crc >>> 1;
-  CRC_TABLES[0][byte] = crc;
-}
-for (let zeros = 1; zeros < 8; zeros++) {
-  for (let byte = 0; byte < 256; byte++) {
-    const crc = CRC_TABLES[zeros - 1][byte];
-    CRC_TABLES[zeros][byte] = (crc >>> 8) ^ CRC_TABLES[0][crc & 255];
-  }
+const CRC_TABLE = new Int32Array(16 * 256); // of a byte, then of a byte with a zero byte behind it, and so on
+for (let at = 0; at < CRC_TABLE.length; at++) {
+  let crc = at < 256 ? at : CRC_TABLE[at - 256];
+  if (at >= 256) crc = (crc >>> 8) ^ CRC_TABLE[crc & 255];
+  else for (let bit = 0; bit < 8; bit++) crc = crc & 1 ? (crc >>> 1) ^ 0xedb88320 : crc >>> 1;
+  CRC_TABLE[at] = crc;
 }
 
 /** CRC-32 of bytes behind others whose CRC-32 is `before`. */
 function crc32(bytes, before = 0) {
-  const [t0, t1, t2, t3, t4, t5, t6, t7] = CRC_TABLES;
-  const whole = bytes.length - (bytes.length % 8);
+  if (bytes.byteOffset % 4) bytes = bytes.slice();
+  const words = new Int32Array(bytes.buffer, bytes.byteOffset, 4 * Math.floor(bytes.length / 16));
   let crc = ~before;
-  let at = 0;
-  for (; at < whole; at += 8) {
+  for (let at = 0; at < words.length; at += 4) {
     crc =
-      t7[(crc ^ bytes[at]) & 255] ^
-      t6[((crc >>> 8) ^ bytes[at + 1]) & 255] ^
-      t5[((crc >>> 16) ^ bytes[at + 2]) & 255] ^
-      t4[(crc >>> 24) ^ bytes[at + 3]] ^
-      t3[bytes[at + 4]] ^
-      t2[bytes[at + 5]] ^
-      t1[bytes[at + 6]] ^
-      t0[bytes[at + 7]];
+      crcOfWord(words[at + 1], 8) ^
+      crcOfWord(words[at + 2], 4) ^
+      crcOfWord(words[at + 3], 0) ^
+      crcOfWord(words[at] ^ crc, 12);
   }
-  for (; at < bytes.length; at++) crc = (crc >>> 8) ^ t0[(crc ^ bytes[at]) & 255];
+  for (let at = 4 * words.length; at < bytes.length; at++) crc = (crc >>> 8) ^ CRC_TABLE[(crc ^ bytes[at]) & 255];
   return ~crc >>> 0;
+}
+
+/** What a word adds to the CRC-32 when so many zero bytes are behind it. */
+function crcOfWord(word, zeros) {
+  const at = 256 * zeros;
+  return (
+    CRC_TABLE[(at + 768) | (word & 255)] ^
+    CRC_TABLE[(at + 512) | ((word >>> 8) & 255)] ^
+    CRC_TABLE[(at + 256) | ((word >>> 16) & 255)] ^
+    CRC_TABLE[at | (word >>> 24)]
+  );
 }
 
 // Manifest
@@ -796,207 +798,213 @@ function layerOf(object, where) {
   const features = [scales.length && "scales", classes.length && "classes", trellis && "trellis", coding];
   return {
     name, op, tensors, dtype, shape, coding, symbols, crc32, binWidth, scales, classes, magnitudes, trellis,
-    codes, sections, features, size, bytes: size * DTYPES[dtype].bytes, stored: sum(sections),
+    codes, table, streams, sections, features, size, bytes: size * DTYPES[dtype].bytes, stored: sum(sections),
   };
 }
 
 // Codings
 
-/** Write the restored bytes of a layer into `target`; `pause` lets other tasks run between streams. */
-async function decodeLayer(entry, sections, target, pause) {
+/**
+ * Write the restored bytes of a layer into `target`.
+ *
+ * `take(length)` gives the layer's next section, when it has arrived; `pause` lets other tasks run.
+ */
+async function decodeLayer(entry, take, target, pause) {
+  const named = (work) => {
+    try {
+      return work();
+    } catch (error) {
+      throw error instanceof CorruptArchive ? new CorruptArchive(`layer ${quoted(entry.name)}: ${error.message}`) : error;
+    }
+  };
+  const sections = [];
+  for (const { bytes } of entry.codes) sections.push(await take(bytes));
+  const table = await take(entry.table);
   if (entry.coding === "raw") {
-    await inflate(sections[1], target.length, `layer ${quoted(entry.name)}`, target);
-    if (crc32(target) !== entry.crc32) throw corrupt(`layer ${quoted(entry.name)}: checksum differs`);
+    await inflate(await take(entry.streams[0]), target.length, `layer ${quoted(entry.name)}`, target);
+    named(() => check(crc32(target) === entry.crc32, "checksum differs"));
     return;
   }
-  try {
-    const codes = entry.codes.map((one, index) => readCodes(one, sections[index]));
-    const scales = codes.slice(0, entry.scales.length);
-    const others = codes.slice(entry.scales.length);
-    const [table, ...streams] = sections.slice(codes.length);
-    const coded = entry.coding === "student" ? new StudentSymbols(entry, scales, others, table, streams)
-                                             : new TableSymbols(entry, others, table, streams);
-    const weights = new Weights(entry, scales, target);
-    await forEachInOrder(entry, coded, (symbols, count) => weights.add(symbols, count), pause);
-    if (weights.crc !== entry.crc32) throw corrupt("checksum differs");
-  } catch (error) {
-    throw error instanceof CorruptArchive ? new CorruptArchive(`layer ${quoted(entry.name)}: ${error.message}`) : error;
+  const layer = named(() => new LayerDecoder(entry, sections, table, target));
+  let streams = 0;
+  for (const part of layer.coded.parts) {
+    const stored = part.isCoded ? await take(entry.streams[streams++]) : undefined;
+    named(() => layer.decode(part, stored));
+    do {
+      await pause();
+    } while (named(() => layer.restore()));
   }
 }
 
-/**
- * Call `use(symbols, count)` for all symbols of a layer, in row-major order.
- *
- * `coded` has them in the order of their groups, from the lowest on, and row-major in each: `groups` tells the group
- * of each weight, `counts` how many weights each has; or no groups.
- */
-async function forEachInOrder(entry, coded, use, pause) {
-  const block = new Int32Array(Math.min(entry.size, STREAM_SYMBOLS));
-  if (!coded.groups) {
-    for (const count of coded.blocks(block)) {
-      use(block, count);
-      await pause();
+/** Decodes the symbols of a layer, part by part, and restores weights as soon as their symbols are there. */
+class LayerDecoder {
+  constructor(entry, sections, table, target) {
+    const codes = entry.codes.map((one, index) => readCodes(one, sections[index]));
+    const scales = codes.slice(0, entry.scales.length);
+    const others = codes.slice(entry.scales.length);
+    this.entry = entry;
+    this.coded = entry.coding === "student" ? new StudentSymbols(entry, scales, others, table)
+                                            : new TableSymbols(entry, others, table);
+    this.weights = new Weights(entry, this.coded.sums, scales, target);
+    const { counts } = this.coded.sums;
+    this.isGrouped = this.coded.sums.groups().length > 1; // then symbols lie in the order of their groups
+    this.symbols = integers(this.isGrouped ? entry.size : Math.min(entry.size, STREAM_SYMBOLS), this.coded);
+    this.decoded = 0;
+    this.next = new Float64Array(counts.length); // of each group: where the next of its symbols is
+    for (let group = 1; group < counts.length; group++) this.next[group] = this.next[group - 1] + counts[group - 1];
+  }
+
+  /** Decode the symbols of a part, which is stored in one stream or, if they are all the same, in none. */
+  decode({ runs }, stored) {
+    const { coded, symbols, isGrouped, entry } = this;
+    const begin = isGrouped ? this.decoded : 0;
+    if (!isGrouped) this.next.fill(0);
+    let end = begin;
+    const stream = stored && new Stream(stored);
+    for (const { group, count } of runs) {
+      const table = coded.table(group);
+      if (stream) stream.decode(table, symbols, end, end + count);
+      else symbols.fill(table.symbols[0], end, end + count);
+      end += count;
     }
-    return;
-  }
-  const Symbols = [Int8Array, Int16Array, Int32Array].find((type) => {
-    const half = 2 ** (8 * type.BYTES_PER_ELEMENT - 1);
-    return coded.low >= -half && coded.high < half;
-  });
-  const all = new Symbols(entry.size);
-  let filled = 0;
-  for (const count of coded.blocks(block)) {
-    all.set(count < block.length ? block.subarray(0, count) : block, filled);
-    filled += count;
-    await pause();
-  }
-  const next = new Float64Array(coded.counts.length); // of each group: where its next symbol is
-  for (let group = 1; group < next.length; group++) next[group] = next[group - 1] + coded.counts[group - 1];
-  const { groups, lowest } = coded;
-  const { inner, rows } = groups;
-  for (let row = 0; row < rows; row++) {
-    const codes = groups.row(row);
-    for (let begin = 0; begin < inner; begin += block.length) {
-      const count = Math.min(inner - begin, block.length);
-      for (let at = 0; at < count; at++) block[at] = all[next[codes[begin + at] - lowest]++];
-      use(block, count);
+    if (coded.lowBits) stream.addLowBits(coded.lowBits, symbols, begin, end);
+    stream?.finish();
+    if (entry.trellis && Math.max(-coded.low, coded.high) >= LEVEL_BOUND) {
+      const isPossible = symbols.subarray(begin, end).every((symbol) => symbol > -LEVEL_BOUND && symbol < LEVEL_BOUND);
+      check(isPossible, "a symbol whose level is not below 2^31");
     }
-    if (row % 256 === 255) await pause();
+    this.decoded += end - begin;
   }
+
+  /** Restore some of the weights whose symbols are decoded; whether more can be restored. */
+  restore() {
+    const { weights, entry, decoded } = this;
+    const ready = this.isGrouped && decoded < entry.size ? 0 : decoded;
+    weights.restore(this.symbols, this.next, Math.min(ready, weights.position + 2 ** 17));
+    if (weights.position === entry.size) check(weights.crc === entry.crc32, "checksum differs");
+    return weights.position < ready;
+  }
+}
+
+/** An array for so many integers from `low` to `high`. */
+function integers(length, { low, high }) {
+  return low >= -(2 ** 15) && high < 2 ** 15 ? new Int16Array(length) : new Int32Array(length);
+}
+
+/** The symbols of groups, `{group, count}`, one group after the other, cut into parts of 2^20 symbols. */
+function partsOf(groups, isCoded = true) {
+  const parts = [];
+  let room = 0;
+  for (let { group, count } of groups) {
+    while (count) {
+      if (!room) {
+        parts.push({ runs: [], isCoded });
+        room = STREAM_SYMBOLS;
+      }
+      const taken = Math.min(count, room);
+      parts.at(-1).runs.push({ group, count: taken });
+      count -= taken;
+      room -= taken;
+    }
+  }
+  return parts;
 }
 
 /** Symbols of the codings `ans` and `constant`, also in classes. */
 class TableSymbols {
-  constructor(entry, others, stored, streams) {
-    let sizes = [entry.size];
-    if (others.length) {
-      const slices = new Float64Array(CLASSES);
-      const { values } = others[0];
-      for (const value of values) {
-        check(value >= 0 && value < CLASSES, `a class that is not below ${CLASSES}`);
-        slices[value]++;
-      }
-      const used = slices.subarray(0, others[0].max + 1);
-      check(used.every((count) => count > 0), "a class without weights");
-      sizes = Array.from(used, (count) => count * (entry.size / values.length));
-      if (sizes.length > 1) this.groups = new CodeSums(entry.shape, others);
-    }
-    this.counts = sizes;
-    this.lowest = 0;
+  constructor(entry, classes, stored) {
+    for (const { min, max } of classes) check(min >= 0 && max < CLASSES, `a class that is not below ${CLASSES}`);
+    this.sums = new CodeSums(entry.shape, classes);
+    const groups = this.sums.groups();
+    check(groups.length === groups.at(-1).group + 1, "a class without weights");
     const bits = new Bits(stored);
-    this.tables = sizes.map(() => readTable(bits));
+    this.tables = groups.map(() => readTable(bits));
     check(bits.atEnd(), TOO_LONG);
     const { tables } = this;
     check(sum(tables.map((table) => table.symbols.length)) === entry.symbols,
           "the table does not have the symbols that were announced");
-    this.low = Math.min(...tables.map((table) => table.symbols[0]));
-    this.high = Math.max(...tables.map((table) => table.symbols[table.symbols.length - 1]));
-    const counts = tables.map(({ symbols }, at) => (symbols.length > 1 ? Math.ceil(sizes[at] / STREAM_SYMBOLS) : 0));
-    const count = sum(counts);
-    check(streams.length === count, `${streams.length} streams instead of ${count}`);
-    this.streams = streams;
+    this.low = Math.min(...tables.map(({ symbols }) => symbols[0]));
+    this.high = Math.max(...tables.map(({ symbols }) => symbols.at(-1)));
+    this.parts = groups.flatMap((one, at) => partsOf([one], tables[at].symbols.length > 1));
+    const count = this.parts.filter((part) => part.isCoded).length;
+    check(entry.streams.length === count, `${entry.streams.length} streams instead of ${count}`);
   }
 
-  /** Write the symbols of one stream after another to the beginning of `block`, and yield how many they are. */
-  *blocks(block) {
-    let stream = 0;
-    for (const [at, table] of this.tables.entries()) {
-      for (let begin = 0; begin < this.counts[at]; begin += STREAM_SYMBOLS) {
-        const count = Math.min(STREAM_SYMBOLS, this.counts[at] - begin);
-        if (table.symbols.length === 1) block.fill(table.symbols[0], 0, count);
-        else decodeStream(this.streams[stream++], table, block, count);
-        yield count;
-      }
-    }
+  table(group) {
+    return this.tables[group];
   }
 }
 
-/** Restores weights from symbols in row-major order, and writes their bytes into `target`. */
+/** Restores weights from symbols, and writes their bytes into `target`. */
 class Weights {
-  constructor(entry, scales, target) {
+  constructor(entry, groupSums, scales, target) {
     this.type = DTYPES[entry.dtype];
     this.target = target;
     this.written = 0; // bytes
     this.crc = 0; // of them
     this.size = entry.size;
-    this.position = 0; // weights that were added
-    this.values = new Float64Array(Math.min(entry.size, 2 ** 14));
+    this.position = 0; // weights that are restored
+    const { Values, round } = this.type;
+    this.values = new (round ? Float64Array : Values)(Math.min(entry.size, 2 ** 13)); // some that are not written yet
     this.filled = 0;
-    this.rounded = new this.type.Values(this.values.length);
-    this.width = entry.trellis ? entry.binWidth / 4 : entry.binWidth;
-    this.inner = entry.size;
-    if (scales.length) {
-      this.scales = new CodeSums(entry.shape, scales);
-      this.inner = this.scales.inner;
-      this.widths = Float64Array.from({ length: 2 * CODE_MAX + 1 }, (_, at) => scaledWidth(this.width, at - CODE_MAX));
+    this.rounded = round ? new Values(this.values.length) : this.values;
+    this.groupSums = groupSums;
+    this.scaleSums = new CodeSums(entry.shape, scales, `a code of bin widths beyond ±${CODE_MAX}`);
+    const width = entry.trellis ? entry.binWidth / 4 : entry.binWidth;
+    this.widths = new Float64Array(this.scaleSums.counts.length);
+    for (const { group: code } of this.scaleSums.groups()) {
+      this.widths[code + CODE_MAX] = scales.length ? scaledWidth(width, code) : width;
     }
-    if (entry.trellis) {
-      this.lanes = new Slices(entry.shape, entry.trellis);
-      this.inner = this.lanes.inner;
-      const count = product(entry.trellis.map((axis) => entry.shape[axis]));
-      this.signs = new Int8Array(count).fill(1); // of each lane: of its next level
-      this.signsBefore = new Int8Array(count).fill(1); // … and of the level before
-    }
+    this.lanes = new Slices(entry.shape, entry.trellis ?? []);
+    // Of each lane, in bit 0: whether its next level is negative; in bit 1: whether the one before was. Or undefined.
+    this.states = entry.trellis && new Uint8Array(this.lanes.count);
   }
 
-  add(symbols, count) {
-    for (let begin = 0; begin < count; ) {
-      const row = Math.floor(this.position / this.inner);
-      const column = this.position % this.inner;
-      const end = begin + Math.min(count - begin, this.values.length - this.filled, this.inner - column);
-      if (this.lanes) this.putLevels(symbols, begin, end, row, column);
-      else for (let at = begin, to = this.filled; at < end; at++, to++) this.values[to] = symbols[at];
-      this.multiply(end - begin, row, column);
-      this.filled += end - begin;
-      this.position += end - begin;
-      begin = end;
+  /** Restore weights up to number `end`, from symbols of which those of group g go on at `next[g + CODE_MAX]`. */
+  restore(symbols, next, end) {
+    const { inner } = this.groupSums;
+    while (this.position < end) {
+      const row = Math.floor(this.position / inner);
+      const column = this.position - row * inner;
+      const count = Math.min(inner - column, end - this.position, this.values.length - this.filled);
+      this.dequantize(symbols, next, row, column, column + count);
+      this.position += count;
+      this.filled += count;
       if (this.filled === this.values.length || this.position === this.size) this.write();
     }
   }
 
-  /** Put the levels of a trellis for symbols of one row. */
-  putLevels(symbols, begin, end, row, column) {
-    const { values, signs, signsBefore, filled } = this;
-    const base = this.lanes.base(row);
-    const { offsets } = this.lanes;
-    for (let at = begin; at < end; at++) {
-      const symbol = symbols[at];
-      if (symbol >= LEVEL_BOUND || symbol <= -LEVEL_BOUND) throw corrupt("a symbol whose level is not below 2^31");
-      const lane = offsets ? base + offsets[column + at - begin] : base;
-      const sign = signs[lane];
-      values[filled + at - begin] = sign * (4 * symbol + 1);
-      signs[lane] = symbol & 1 ? -signsBefore[lane] : signsBefore[lane];
-      signsBefore[lane] = sign;
-    }
-  }
-
-  /** Multiply the values that were put last by their bin widths. */
-  multiply(count, row, column) {
-    const { values, filled, width, widths } = this;
-    if (!this.scales) {
-      for (let at = filled; at < filled + count; at++) values[at] *= width;
-      return;
-    }
-    const codes = this.scales.row(row);
-    for (let at = 0; at < count; at++) {
-      const value = values[filled + at] * widths[codes[column + at] + CODE_MAX];
-      if (value !== value) {
-        check(Math.abs(codes[column + at]) <= CODE_MAX, `a code of bin widths beyond ±${CODE_MAX}`);
-        throw corrupt("a bin width that is not a normal double");
+  /** Dequantize the next symbols, which are those of a row from column `begin` to `end`. */
+  dequantize(symbols, next, row, begin, end) {
+    const { values, widths, states } = this;
+    const { largest } = this.type;
+    const group = (this.groupSums.base(row) + CODE_MAX) | 0; // an integer, so that engines add no doubles below
+    const scale = (this.scaleSums.base(row) + CODE_MAX) | 0;
+    const firstLane = this.lanes.base(row);
+    const groups = this.groupSums.columns;
+    const scales = this.scaleSums.columns;
+    const lanes = this.lanes.offsets;
+    const groupMask = maskOf(groups);
+    const scaleMask = maskOf(scales);
+    const laneMask = maskOf(lanes);
+    for (let at = begin, to = this.filled; at < end; at++, to++) {
+      let level = symbols[next[group + groups[at & groupMask]]++];
+      if (states) {
+        const lane = firstLane + lanes[at & laneMask];
+        const state = states[lane];
+        const minus = state & 1;
+        states[lane] = (minus << 1) | ((state >> 1) ^ (level & 1));
+        level = (((level << 2) | 1) ^ (0 - minus)) + minus;
       }
-      values[filled + at] = value;
+      const value = level * widths[scale + scales[at & scaleMask]];
+      values[to] = value > largest ? largest : value < -largest ? -largest : value;
     }
   }
 
   /** Round the values that are there to the layer's type, and write their bytes. */
   write() {
     const { values, rounded, filled } = this;
-    const { largest, round } = this.type;
-    for (let at = 0; at < filled; at++) {
-      if (values[at] > largest) values[at] = largest;
-      else if (values[at] < -largest) values[at] = -largest;
-    }
-    round(values, rounded, filled);
+    this.type.round?.(values, rounded, filled);
     const bytes = new Uint8Array(rounded.buffer, 0, filled * this.type.bytes);
     this.target.set(bytes, this.written);
     this.crc = crc32(bytes, this.crc);
@@ -1005,15 +1013,15 @@ class Weights {
   }
 }
 
-/** The bin width of a code; NaN for one that a decoder refuses. */
+/** What turns an index into 0 where an array has one element for all of them. */
+const maskOf = (array) => (array.length > 1 ? -1 : 0);
+
+/** The bin width of a code. */
 function scaledWidth(width, code) {
   const octave = Math.floor(code / 4);
   const scaled = width * QUARTERS[code - 4 * octave] * 2 ** octave;
-  return scaled >= 2 ** -1022 && scaled < Infinity ? scaled : NaN;
-}
-
-function roundByStoring(values, rounded, count) {
-  for (let at = 0; at < count; at++) rounded[at] = values[at];
+  check(scaled >= 2 ** -1022 && scaled < Infinity, "a bin width that is not a normal double");
+  return scaled;
 }
 
 function roundToBfloat16(values, rounded, count) {
@@ -1025,48 +1033,53 @@ function roundToBfloat16(values, rounded, count) {
   }
 }
 
+const UNITS = Float64Array.from({ length: 30 }, (_, at) => 2 ** (24 - at)); // in 1, of a half whose exponent is at - 14
+
 function roundToFloat16(values, rounded, count) {
   const double = new Float64Array(1);
   const words = new Uint32Array(double.buffer);
   for (let at = 0; at < count; at++) {
     double[0] = values[at];
     const sign = (words[1] >>> 16) & 0x8000;
-    const exponent = Math.max(((words[1] >>> 20) & 0x7ff) - 1023, -14); // that of the smallest normal at least
-    const units = Math.abs(values[at]) * 2 ** (10 - exponent) + 2 ** 52 - 2 ** 52; // to an integer, nearest even
-    rounded[at] = sign | (units + (exponent + 14) * 1024);
+    const exponent = Math.max(((words[1] >>> 20) & 0x7ff) - 1009, 0); // from that of the smallest normal on
+    const units = Math.abs(values[at]) * UNITS[exponent] + 2 ** 52 - 2 ** 52; // to an integer, nearest even
+    rounded[at] = sign | (units + exponent * 1024);
   }
 }
 
 // Codes
 
-/** How slices along some axes lie in a tensor, which is seen as `rows` of `inner` weights each. */
+/** Where the axes begin that make up a row: so many of the last ones that a row has some thousand weights at most. */
+function innerAxis(shape) {
+  let cut = Math.max(shape.length - 1, 0);
+  while (cut > 0 && product(shape.slice(cut - 1)) <= ROW) cut--;
+  return cut;
+}
+
+/** How slices along some axes lie in a tensor, which is seen as rows. */
 class Slices {
   constructor(shape, axes) {
-    const strides = new Array(shape.length).fill(0); // of the number of a weight's slice
-    let stride = 1;
+    let count = 1;
+    const strides = shape.map(() => 0); // of the number of a weight's slice
     for (const axis of [...axes].reverse()) {
-      strides[axis] = stride;
-      stride *= shape[axis];
+      strides[axis] = count;
+      count *= shape[axis];
     }
     const cut = innerAxis(shape);
-    this.inner = product(shape.slice(cut));
-    this.rows = product(shape.slice(0, cut));
-    this.outer = shape.slice(0, cut).map((length, axis) => [length, strides[axis]]).reverse();
-    if (axes[axes.length - 1] >= cut) {
-      this.offsets = new Int32Array(this.inner); // of the slices of a row, from that of its first weight
-      let run = this.inner;
-      for (let axis = cut; axis < shape.length; axis++) {
-        run /= shape[axis];
-        const [length, step] = [shape[axis], strides[axis]];
-        for (let at = 0; at < this.inner; at++) this.offsets[at] += (Math.floor(at / run) % length) * step;
-      }
-    }
+    const all = shape.map((length, axis) => ({ length, stride: strides[axis] }));
+    this.count = count;
+    this.outer = all.slice(0, cut).reverse();
+    this.variesByRow = axes.some((axis) => axis < cut);
+    this.variesInRow = axes.some((axis) => axis >= cut);
+    // In a row, the numbers of the weights' slices less that of the first one; a single 0 if they are all the same.
+    this.offsets = new Int32Array(1);
+    if (this.variesInRow) for (const axis of all.slice(cut)) this.offsets = offsetsAlong(axis, this.offsets);
   }
 
   /** The number of the slice of a row's first weight. */
   base(row) {
     let slice = 0;
-    for (const [length, stride] of this.outer) {
+    for (const { length, stride } of this.outer) {
       const next = Math.floor(row / length);
       slice += (row - next * length) * stride;
       row = next;
@@ -1075,36 +1088,87 @@ class Slices {
   }
 }
 
-/** Where the axes begin that make up a row: so many of the last ones that a row has a few thousand weights at most. */
-function innerAxis(shape) {
-  let cut = Math.max(shape.length - 1, 0);
-  while (cut > 0 && product(shape.slice(cut - 1)) <= 4096) cut--;
-  return cut;
+/** The offsets of an axis, with others at each of its indices … */
+function offsetsAlong({ length, stride }, before) {
+  const offsets = new Int32Array(before.length * length);
+  for (let at = 0, to = 0; at < before.length; at++) {
+    for (let index = 0; index < length; index++) offsets[to++] = before[at] + index * stride;
+  }
+  return offsets;
 }
 
-/** Sums of the codes of weights over several arrays of codes, each of which may have a sign. */
+/**
+ * Sums of the codes of weights over several arrays of codes, each of which may have a sign; those that occur are within
+ * ±CODE_MAX.
+ */
 class CodeSums {
-  constructor(shape, several) {
-    this.parts = several.map(({ axes, values, sign = 1 }) => ({ slices: new Slices(shape, axes), values, sign }));
-    ({ inner: this.inner, rows: this.rows } = new Slices(shape, []));
-    this.sums = several.some(({ values }) => values instanceof Float64Array) ? new Float64Array(this.inner)
-                                                                             : new Int32Array(this.inner);
-    this.current = -1;
+  constructor(shape, several, tooLarge) {
+    const parts = several.map(({ axes, values, sign = 1 }) => ({ slices: new Slices(shape, axes), values, sign }));
+    this.ofRows = parts.filter(({ slices }) => !slices.variesInRow);
+    this.ofColumns = parts.filter(({ slices }) => slices.variesInRow);
+    this.isFixed = !this.ofColumns.some(({ slices }) => slices.variesByRow); // the columns are those of all rows
+    this.inner = product(shape.slice(innerAxis(shape)));
+    this.columns = new Int32Array(this.ofColumns.length ? this.inner : 1);
+    this.tooLarge = tooLarge;
+    this.row = -1;
+    this.first = this.current = 0;
+    this.counts = new Float64Array(2 * CODE_MAX + 1); // how many weights have the sum -CODE_MAX, and so on
+    this.count(product(shape) / this.inner);
   }
 
-  /** The sums of a row, valid until another is asked for. */
-  row(row) {
-    if (row === this.current) return this.sums;
-    this.current = row;
-    const { sums } = this;
-    sums.fill(0);
-    for (const { slices, values, sign } of this.parts) {
+  /** The sum of a row's first weight; in `columns` are those of all, less this one, or a single 0 for all of them. */
+  base(row) {
+    if (row === this.row) return this.current;
+    if (this.row < 0 || !this.isFixed) this.addColumns(row);
+    this.row = row;
+    this.current = this.first;
+    for (const { slices, values, sign } of this.ofRows) this.current += sign * values[slices.base(row)];
+    return this.current;
+  }
+
+  addColumns(row) {
+    const sums = new Float64Array(this.columns.length);
+    for (const { slices, values, sign } of this.ofColumns) {
       const base = slices.base(row);
       const { offsets } = slices;
-      if (offsets) for (let at = 0; at < sums.length; at++) sums[at] += sign * values[base + offsets[at]];
-      else for (let at = 0, code = sign * values[base]; at < sums.length; at++) sums[at] += code;
+      for (let at = 0; at < sums.length; at++) sums[at] += sign * values[base + offsets[at]];
     }
-    return sums;
+    this.first = sums[0];
+    for (let at = 0; at < sums.length; at++) {
+      const difference = sums[at] - sums[0];
+      check(Math.abs(difference) <= 2 * CODE_MAX, this.tooLarge); // one of both is
+      this.columns[at] = difference;
+    }
+  }
+
+  count(rows) {
+    const { counts, columns } = this;
+    const inRow = new Float64Array(4 * CODE_MAX + 1); // how many weights have -2 * CODE_MAX in `columns`, and so on
+    let low, high;
+    for (let row = 0; row < rows; row++) {
+      const base = this.base(row);
+      if (row === 0 || !this.isFixed) {
+        inRow.fill(0);
+        low = high = 0;
+        for (let at = 0; at < columns.length; at++) {
+          const column = columns[at];
+          inRow[column + 2 * CODE_MAX] += this.inner / columns.length;
+          if (column < low) low = column;
+          if (column > high) high = column;
+        }
+      }
+      check(base + low >= -CODE_MAX && base + high <= CODE_MAX, this.tooLarge);
+      for (let column = low; column <= high; column++) {
+        counts[base + column + CODE_MAX] += inRow[column + 2 * CODE_MAX];
+      }
+    }
+  }
+
+  /** The groups of weights that have the same sum, which is `group`, from the smallest on: `{group, count}`. */
+  groups() {
+    const groups = [];
+    for (const [at, count] of this.counts.entries()) if (count) groups.push({ group: at - CODE_MAX, count });
+    return groups;
   }
 }
 
@@ -1114,9 +1178,12 @@ function readCodes({ axes, count }, section) {
   const table = readTable(bits);
   const { symbols } = table;
   const rest = section.subarray(bits.finish());
-  let values = new Int32Array(count);
-  if (symbols.length > 1) decodeStream(rest, table, values, count);
-  else {
+  const values = integers(count, { low: symbols[0], high: symbols.at(-1) });
+  if (symbols.length > 1) {
+    const stream = new Stream(rest);
+    stream.decode(table, values, 0, count);
+    stream.finish();
+  } else {
     check(!rest.length, "codes that are all the same have a stream");
     values.fill(symbols[0]);
   }
@@ -1125,7 +1192,6 @@ function readCodes({ axes, count }, section) {
     if (code < min) min = code;
     if (code > max) max = code;
   }
-  if (Math.max(-min, max) > 2 ** 28) values = Float64Array.from(values); // so that no sum is beyond 32 bits
   return { axes, values, min, max };
 }
 
@@ -1193,54 +1259,65 @@ function readTable(bits) {
   bits.finish();
   const isPossible = roots.every((root) => root >= 1 && root <= ROOT_MAX);
   check(isPossible && Math.max(-symbols[0], symbols[count - 1]) < SYMBOL_BOUND, "a table holds impossible values");
-  return count === 1 ? { symbols: Int32Array.from(symbols) } : tableOf(symbols, roots.map((root) => root * root));
+  const table = new Table(Int32Array.from(symbols));
+  if (count > 1) table.setMasses(roots.map((root) => root * root));
+  return table;
 }
 
-/** Symbols, where the frequencies of each start among 2^24, and the first symbol in each of 2^12 pieces of them. */
-function tableOf(symbols, masses) {
-  const frequencies = inProportion(masses);
-  const starts = new Int32Array(symbols.length + 1);
-  const first = new Uint16Array(4096);
-  for (let at = 0; at < symbols.length; at++) {
-    starts[at + 1] = starts[at] + frequencies[at];
-    first.fill(at, (starts[at] + 4095) >> 12, (starts[at + 1] + 4095) >> 12);
+/** Symbols in use, and their frequencies. */
+class Table {
+  constructor(symbols) {
+    this.symbols = symbols;
+    this.starts = new Int32Array(symbols.length + 1); // where the frequencies of each begin among all, 2^24
+    this.first = new Uint16Array(2 ** 12); // the first symbol in each of 2^12 pieces of these
   }
-  return { symbols: Int32Array.from(symbols), starts, first };
+
+  /** Set the frequencies in proportion to masses, which are below 2^48. */
+  setMasses(masses) {
+    const { starts, first } = this;
+    setQuotients(starts, masses, TOTAL - masses.length);
+    let missing = TOTAL - masses.length;
+    let largest = 0;
+    for (let at = 0; at < masses.length; at++) {
+      missing -= starts[at];
+      if (starts[at] > starts[largest]) largest = at;
+    }
+    starts[largest] += missing;
+    let start = 0;
+    for (let at = 0, piece = 0; at < masses.length; at++) {
+      const frequency = 1 + starts[at];
+      starts[at] = start;
+      start += frequency;
+      for (; piece << 12 < start; piece++) first[piece] = at;
+    }
+    starts[masses.length] = TOTAL;
+  }
 }
 
-/** Frequencies in proportion to masses, which are below 2^48; their sum is 2^24. */
-function inProportion(masses) {
-  const spare = TOTAL - masses.length;
-  const total = masses.reduce((left, right) => left + right, 0);
-  const share = total < 2 ** 40 ? longDivision(spare, total) : divisionOfIntegers(spare, masses);
-  const frequencies = masses.map((mass) => 1 + share(mass));
-  let largest = 0;
-  for (let at = 1; at < masses.length; at++) if (frequencies[at] > frequencies[largest]) largest = at;
-  frequencies[largest] += TOTAL - frequencies.reduce((left, right) => left + right, 0);
-  return frequencies;
-}
-
-/** mass → floor(mass * spare / total) for a total below 2^40, in two digits of 12 bits: no double is beyond 2^53. */
-function longDivision(spare, total) {
-  const high = Math.floor(spare / 4096);
+/** Set quotients to floor(mass * spare / total), for the total of all masses. */
+function setQuotients(quotients, masses, spare) {
+  let total = 0;
+  for (let at = 0; at < masses.length; at++) total += masses[at];
+  if (total >= 2 ** 40) {
+    const exact = masses.reduce((left, mass) => left + BigInt(mass), 0n);
+    masses.forEach((mass, at) => (quotients[at] = Number((BigInt(mass) * BigInt(spare)) / exact)));
+    return;
+  }
+  const high = Math.floor(spare / 4096); // two digits of 12 bits, so that no double is beyond 2^53
   const low = spare % 4096;
-  return (mass) => {
+  for (let at = 0; at < masses.length; at++) {
+    const mass = masses[at];
     const digit = Math.floor((mass * high) / total);
     const rest = mass * high - digit * total;
-    return digit * 4096 + Math.floor((rest * 4096 + mass * low) / total);
-  };
-}
-
-function divisionOfIntegers(spare, masses) {
-  const total = masses.reduce((left, mass) => left + BigInt(mass), 0n);
-  return (mass) => Number((BigInt(mass) * BigInt(spare)) / total);
+    quotients[at] = digit * 4096 + Math.floor((rest * 4096 + mass * low) / total);
+  }
 }
 
 // Student
 
 /** Symbols of the coding `student`. */
 class StudentSymbols {
-  constructor(entry, scales, magnitudes, stored, streams) {
+  constructor(entry, scales, magnitudes, stored) {
     const bits = new Bits(stored);
     const [freedom, isRelative, lowBits] = [bits.bits(3), bits.bits(1), bits.bits(4)];
     const [scale, center, first] = [bits.signedGolomb(4), bits.signedGolomb(0), bits.signedGolomb(4)];
@@ -1248,162 +1325,135 @@ class StudentSymbols {
     bits.finish();
     check(bits.atEnd(), "the numbers of a distribution are too long");
     const step = 2 ** lowBits;
-    Object.assign(this, { lowBits, scale, streams, low: first * step, high: (first + cells) * step - 1 });
+    Object.assign(this, { lowBits, scale, center, low: first * step, high: (first + cells) * step - 1 });
     const isPossible = freedom <= 5 && Math.abs(scale) <= CODE_MAX && cells >= 2 && cells <= CELLS;
     check(isPossible && Math.max(Math.abs(center), -this.low, this.high) < SYMBOL_BOUND,
           "a distribution has impossible numbers");
     this.degrees = 2 ** (freedom + 1);
-    this.symbols = Float64Array.from({ length: cells }, (_, at) => (first + at) * step);
-    const half = entry.trellis ? 1 : 2;
-    this.edges = Float64Array.from({ length: cells + 1 }, (_, at) => 4 * ((first + at) * step - center) - half);
+    const terms = this.degrees / 2 - 1;
+    this.factors = Float64Array.from({ length: terms }, (_, at) => (2 * (terms - at) - 1) / (2 * (terms - at)));
+    this.half = entry.trellis ? 1 : 2;
+    const symbols = new Int32Array(cells);
+    for (let at = 0; at < cells; at++) symbols[at] = (first + at) * step;
+    this.current = new Table(symbols);
+    this.masses = new Float64Array(cells);
+    this.group = undefined; // the context whose table is there
     this.findGroups(entry, [...magnitudes, ...(isRelative ? scales.map((codes) => ({ ...codes, sign: -1 })) : [])]);
   }
 
-  /** Find the contexts of weights, and how many weights each has: context `lowest` + i has `counts[i]`. */
+  /** Find the contexts of weights, and the parts in which their symbols are stored. */
   findGroups(entry, several) {
-    this.lowest = sum(several.map(({ min, max, sign }) => (sign === -1 ? -max : min)));
+    const tooLarge = `a magnitude beyond ±${CODE_MAX}`;
+    const lowest = sum(several.map(({ min, max, sign }) => (sign === -1 ? -max : min)));
     const highest = sum(several.map(({ min, max, sign }) => (sign === -1 ? -min : max)));
-    check(Math.max(-this.lowest, highest) <= CODE_MAX, `a magnitude beyond ±${CODE_MAX}`);
-    this.counts = new Float64Array(highest - this.lowest + 1);
-    if (highest === this.lowest) this.counts[0] = entry.size;
-    else {
-      this.groups = new CodeSums(entry.shape, several);
-      for (let row = 0; row < this.groups.rows; row++) {
-        const codes = this.groups.row(row);
-        for (let at = 0; at < codes.length; at++) this.counts[codes[at] - this.lowest]++;
-      }
-    }
-    for (const [at, count] of this.counts.entries()) {
-      check(!count || Math.abs(this.scale + this.lowest + at) <= CODE_MAX, `a magnitude beyond ±${CODE_MAX}`);
-    }
+    check(Math.max(-lowest, highest) <= CODE_MAX, tooLarge);
+    this.sums = new CodeSums(entry.shape, several, tooLarge);
+    const groups = this.sums.groups();
+    for (const { group } of groups) check(Math.abs(this.scale + group) <= CODE_MAX, tooLarge);
+    this.parts = partsOf(groups);
   }
 
-  /** Write the symbols of one stream after another to the beginning of `block`, and yield how many they are. */
-  *blocks(block) {
-    let context = 0;
-    let left = this.counts[0]; // weights of the context that are still to come
-    let table;
-    for (const stored of this.streams) {
-      const stream = new Stream(stored);
-      let filled = 0;
-      while (filled < block.length && context < this.counts.length) {
-        if (!left) {
-          left = this.counts[++context];
-          table = undefined;
-          continue;
-        }
-        table ??= tableOf(this.symbols, this.masses(this.scale + this.lowest + context));
-        const count = Math.min(left, block.length - filled);
-        stream.decode(table, block, filled, filled + count);
-        filled += count;
-        left -= count;
-      }
-      if (this.lowBits) stream.addLowBits(this.lowBits, block, filled);
-      stream.finish();
-      yield filled;
+  /** The table of a context, until that of another is asked for. */
+  table(group) {
+    if (group !== this.group) {
+      this.group = group;
+      this.setMasses(this.scale + group);
+      this.current.setMasses(this.masses);
     }
+    return this.current;
   }
 
-  /** Masses of the cells at the scale of a code. */
-  masses(code) {
+  /** Find the masses of the cells at the scale of a code; the order of operations is part of the format. */
+  setMasses(code) {
     const octave = Math.floor(code / 4);
     const sigma = QUARTERS[code - 4 * octave] * 2 ** octave;
-    const { edges, degrees } = this;
-    const masses = new Float64Array(edges.length - 1);
-    let before = shareBelow(edges[0] / 4 / sigma, degrees);
-    for (let at = 0; at < masses.length; at++) {
-      const share = shareBelow(edges[at + 1] / 4 / sigma, degrees);
-      masses[at] = 1 + Math.floor(2 ** 32 * Math.max(share - before, 0));
+    const { masses, low, center, half, degrees, factors } = this;
+    const step = 2 ** this.lowBits;
+    let before = 0;
+    for (let at = 0; at <= masses.length; at++) {
+      const x = (4 * (low + at * step - center) - half) / 4 / sigma;
+      const r = Math.sqrt(degrees + x * x);
+      const u = degrees / (r * r);
+      let total = 1;
+      for (let j = 0; j < factors.length; j++) total = 1 + total * u * factors[j];
+      const share = 0.5 + ((x / r) * total) / 2;
+      if (at > 0) masses[at - 1] = 1 + Math.floor(2 ** 32 * Math.max(share - before, 0));
       before = share;
     }
-    return masses;
   }
-}
-
-/** Student's distribution function; the order of operations is part of the format. */
-function shareBelow(x, degrees) {
-  const r = Math.sqrt(degrees + x * x);
-  const u = degrees / (r * r);
-  let total = 1;
-  for (let j = degrees / 2 - 1; j > 0; j--) total = 1 + total * u * ((2 * j - 1) / (2 * j));
-  return 0.5 + ((x / r) * total) / 2;
 }
 
 // Stream
 
 const NOT_HELD = "a stream does not hold the symbols it should";
 
-/** Decode the only `count` symbols of a stream into the beginning of `out`. */
-function decodeStream(stored, table, out, count) {
-  const stream = new Stream(stored);
-  stream.decode(table, out, 0, count);
-  stream.finish();
-}
-
 /**
- * A decoder of rANS. Its 64-bit state is high * 2^24 + low: `high`, a double, is below 2^40.
+ * A decoder of rANS. Its 64-bit state is high * 2^48 + middle * 2^24 + low.
  *
- * The product of a frequency and `high` is below 2^64, more than a double holds exactly. Its low 24 bits are those of
- * a product of 32-bit integers. What is above them is rounded from the product of doubles, whose error is 2^10 at most.
+ * A product of a frequency and one of these is below 2^48. Its low 24 bits are those of a product of 32-bit integers,
+ * and those above are the integer part of a product of doubles, which is exact.
  */
 class Stream {
   constructor(stored) {
     check(stored.length % 4 === 0, NOT_HELD);
-    this.words = new Uint32Array(stored.slice().buffer);
+    this.words = new Int32Array(stored.slice().buffer);
     this.left = this.words.length;
     check(!this.left || this.words[this.left - 1] !== 0, NOT_HELD);
-    this.high = 0;
-    this.low = 0;
+    this.high = this.middle = this.low = 0;
     this.refill();
     this.refill();
   }
 
+  /** Take the next word, if there is one; the state is below 2^32. */
   refill() {
     if (!this.left) return;
     const word = this.words[--this.left];
-    this.high = (this.high * TOTAL + this.low) * 256 + (word >>> 24);
+    this.high = (this.middle << 8) | (this.low >>> 16);
+    this.middle = ((this.low & 0xffff) << 8) | (word >>> 24);
     this.low = word & 0xffffff;
   }
 
   /** Write the next symbols into `out` from `begin` to `end`. */
   decode({ symbols, starts, first }, out, begin, end) {
     const { words } = this;
-    let { high, low, left } = this;
+    let { high, middle, low, left } = this;
     for (let at = begin; at < end; at++) {
       let index = first[low >>> 12];
       while (starts[index + 1] <= low) index++;
       out[at] = symbols[index];
       const start = starts[index];
       const frequency = starts[index + 1] - start;
-      const rest = Math.imul(frequency, high) & 0xffffff;
-      const sum = rest + low - start;
-      high = Math.floor((frequency * high - rest) * 2 ** -24 + 0.5) + (sum >>> 24);
-      low = sum & 0xffffff;
-      if (high < 256 && left > 0) {
+      const share = frequency * 2 ** -24;
+      low += (Math.imul(frequency, middle) & 0xffffff) - start;
+      middle = ((share * middle) | 0) + (Math.imul(frequency, high) & 0xffffff) + (low >>> 24);
+      high = ((share * high) | 0) + (middle >>> 24);
+      low &= 0xffffff;
+      middle &= 0xffffff;
+      if ((high | (middle >>> 8)) === 0 && left > 0) {
         const word = words[--left];
-        high = (high * TOTAL + low) * 256 + (word >>> 24);
+        high = (middle << 8) | (low >>> 16);
+        middle = ((low & 0xffff) << 8) | (word >>> 24);
         low = word & 0xffffff;
       }
     }
-    Object.assign(this, { high, low, left });
+    Object.assign(this, { high, middle, low, left });
   }
 
-  /** Add numbers of `bits` bits, all of the same frequency, to the first `count` of `out`. */
-  addLowBits(bits, out, count) {
-    const frequency = TOTAL / 2 ** bits;
-    for (let at = 0; at < count; at++) {
-      const number = this.low >>> (24 - bits);
-      out[at] += number;
-      const product = this.high * frequency; // a power of two: exact
-      const rest = this.low - number * frequency;
-      this.high = Math.floor(product / TOTAL);
-      this.low = product - this.high * TOTAL + rest;
-      if (this.high < 256) this.refill();
+  /** Add numbers of `bits` bits, all of the same frequency, to those of `out` from `begin` to `end`. */
+  addLowBits(bits, out, begin, end) {
+    const rest = 24 - bits;
+    for (let at = begin; at < end; at++) {
+      const { high, middle, low } = this;
+      out[at] += low >>> rest;
+      this.low = ((middle << rest) & 0xffffff) | (low & ((1 << rest) - 1));
+      this.middle = (middle >>> bits) | ((high << rest) & 0xffffff);
+      this.high = high >>> bits;
+      if ((this.high | (this.middle >>> 8)) === 0) this.refill();
     }
   }
 
   finish() {
-    check(!this.left && this.high === 0 && this.low === 0, NOT_HELD);
+    check(!this.left && this.high === 0 && this.middle === 0 && this.low === 0, NOT_HELD);
   }
 }
 
@@ -1658,7 +1708,7 @@ function serve(post) {
   return async ({ number, entry, sections }) => {
     try {
       const bytes = new Uint8Array(entry.bytes);
-      await decodeLayer(entry, sections, bytes, async () => {});
+      await decodeLayer(entry, () => sections.shift(), bytes, async () => {});
       post({ number, bytes }, [bytes.buffer]);
     } catch ({ name, message }) {
       post({ number, error: { name, message } });
