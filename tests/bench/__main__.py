@@ -21,7 +21,7 @@ from .formats import formats
 from .large import SIZES, large
 from .loss import loss
 from .results import MODELS, results
-from .speed import speed
+from .speed import in_javascript, speed
 from .subjects import SAMPLES
 
 
@@ -40,6 +40,14 @@ def main() -> None:
     )
     parser.add_argument("--size", choices=SIZES, help="large: weights of the decoder [default: 1.1B]")
     parser.add_argument("--preset", choices=PRESETS, help="large: of compress [default: fast]")
+    parser.add_argument(
+        "--archive",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="speed: only that of decoding this one in JavaScript; repeatable",
+    )
     arguments = parser.parse_args()
     for option, value, takers in (
         ("--model", arguments.model, ("results", "formats", "ablation")),
@@ -47,11 +55,15 @@ def main() -> None:
         ("--folder", arguments.folder, ("formats", "large")),
         ("--size", arguments.size, ("large",)),
         ("--preset", arguments.preset, ("large",)),
+        ("--archive", arguments.archive, ("speed",)),
     ):
         if value and arguments.what not in takers:
             parser.error(f"{option} belongs to {', '.join(takers)}")
     names = tuple(dict.fromkeys(arguments.model or ()))
-    if arguments.what == "speed":
+    if arguments.archive:
+        for path in arguments.archive:
+            in_javascript(f"{path.parent.name}/{path.name}", path)
+    elif arguments.what == "speed":
         speed()
     elif arguments.what == "loss":
         loss()
