@@ -846,12 +846,16 @@ class LayerDecoder {
     this.coded = entry.coding === "student" ? new StudentSymbols(entry, scales, others, table)
                                             : new TableSymbols(entry, others, table);
     this.weights = new Weights(entry, this.coded.sums, scales, target);
-    const { counts } = this.coded.sums;
-    this.isGrouped = this.coded.sums.groups().length > 1; // then symbols lie in the order of their groups
+    const { groups } = this.coded.sums;
+    this.isGrouped = groups.length > 1; // then symbols lie in the order of their groups
     this.symbols = integers(this.isGrouped ? entry.size : Math.min(entry.size, STREAM_SYMBOLS), this.coded);
     this.decoded = 0;
-    this.next = new Float64Array(counts.length); // of each group: where the next of its symbols is
-    for (let group = 1; group < counts.length; group++) this.next[group] = this.next[group - 1] + counts[group - 1];
+    this.next = new Float64Array(2 * CODE_MAX + 1); // of each group: where the next of its symbols is
+    let begin = 0;
+    for (const { group, count } of groups) {
+      this.next[group + CODE_MAX] = begin;
+      begin += count;
+    }
   }
 
   /** Decode the symbols of a part, which is stored in one stream or, if they are all the same, in none. */
@@ -915,7 +919,7 @@ class TableSymbols {
   constructor(entry, classes, stored) {
     for (const { min, max } of classes) check(min >= 0 && max < CLASSES, `a class that is not below ${CLASSES}`);
     this.sums = new CodeSums(entry.shape, classes);
-    const groups = this.sums.groups();
+    const { groups } = this.sums;
     check(groups.length === groups.at(-1).group + 1, "a class without weights");
     const bits = new Bits(stored);
     this.tables = groups.map(() => readTable(bits));
@@ -951,8 +955,8 @@ class Weights {
     this.groupSums = groupSums;
     this.scaleSums = new CodeSums(entry.shape, scales, `a code of bin widths beyond ±${CODE_MAX}`);
     const width = entry.trellis ? entry.binWidth / 4 : entry.binWidth;
-    this.widths = new Float64Array(this.scaleSums.counts.length);
-    for (const { group: code } of this.scaleSums.groups()) {
+    this.widths = new Float64Array(2 * CODE_MAX + 1);
+    for (const { group: code } of this.scaleSums.groups) {
       this.widths[code + CODE_MAX] = scales.length ? scaledWidth(width, code) : width;
     }
     this.lanes = new Slices(entry.shape, entry.trellis ?? []);
@@ -1109,11 +1113,11 @@ class CodeSums {
     this.isFixed = !this.ofColumns.some(({ slices }) => slices.variesByRow); // the columns are those of all rows
     this.inner = product(shape.slice(innerAxis(shape)));
     this.columns = new Int32Array(this.ofColumns.length ? this.inner : 1);
+    this.sums = new Float64Array(this.columns.length);
     this.tooLarge = tooLarge;
     this.row = -1;
     this.first = this.current = 0;
-    this.counts = new Float64Array(2 * CODE_MAX + 1); // how many weights have the sum -CODE_MAX, and so on
-    this.count(product(shape) / this.inner);
+    this.groups = this.found(product(shape) / this.inner);
   }
 
   /** The sum of a row's first weight; in `columns` are those of all, less this one, or a single 0 for all of them. */
@@ -1127,7 +1131,8 @@ class CodeSums {
   }
 
   addColumns(row) {
-    const sums = new Float64Array(this.columns.length);
+    const { sums, columns } = this;
+    sums.fill(0);
     for (const { slices, values, sign } of this.ofColumns) {
       const base = slices.base(row);
       const { offsets } = slices;
@@ -1137,13 +1142,16 @@ class CodeSums {
     for (let at = 0; at < sums.length; at++) {
       const difference = sums[at] - sums[0];
       check(Math.abs(difference) <= 2 * CODE_MAX, this.tooLarge); // one of both is
-      this.columns[at] = difference;
+      columns[at] = difference;
     }
   }
 
-  count(rows) {
-    const { counts, columns } = this;
-    const inRow = new Float64Array(4 * CODE_MAX + 1); // how many weights have -2 * CODE_MAX in `columns`, and so on
+  /** The groups of weights that have the same sum, which is `group`, from the smallest on: `{group, count}`. */
+  found(rows) {
+    const counts = new Float64Array(2 * CODE_MAX + 1); // how many weights have the sum -CODE_MAX, and so on
+    const inRow = new Float64Array(4 * CODE_MAX + 1); // how many of a row have -2 * CODE_MAX in `columns`, and so on
+    const { columns, inner } = this;
+    const each = inner / columns.length;
     let low, high;
     for (let row = 0; row < rows; row++) {
       const base = this.base(row);
@@ -1152,7 +1160,7 @@ class CodeSums {
         low = high = 0;
         for (let at = 0; at < columns.length; at++) {
           const column = columns[at];
-          inRow[column + 2 * CODE_MAX] += this.inner / columns.length;
+          inRow[column + 2 * CODE_MAX] += each;
           if (column < low) low = column;
           if (column > high) high = column;
         }
@@ -1162,12 +1170,10 @@ class CodeSums {
         counts[base + column + CODE_MAX] += inRow[column + 2 * CODE_MAX];
       }
     }
-  }
-
-  /** The groups of weights that have the same sum, which is `group`, from the smallest on: `{group, count}`. */
-  groups() {
     const groups = [];
-    for (const [at, count] of this.counts.entries()) if (count) groups.push({ group: at - CODE_MAX, count });
+    for (let at = 0; at < counts.length; at++) {
+      if (counts[at]) groups.push({ group: at - CODE_MAX, count: counts[at] });
+    }
     return groups;
   }
 }
@@ -1348,7 +1354,7 @@ class StudentSymbols {
     const highest = sum(several.map(({ min, max, sign }) => (sign === -1 ? -min : max)));
     check(Math.max(-lowest, highest) <= CODE_MAX, tooLarge);
     this.sums = new CodeSums(entry.shape, several, tooLarge);
-    const groups = this.sums.groups();
+    const { groups } = this.sums;
     for (const { group } of groups) check(Math.abs(this.scale + group) <= CODE_MAX, tooLarge);
     this.parts = partsOf(groups);
   }
