@@ -113,10 +113,9 @@ class _Signs(NamedTuple):
 
 def symbols(levels: Integers) -> Integers:
     """The symbols of levels, in the same shape: q of 4q + 1 and of −(4q + 1)."""
-    signs = levels >> 1
-    signs &= 1
-    np.negative(signs, out=signs)  # all bits of those that are turned, and no copy of the others
-    result: Integers = levels ^ signs
-    result -= signs
-    result >>= 2
-    return result
+    flat = levels.reshape(-1)
+    result = np.empty_like(flat)
+    for begin in range(0, flat.size, _PART):  # copies of all would be the most memory that rounding takes
+        part = flat[begin : begin + _PART]
+        result[begin : begin + _PART] = np.where(part & 2, -part, part) >> 2
+    return result.reshape(levels.shape)
