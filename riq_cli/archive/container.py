@@ -52,7 +52,7 @@ class Archive:
         self._section_bytes = manifest.skeleton.bytes + sum(layer.stored for layer in manifest.layers)
 
     @classmethod
-    def build(cls, manifest: Manifest, sections: Sequence[bytes], file: BinaryIO | None = None) -> Archive:
+    def build(cls, manifest: Manifest, sections: Sequence[bytes | memoryview], file: BinaryIO | None = None) -> Archive:
         """The archive of a manifest and its sections.
 
         Args:

@@ -8,8 +8,10 @@ from concurrent.futures import Executor
 from dataclasses import asdict, replace
 from itertools import repeat
 
+import numpy as np
+
 from riq_cli.archive import Archive, LayerEntry, Manifest, SkeletonEntry, deflate
-from riq_cli.memory import give_back_mapped_memory
+from riq_cli.memory import give_back_mapped_memory, mapped_memory_given_back
 from riq_cli.model import Model
 from riq_cli.pipeline.checkpoint import Checkpoint
 from riq_cli.pipeline.layer_entry import encode_layer
@@ -54,7 +56,7 @@ def assembled(
     ]
     total, done = sum(layers[number].size for number in coded), 0
     shifts: dict[int | None, Shift] = {}
-    encoded: dict[int, tuple[LayerEntry, Sequence[bytes]]] = {}
+    encoded: dict[int, tuple[LayerEntry, Sequence[memoryview]]] = {}
     planned = [number for number in coded if number in plans]
     for numbers in (planned, [number for number in coded if number not in plans]):  # in which biases are
         found = checkpoint.mapped(
@@ -62,7 +64,7 @@ def assembled(
             map(shifts.get, numbers), repeat(model), repeat(weights), repeat(executor if workers is None else None),
         )  # fmt: skip
         for number, (entry, sections, taken) in zip(numbers, found, strict=True):
-            encoded[number] = entry, sections
+            encoded[number] = entry, [weights.keep(np.frombuffer(section, np.uint8)).data for section in sections]
             if taken is not None:
                 shifts[plans[number].bias] = taken
             give_back_mapped_memory()
@@ -82,7 +84,7 @@ def assembled(
     )
     if sum(layer.values.nbytes for layer in layers) <= HUGE:
         return Archive.build(manifest, [stored, *stored_sections])
-    with explained():
+    with explained(), mapped_memory_given_back():
         return Archive.build(manifest, [stored, *stored_sections], temporary_file())
 
 
