@@ -71,14 +71,16 @@ def test_a_golden_is_restored_as_python_restores_it(name: str, goldens: dict[str
 def random_archive(seed: int) -> bytes:
     """A layer of any type and shape, with or without scales and a trellis, wide or narrow."""
     random = np.random.default_rng(seed)
-    shape = [(), (1,), (700,), (6, 90), (5, 4, 30), (2, 3, 4, 40), (3, 5000)][int(random.integers(7))]
+    # JavaScript takes tensors as rows: all but the last of these as one, and the last as five.
+    shapes = [(), (1,), (700,), (6, 90), (5, 4, 30), (2, 3, 4, 40), (3, 5000), (5, 40, 200)]
+    shape = shapes[int(random.integers(len(shapes)))]
     axes = tuple(axis for axis in range(len(shape)) if random.random() < 0.5)
+    along = {tuple(axis for axis in range(len(shape)) if random.random() < 0.4) for _ in range(3)} - {()}
     scales = [
-        Codes((axis,), random.integers(-6, 7, shape[axis]).astype(np.int32))
-        for axis in range(len(shape))
-        if random.random() < 0.4
+        Codes(one, random.integers(-6, 7, [shape[axis] for axis in one]).astype(np.int32)) for one in sorted(along)
     ]
-    spread = float(random.choice([0.3, 2, 40, 3000]))
+    varying = [length if random.random() < 0.3 else 1 for length in shape]
+    spread = random.choice([0.3, 2, 40, 3000]) * np.exp(random.normal(size=varying))
     symbols = np.rint(spread * random.standard_t(random.integers(2, 9), shape)).astype(np.int32).reshape(-1)
     levels = levels_of(symbols, shape, axes) if axes else symbols
     width = float(np.exp(random.normal(scale=8)))

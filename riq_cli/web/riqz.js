@@ -895,7 +895,7 @@ function integers(length, { low, high }) {
   return low >= -(2 ** 15) && high < 2 ** 15 ? new Int16Array(length) : new Int32Array(length);
 }
 
-/** The symbols of groups, `{group, count}`, one group after the other, cut into parts of 2^20 symbols. */
+/** The parts, of 2^20 symbols, in which those of groups are stored, one group after the other: `{runs, isCoded}`. */
 function partsOf(groups, isCoded = true) {
   const parts = [];
   let room = 0;
@@ -1092,7 +1092,7 @@ class Slices {
   }
 }
 
-/** The offsets of an axis, with others at each of its indices … */
+/** Offsets with one axis more, behind those that they are along. */
 function offsetsAlong({ length, stride }, before) {
   const offsets = new Int32Array(before.length * length);
   for (let at = 0, to = 0; at < before.length; at++) {
@@ -1117,20 +1117,20 @@ class CodeSums {
     this.tooLarge = tooLarge;
     this.row = -1;
     this.first = this.current = 0;
-    this.groups = this.found(product(shape) / this.inner);
+    this.groups = this.groupsIn(product(shape) / this.inner);
   }
 
   /** The sum of a row's first weight; in `columns` are those of all, less this one, or a single 0 for all of them. */
   base(row) {
     if (row === this.row) return this.current;
-    if (this.row < 0 || !this.isFixed) this.addColumns(row);
+    if (this.row < 0 || !this.isFixed) this.setColumns(row);
     this.row = row;
     this.current = this.first;
     for (const { slices, values, sign } of this.ofRows) this.current += sign * values[slices.base(row)];
     return this.current;
   }
 
-  addColumns(row) {
+  setColumns(row) {
     const { sums, columns } = this;
     sums.fill(0);
     for (const { slices, values, sign } of this.ofColumns) {
@@ -1147,7 +1147,7 @@ class CodeSums {
   }
 
   /** The groups of weights that have the same sum, which is `group`, from the smallest on: `{group, count}`. */
-  found(rows) {
+  groupsIn(rows) {
     const counts = new Float64Array(2 * CODE_MAX + 1); // how many weights have the sum -CODE_MAX, and so on
     const inRow = new Float64Array(4 * CODE_MAX + 1); // how many of a row have -2 * CODE_MAX in `columns`, and so on
     const { columns, inner } = this;
@@ -1266,7 +1266,7 @@ function readTable(bits) {
   const isPossible = roots.every((root) => root >= 1 && root <= ROOT_MAX);
   check(isPossible && Math.max(-symbols[0], symbols[count - 1]) < SYMBOL_BOUND, "a table holds impossible values");
   const table = new Table(Int32Array.from(symbols));
-  if (count > 1) table.setMasses(roots.map((root) => root * root));
+  if (count > 1) table.setFrequencies(roots.map((root) => root * root));
   return table;
 }
 
@@ -1279,7 +1279,7 @@ class Table {
   }
 
   /** Set the frequencies in proportion to masses, which are below 2^48. */
-  setMasses(masses) {
+  setFrequencies(masses) {
     const { starts, first } = this;
     setQuotients(starts, masses, TOTAL - masses.length);
     let missing = TOTAL - masses.length;
@@ -1363,14 +1363,14 @@ class StudentSymbols {
   table(group) {
     if (group !== this.group) {
       this.group = group;
-      this.setMasses(this.scale + group);
-      this.current.setMasses(this.masses);
+      this.findMasses(this.scale + group);
+      this.current.setFrequencies(this.masses);
     }
     return this.current;
   }
 
   /** Find the masses of the cells at the scale of a code; the order of operations is part of the format. */
-  setMasses(code) {
+  findMasses(code) {
     const octave = Math.floor(code / 4);
     const sigma = QUARTERS[code - 4 * octave] * 2 ** octave;
     const { masses, low, center, half, degrees, factors } = this;
