@@ -202,12 +202,13 @@ class Archive {
     const room = Math.max(LEAST_ROOM, this.manifest.restored / 4);
     const jobs = [];
     let used = 0;
+    let missing = 0; // sections of the last job
     const sections = this.sections();
     const arrival = () => handled(sections.next().then((arrived) => ({ arrived })));
     let arriving = arrival();
     while (arriving || jobs.length) {
       const events = jobs.length ? [jobs[0].finished] : [];
-      if (arriving && used < room) events.push(arriving);
+      if (arriving && (missing || used < room)) events.push(arriving);
       const { arrived, bytes } = await this.input.unlessAborted(Promise.race(events));
       if (bytes) {
         const { entry } = jobs.shift();
@@ -216,9 +217,14 @@ class Archive {
       } else if (arrived.done) {
         arriving = undefined;
       } else {
-        const [entry, parts] = arrived.value;
-        used += entry.bytes;
-        jobs.push({ entry, finished: handled(this.pool.run(entry, parts).then((bytes) => ({ bytes }))) });
+        const [entry, section] = arrived.value;
+        if (!missing) {
+          jobs.push(this.pool.start(entry));
+          used += entry.bytes;
+          missing = entry.sections.length;
+        }
+        jobs.at(-1).send(section);
+        missing--;
         arriving = arrival();
       }
     }
@@ -226,9 +232,7 @@ class Archive {
 
   async *sections() {
     for (const entry of this.manifest.layers) {
-      const sections = [];
-      for (const length of entry.sections) sections.push(await this.section(length));
-      yield [entry, sections];
+      for (const length of entry.sections) yield [entry, await this.section(length)];
     }
   }
 
@@ -1665,11 +1669,11 @@ class Pool {
   constructor(size) {
     this.jobs = new Map(); // number → what its promise is settled by
     this.count = 0;
-    this.workers = Array.from({ length: size }, () => this.start());
+    this.workers = Array.from({ length: size }, () => this.startWorker());
     this.busy = new Map(this.workers.map((worker) => [worker, 0]));
   }
 
-  start() {
+  startWorker() {
     const settle = ({ number, bytes, error }) => {
       const { worker, resolve, reject } = this.jobs.get(number);
       this.jobs.delete(number);
@@ -1692,16 +1696,18 @@ class Pool {
     return worker;
   }
 
-  /** The restored bytes of a layer, from the worker that has the least to do. */
-  run(entry, sections) {
+  /** A layer that the worker with the least to do decodes: `send` takes its sections, `finished` gives its bytes. */
+  start(entry) {
     const number = this.count++;
     const worker = this.workers.reduce((least, other) => (this.busy.get(other) < this.busy.get(least) ? other : least));
     this.busy.set(worker, this.busy.get(worker) + 1);
-    return new Promise((resolve, reject) => {
-      this.jobs.set(number, { worker, resolve, reject });
-      const copies = sections.map((section) => section.slice());
-      worker.postMessage({ number, entry, sections: copies }, copies.map((copy) => copy.buffer));
-    });
+    worker.postMessage({ number, entry });
+    const send = (section) => {
+      const copy = section.slice();
+      worker.postMessage({ number, section: copy }, [copy.buffer]);
+    };
+    const bytes = new Promise((resolve, reject) => this.jobs.set(number, { worker, resolve, reject }));
+    return { entry, send, finished: handled(bytes.then((bytes) => ({ bytes }))) };
   }
 
   close() {
@@ -1709,16 +1715,23 @@ class Pool {
   }
 }
 
-/** Decode the layers that a pool sends to this worker. */
+/** Decode the layers that a pool sends to this worker, section by section. */
 function serve(post) {
-  return async ({ number, entry, sections }) => {
+  const layers = new Map(); // number → where the sections of a layer go
+  return async ({ number, entry, section }) => {
+    if (section) {
+      layers.get(number)?.enqueue(section); // unless the layer has failed
+      return;
+    }
+    const reader = new ReadableStream({ start: (controller) => layers.set(number, controller) }).getReader();
     try {
       const bytes = new Uint8Array(entry.bytes);
-      await decodeLayer(entry, () => sections.shift(), bytes, async () => {});
+      await decodeLayer(entry, async () => (await reader.read()).value, bytes, async () => {});
       post({ number, bytes }, [bytes.buffer]);
     } catch ({ name, message }) {
       post({ number, error: { name, message } });
     }
+    layers.delete(number);
   };
 }
 
