@@ -25,7 +25,7 @@ const CODES = 2 ** 24;
 const CLASSES = 64;
 const ROOT_MAX = 2 ** 24;
 
-const ROW = 2 ** 15; // weights, at most, of several axes that are seen as one
+const ROW = 2 ** 15; // weights, at most, of several axes that make up a row
 const MODEL_BYTES = 2 ** 31; // protobuf's bound of one message
 
 const TOTAL = 2 ** 24; // sum of the frequencies of a table
@@ -818,7 +818,8 @@ async function decodeLayer(entry, take, target, pause) {
     try {
       return work();
     } catch (error) {
-      throw error instanceof CorruptArchive ? new CorruptArchive(`layer ${quoted(entry.name)}: ${error.message}`) : error;
+      if (!(error instanceof CorruptArchive)) throw error;
+      throw new CorruptArchive(`layer ${quoted(entry.name)}: ${error.message}`);
     }
   };
   const sections = [];
@@ -1041,7 +1042,8 @@ function roundToBfloat16(values, rounded, count) {
   }
 }
 
-const UNITS = Float64Array.from({ length: 30 }, (_, at) => 2 ** (24 - at)); // in 1, of a half whose exponent is at - 14
+// How often a half's last place is in 1, by its exponent, from that of the smallest normal on.
+const UNITS = Float64Array.from({ length: 30 }, (_, at) => 2 ** (24 - at));
 
 function roundToFloat16(values, rounded, count) {
   const double = new Float64Array(1);
@@ -1057,7 +1059,7 @@ function roundToFloat16(values, rounded, count) {
 
 // Codes
 
-/** Where the axes begin that make up a row: so many of the last ones that a row has some thousand weights at most. */
+/** Where the axes begin that make up a row: as many of the last ones as give it 2^15 weights at most. */
 function innerAxis(shape) {
   let cut = Math.max(shape.length - 1, 0);
   while (cut > 0 && product(shape.slice(cut - 1)) <= ROW) cut--;
