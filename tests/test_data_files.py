@@ -21,6 +21,7 @@ from riq_cli.memory import give_back_mapped_memory
 from riq_cli.model import Model
 from riq_cli.model.places import find_tensor
 from tests import builders, command
+from tests.memory import growth, on_linux
 
 maps = pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="nothing is mapped here")
 posix = pytest.mark.skipif(sys.platform == "win32", reason="links and FIFOs need POSIX")
@@ -227,6 +228,7 @@ def test_commands_follow_links_when_they_are_told(tmp_path: Path) -> None:
 def mapped(path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
     with monkeypatch.context() as patch:
         patch.setattr("riq_cli.model.data_files._LARGE", 0)
+        patch.setattr("riq_cli.model.data_files._INSIDE", 1)
         return Model.load(path)
 
 
@@ -261,8 +263,8 @@ def test_files_of_usual_size_are_read(tmp_path: Path) -> None:
 
 
 @maps
-def test_a_message_in_two_parts_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Protobuf joins the parts of a message, and numbers what they hold on; places in the file do not."""
+def test_a_message_may_be_in_two_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protobuf joins the parts of a message."""
     proto, first, second = conv(), onnx.ModelProto(), onnx.ModelProto()
     first.CopyFrom(proto)
     second.graph.initializer.extend(proto.graph.initializer[1:])
@@ -271,7 +273,36 @@ def test_a_message_in_two_parts_is_read(tmp_path: Path, monkeypatch: pytest.Monk
     path.write_bytes(first.SerializeToString() + second.SerializeToString())
     found = mapped(path, monkeypatch)
     assert found.to_bytes() == Model.load(save(proto, tmp_path, "whole.onnx")).to_bytes()
-    assert not all(is_mapped(layer.values) for layer in found.layers)
+    assert all(is_mapped(layer.values) for layer in found.layers)
+
+
+@maps
+def test_attributes_of_a_function_may_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = builders.function()
+    proto.functions[0].attribute.append("alpha")
+    assert mapped(save(proto, tmp_path), monkeypatch).to_bytes() == proto.SerializeToString()
+
+
+@maps
+def test_a_large_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    for content in (bytes(1 << 24), b"\x3a\x80\x80\x80\x08" * (1 << 22)):
+        path.write_bytes(content)
+        with pytest.raises(ModelError, match=r"model\.onnx: .*an ONNX model"):
+            Model.load(path)
+
+
+@on_linux
+def test_a_large_file_is_not_read_to_be_opened(tmp_path: Path) -> None:
+    weights = [tensor(name, np.full((1 << 12, 1 << 12), number, "f4")) for number, name in enumerate("vw")]
+    proto = model(
+        [node("MatMul", "x v", "h"), node("MatMul", "h w", "y")],
+        [info("x", 1, 1 << 12)],
+        [info("y", 1, 1 << 12)],
+        weights,
+    )
+    path = save(proto, tmp_path)
+    assert growth("from riq_cli.model import Model", "Model.load(sys.argv[1])", path) < 32 << 20  # of 128 MiB
 
 
 @maps

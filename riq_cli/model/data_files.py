@@ -7,9 +7,7 @@ import hashlib
 import mmap
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path, PurePath
-from typing import Any
 
 import numpy as np
 import onnx
@@ -17,13 +15,15 @@ from numpy.typing import NDArray
 
 from riq_cli.errors import ModelError
 from riq_cli.memory import give_back_mapped_memory, mapped
-from riq_cli.model.tensors import Array, clear_data, named, size_of
-from riq_cli.model.wire import MODEL, RAW_DATA, TENSOR, fields, steps
+from riq_cli.model.tensors import clear_data, named, size_of
+from riq_cli.model.wire import without_raw_data
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a FIFO without a writer is no wait
 _LARGE = 1 << 24  # bytes of a model's own file that is not just read: it has to stay as it is while it is mapped
-_HASHED = 1 << 26  # bytes of a file that are in memory at a time as it is hashed
+_INSIDE = 1 << 16  # bytes of a tensor in it that are not read either
+_TOKEN = 16  # bytes that stand for them
+_HASHED = 1 << 24  # bytes of a file that are in memory at a time as it is hashed
 
 
 class DataFiles:
@@ -34,24 +34,49 @@ class DataFiles:
 
         External data is looked for in its folder, and nowhere above it; through links only if these may be followed.
         """
-        self._folder = path.parent if path else Path()
+        self._path, self._folder = path, path.parent if path else Path()
         self._follow_links = follow_links
         self._external: dict[str, NDArray[np.uint8]] = {}
         self._own: mmap.mmap | None = None
-        self._ranges: dict[str, tuple[int, int]] = {}
+        self._inside: dict[bytes, tuple[int, int]] = {}  # where data begins and ends in it, by tokens
         if path is not None and path.stat().st_size >= _LARGE and hasattr(mmap, "MADV_DONTNEED"):
             with path.open("rb") as file:
                 self._own = mapped(file.fileno(), mmap.ACCESS_READ)
-            self._ranges = dict(_raw_data(self._own, 0, len(self._own), MODEL, ""))
 
-    def mapped(self, place: str, values: Array) -> Array:
-        """The values of the tensor at a place as they lie in the model's own file, if they do; else `values`."""
-        begin, size = self._ranges.get(place, (0, -1))
-        if self._own is None or size != values.nbytes:
-            return values
-        found = np.frombuffer(self._own, values.dtype, values.size, begin).reshape(values.shape)
-        bits = f"u{values.itemsize}"
-        return found if np.array_equal(found.view(bits), values.view(bits)) else values
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the model's own file is."""
+        return self._own is not None
+
+    def message(self) -> bytes:
+        """The model's own file; if it is mapped, tokens stand in it for what `data_of` gives."""
+        assert self._path is not None
+        if self._own is None:
+            return self._path.read_bytes()
+        try:
+            return b"".join(without_raw_data(self._own, _INSIDE, self._token))
+        except ValueError:  # it is no message, as protobuf will find too
+            return self._own[:]
+        finally:
+            give_back_mapped_memory()
+
+    def _token(self, begin: int, end: int) -> bytes:
+        token = os.urandom(_TOKEN)  # which no file can hold already
+        self._inside[token] = begin, end
+        return token
+
+    def data_of(self, tensor: onnx.TensorProto) -> NDArray[np.uint8] | None:
+        """The bytes of a tensor as they lie in a file, u8[bytes]; None if they are in the message.
+
+        Raises:
+            ModelError: see `external`.
+        """
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            return self.external(tensor)
+        if self._own is None or (place := self._inside.get(tensor.raw_data)) is None:
+            return None
+        begin, end = place
+        return np.frombuffer(self._own, np.uint8, end - begin, begin)
 
     def external(self, tensor: onnx.TensorProto) -> NDArray[np.uint8]:
         """The bytes of a tensor whose data is external, u8[bytes], mapped from the file.
@@ -73,23 +98,29 @@ class DataFiles:
         return file[begin : begin + length]
 
     def load(self, tensor: onnx.TensorProto) -> None:
-        """Put a tensor's external data into the message itself."""
-        data = self.external(tensor).tobytes()
-        clear_data(tensor)
-        tensor.raw_data = data
+        """Put a tensor's data into the message itself, if it is in a file."""
+        data = self.data_of(tensor)
+        if data is not None:
+            clear_data(tensor)
+            tensor.raw_data = data.tobytes()
 
     @property
     def beside(self) -> list[Path]:
         """The files beside the model that were used so far."""
         return [self._folder / location for location in self._external]
 
-    def hash_beside(self, digest: hashlib._Hash) -> int:
-        """Add the bytes of the files beside the model to a hash, in the order of their names; returns how many."""
-        for _, file in sorted(self._external.items()):
+    def hash_mapped(self, digest: hashlib._Hash) -> int:
+        """Add the bytes of the model's own file, if it is mapped, and of those beside it to a hash; returns how many.
+
+        Those beside it are in the order of their names.
+        """
+        own = [] if self._own is None else [np.frombuffer(self._own, np.uint8)]
+        files = [*own, *(file for _, file in sorted(self._external.items()))]
+        for file in files:
             for begin in range(0, file.size, _HASHED):
                 digest.update(file[begin : begin + _HASHED].data)
                 give_back_mapped_memory()
-        return sum(file.size for file in self._external.values())
+        return sum(file.size for file in files)
 
     def _file(self, location: str) -> NDArray[np.uint8]:
         if location not in self._external:
@@ -152,14 +183,3 @@ def _place(tensor: onnx.TensorProto, key: str, text: str) -> int:
     if number < 0:
         raise ModelError(f"{named(tensor)}: {key} {text!r} of its external data is not a number of bytes")
     return number
-
-
-def _raw_data(data: Any, begin: int, end: int, message: Any, path: str) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Path of every tensor with raw data in the message at `path`, and where that begins and how long it is."""
-    if message is TENSOR:
-        for field in fields(data, begin, end, message):
-            if field.number == RAW_DATA and field.has_length:
-                yield path, (field.begin, field.end - field.begin)
-    for step, field in steps(data, begin, end, message):
-        inner = f"{path}.{step}" if path else step
-        yield from _raw_data(data, field.begin, field.end, field.descriptor.message_type, inner)

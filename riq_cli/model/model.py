@@ -86,9 +86,11 @@ class Model:
         """
         if isinstance(source, (str, os.PathLike)):
             path, name = Path(source), os.fspath(source)
-            data = path.read_bytes()
+            files = DataFiles(path, follow_links)
+            data = files.message()
         else:
             path, name = None, str(getattr(source, "name", "the stream"))
+            files = DataFiles(None)
             data = source.read()
         proto = onnx.ModelProto()
         try:
@@ -97,20 +99,18 @@ class Model:
             raise ModelError(f"{name}: {instead('an ONNX model', data[:HEAD])}") from error
         if not proto.graph.node and not proto.graph.output:
             raise ModelError(f"{name}: {instead('an ONNX model', data[:HEAD])}")
-        digest = hashlib.sha256(data)
-        size = len(data)
-        del data
+        read = b"" if files.is_mapped else data
+        digest, size = hashlib.sha256(read), len(read)
+        del data, read
         check_names(proto)
         callees_first(function_calls(proto))  # or a function calls itself, which crashes some versions of onnxruntime
         if path is None and any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors(proto)):
             raise ModelError(f"{name}: some of the model's data lies in files beside it; give the path of its own file")
-        files = DataFiles(path, follow_links)
         layers, typed = _take_layers(proto, files)
         for tensor in tensors(proto):
-            if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                files.load(tensor)
+            files.load(tensor)
             tensor.ClearField("external_data")  # some writers leave it behind where data is inside
-        size += files.hash_beside(digest)
+        size += files.hash_mapped(digest)
         give_back_mapped_memory()
         return cls(_compact(proto), layers, Source(size, digest.hexdigest()), typed, files)
 
@@ -332,9 +332,9 @@ def _take_layers(proto: onnx.ModelProto, files: DataFiles) -> tuple[list[Layer],
             continue
         if (place.scope, place.value_name) in repeated_names:
             continue
-        is_external = tensor.data_location == onnx.TensorProto.EXTERNAL
-        values = files.mapped(place.path, float_array(tensor, files.external(tensor) if is_external else None))
-        if not tensor.HasField("raw_data") and not is_external:
+        data = files.data_of(tensor)
+        values = float_array(tensor, data)
+        if data is None and not tensor.HasField("raw_data"):
             typed[place.path] = tensor.SerializeToString()
         floats.append((values, place))
     found = _equal(floats)

@@ -1,9 +1,9 @@
-"""Serialized ONNX models, walked without being parsed: what parsing them takes, and tensors' data put in."""
+"""Serialized ONNX models, walked without being parsed: what parsing takes, and tensors' data taken out and put in."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import onnx
@@ -56,7 +56,8 @@ def steps(data: Any, begin: int, end: int, message: Any) -> Iterator[tuple[str, 
     """The fields of a serialized message that lead to tensors, each behind its step of a place: `graph`, `node[5]`."""
     counts: Counter[str] = Counter()
     for field in fields(data, begin, end, message):
-        name = field.descriptor.name if field.descriptor is not None and field.has_length else ""
+        is_message = field.has_length and field.descriptor is not None and field.descriptor.message_type is not None
+        name = field.descriptor.name if is_message else ""
         if name in FIELDS:
             yield name if name in _ONE else f"{name}[{counts[name]}]", field
             counts[name] += 1
@@ -157,6 +158,38 @@ def with_raw_data(model: bytes, tensors: Mapping[str, memoryview]) -> list[bytes
     if placed != len(tensors):
         raise ValueError("a place that the model does not have, or has twice")
     return pieces
+
+
+def without_raw_data(model: Any, least: int, token: Callable[[int, int], bytes]) -> list[bytes | memoryview]:
+    """A serialized model, in pieces, in which a token stands for the raw data of each tensor that has much of it.
+
+    Args:
+        model: bytes, or a mapped file.
+        least: bytes of such raw data.
+        token: gives what stands for the bytes of the model from a place up to another.
+
+    Raises:
+        ValueError: not a serialized model.
+    """
+    data = memoryview(model)
+
+    def rewritten(begin: int, end: int, message: Any, depth: int) -> list[bytes | memoryview]:
+        if depth > _DEPTH:
+            raise ValueError(f"messages more than {_DEPTH} deep")
+        pieces: list[bytes | memoryview] = []
+        position = begin
+        for field in fields(model, begin, end, message) if message is TENSOR else ():
+            if field.number == RAW_DATA and field.has_length and field.end - field.begin >= least:
+                short = token(field.begin, field.end)
+                pieces += [data[position : field.start], _head(RAW_DATA, len(short)), short]
+                position = field.end
+        for _, field in steps(model, begin, end, message):
+            inner = rewritten(field.begin, field.end, field.descriptor.message_type, depth + 1)
+            pieces += [data[position : field.start], _head(field.number, sum(map(len, inner))), *inner]
+            position = field.end
+        return [*pieces, data[position:end]]
+
+    return rewritten(0, len(data), MODEL, 1)
 
 
 def _with_raw_data(data: memoryview, tensor: Field, raw: memoryview) -> list[bytes | memoryview]:
