@@ -51,9 +51,10 @@ class Fisher:
             keep: the same values in memory where they have room.
         """
         self.count = 0
-        self.blocks = [(group, block) for group in range(groups) for block in _blocks(rows, most)]
+        blocks = [] if diagonal else _blocks(rows, most)
+        self.blocks = [(group, block) for group in range(groups) for block in blocks]
         self._squares = np.zeros((groups, rows))
-        self._moments = None if diagonal else [[*map(keep, _zeros(len(block)))] for _, block in self.blocks]
+        self._moments = [[*map(keep, _zeros(len(block)))] for _, block in self.blocks]
         self._scale = 0.0  # of what is in the moments: float32 holds no squares of very small numbers
 
     def add(self, products: Floats) -> None:
@@ -62,7 +63,7 @@ class Fisher:
             products = products[np.isfinite(products).all(axis=(1, 2))]
         self.count += len(products)
         self._squares += np.einsum("cgn,cgn->gn", products, products, dtype=np.float64)
-        if self._moments is None:
+        if not self.blocks:
             return
         largest = float(np.max(np.abs(products), initial=0))
         if largest > _ABOVE * self._scale:
@@ -90,7 +91,7 @@ class Fisher:
     def moments(self) -> list[Float64]:
         """G within each of the blocks, f64[rows, rows]; none if only squares were kept."""
         scale = self._scale**2 / max(self.count, 1)
-        return [_whole(panels) * scale for panels in self._moments or ()]
+        return [_whole(panels) * scale for panels in self._moments]
 
 
 def _zeros(rows: int) -> list[Floats]:
