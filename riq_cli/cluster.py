@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
-import pickle
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -28,17 +27,23 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-class Cluster:
-    """The workers of a scheduler.
+class Cluster(Executor):
+    """The workers of a scheduler: it runs functions of modules on them.
 
-    Attributes:
-        executor: runs functions of modules on them. Where a worker ends, what it had to do is begun again on others; a
-            job with which four ended raises an error.
+    Where a worker ends, what it had to do is begun again on others; a job with which four ended raises an error.
     """
 
     def __init__(self, client: Any) -> None:
-        self._client = client
-        self.executor: Executor = client.get_executor(pure=False)
+        """Take a client of the scheduler."""
+        self._client, self._executor = client, client.get_executor(pure=False)
+        self._jobs: set[Future[Any]] = set()  # those without a result
+
+    def submit(self, function: Callable[..., Result], /, *arguments: Any, **named: Any) -> Future[Result]:
+        """The future result of a function."""
+        future: Future[Result] = self._executor.submit(function, *arguments, **named)
+        self._jobs.add(future)
+        future.add_done_callback(self._jobs.discard)
+        return future
 
     @property
     def threads(self) -> int:
@@ -47,14 +52,12 @@ class Cluster:
         Raises:
             CancelledError: the scheduler has gone.
         """
-        return _threads(self._client)
-
-    def keep(self, value: Any) -> Any:
-        """What stands for a value among the arguments of jobs: it is sent to the scheduler, and from there on at need.
-
-        It is a job itself, whose result workers have from each other, or anew where all that had it have ended.
-        """
-        return self._client.submit(pickle.loads, pickle.dumps(value, pickle.HIGHEST_PROTOCOL), pure=False)
+        try:
+            if self._client.status == "running":  # else this would wait for the scheduler
+                return sum(self._client.nthreads().values())
+        except OSError:
+            pass
+        raise CancelledError
 
     def finished(
         self, function: Callable[[Job], Result], jobs: Sequence[Job]
@@ -75,10 +78,24 @@ class Cluster:
         while waiting or running:
             while waiting and len(running) < self.threads:
                 job = waiting.popleft()
-                running[self.executor.submit(function, job)] = job
+                running[self.submit(function, job)] = job
             for future in wait(running, _LOOK, FIRST_COMPLETED).done:
                 job = running.pop(future)
                 yield job, None if isinstance(future.exception(), KilledWorker) else future.result()
+
+    def watch(self, ended: threading.Event) -> None:
+        """Look at the workers until the event; where none may be expected any longer, end all jobs."""
+        without = 0
+        while without < _PATIENCE:
+            if ended.wait(_LOOK):
+                return
+            try:
+                without = 0 if self.threads else without + 1
+            except CancelledError:
+                break
+        self._client.close()
+        for job in self._jobs.copy():  # whose results were on the way: Dask forgets them
+            job.set_exception(CancelledError())
 
 
 @contextlib.contextmanager
@@ -116,8 +133,9 @@ def cluster(scheduler: str) -> Iterator[Cluster]:
         with client:
             try:
                 _check(client, scheduler)
-                threading.Thread(target=_close_without_workers, args=(client, ended), daemon=True).start()
-                yield Cluster(client)
+                found = Cluster(client)
+                threading.Thread(target=found.watch, args=(ended,), daemon=True).start()
+                yield found
             except RiqError:
                 raise
             except KilledWorker as error:
@@ -156,29 +174,3 @@ def _check(client: Any, scheduler: str) -> None:
 
 def _releases() -> dict[str, str]:
     return {"riq": VERSION} | {name: importlib.metadata.version(name) for name in ("numpy", "onnxruntime")}
-
-
-def _threads(client: Any) -> int:
-    """Threads of all workers.
-
-    Raises:
-        CancelledError: the scheduler has gone.
-    """
-    try:
-        if client.status == "running":  # else this would wait for the scheduler
-            return sum(client.nthreads().values())
-    except OSError:
-        pass
-    raise CancelledError
-
-
-def _close_without_workers(client: Any, ended: threading.Event) -> None:
-    """Close the client, which cancels its jobs, when there is no worker for so long that none may be expected."""
-    without = 0
-    while not ended.wait(_LOOK):
-        try:
-            without = 0 if _threads(client) else without + 1
-        except CancelledError:
-            return
-        if without == _PATIENCE:
-            client.close()

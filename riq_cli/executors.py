@@ -38,8 +38,8 @@ def begun(
 ) -> Iterator[Callable[[], Result]]:
     """What gives the result of a function for one set of arguments after another.
 
-    With an executor a few jobs run ahead of what is taken, or as many as it says by `ahead`; unlike with
-    `executor.map`, never all of them.
+    With an executor some jobs run ahead of what is taken; unlike with `executor.map`, never all of them. An executor
+    may say by `ahead` how many of them have no result yet, and how many there are in all.
 
     Args:
         executor: where the function runs; None: here, each call when its result is asked for.
@@ -50,12 +50,15 @@ def begun(
     if executor is None:
         yield from (partial(function, *call) for call in calls)
         return
-    ahead: int = getattr(executor, "ahead", _AHEAD)
+    running_most, most = getattr(executor, "ahead", (_AHEAD, _AHEAD))
     jobs: deque[Future[Result]] = deque()
     for call in calls:
         jobs.append(executor.submit(function, *call))
-        if len(jobs) == ahead:
-            yield jobs.popleft().result
+        while len(running := [job for job in jobs if not job.done()]) >= running_most or len(jobs) >= most:
+            if jobs[0] in running:
+                wait(running, return_when=FIRST_COMPLETED)
+            else:
+                yield jobs.popleft().result
     while jobs:
         yield jobs.popleft().result
 

@@ -142,8 +142,11 @@ def test_a_batch_has_the_same_bytes_as_on_this_machine(machines: Machines, folde
     assert again.returncode == 0 and again.stderr.count(b"is there already") == 3
 
 
-def test_one_model_has_the_same_bytes_as_on_this_machine(machines: Machines, folder: Path) -> None:
-    command = ("compress", "models/one.onnx", "--calibration", "models/one.npz", "-o")
+@pytest.mark.parametrize("options", [(), ("--activations", "int8", "--deviation", "0.05")])
+def test_one_model_has_the_same_bytes_as_on_this_machine(
+    options: tuple[str, ...], machines: Machines, folder: Path
+) -> None:
+    command = ("compress", "models/one.onnx", "--calibration", "models/one.npz", *options, "-o")
     assert riq(*command, "here.riqz", "--threads", "1", folder=folder).returncode == 0
     done = riq(*command, "there.riqz", "--scheduler", machines.file, folder=folder)
     assert done.returncode == 0, done.stderr
@@ -171,7 +174,7 @@ def test_a_worker_that_has_another_model_or_none_says_so(has: str, machines: Mac
         cluster(str(machines.file)) as found,
         pytest.raises(RiqError, match=rf"^worker \S+ cannot begin: .*{said}.*; workers need"),
     ):
-        others = pipeline.Machines(found.executor, found.threads, found.keep, partial(loaded, folder / "elsewhere"))
+        others = pipeline.Machines(found, found.threads, partial(loaded, folder / "elsewhere"))
         compress(*loaded(folder), machines=others)
 
 
@@ -200,7 +203,7 @@ def test_a_worker_that_ends_in_any_phase_changes_no_byte(machines: Machines, fol
             os.kill(machines.pids()[0], signal.SIGKILL)
 
     with cluster(str(machines.file)) as found:
-        others = pipeline.Machines(found.executor, found.threads, found.keep, partial(loaded, folder))
+        others = pipeline.Machines(found, found.threads, partial(loaded, folder))
         there = io.BytesIO()
         compress(*loaded(folder), progress=tell, machines=others).write(there)
     assert set(killed) >= {"gradients", "statistics", "rows", "probe", "search", "trellis", "coding"}
@@ -225,7 +228,7 @@ def test_a_scheduler_that_goes_away_leaves_a_checkpoint_to_go_on_from(
         pytest.raises(RiqError, match="the scheduler or the last of its workers has gone; start it again"),
         cluster(str(others.file)) as found,
     ):
-        machines = pipeline.Machines(found.executor, found.threads, found.keep, partial(loaded, folder))
+        machines = pipeline.Machines(found, found.threads, partial(loaded, folder))
         compress(*loaded(folder), progress=tell, machines=machines, checkpoint=Checkpoint(folder / "kept"))
     phases: list[str] = []
     again = Checkpoint(folder / "kept", resume=True)
@@ -251,13 +254,17 @@ def test_a_model_that_no_worker_has_fails_alone(machines: Machines, folder: Path
     assert list(archives(folder / "out" / "models")) == ["two.riqz"]
 
 
-def test_a_scheduler_that_goes_away_ends_the_batch_with_what_is_done(others: Machines, folder: Path) -> None:
-    (folder / "list").write_text("models/one.onnx  models/one.npz\nmodels/two.onnx  data:slow\n")
-    command = [*BATCH[:2], "list", *BATCH[5:], "out", "--scheduler", others.file]
-    running = subprocess.Popen(
+def started_batch(batch: str, machines: Machines, folder: Path) -> subprocess.Popen[str]:
+    command = [*BATCH[:2], batch, *BATCH[5:], "out", "--scheduler", machines.file]
+    return subprocess.Popen(
         [sys.executable, "-m", "riq_cli", *command],
         cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def test_a_scheduler_that_goes_away_ends_the_batch_with_what_is_done(others: Machines, folder: Path) -> None:
+    (folder / "list").write_text("models/one.onnx  models/one.npz\nmodels/two.onnx  data:slow\n")
+    running = started_batch("list", others, folder)
     assert running.stderr is not None
     assert running.stderr.readline().startswith("out/models/one.riqz: ")
     others.scheduler.kill()
@@ -266,6 +273,22 @@ def test_a_scheduler_that_goes_away_ends_the_batch_with_what_is_done(others: Mac
     assert (running.returncode, said) == (1, expected)
     assert list(archives(folder / "out" / "models")) == ["one.riqz"]
     others.kill_workers()
+
+
+def test_a_batch_ends_where_no_worker_comes_back(others: Machines, folder: Path) -> None:
+    (folder / "list").write_text("models/one.onnx  models/one.npz\nmodels/two.onnx  data:slow\n")
+    running = started_batch("list", others, folder)
+    assert running.stderr is not None
+    assert running.stderr.readline().startswith("out/models/one.riqz: ")
+    began = time.monotonic()
+    others.workers[0].terminate()
+    _, said = running.communicate(timeout=90)
+    progress, error = said.splitlines()
+    assert progress.startswith("riq compressing models")
+    assert error == f"riq: error: {others.file}: the scheduler or the last of its workers has gone; start it again"
+    assert running.returncode == 1
+    assert time.monotonic() - began > 25  # one that comes back until then goes on
+    assert list(archives(folder / "out" / "models")) == ["one.riqz"]
 
 
 def test_what_is_no_cluster_is_an_error(others: Machines, folder: Path) -> None:

@@ -1,11 +1,12 @@
-"""What goes to a pool of processes pickles: layers are decoded and encoded in a real one."""
+"""Layers are decoded and encoded in a real pool of processes, and executors have only so many jobs at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from riq_cli.archive import Archive
 from riq_cli.decode import decode_layer, decode_layers
 from riq_cli.decode.dequantize import Quantized
+from riq_cli.executors import ordered
 from riq_cli.model import Layer
 from riq_cli.pipeline.layer_entry import encode_layer
 
@@ -46,3 +48,28 @@ def test_layers_are_encoded_in_processes(coding: str, pool: ProcessPoolExecutor)
     entry, sections = encode_layer(layer, quantized, pool, without)
     assert entry.coding == coding
     assert (entry, sections) == encode_layer(layer, quantized, None, without)
+
+
+class Four(ThreadPoolExecutor):
+    """Has two jobs without a result at a time, and four in all."""
+
+    ahead = (2, 4)
+    submitted = 0
+
+    def submit(self, function: Callable[..., int], /, *arguments: int, **named: int) -> Future[int]:
+        self.submitted += 1
+        return super().submit(function, *arguments, **named)
+
+
+def test_an_executor_has_only_so_many_jobs_while_the_first_one_takes_long() -> None:
+    others = Event()
+
+    def job(number: int) -> int:
+        if number == 3:
+            others.set()
+        return number if number or others.wait(30) else -1
+
+    with Four(2) as executor:
+        for taken, result in enumerate(ordered(executor, job, range(20))):
+            assert result == taken
+            assert executor.submitted - taken <= 4

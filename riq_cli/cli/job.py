@@ -108,7 +108,7 @@ def machines(scheduler: str | None, load: Load) -> Iterator[Machines | None]:
     from riq_cli.pipeline import Machines
 
     with cluster(scheduler) as found:
-        yield Machines(found.executor, found.threads, found.keep, load)
+        yield Machines(found, found.threads, load)
 
 
 def made(

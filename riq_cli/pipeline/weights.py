@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import cached_property
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,7 +18,7 @@ from riq_cli.allocate.allocation import Allocation, Curve, expected_k
 from riq_cli.decode.dequantize import Quantized, Width
 from riq_cli.entropy.codes import Symbols
 from riq_cli.entropy.rate import ENTRY_BITS, estimated_bits
-from riq_cli.executors import available_threads, begun
+from riq_cli.executors import available_threads, ordered
 from riq_cli.memory import give_back_mapped_memory
 from riq_cli.model import Layer, Matrix
 from riq_cli.model.tensors import Array
@@ -38,6 +38,14 @@ Result = TypeVar("Result")
 Widths = list[float | None]  # of every layer; None: it stays exact
 Shift = NDArray[np.float64]  # what is added to a bias, one number for each of its elements
 Plans = Mapping[int, LayerPlan]  # of the layers that are not just rounded to the nearest at one bin width, by number
+
+
+class Restored(NamedTuple):
+    """The restored weights of a layer, about the bits that it takes, and what its bias takes over, if there is one."""
+
+    values: Array
+    bits: float
+    shift: Shift | None
 
 
 class Weights:
@@ -260,8 +268,8 @@ class Weights:
         give_back_mapped_memory()
         return found
 
-    def restored(self, number: int, width: float, plan: LayerPlan) -> tuple[Array, float]:
-        """The restored weights of one layer that is not just rounded to the nearest, and about the bits that it takes.
+    def restored(self, number: int, width: float, plan: LayerPlan) -> Restored:
+        """The weights of one layer that is not just rounded to the nearest.
 
         Args:
             number: of the layer.
@@ -270,8 +278,9 @@ class Weights:
         """
         layer = self.layers[number]
         values = self.quantized(number, width, plan).restored(layer.dtype, layer.shape).reshape(layer.shape)
+        shift = None if plan.bias is None else plan.shift(layer, values)
         give_back_mapped_memory()
-        return values, self._counted[plan][width]
+        return Restored(values, self._counted[plan][width], shift)
 
     def requantize(
         self, widths: Widths, plans: Plans, out: Sequence[Array], pool: Executor, workers: Executor | None = None
@@ -291,19 +300,27 @@ class Weights:
             scalar.requantize(layer.values[part], layer.dtype, _along(steps, part), out[number][part])
             give_back_mapped_memory()
 
-        def whole(number: int) -> tuple[int, Shift] | None:
-            width, plan, layer = widths[number], plans[number], self.layers[number]
-            assert width is not None
-            out[number][...], self._counted.setdefault(plan, {})[width] = results[number]()
-            return None if plan.bias is None else (plan.bias, plan.shift(layer, out[number]))
+        def whole(number: int) -> None:
+            taken(number, self.restored(number, coded[number], plans[number]))
+
+        def taken(number: int, found: Restored) -> None:
+            plan = plans[number]
+            out[number][...] = found.values
+            self._counted.setdefault(plan, {})[coded[number]] = found.bits
+            if plan.bias is not None and found.shift is not None:
+                shifts[plan.bias] = found.shift
 
         plans = {**self._bound, **plans}
         coded = {number: width for number, width in enumerate(widths) if width is not None}
         planned = [number for number in coded if number in plans and not plans[number].is_elementwise]
         planned.sort(key=lambda number: -self.sizes[number])
-        each = begun(workers, self.restored, planned, [coded[n] for n in planned], [plans[n] for n in planned])
-        results = dict(zip(planned, each, strict=True))
-        shifts = dict(found for found in self._mapped(whole, planned, pool) if found is not None)
+        shifts: dict[int, Shift] = {}
+        if workers is None:
+            list(self._mapped(whole, planned, pool))
+        else:
+            arguments = planned, [coded[n] for n in planned], [plans[n] for n in planned]
+            for number, found in zip(planned, ordered(workers, self.restored, *arguments), strict=True):
+                taken(number, found)
         jobs = [
             (number, plans[number].widths(self.layers[number], width) if number in plans else width, part)
             for number, width in coded.items()
@@ -329,11 +346,11 @@ class Weights:
         The largest take turns in one thread, as many as make up its share of the work: two at a time, each with several
         arrays of its size, would be the most memory that all of compress takes.
         """
-        ordered = sorted(numbers, key=lambda number: -self.sizes[number])
-        share = sum(self.sizes[number] for number in ordered) / self.threads
-        sums = itertools.accumulate(self.sizes[number] for number in ordered)
+        by_size = sorted(numbers, key=lambda number: -self.sizes[number])
+        share = sum(self.sizes[number] for number in by_size) / self.threads
+        sums = itertools.accumulate(self.sizes[number] for number in by_size)
         turns = max(sum(total <= share for total in sums), 1)
-        runs = [ordered[:turns], *([number] for number in ordered[turns:])]
+        runs = [by_size[:turns], *([number] for number in by_size[turns:])]
         return itertools.chain.from_iterable(pool.map(lambda run: [job(number) for number in run], runs))
 
 

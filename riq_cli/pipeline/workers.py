@@ -8,11 +8,10 @@ import io
 import pickle
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 from riq_cli.calibration import Calibration
 from riq_cli.errors import RiqError
@@ -23,7 +22,6 @@ from riq_cli.pipeline.measuring import Measuring
 from riq_cli.pipeline.settings import Settings
 from riq_cli.pipeline.solver import Preparation
 from riq_cli.pipeline.weights import Weights
-from riq_cli.quantize.plan import LayerPlan
 
 # What a worker has of its own, so that it is not sent: the only object of each class, by the path from the bench to it.
 _HELD = {
@@ -46,24 +44,23 @@ class Machines:
     Attributes:
         executor: runs functions of modules there.
         count: jobs that they do at the same time; the archive does not depend on it.
-        keep: sends a value once, and gives what stands for it among the arguments of the executor's jobs.
         load: loads there, from files, the model, its samples and the settings that are given here.
     """
 
     executor: Executor
     count: int
-    keep: Callable[[Any], Any]
     load: Callable[[], tuple[Model, Calibration | None, Settings]]
 
 
 class Workers(Executor):
     """Calls methods of a bench's objects on workers, each of which builds the same bench first.
 
-    A plan is sent once, and stays on the workers that have used it.
+    All that a call needs beside the bench is sent with it, plans as well. They could stay on the workers, but Dask lets
+    a call wait for the worker that holds its plan, while others have nothing to do.
 
     Attributes:
         count: of the workers.
-        ahead: calls at once: enough that no worker waits for the next one.
+        ahead: calls at once without a result, enough that no worker waits for the next one, and calls in all.
     """
 
     def __init__(
@@ -71,46 +68,31 @@ class Workers(Executor):
     ) -> None:
         """Take the machines, and what builds the bench there."""
         self._machines, self._build = machines, pickle.dumps(build)
-        self.count, self.ahead = machines.count, 2 * machines.count
-        self._kept: WeakKeyDictionary[LayerPlan, Any] = WeakKeyDictionary()
+        self.count, self.ahead = machines.count, (2 * machines.count, 4 * machines.count)
         for _ in range(self.count):  # while this machine builds its own
             machines.executor.submit(_begin, self._build)
 
     def submit(self, function: Callable[..., Result], /, *arguments: Any, **named: Any) -> Future[Result]:
         """The future result of a method, or of a function of a module."""
         file = io.BytesIO()
-        pickler = _Pickler(file)
-        pickler.dump((function, arguments, named))
-        plans = [self._sent(plan) for plan in pickler.plans]
-        return self._machines.executor.submit(_called, self._build, file.getvalue(), *plans)
-
-    def _sent(self, plan: LayerPlan) -> Any:
-        if plan not in self._kept:
-            self._kept[plan] = self._machines.keep(plan)
-        return self._kept[plan]
+        _Pickler(file, pickle.HIGHEST_PROTOCOL).dump((function, arguments, named))
+        return self._machines.executor.submit(_called, self._build, file.getvalue())
 
 
 class _Pickler(pickle.Pickler):
-    """Writes the paths of what a worker has of its own, and numbers for `plans`."""
+    """Writes the paths of what a worker has of its own."""
 
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file, pickle.HIGHEST_PROTOCOL)
-        self.plans: list[LayerPlan] = []
-
-    def persistent_id(self, found: Any) -> int | tuple[str, ...] | None:
-        if isinstance(found, LayerPlan):
-            self.plans.append(found)
-            return len(self.plans) - 1
+    def persistent_id(self, found: Any) -> tuple[str, ...] | None:
         return _HELD.get(type(found))
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, bench: Bench, plans: Sequence[LayerPlan]) -> None:
+    def __init__(self, file: io.BytesIO, bench: Bench) -> None:
         super().__init__(file)
-        self._bench, self._plans = bench, plans
+        self._bench = bench
 
-    def persistent_load(self, found: int | tuple[str, ...]) -> Any:
-        return self._plans[found] if isinstance(found, int) else functools.reduce(getattr, found, self._bench)
+    def persistent_load(self, path: tuple[str, ...]) -> Any:
+        return functools.reduce(getattr, path, self._bench)
 
 
 def _begin(build: bytes) -> None:
@@ -118,10 +100,10 @@ def _begin(build: bytes) -> None:
     _bench(build)
 
 
-def _called(build: bytes, call: bytes, *plans: LayerPlan) -> Any:
+def _called(build: bytes, call: bytes) -> Any:
     """The result of a call, on a worker."""
     bench, _ = _bench(build)
-    function, arguments, named = _Unpickler(io.BytesIO(call), bench, plans).load()
+    function, arguments, named = _Unpickler(io.BytesIO(call), bench).load()
     return function(*arguments, **named)
 
 
