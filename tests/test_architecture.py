@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "riq_cli"
 FLOORS = {
     "errors": 0, "limits": 0, "files": 0, "version": 0, "text": 0, "memory": 0, "kinds": 0, "executors": 0,
-    "cluster": 1, "scratch": 1,
+    "cluster": 1, "remote": 1, "scratch": 1,
     "points": 1, "callables": 1, "archive": 1, "entropy": 1,
     "model": 2, "decode": 2,
     "calibration": 3, "runtime": 3,
@@ -23,7 +23,7 @@ FLOORS = {
 DOORS = {
     "onnx": {"model"}, "google": {"model"}, "onnxruntime": {"runtime"}, "constriction": {"entropy"},
     "click": {"cli"}, "PIL": {"calibration"},
-    "matplotlib": {"plots"}, "dask": {"cluster"}, "distributed": {"cluster"},
+    "matplotlib": {"plots"}, "dask": {"cluster"}, "distributed": {"cluster"}, "fsspec": {"remote"},
 }  # fmt: skip
 WITHOUT_NUMPY = {
     "archive",
@@ -39,6 +39,7 @@ WITHOUT_NUMPY = {
     "callables",
     "executors",
     "cluster",
+    "remote",
 }
 SAME_FLOOR = {("files", "errors"), ("executors", "errors")}  # they stand on nothing else
 

@@ -153,6 +153,20 @@ def test_one_model_has_the_same_bytes_as_on_this_machine(
     assert (folder / "there.riqz").read_bytes() == (folder / "here.riqz").read_bytes()
 
 
+def test_files_by_url_have_the_same_bytes_and_memory_is_of_one_process(machines: Machines, folder: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    files = ("models/one.onnx", "--calibration", "models/one.npz")
+    assert riq("compress", *files, "-o", "here.riqz", "--threads", "1", folder=folder).returncode == 0
+    for store in (f"local://{folder}/models", f"file://{folder}/models"):
+        files = (f"{store}/one.onnx", "--calibration", f"{store}/one.npz", "--scheduler", machines.file)
+        done = riq("compress", *files, "-o", "there.riqz", "--force", folder=folder)
+        assert done.returncode == 0, done.stderr
+        assert (folder / "there.riqz").read_bytes() == (folder / "here.riqz").read_bytes()
+    fsspec.filesystem("memory").put(str(folder / "models" / "one.onnx"), "/one.onnx")
+    fails(1, "cannot begin: memory://one.onnx: no such file or folder", "compress", "memory://one.onnx",
+          "--scheduler", machines.file, folder=folder)  # fmt: skip
+
+
 def test_a_sweep_has_the_same_points(machines: Machines, folder: Path) -> None:
     command = ("sweep", "models/one.onnx", "--calibration", "models/one.npz", "--deviations", "0.02,0.01", "-o")
     assert riq(*command, "here.csv", "--threads", "1", folder=folder).returncode == 0

@@ -26,6 +26,7 @@ from riq_cli.cli.terminal import error_line, print_json, say
 from riq_cli.errors import ArchiveError, Interrupted, OutputError
 from riq_cli.executors import isolated
 from riq_cli.files import check_output
+from riq_cli.remote import is_url, local
 from riq_cli.text import counted, human_size, shown, times
 
 if TYPE_CHECKING:
@@ -147,19 +148,19 @@ def _tasks(
         settings = dict(shared["settings"])
         settings["labels"] = _filled(settings["labels"], model)
         samples = samples or _filled(calibration, model)
-        tasks[archive] = Task(str(model), samples, archive, force, resume, {**shared, "settings": settings})
+        tasks[archive] = Task(model, samples, archive, force, resume, {**shared, "settings": settings})
     if not tasks:
         raise click.UsageError(f"{batch}: holds no model (*.onnx)")
     return list(tasks.values())
 
 
-def _listed(batch: Path) -> list[tuple[Path, Path, str | None]]:
+def _listed(batch: Path) -> list[tuple[str, Path, str | None]]:
     """Each model, where its archive goes below the folder of all, and its samples if the list names them.
 
     Paths of a list are relative to its folder.
     """
     if batch.is_dir():
-        return [(path, path.relative_to(batch), None) for path in sorted(batch.rglob("*.onnx")) if path.is_file()]
+        return [(str(path), path.relative_to(batch), None) for path in sorted(batch.rglob("*.onnx")) if path.is_file()]
     try:
         lines = batch.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
@@ -168,27 +169,29 @@ def _listed(batch: Path) -> list[tuple[Path, Path, str | None]]:
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
-        model, *samples = _COLUMNS.split(line.strip())
-        place = Path(model)
+        model, *samples = map(local, _COLUMNS.split(line.strip()))
+        place = Path(model.partition("://")[2] if is_url(model) else model)
         place = place.relative_to(place.anchor)
         if len(samples) > 1 or ".." in place.parts:
             raise click.UsageError(
                 f"{batch}: line {number}: write MODEL, or MODEL and its samples with a tab or two blanks between them; "
                 "no .. in MODEL, whose path its archive keeps"
             )
-        found.append((batch.parent / model, place, _beside(batch, samples[0]) if samples else None))
+        model = model if is_url(model) else str(batch.parent / model)
+        found.append((model, place, _beside(batch, samples[0]) if samples else None))
     return found
 
 
 def _beside(batch: Path, samples: str) -> str:
-    """Samples of a list: a path relative to its folder, or module:callable."""
+    """Samples of a list: a path relative to its folder, a URL, or module:callable."""
     path = batch.parent / samples
     return samples if ":" in samples and not path.exists() else str(path)
 
 
-def _filled(pattern: str | None, model: Path) -> str | None:
+def _filled(pattern: str | None, model: str) -> str | None:
     """A path with the folder and the name of a model in it."""
-    return pattern and pattern.replace("{folder}", str(model.parent)).replace("{stem}", model.stem)
+    folder, name = os.path.split(model)
+    return pattern and pattern.replace("{folder}", folder or ".").replace("{stem}", Path(name).stem)
 
 
 def _check_settings(shared: Mapping[str, Any]) -> None:

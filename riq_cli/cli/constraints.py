@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +12,7 @@ from riq_cli.cli import options
 from riq_cli.cli.help import grouped
 from riq_cli.cli.paths import FileOf
 from riq_cli.cli.quantities import parse_drop, parse_fraction, parse_number
+from riq_cli.remote import is_url
 
 if TYPE_CHECKING:
     from riq_cli.calibration import Calibration
@@ -103,6 +105,8 @@ def load(
         from riq_cli.calibration import load_labels
         from riq_cli.constraint import LossConstraint
 
+        if is_url(calibration) and not any(Path(file).exists() for file in files(given)):
+            raise click.UsageError("--labels cannot be an array of samples behind a URL; give a file of its own")
         labels, key = load_labels(given["labels"], calibration)
         data = options.load_calibration(calibration, images, key)
         return LossConstraint(labels, given.get("max_loss_increase", 0.0), given.get("margin", 0.0)), data

@@ -16,6 +16,7 @@ from riq_cli.cli import constraints, options
 from riq_cli.errors import CheckpointError, Interrupted, TargetError
 from riq_cli.files import completed
 from riq_cli.memory import give_back_large_arrays
+from riq_cli.remote import is_url
 
 if TYPE_CHECKING:
     from riq_cli.archive import Archive
@@ -33,7 +34,7 @@ def prepared(
     """The model, its samples, and the settings.
 
     Args:
-        model: its file, or - for stdin.
+        model: its file or URL, or - for stdin.
         calibration: where the samples are; None: there are none.
         preset: its name; None: the default.
         follow_links: whether external data is read through links.
@@ -61,7 +62,9 @@ def prepared_from(
 
 
 def seen_from(folder: str, path: str) -> str:
-    """A path of a folder from anywhere; what is none there, such as a function, or a key of samples, stays."""
+    """A path of a folder from anywhere; what is none there, such as a URL, a function or a key of samples, stays."""
+    if is_url(path):
+        return path
     file = path.rpartition(":")[0]  # a folder of this name is a package that holds a function
     is_there = Path(folder, path).exists() or (bool(file) and Path(folder, file).is_file())
     return str(Path(folder, path)) if is_there else path

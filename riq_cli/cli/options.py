@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from riq_cli.cli.paths import FileOf, OutputFile, stdin
 from riq_cli.cli.quantities import parse_dimension, parse_fraction, parse_number, parse_numbers, parse_size
 from riq_cli.cli.terminal import warn_line
 from riq_cli.errors import ArchiveError, RiqError
+from riq_cli.remote import is_url, loaded
 
 if TYPE_CHECKING:
     from riq_cli.archive import Archive, LayerEntry
@@ -41,10 +43,10 @@ PRESETS = {
 }
 
 
-model_type = FileOf(".onnx", allow_dash=True)
+model_type = FileOf(".onnx", allow_dash=True, urls=True)
 archive_type = FileOf(".riqz", allow_dash=True)
 archives_type = FileOf(".riqz", allow_dash=True, folders=True)
-calibration_type = FileOf(".npz", ".npy", must_be_file=False)  # or a folder, or module:callable
+calibration_type = FileOf(".npz", ".npy", must_be_file=False, urls=True)  # or a folder, or module:callable
 output_type = OutputFile()
 
 calibration_option = click.option(
@@ -160,10 +162,15 @@ def image_options_for(options: dict[str, Any], *sources: str | None) -> dict[str
         UsageError: there are some, and every source of samples is an array file or a callable, or there is none.
     """
     images = taken(options, IMAGES)
-    if images and all(source is None or Path(source).is_file() or ":" in source for source in sources):
+    if images and all(map(_is_no_folder, sources)):
         option = next(iter(images)).replace("_", "-")
         raise click.UsageError(f"--{option} prepares a folder of images; arrays and functions give samples as they are")
     return images
+
+
+def _is_no_folder(source: str | None) -> bool:
+    """Whether samples are certainly not in a folder."""
+    return source is None or Path(source).is_file() or (":" in source and not is_url(source))
 
 
 def for_workers(model: str | None, settings: dict[str, Any]) -> None:
@@ -203,13 +210,18 @@ def load_calibration(source: str, images: Mapping[str, Any], without: str | None
     """The calibration data that the options describe, without one of an .npz file's arrays."""
     from riq_cli.calibration import Calibration, ImageOptions
 
-    return Calibration.load(source, ImageOptions(**images), without)
+    def load(path: Path | str) -> Calibration:
+        return Calibration.load(path, ImageOptions(**images), without)
+
+    return loaded(source, load) if is_url(source) else load(source)
 
 
 def load_model(path: str, follow_links: bool) -> Model:
-    """The model in a file, or on stdin for `-`."""
-    from riq_cli.model import Model
+    """The model in a file or behind a URL, or on stdin for `-`."""
+    from riq_cli.model import Model, files_beside
 
+    if is_url(path):
+        return loaded(path, partial(Model.load, follow_links=follow_links), files_beside)
     return Model.load(stdin() if path == "-" else path, follow_links)
 
 

@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 from riq_cli.cli.terminal import say
 from riq_cli.errors import OutputError
 from riq_cli.files import atomic_write, check_output
+from riq_cli.remote import is_url, local
 from riq_cli.text import human_size
 
 _BARE = re.compile(r"[\w./~+,@%=:-]*")  # what a shell takes as one word without quotes
@@ -133,10 +134,20 @@ class FileOf(click.Path):
     """A file to read, or a folder of them; shells complete folders and names that end in one of the suffixes."""
 
     def __init__(
-        self, *suffixes: str, allow_dash: bool = False, must_be_file: bool = True, folders: bool = False
+        self,
+        *suffixes: str,
+        allow_dash: bool = False,
+        must_be_file: bool = True,
+        folders: bool = False,
+        urls: bool = False,
     ) -> None:
         super().__init__(exists=must_be_file, dir_okay=folders or not must_be_file, allow_dash=allow_dash)
-        self._suffixes = suffixes
+        self._suffixes, self._urls = suffixes, urls
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path, or the URL where these may be given."""
+        path = local(value) if self._urls else value
+        return path if self._urls and is_url(path) else super().convert(path, param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The names that go on as typed; where there are none, or a shell would have to quote them, its own choice."""

@@ -3,6 +3,7 @@
 from riq_cli.model.activations import Activation, multiplied_activations, with_quantized_activations
 from riq_cli.model.branches import conditions, inlined_form
 from riq_cli.model.choices import class_axes
+from riq_cli.model.data_files import files_beside
 from riq_cli.model.formats import INTEGER_BITS, Stored, in_half_precision, is_contributed, trial, with_stored
 from riq_cli.model.inputs import ModelInput
 from riq_cli.model.layer import Layer
@@ -36,6 +37,7 @@ __all__ = [
     "WindowOutput",
     "class_axes",
     "conditions",
+    "files_beside",
     "in_half_precision",
     "inlined_form",
     "is_contributed",

@@ -11,10 +11,12 @@ from pathlib import Path, PurePath
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from riq_cli.errors import ModelError
 from riq_cli.memory import give_back_mapped_memory, mapped
+from riq_cli.model.places import tensors
 from riq_cli.model.tensors import clear_data, named, size_of
 from riq_cli.model.wire import without_raw_data
 
@@ -24,6 +26,17 @@ _LARGE = 1 << 24  # bytes of a model's own file that is not just read: it has to
 _INSIDE = 1 << 16  # bytes of a tensor in it that are not read either
 _TOKEN = 16  # bytes that stand for them
 _HASHED = 1 << 24  # bytes of a file that are in memory at a time as it is hashed
+
+
+def files_beside(path: Path) -> list[str]:
+    """Locations of a model's external data, as the model gives them; none if the file is no model."""
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(DataFiles(path).message())
+    except (DecodeError, OSError):
+        return []
+    entries = (entry for tensor in tensors(proto) for entry in tensor.external_data)
+    return sorted({entry.value for entry in entries if entry.key == "location" and isinstance(entry.value, str)})
 
 
 class DataFiles:
