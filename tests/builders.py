@@ -905,8 +905,8 @@ def arguments(seed: int = 0) -> onnx.ModelProto:
 
 ONE = np.array(1, np.float32)
 CONSTANTS = {
-    "axis": np.array([1]), "one": ONE, "outer": ONE, "two": np.array([2]), "shape": np.array([-1, 1, 5]),
-    "back": np.array([-1, 5]), "ones": np.array([1], np.float32),
+    "axis": np.array([1]), "one": ONE, "outer": ONE, "two": np.array([2]), "five": np.array([2, 3]),
+    "shape": np.array([-1, 1, 5]), "back": np.array([-1, 5]), "ones": np.array([1], np.float32),
 }  # fmt: skip
 BRANCHES: dict[str, str] = {  # graphs by their names, each of one output, the last of its nodes
     "negative": "Neg z > o",
@@ -950,6 +950,13 @@ ENDS: dict[str, tuple[str, str, str]] = {
     "sigmoid_of_argmax_and_softmax": (
         "Softmax z > y; Sigmoid z > s; ArgMax z > i axis=1", "y s i:int", "y s z",
     ),
+    # Boxes and scores of a detector, which large numbers of boxes hide.
+    "sigmoid_joined": ("Abs z > b; Sigmoid z > s; Concat b s > y axis=1", "y", "y z"),
+    "sigmoid_of_a_part": (
+        "Neg z > n; Softmax n > p; Split p five > f g axis=1; Sigmoid z > s; Concat s f g > y axis=1", "y", "y z n",
+    ),
+    "softmax_of_joined": ("Sigmoid z > s; Concat z s > c axis=1; Softmax c > y", "y", "y c"),
+    "joined_without_saturation": ("Abs z > b; Concat b z > y axis=1", "y", "y"),
     "logits_are_an_output_too": ("Softmax z > y", "y z", "y z"),
     # A gate z · sigmoid(z) saturates nothing at the end.
     "sigmoid_in_the_middle": ("Sigmoid z > g; Mul z g > y", "y", "y"),

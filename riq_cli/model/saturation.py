@@ -31,7 +31,7 @@ _SOFTMAX = (
 )
 _DENOMINATOR = ("Add", _NUMBER, ("Exp", ("Neg", "x")))
 _LOGISTIC = (("Div", _NUMBER, _DENOMINATOR), ("Reciprocal", _DENOMINATOR))  # x / (1 + exp(−x)) is SiLU
-_FORWARDING = frozenset("Identity Cast Transpose Reshape Squeeze Unsqueeze Flatten Dropout".split())
+_FORWARDING = frozenset("Identity Cast Transpose Reshape Squeeze Unsqueeze Flatten Dropout Slice Split".split())
 
 
 class ActivationFunction(NamedTuple):
@@ -54,7 +54,7 @@ def measured_tensors(model: onnx.ModelProto, names: Sequence[str] = ()) -> list[
     Args:
         model: changed in place.
         names: tensors to measure instead of the default: every float output, and the pre-activation behind each
-            output that ends in a saturating operator.
+            output, or part of one, that ends in a saturating operator.
 
     Raises:
         SettingsError: a name that no tensor of the main graph has.
@@ -71,8 +71,8 @@ def measured_tensors(model: onnx.ModelProto, names: Sequence[str] = ()) -> list[
     else:
         floats = [output.name for output in graph.output if _is_float(output)]
         numbers = single_numbers(model)
-        inner = [pre_activation(graph, output.name, numbers) for output in graph.output]
-        tensors = list(dict.fromkeys(floats + [name for name in inner if name is not None]))
+        inner = [name for output in graph.output for name in pre_activations(graph, output.name, numbers)]
+        tensors = list(dict.fromkeys(floats + inner))
     give_out(model, tensors)
     return tensors
 
@@ -85,27 +85,29 @@ def give_out(model: onnx.ModelProto, names: Sequence[str]) -> None:
         _give_as_float(model.graph, name)
 
 
-def pre_activation(graph: onnx.GraphProto, name: str, numbers: Collection[str]) -> str | None:
-    """The tensor that enters the saturating operators at the end of `name`'s computation; None without such.
+def pre_activations(graph: onnx.GraphProto, name: str, numbers: Collection[str]) -> list[str]:
+    """The tensors that enter the saturating operators at the end of `name`'s computation.
 
-    An If whose branches end in such operators gets one more output for the tensor (`graph` is changed). `numbers` are
-    the names of the constants that are a single number, in whatever graph.
+    There are several where an output is joined of parts, such as the boxes and the scores of a detector: large numbers
+    of the one part hide errors of the other. An If whose branches end in such operators gets one more output for the
+    tensor (`graph` is changed). `numbers` are the names of the constants that are a single number, in whatever graph.
     """
     producers = producers_of(graph)
-    found: str | None = None
-    for _ in graph.node:  # a way back is no longer, unless it is a circle
-        node = producers.get(name)
-        if node is None:
-            break
-        if node.op_type in _FORWARDING:
-            name = operand(node, 0)
-        elif node.op_type == "If":
-            return _through_branches(node, list(node.output).index(name), numbers) or found
-        else:
-            ends = activation(node, producers, numbers)
-            if ends is None:
-                break
-            found = name = ends.before
+    ends, found, seen = [name], [], set[str]()
+    while ends:
+        name, before = ends.pop(), None
+        while name in producers and name not in seen:
+            seen.add(name)
+            node = producers[name]
+            if node.op_type in _FORWARDING:
+                name = operand(node, 0)
+            elif node.op_type == "Concat" and before is None:
+                ends.extend(reversed(node.input))
+            elif node.op_type == "If":
+                before = _through_branches(node, list(node.output).index(name), numbers) or before
+            elif (function := activation(node, producers, numbers)) is not None:
+                name = before = function.before
+        found.extend([] if before is None else [before])
     return found
 
 
@@ -169,13 +171,14 @@ def _through_branches(node: onnx.NodeProto, number: int, numbers: Collection[str
     branches = [branch for _, branch in subgraphs(node)]
     if any(number >= len(branch.output) for branch in branches):
         return None  # no session runs this
-    inner = [pre_activation(branch, branch.output[number].name, numbers) for branch in branches]
-    if all(name is None for name in inner):
+    inner = [pre_activations(branch, branch.output[number].name, numbers) for branch in branches]
+    if not any(inner) or max(map(len, inner)) > 1:  # of several parts there is no one tensor
         return None
     fresh = f"{node.output[number]}/pre_activation"
-    for branch, name in zip(branches, inner, strict=True):
+    for branch, names in zip(branches, inner, strict=True):
         copy = f"{fresh}/{branch.name}/{len(branch.node)}"
-        branch.node.append(onnx.helper.make_node("Identity", [name or branch.output[number].name], [copy]))
+        name = names[0] if names else branch.output[number].name
+        branch.node.append(onnx.helper.make_node("Identity", [name], [copy]))
         branch.output.append(onnx.ValueInfoProto(name=copy))
     node.output.append(fresh)
     return fresh
