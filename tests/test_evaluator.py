@@ -482,3 +482,22 @@ def test_an_observer_shows_the_same_with_layers_as_inputs(tmp_path: Path) -> Non
     assert [step[:2] for step in found] == [step[:2] for step in wanted]
     for (*_, one), (*_, other) in zip(found, wanted, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_deviation_of_constant_outputs_tells_how_much_samples_change(tmp_path: Path) -> None:
+    proto = model(
+        [node("Add", "x w", "y")],
+        [info("x", "batch", 2)],
+        [info("y", "batch", 2)],
+        [onnx.numpy_helper.from_array(np.zeros(2, np.float32), "w")],
+    )
+    form = load(proto, tmp_path).select(lambda _: False).session_form()
+
+    def constant(*runs: list[list[float]]) -> float:
+        samples = [({"x": np.array(rows, np.float32)}, len(rows)) for rows in runs]
+        return Evaluator(form, [], samples, runtime=Runtime(threads=1)).of_constant_outputs()
+
+    assert constant([[1, 0]], [[0, 1]]) == pytest.approx(1 - np.sqrt(0.5))  # their mean is (½, ½)
+    assert constant([[1, 0], [0, 1]], [[1, 0]], [[0, 1]]) == pytest.approx(1 - np.sqrt(0.5))
+    assert constant([[1, 0.1]], [[1, -0.1]]) == pytest.approx(1 - 1 / np.sqrt(1.01))
+    assert constant([[1, 2]]) == 1  # one sample tells nothing

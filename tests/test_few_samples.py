@@ -38,6 +38,29 @@ def test_samples_that_are_all_alike_give_a_result(copies: int, seed: int, tmp_pa
     assert warnings == [f"the {copies} samples are all the same{REMEDY}"]
 
 
+def test_a_target_that_constant_outputs_meet_is_warned_of(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    nodes = [builders.node("MatMul", "x w", "z"), builders.node("Add", "z b", "y")]
+    tensors = [builders.tensor("w", rng.standard_normal((64, 8)).astype(np.float32))]
+    offset = builders.tensor("b", np.full(8, 100, np.float32))
+    proto = builders.model(nodes, [builders.info("x", 1, 64)], [builders.info("y", 1, 8)], [*tensors, offset])
+    samples = riq.Calibration.from_arrays({"x": rng.standard_normal((16, 64)).astype(np.float32)})
+    model = riq.Model.load(builders.save(proto, tmp_path))
+    warnings: list[str] = []
+    riq.compress(model, samples, preset="fast", deviation=1e-2, warn=warnings.append)
+    (warning,) = warnings
+    constant = float(warning.split("deviate by ")[1].split()[0])
+    assert warning == (
+        f"outputs that are the same for all samples would deviate by {constant:.2g} only, so that a deviation of 0.01 "
+        "says little of what a sample changes in them; give samples that differ more, or "
+        f"--deviation {0.01 * constant:.1g}"
+    )
+    assert constant == pytest.approx(64 / 100**2 / 2, rel=0.3)  # half of the variance of 64 products, over 100²
+    warnings.clear()
+    riq.compress(model, samples, preset="fast", deviation=1e-5, warn=warnings.append)
+    assert not warnings
+
+
 def feeds(*values: float, rows: int = 1) -> list[Sample]:
     return [Sample({"x": np.full((rows, 2), value, np.float32)}, rows) for value in values]
 

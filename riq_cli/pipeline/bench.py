@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _PROBE_SAMPLES = 8, 4  # of small models, of large ones
 _SMALL = 1 << 22  # weights
+_LITTLE = 4  # targets, at least, by which outputs that are the same for all samples should deviate
 
 
 class Bench:
@@ -98,9 +99,11 @@ class Bench:
         self.calibration = {"kind": kind, "samples": sum(map(sum, defined)), "sha256": digest(samples)}
         run = seconds / len(samples)
         measurable = [number for number, rows in enumerate(defined) if any(rows)]
-        warning = scarcity([samples[number] for number in measurable])
-        if warning is not None and evaluator.measured and not is_random:
-            warn(warning)
+        if evaluator.measured and not is_random:
+            warning = scarcity([samples[number] for number in measurable])
+            warning = warning or _constancy(evaluator.on(measurable), settings.deviation)
+            if warning is not None:
+                warn(warning)
         constraint = settings.constraint
         # A constraint counts on samples whose deviation is undefined: labels are one for each.
         kept = range(len(samples)) if constraint is not None and constraint.on_samples else measurable
@@ -222,3 +225,15 @@ class Bench:
                 phase.seconds for phase in schedule(by_norm, self._weights, parts, None, 0, False, run)
             )
         self._progress(Progress("original", samples, samples, expected=expected, fast=fast))
+
+
+def _constancy(evaluator: Evaluator, target: float | None) -> str | None:
+    """What to warn of where a target says little of what samples change, such as of boxes beside large offsets."""
+    constant = evaluator.of_constant_outputs()
+    if target is None or constant >= _LITTLE * target:
+        return None
+    return (
+        f"outputs that are the same for all samples would deviate by {constant:.2g} only, so that a deviation of "
+        f"{target:g} says little of what a sample changes in them; give samples that differ more, or "
+        f"--deviation {target * constant:.1g}"
+    )

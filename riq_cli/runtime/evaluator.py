@@ -190,6 +190,26 @@ class Evaluator:
         result: NDArray[np.float64] = rows @ rows.T
         return result
 
+    def of_constant_outputs(self) -> float:
+        """The deviation of outputs that are the same for every sample: the means of the original ones.
+
+        A target near it, or above, says little of what a sample changes. 1 where there is one sample, or where shapes
+        of a tensor differ.
+        """
+        found = []
+        for values in zip(*self._reference, strict=True):
+            outputs = [
+                output.astype(np.float64)
+                for value, (_, rows) in zip(values, self._samples, strict=True)
+                for output in (value if value.ndim and len(value) == rows else value[None])
+            ]
+            if len(outputs) == 1 or len({output.shape for output in outputs}) > 1:
+                return 1.0
+            with np.errstate(invalid="ignore", over="ignore"):
+                mean = np.mean(outputs, axis=0)
+            found.append(float(np.nanmean([sample_deviations(output, mean) for output in outputs])))
+        return max(found)
+
     def _run(
         self, form: SessionForm, weights: Sequence[Array], names: Sequence[str], numbers: Sequence[int]
     ) -> Iterator[list[Array]]:
