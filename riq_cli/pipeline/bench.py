@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _PROBE_SAMPLES = 8, 4  # of small models, of large ones
 _SMALL = 1 << 22  # weights
+_LEAST = 1e-9  # deviation that is worth to be asked for: float32 has hardly more digits
 _LITTLE = 4  # targets, at least, by which outputs that are the same for all samples should deviate
 
 
@@ -232,8 +233,8 @@ def _constancy(evaluator: Evaluator, target: float | None) -> str | None:
     constant = evaluator.of_constant_outputs()
     if target is None or constant >= _LITTLE * target:
         return None
+    smaller = f", or --deviation {target * constant:.1g}" if target * constant > _LEAST else ""
     return (
         f"outputs that are the same for all samples would deviate by {constant:.2g} only, so that a deviation of "
-        f"{target:g} says little of what a sample changes in them; give samples that differ more, or "
-        f"--deviation {target * constant:.1g}"
+        f"{target:g} says little of what a sample changes in them; give samples that differ more{smaller}"
     )
