@@ -397,6 +397,19 @@ def test_a_reader_that_leaves_is_no_error_to_show(ready: Path) -> None:
     assert done.stdout.startswith(b"layer")
 
 
+def test_a_package_that_is_missing_is_told(ready: Path) -> None:
+    script = (
+        "import sys; sys.modules['onnx'] = None; sys.argv = ['riq', 'compress', 'model.onnx', '-o', 'x']; "
+        "from riq_cli.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ready, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 1
+    message = f"riq: error: this Python, {sys.executable}, has no package 'onnx'; install riq again, with pip\n"
+    assert done.stderr.decode() == message
+
+
 COMMANDS = ("compress", "decompress", "verify", "test", "run", "report", "sweep", "plot", "web", "completion", "help")
 
 

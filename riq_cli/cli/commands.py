@@ -111,6 +111,8 @@ def failure(error: Exception) -> tuple[int, str]:
     if isinstance(error, (RiqError, OSError, MemoryError)):
         code = TARGET if isinstance(error, TargetError) else USAGE if isinstance(error, SettingsError) else FAILED
         return code, _message(error)
+    if isinstance(error, ModuleNotFoundError):
+        return FAILED, f"this Python, {sys.executable}, has no package {error.name!r}; install riq again, with pip"
     # A bug of ours, or an archive made to mislead in fields that nothing checks.
     return FAILED, f"unexpected {type(error).__name__}: {error}; please report it, with what -vv prints"
 
