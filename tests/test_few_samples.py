@@ -49,10 +49,10 @@ def test_a_target_that_constant_outputs_meet_is_warned_of(tmp_path: Path) -> Non
     warnings: list[str] = []
     riq.compress(model, samples, preset="fast", deviation=1e-2, warn=warnings.append)
     (warning,) = warnings
-    constant = float(warning.split("deviate by ")[1].split()[0])
+    constant = float(warning.split("by only ")[1].split(",")[0])
     assert warning == (
-        f"outputs that are the same for all samples would deviate by {constant:.2g} only, so that a deviation of 0.01 "
-        "says little of what a sample changes in them; give samples that differ more, or "
+        f"a model that gives the same outputs for every sample would deviate by only {constant:.2g}, so that a "
+        "deviation of 0.01 promises little; give samples that differ more, or "
         f"--deviation {0.01 * constant:.1g}"
     )
     assert constant == pytest.approx(64 / 100**2 / 2, rel=0.3)  # half of the variance of 64 products, over 100²

@@ -235,6 +235,6 @@ def _constancy(evaluator: Evaluator, target: float | None) -> str | None:
         return None
     smaller = f", or --deviation {target * constant:.1g}" if target * constant > _LEAST else ""
     return (
-        f"outputs that are the same for all samples would deviate by {constant:.2g} only, so that a deviation of "
-        f"{target:g} says little of what a sample changes in them; give samples that differ more{smaller}"
+        f"a model that gives the same outputs for every sample would deviate by only {constant:.2g}, so that a "
+        f"deviation of {target:g} promises little; give samples that differ more{smaller}"
     )
