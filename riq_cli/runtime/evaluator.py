@@ -199,14 +199,16 @@ class Evaluator:
         found = []
         for values in zip(*self._reference, strict=True):
             outputs = [
-                output.astype(np.float64)
+                output
                 for value, (_, rows) in zip(values, self._samples, strict=True)
                 for output in (value if value.ndim and len(value) == rows else value[None])
             ]
             if len(outputs) == 1 or len({output.shape for output in outputs}) > 1:
                 return 1.0
+            mean = np.zeros(outputs[0].shape)
             with np.errstate(invalid="ignore", over="ignore"):
-                mean = np.mean(outputs, axis=0)
+                for output in outputs:
+                    mean += output / len(outputs)
             found.append(float(np.nanmean([sample_deviations(output, mean) for output in outputs])))
         return max(found)
 
