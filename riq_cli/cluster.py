@@ -83,6 +83,12 @@ class Cluster(Executor):
                 job = running.pop(future)
                 yield job, None if isinstance(future.exception(), KilledWorker) else future.result()
 
+    def on_each(self, function: Callable[..., Any], /, *arguments: Any) -> None:
+        """Call a function of a module on each worker, also while jobs run there; nothing happens if that fails."""
+        with contextlib.suppress(OSError):
+            if self._client.status == "running":
+                self._client.run(function, *arguments, on_error="ignore")
+
     def watch(self, ended: threading.Event) -> None:
         """Look at the workers until the event; where none may be expected any longer, end all jobs."""
         without = 0

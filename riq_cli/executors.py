@@ -33,13 +33,22 @@ def available_threads() -> int:
     return os.cpu_count() or 1
 
 
+class Workers(Executor):
+    """Workers elsewhere, such as those of a cluster.
+
+    Attributes:
+        count: jobs that they do at the same time, > 0; results do not depend on it.
+    """
+
+    count: int
+
+
 def begun(
     executor: Executor | None, function: Callable[..., Result], *arguments: Iterable[Any]
 ) -> Iterator[Callable[[], Result]]:
     """What gives the result of a function for one set of arguments after another.
 
-    With an executor some jobs run ahead of what is taken; unlike with `executor.map`, never all of them. An executor
-    may say by `ahead` how many of them have no result yet, and how many there are in all.
+    With an executor some jobs run ahead of what is taken; unlike with `executor.map`, never all of them.
 
     Args:
         executor: where the function runs; None: here, each call when its result is asked for.
@@ -50,11 +59,13 @@ def begun(
     if executor is None:
         yield from (partial(function, *call) for call in calls)
         return
-    running_most, most = getattr(executor, "ahead", (_AHEAD, _AHEAD))
+    ahead = most = _AHEAD  # without a result, and in all
+    if isinstance(executor, Workers):
+        ahead, most = 2 * executor.count, 4 * executor.count  # no worker waits while one has a job that takes long
     jobs: deque[Future[Result]] = deque()
     for call in calls:
         jobs.append(executor.submit(function, *call))
-        while len(running := [job for job in jobs if not job.done()]) >= running_most or len(jobs) >= most:
+        while len(running := [job for job in jobs if not job.done()]) >= ahead or len(jobs) >= most:
             if jobs[0] in running:
                 wait(running, return_when=FIRST_COMPLETED)
             else:

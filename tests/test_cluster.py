@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from riq_cli.cluster import cluster
 from riq_cli.errors import RiqError
 from riq_cli.model import Model
 from riq_cli.pipeline import Progress, Settings, compress
+from riq_cli.pipeline.bench import Bench
 from riq_cli.pipeline.checkpoint import Checkpoint
 from riq_cli.points import read_points
 from tests import builders
@@ -66,10 +68,14 @@ class Machines:
         )  # fmt: skip
 
     def pids(self) -> list[int]:
+        return self.run(os.getpid)
+
+    def run(self, function: Callable[[], int]) -> list[int]:
+        """What each worker returns."""
         from distributed import Client
 
         with Client(scheduler_file=str(self.file), set_as_default=False) as client:
-            return list(client.run(os.getpid).values())
+            return list(client.run(function).values())
 
     def kill_workers(self) -> None:
         """End them where the scheduler has gone, for which they would wait."""
@@ -151,6 +157,12 @@ def test_one_model_has_the_same_bytes_as_on_this_machine(
     done = riq(*command, "there.riqz", "--scheduler", machines.file, folder=folder)
     assert done.returncode == 0, done.stderr
     assert (folder / "there.riqz").read_bytes() == (folder / "here.riqz").read_bytes()
+    assert machines.run(benches) == [0, 0]  # they could be large
+
+
+def benches() -> int:
+    """How many this process has."""
+    return sum(isinstance(one, Bench) for one in gc.get_objects())
 
 
 def test_files_by_url_have_the_same_bytes_and_memory_is_of_one_process(machines: Machines, folder: Path) -> None:
@@ -188,8 +200,8 @@ def test_a_worker_that_has_another_model_or_none_says_so(has: str, machines: Mac
         cluster(str(machines.file)) as found,
         pytest.raises(RiqError, match=rf"^worker \S+ cannot begin: .*{said}.*; workers need"),
     ):
-        others = pipeline.Machines(found, found.threads, partial(loaded, folder / "elsewhere"))
-        compress(*loaded(folder), machines=others)
+        others = pipeline.OnCluster(found, partial(loaded, folder / "elsewhere"))
+        compress(*loaded(folder), on_cluster=others)
 
 
 def loaded(folder: Path) -> tuple[Model, Calibration, Settings]:
@@ -217,9 +229,9 @@ def test_a_worker_that_ends_in_any_phase_changes_no_byte(machines: Machines, fol
             os.kill(machines.pids()[0], signal.SIGKILL)
 
     with cluster(str(machines.file)) as found:
-        others = pipeline.Machines(found, found.threads, partial(loaded, folder))
+        others = pipeline.OnCluster(found, partial(loaded, folder))
         there = io.BytesIO()
-        compress(*loaded(folder), progress=tell, machines=others).write(there)
+        compress(*loaded(folder), progress=tell, on_cluster=others).write(there)
     assert set(killed) >= {"gradients", "statistics", "rows", "probe", "search", "trellis", "coding"}
     assert there.getvalue() == here.getvalue()
 
@@ -242,8 +254,8 @@ def test_a_scheduler_that_goes_away_leaves_a_checkpoint_to_go_on_from(
         pytest.raises(RiqError, match="the scheduler or the last of its workers has gone; start it again"),
         cluster(str(others.file)) as found,
     ):
-        machines = pipeline.Machines(found, found.threads, partial(loaded, folder))
-        compress(*loaded(folder), progress=tell, machines=machines, checkpoint=Checkpoint(folder / "kept"))
+        elsewhere = pipeline.OnCluster(found, partial(loaded, folder))
+        compress(*loaded(folder), progress=tell, on_cluster=elsewhere, checkpoint=Checkpoint(folder / "kept"))
     phases: list[str] = []
     again = Checkpoint(folder / "kept", resume=True)
     compress(*loaded(folder), progress=lambda step: phases.append(step.phase), checkpoint=again).write(there)
@@ -305,7 +317,7 @@ def test_a_batch_ends_where_no_worker_comes_back(others: Machines, folder: Path)
     assert list(archives(folder / "out" / "models")) == ["one.riqz"]
 
 
-def test_what_is_no_cluster_is_an_error(others: Machines, folder: Path) -> None:
+def test_what_is_no_elsewhereis_an_error(others: Machines, folder: Path) -> None:
     (folder / "broken.json").write_text("{}")
     fails(1, "none.json: neither an address, such as tcp://host:8786, nor", *BATCH, "out", "--scheduler", "none.json",
           folder=folder)  # fmt: skip

@@ -14,7 +14,7 @@ import pytest
 from riq_cli.archive import Archive
 from riq_cli.decode import decode_layer, decode_layers
 from riq_cli.decode.dequantize import Quantized
-from riq_cli.executors import ordered
+from riq_cli.executors import Workers, ordered
 from riq_cli.model import Layer
 from riq_cli.pipeline.layer_entry import encode_layer
 
@@ -50,10 +50,10 @@ def test_layers_are_encoded_in_processes(coding: str, pool: ProcessPoolExecutor)
     assert (entry, sections) == encode_layer(layer, quantized, None, without)
 
 
-class Four(ThreadPoolExecutor):
-    """Has two jobs without a result at a time, and four in all."""
+class One(Workers, ThreadPoolExecutor):
+    """A worker: it has two jobs without a result at a time, and four in all."""
 
-    ahead = (2, 4)
+    count = 1
     submitted = 0
 
     def submit(self, function: Callable[..., int], /, *arguments: int, **named: int) -> Future[int]:
@@ -69,7 +69,7 @@ def test_an_executor_has_only_so_many_jobs_while_the_first_one_takes_long() -> N
             others.set()
         return number if number or others.wait(30) else -1
 
-    with Four(2) as executor:
+    with One(2) as executor:
         for taken, result in enumerate(ordered(executor, job, range(20))):
             assert result == taken
             assert executor.submitted - taken <= 4

@@ -221,8 +221,8 @@ def _outcomes(
         return
     from riq_cli.cluster import KILLED, cluster
 
-    with cluster(scheduler) as machines:
-        for task, outcome in machines.finished(partial(_compressed, folder=os.getcwd()), tasks):
+    with cluster(scheduler) as found:
+        for task, outcome in found.finished(partial(_compressed, folder=os.getcwd()), tasks):
             yield task, outcome or Outcome(None, "failed", error=KILLED)
 
 

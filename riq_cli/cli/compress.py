@@ -17,7 +17,7 @@ import click
 from riq_cli.cli import constraints, options
 from riq_cli.cli.batch import compress_batch
 from riq_cli.cli.help import Command, grouped
-from riq_cli.cli.job import checkpoint_path, machines, made, prepared, prepared_from, resumable
+from riq_cli.cli.job import checkpoint_path, made, on_cluster, prepared, prepared_from, resumable
 from riq_cli.cli.log import search_log, step_record, trace
 from riq_cli.cli.paths import check_binary, check_outputs, check_stdout, refuse_sources
 from riq_cli.cli.progress import Wait
@@ -207,8 +207,8 @@ def compress(
                 records.append(record)
 
         with resumable(path, kept_at, resume, wait.warn) as checkpoint:
-            with wait, machines(scheduler, load) as others:
-                archive = made(source, data, wanted, tell, wait.warn, checkpoint, others)
+            with wait, on_cluster(scheduler, load) as cluster:
+                archive = made(source, data, wanted, tell, wait.warn, checkpoint, cluster)
             if path == "-":
                 archive.write(sys.stdout.buffer)
                 sys.stdout.flush()  # what fails here is told before, and not after, that it was done

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from riq_cli.calibration import Calibration
     from riq_cli.constraint import Constraint
     from riq_cli.model import Model
-    from riq_cli.pipeline import Checkpoint, FixedLayout, Machines, Progress, Settings
+    from riq_cli.pipeline import Checkpoint, FixedLayout, OnCluster, Progress, Settings
 
     Load = Callable[[], tuple[Model, Calibration | None, Settings]]
 
@@ -102,16 +102,16 @@ def _layout(given: dict[str, Any]) -> FixedLayout | None:
 
 
 @contextlib.contextmanager
-def machines(scheduler: str | None, load: Load) -> Iterator[Machines | None]:
-    """The workers of a scheduler, which load the same job; None: there are none."""
+def on_cluster(scheduler: str | None, load: Load) -> Iterator[OnCluster | None]:
+    """The cluster of a scheduler, whose workers load the same job; None: there is none."""
     if scheduler is None:
         yield None
         return
     from riq_cli.cluster import cluster
-    from riq_cli.pipeline import Machines
+    from riq_cli.pipeline import OnCluster
 
     with cluster(scheduler) as found:
-        yield Machines(found, found.threads, load)
+        yield OnCluster(found, load)
 
 
 def made(
@@ -121,7 +121,7 @@ def made(
     progress: Callable[[Progress], None] | None,
     warn: Callable[[str], None],
     checkpoint: Checkpoint,
-    machines: Machines | None = None,
+    cluster: OnCluster | None = None,
 ) -> Archive:
     """The archive of a model; layers are coded in processes where they are large."""
     from riq_cli.pipeline import compress
@@ -133,7 +133,7 @@ def made(
         )
     with options.coding_executor(model.layers) as executor:
         return compress(model, calibration, wanted, progress=progress, warn=warn, executor=executor,
-                        machines=machines, checkpoint=checkpoint)  # fmt: skip
+                        on_cluster=cluster, checkpoint=checkpoint)  # fmt: skip
 
 
 def checkpoint_path(archive: str, k: float | None, warn: Callable[[str], None]) -> str | None:

@@ -14,7 +14,7 @@ import click
 
 from riq_cli.cli import options
 from riq_cli.cli.help import Command, grouped
-from riq_cli.cli.job import machines, seen_from
+from riq_cli.cli.job import on_cluster, seen_from
 from riq_cli.cli.log import search_log, step_record
 from riq_cli.cli.paths import check_outputs, check_stdout, picture_type, refuse_sources, write
 from riq_cli.cli.progress import Wait
@@ -179,9 +179,9 @@ def sweep(
                 targets = sorted(goal.deviation for goal in goals if goal.deviation is not None)
                 about = targets[len(targets) // 2] if targets else None  # of all: a resumed sweep finds the same points
                 load = partial(_loaded_from, os.getcwd(), model, calibration, images, follow_links, goals[0])
-                with machines(scheduler, load) as others:
+                with on_cluster(scheduler, load) as cluster:
                     for outcome in sweep_model(source, data, missing, about=about, validation=judge, progress=tell,
-                                               warn=warn, executor=executor, machines=others):  # fmt: skip
+                                               warn=warn, executor=executor, on_cluster=cluster):  # fmt: skip
                         point = _point(_asked(preset, outcome.settings, identity), outcome)
                         points.append(point)
                         with wait.hidden():

@@ -7,7 +7,7 @@ from riq_cli.pipeline.progress import Progress
 from riq_cli.pipeline.restoration import Verification, check, decompress, verify
 from riq_cli.pipeline.settings import PRESETS, FixedLayout, Settings
 from riq_cli.pipeline.sweep import Outcome, sweep
-from riq_cli.pipeline.workers import Machines
+from riq_cli.pipeline.workers import OnCluster
 
 __all__ = [
     "PRESETS",
@@ -15,7 +15,7 @@ __all__ = [
     "Converted",
     "FixedLayout",
     "Format",
-    "Machines",
+    "OnCluster",
     "Outcome",
     "Progress",
     "Settings",

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from riq_cli.archive import Archive
 from riq_cli.calibration import Calibration, Sample, digest, scarcity
 from riq_cli.errors import SettingsError
+from riq_cli.executors import Workers
 from riq_cli.memory import give_back_mapped_memory
 from riq_cli.model import (
     Model,
@@ -35,9 +35,6 @@ from riq_cli.pipeline.weights import Weights
 from riq_cli.runtime import Deviation, Evaluator, Observer, Prober, activation_ranges, inlined
 from riq_cli.scratch import HUGE
 from riq_cli.statistics.gradients import Halves, Observed
-
-if TYPE_CHECKING:
-    from riq_cli.pipeline.workers import Workers
 
 _PROBE_SAMPLES = 8, 4  # of small models, of large ones
 _SMALL = 1 << 22  # weights
@@ -81,7 +78,7 @@ class Bench:
             progress: called at every step.
             warn: called with what the user should know.
             pool: threads that work on layers.
-            workers: other machines that do; None: this one does.
+            workers: work on layers instead; None: this process does.
             checkpoint: keeps results of steps.
 
         Raises:

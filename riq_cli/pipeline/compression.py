@@ -33,7 +33,7 @@ from riq_cli.pipeline.solution import Solution
 from riq_cli.pipeline.solver import Solver
 from riq_cli.pipeline.unchangeable import UnchangeableError
 from riq_cli.pipeline.weights import Plans, Weights, Widths
-from riq_cli.pipeline.workers import Machines, Workers
+from riq_cli.pipeline.workers import BenchWorkers, OnCluster
 from riq_cli.runtime import short
 
 _TRIES = 20  # of a k for which the restored model holds
@@ -48,7 +48,7 @@ def compress(
     progress: Report | None = None,
     warn: Warn | None = None,
     executor: Executor | None = None,
-    machines: Machines | None = None,
+    on_cluster: OnCluster | None = None,
     checkpoint: Checkpoint | None = None,
     **options: Any,
 ) -> Archive:
@@ -63,8 +63,8 @@ def compress(
             does not keep them.
         warn: called with what the user should know.
         executor: where streams are encoded and decoded; None: here.
-        machines: others that statistics are taken on, and layers fitted, probed, rounded and coded; this one measures
-            candidates. None: this one does all. The archive has the same bytes.
+        on_cluster: where statistics are taken, and layers fitted, probed, rounded and coded; this machine measures
+            candidates. None: it does all. The archive has the same bytes.
         checkpoint: keeps results of steps, or gives those of a run that was interrupted; it stays when the archive is
             there, see `Checkpoint.remove`. None: nothing is kept.
 
@@ -83,7 +83,7 @@ def compress(
         options = PRESETS[preset] | options
     settings = replace(settings, **options) if settings is not None else Settings(**options)
     checkpoint = checkpoint or Checkpoint()
-    job = Compression(model, calibration or Calibration.random(), settings, progress, warn, checkpoint, machines)
+    job = Compression(model, calibration or Calibration.random(), settings, progress, warn, checkpoint, on_cluster)
     with contextlib.closing(checkpoint):
         while True:
             try:
@@ -104,11 +104,11 @@ class Compression:
         progress: Report | None,
         warn: Warn | None,
         checkpoint: Checkpoint,
-        machines: Machines | None = None,
+        on_cluster: OnCluster | None = None,
     ) -> None:
         ignore: Callable[[Any], None] = lambda _: None  # noqa: E731
         self._settings, self._report, self._warn = settings, progress or ignore, once(warn or ignore)
-        self._calibration, self._machines, self._checkpoint = calibration, machines, checkpoint
+        self._calibration, self._on_cluster, self._checkpoint = calibration, on_cluster, checkpoint
         self._exact: list[Sequence[int]] = []  # numbers of layers, one model after the other
         if settings.most is not None:
             check_support(model, settings.most, settings.runtime)
@@ -164,10 +164,10 @@ class Compression:
             found, seconds = self._checkpoint.begin(identity(self._model, self._samples, self._settings), self._warn)
             if found:
                 self._report(Progress("resumed", found, found, value=seconds))
-        with interruptible(ThreadPoolExecutor(self._weights.threads)) as pool:
+        with interruptible(ThreadPoolExecutor(self._weights.threads)) as pool, self._workers() as workers:
             bench = Bench(
                 self._model, self._weights, self._samples, self._calibration.kind, self._settings, self._progress,
-                self._warn, pool, self._workers(), self._checkpoint,
+                self._warn, pool, workers, self._checkpoint,
             )  # fmt: skip
             try:
                 yield bench
@@ -175,11 +175,15 @@ class Compression:
                 bench.measuring.explain(error)
                 raise
 
-    def _workers(self) -> Workers | None:
-        """Those of other machines, which compress the same."""
-        if self._machines is None:
-            return None
-        return Workers(self._machines, partial(_bench, self._machines.load, self._exact, self.digests))
+    @contextlib.contextmanager
+    def _workers(self) -> Iterator[BenchWorkers | None]:
+        """Those of a cluster, which compress the same."""
+        if self._on_cluster is None:
+            yield None
+            return
+        build = partial(_bench, self._on_cluster.load, self._exact, self.digests)
+        with contextlib.closing(BenchWorkers(self._on_cluster.cluster, build)) as workers:
+            yield workers
 
     @property
     def digests(self) -> tuple[str | None, str]:

@@ -8,13 +8,12 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from itertools import repeat
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from riq_cli.calibration import Sample, augmented
 from riq_cli.errors import ModelError
-from riq_cli.executors import begun, ordered
+from riq_cli.executors import Workers, begun, ordered
 from riq_cli.memory import give_back_mapped_memory
 from riq_cli.model import Linear
 from riq_cli.model.tensors import computable
@@ -30,9 +29,6 @@ from riq_cli.statistics import moments
 from riq_cli.statistics.autodiff import Floats
 from riq_cli.statistics.fisher import ERRORS, Fisher, Take, collect_fisher, deviations, error_products
 from riq_cli.statistics.gradients import LEAST, Observed, Squares, position_weights, squared_gradients
-
-if TYPE_CHECKING:
-    from riq_cli.pipeline.workers import Workers
 
 LEAST_SAMPLES = 8  # for gradients: two that judge two others know next to nothing of how samples differ
 _MOMENTS = 1 << 26  # bytes of second moments that are held at a time
@@ -62,7 +58,7 @@ class Fit:
         samples: the model, and samples to fit to in two halves.
         effort: how much work goes into it.
         pool: its threads work at the same time.
-        workers: other machines that take statistics and fit; None: this one does.
+        workers: take statistics and fit; None: this process does.
         tell: called at every step.
         warn: called if gradients cannot be taken.
         checkpoint: keeps what is fitted.

@@ -46,7 +46,7 @@ class Measuring:
             form: the model that it runs.
             roles: what each sample is for.
             pool: threads that quantize.
-            workers: other machines that do; None: this one does.
+            workers: quantize layers instead; None: this process does.
             progress: called at every step.
             checkpoint: keeps what is measured.
         """

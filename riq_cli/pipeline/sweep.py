@@ -18,7 +18,7 @@ from riq_cli.pipeline.compression import Compression
 from riq_cli.pipeline.progress import Report, Warn
 from riq_cli.pipeline.settings import Settings
 from riq_cli.pipeline.unchangeable import UnchangeableError
-from riq_cli.pipeline.workers import Machines
+from riq_cli.pipeline.workers import OnCluster
 from riq_cli.runtime import Deviation
 
 
@@ -54,7 +54,7 @@ def sweep(
     progress: Report | None = None,
     warn: Warn | None = None,
     executor: Executor | None = None,
-    machines: Machines | None = None,
+    on_cluster: OnCluster | None = None,
 ) -> Iterator[Outcome]:
     """The outcomes of several goals for the same model and samples, one after the other, each when it is there.
 
@@ -67,7 +67,7 @@ def sweep(
         goals: settings that differ in `deviation` or in `k`, and in nothing else.
         about: a deviation in the middle of the goals'; None: each goal probes and fits for itself, as compress does.
         validation: further samples, on which archives are measured and nothing else.
-        progress, warn, executor, machines: as in compress.
+        progress, warn, executor, on_cluster: as in compress.
 
     Raises:
         ModelError, CalibrationError, SettingsError: see there. A target that is out of reach is an outcome.
@@ -75,7 +75,7 @@ def sweep(
     began = time.monotonic()
     if not goals:
         return
-    job = Compression(model, calibration, goals[0], progress, warn, Checkpoint(), machines)
+    job = Compression(model, calibration, goals[0], progress, warn, Checkpoint(), on_cluster)
     done = 0
     while done < len(goals):
         try:

@@ -9,12 +9,15 @@ import pickle
 import socket
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from riq_cli.calibration import Calibration
+from riq_cli.cluster import Cluster
 from riq_cli.errors import RiqError
+from riq_cli.executors import Workers
+from riq_cli.memory import give_back_free_memory
 from riq_cli.model import Model
 from riq_cli.pipeline.bench import Bench
 from riq_cli.pipeline.fitting import Fit
@@ -38,45 +41,41 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Machines:
-    """Other machines to work on.
+class OnCluster:
+    """A cluster to work on.
 
     Attributes:
-        executor: runs functions of modules there.
-        count: jobs that they do at the same time; the archive does not depend on it.
+        cluster: its workers.
         load: loads there, from files, the model, its samples and the settings that are given here.
     """
 
-    executor: Executor
-    count: int
+    cluster: Cluster
     load: Callable[[], tuple[Model, Calibration | None, Settings]]
 
 
-class Workers(Executor):
+class BenchWorkers(Workers):
     """Calls methods of a bench's objects on workers, each of which builds the same bench first.
 
     All that a call needs beside the bench is sent with it, plans as well. They could stay on the workers, but Dask lets
     a call wait for the worker that holds its plan, while others have nothing to do.
-
-    Attributes:
-        count: of the workers.
-        ahead: calls at once without a result, enough that no worker waits for the next one, and calls in all.
     """
 
-    def __init__(
-        self, machines: Machines, build: Callable[[], contextlib.AbstractContextManager[Bench | None]]
-    ) -> None:
-        """Take the machines, and what builds the bench there."""
-        self._machines, self._build = machines, pickle.dumps(build)
-        self.count, self.ahead = machines.count, (2 * machines.count, 4 * machines.count)
+    def __init__(self, cluster: Cluster, build: Callable[[], contextlib.AbstractContextManager[Bench | None]]) -> None:
+        """Take the cluster, and what builds the bench there."""
+        self._cluster, self._build = cluster, pickle.dumps(build)
+        self.count = max(cluster.threads, 1)  # none where the only worker begins again
         for _ in range(self.count):  # while this machine builds its own
-            machines.executor.submit(_begin, self._build)
+            cluster.submit(_begin, self._build)
 
     def submit(self, function: Callable[..., Result], /, *arguments: Any, **named: Any) -> Future[Result]:
         """The future result of a method, or of a function of a module."""
         file = io.BytesIO()
         _Pickler(file, pickle.HIGHEST_PROTOCOL).dump((function, arguments, named))
-        return self._machines.executor.submit(_called, self._build, file.getvalue())
+        return self._cluster.submit(_called, self._build, file.getvalue())
+
+    def close(self) -> None:
+        """Have the workers give up their benches; calls that still work there end first."""
+        self._cluster.on_each(_end, self._build)
 
 
 class _Pickler(pickle.Pickler):
@@ -98,6 +97,12 @@ class _Unpickler(pickle.Unpickler):
 def _begin(build: bytes) -> None:
     """Build the bench of the worker; what fails is told by the first call."""
     _bench(build)
+
+
+def _end(build: bytes) -> None:
+    """Give up the bench of the worker."""
+    _open.pop(build, None)
+    give_back_free_memory()
 
 
 def _called(build: bytes, call: bytes) -> Any:
