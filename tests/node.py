@@ -45,7 +45,7 @@ needs_chromium = pytest.mark.skipif(NODE is None or CHROMIUM is None, reason="ne
 PRELUDE = f"""
 import * as riqz from {json.dumps(MODULE.as_uri())};
 import {{ createHash }} from "node:crypto";
-import {{ createReadStream, readFileSync, writeFileSync }} from "node:fs";
+import {{ createReadStream, readFileSync, rmSync, writeFileSync }} from "node:fs";
 const {{ decode, restore }} = riqz;
 const sha256 = (bytes) => createHash("sha256").update(bytes).digest("hex");
 const failure = (promise) => promise.then(() => "nothing", ({{ name, message }}) => `${{name}}: ${{message}}`);

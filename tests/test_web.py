@@ -358,6 +358,31 @@ def test_workers_give_the_same_layers_and_errors() -> None:
 
 
 @needs_node
+def test_a_worker_that_ends_before_the_first_layer_arrives_is_told(tmp_path: Path) -> None:
+    shown = run(
+        """
+        const [archive, module, copy] = given;
+        writeFileSync(copy, readFileSync(module));
+        const { restore } = await import(copy);
+        rmSync(copy);  // no worker can load it
+        const ended = new Promise((resolve) => process.once("worker", (worker) => worker.once("exit", resolve)));
+        const bytes = readFileSync(archive);
+        const manifestEnd = 24 + bytes.readUInt32LE(16);
+        async function* source() {
+          yield bytes.subarray(0, manifestEnd);
+          await ended;
+          yield bytes.subarray(manifestEnd);
+        }
+        return await failure(restore(source(), { workers: 1 }));
+        """,
+        GOLDENS / "v1-student.riqz",
+        MODULE,
+        tmp_path / "riqz.mjs",
+    )
+    assert shown.startswith("Error: a worker ended: Cannot find module")
+
+
+@needs_node
 def test_a_cache_for_transformers_js_restores_what_has_an_archive() -> None:
     shown = run(
         """

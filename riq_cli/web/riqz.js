@@ -1669,14 +1669,15 @@ const threads = globalThis.process?.getBuiltinModule?.("node:worker_threads");
 /** Workers that decode layers; each runs this module. */
 class Pool {
   constructor(size) {
-    this.jobs = new Map(); // number → what its promise is settled by
+    this.jobs = new Map(); // number → its worker, and what resolves or rejects its promise
+    this.error = undefined; // why no further layer can be decoded
     this.count = 0;
     this.workers = Array.from({ length: size }, () => this.startWorker());
     this.busy = new Map(this.workers.map((worker) => [worker, 0]));
   }
 
   startWorker() {
-    const settle = ({ number, bytes, error }) => {
+    const finish = ({ number, bytes, error }) => {
       const { worker, resolve, reject } = this.jobs.get(number);
       this.jobs.delete(number);
       this.busy.set(worker, this.busy.get(worker) - 1);
@@ -1684,16 +1685,17 @@ class Pool {
       else resolve(bytes);
     };
     const fail = (error) => {
-      for (const { reject } of this.jobs.values()) reject(new Error(`a worker ended: ${error?.message ?? error}`));
+      this.error = new Error(`a worker ended: ${error.message ?? "its script cannot be loaded"}`);
+      for (const { reject } of this.jobs.values()) reject(this.error);
     };
     if (threads) {
       const worker = new threads.Worker(new URL(import.meta.url), { workerData: WORKER_NAME, execArgv: [] });
-      worker.on("message", settle);
+      worker.on("message", finish);
       worker.on("error", fail);
       return worker;
     }
     const worker = new Worker(new URL("./riqz.js", import.meta.url), { type: "module", name: WORKER_NAME });
-    worker.onmessage = ({ data }) => settle(data);
+    worker.onmessage = ({ data }) => finish(data);
     worker.onerror = fail;
     return worker;
   }
@@ -1708,7 +1710,10 @@ class Pool {
       const copy = section.slice();
       worker.postMessage({ number, section: copy }, [copy.buffer]);
     };
-    const bytes = new Promise((resolve, reject) => this.jobs.set(number, { worker, resolve, reject }));
+    const bytes = new Promise((resolve, reject) => {
+      this.jobs.set(number, { worker, resolve, reject });
+      if (this.error) reject(this.error);
+    });
     return { entry, send, finished: handled(bytes.then((bytes) => ({ bytes }))) };
   }
 
