@@ -955,6 +955,13 @@ ENDS: dict[str, tuple[str, str, str]] = {
     "sigmoid_of_a_part": (
         "Neg z > n; Softmax n > p; Split p five > f g axis=1; Sigmoid z > s; Concat s f g > y axis=1", "y", "y z n",
     ),
+    "sigmoid_joined_with_its_softmax": ("Sigmoid z > s; Softmax s > p; Concat s p > y axis=1", "y", "y z"),
+    "softmax_joined_with_its_sigmoid": ("Sigmoid z > s; Softmax s > p; Concat p s > y axis=1", "y", "y z"),
+    "many_numbers_joined": (
+        "Split z > a b c d e axis=1; Split z > f g h i j axis=1; "
+        + "; ".join(f"Sigmoid {part} > {part}s" for part in "abcdefghi")
+        + "; Concat as bs cs ds es fs gs hs is > y axis=1", "y", "y",
+    ),
     "softmax_of_joined": ("Sigmoid z > s; Concat z s > c axis=1; Softmax c > y", "y", "y c"),
     "joined_without_saturation": ("Abs z > b; Concat b z > y axis=1", "y", "y"),
     "logits_are_an_output_too": ("Softmax z > y", "y z", "y z"),

@@ -22,6 +22,7 @@ from riq_cli.limits import CODE_MAX
 Integers = NDArray[np.int64]
 
 _BLOCK = 1 << 18
+_ROW = 8  # weights at least: of shorter rows, numbers of all rows would take much memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +50,17 @@ class Contexts:
     @cached_property
     def _summed(self) -> tuple[int, tuple[Codes, ...]]:
         """The smallest context that there could be, and what codes add to it: one sum for all along the same axes."""
-        sums: dict[tuple[int, ...], Integers] = {}
+        lowest, sums = 0, dict[tuple[int, ...], NDArray[np.int16]]()  # all of them are at most 2 · CODE_MAX
         for sign, items in ((1, self.codes), (-1, self.scales)):
             for item in items:
-                sums[item.axes] = sums.get(item.axes, 0) + sign * item.values.astype(np.int64)
-        lowest = {axes: int(values.min()) for axes, values in sums.items()}
-        parts = (Codes(axes, (values - lowest[axes]).astype(np.int32)) for axes, values in sums.items())
-        return sum(lowest.values()), tuple(parts)
+                least = item.values.min() if sign > 0 else item.values.max()
+                above = (sign * (item.values - least)).astype(np.int16)
+                sums[item.axes] = sums[item.axes] + above if item.axes in sums else above
+                lowest += sign * int(least)
+        for values in sums.values():
+            lowest += int(values.min())
+            values -= values.min()
+        return lowest, tuple(Codes(axes, values.astype(np.int32)) for axes, values in sums.items())
 
     @property
     def lowest(self) -> int:
@@ -115,18 +120,18 @@ class Contexts:
             total += part.run(self.shape, begin, end)
         return total
 
-    def _cut(self) -> tuple[Symbols, Symbols] | None:
-        """What rows i32[r] and columns i32[c] add to the group of a weight, of a layer that is cut between two axes.
+    def _cut(self) -> tuple[NDArray[np.int16], Symbols] | None:
+        """What rows i16[r] and columns i32[c] add to the group of a weight, of a layer that is cut between two axes.
 
-        None: no such cut has each code in rows or in columns alone, or rows are too long or too short to pay.
+        None: no such cut has each code in rows or in columns alone, or rows are too long, or too short to pay.
         """
         for axis in range(1, len(self.shape)):
             shapes = self.shape[:axis], self.shape[axis:]
             if any(part.axes[0] < axis <= part.axes[-1] for part in self._parts):
                 continue
-            if not self.span <= 4 * math.prod(shapes[1]) <= _BLOCK:
+            if not max(self.span, 4 * _ROW) <= 4 * math.prod(shapes[1]) <= _BLOCK:
                 return None
-            rows, columns = np.zeros(shapes[0], np.int32), np.zeros(shapes[1], np.int32)
+            rows, columns = np.zeros(shapes[0], np.int16), np.zeros(shapes[1], np.int32)
             for part in self._parts:
                 codes = part.aligned(len(self.shape))
                 if part.axes[0] < axis:
@@ -169,7 +174,7 @@ def placed(
             yield start, window.take(places, mode="clip").astype(np.int32), held
 
 
-def _places_in_rows(rows: Symbols, columns: Symbols, following: Integers) -> Iterator[tuple[int, Integers]]:
+def _places_in_rows(rows: NDArray[np.int16], columns: Symbols, following: Integers) -> Iterator[tuple[int, Integers]]:
     """What `Contexts.places` yields, where the group of a weight is the sum of a number of its row and its column."""
     counts, order = _sorted(columns, 0)
     kinds = np.arange(counts.size)

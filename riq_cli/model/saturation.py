@@ -34,6 +34,9 @@ _LOGISTIC = (("Div", _NUMBER, _DENOMINATOR), ("Reciprocal", _DENOMINATOR))  # x 
 _FORWARDING = frozenset("Identity Cast Transpose Reshape Squeeze Unsqueeze Flatten Dropout Slice Split".split())
 
 
+_ENDS, _PARTS = 64, 8  # of an output that are looked at, and measured, at most: more are heads of one number each
+
+
 class ActivationFunction(NamedTuple):
     """An activation function at the end of a computation.
 
@@ -89,26 +92,29 @@ def pre_activations(graph: onnx.GraphProto, name: str, numbers: Collection[str])
     """The tensors that enter the saturating operators at the end of `name`'s computation.
 
     There are several where an output is joined of parts, such as the boxes and the scores of a detector: large numbers
-    of the one part hide errors of the other. An If whose branches end in such operators gets one more output for the
-    tensor (`graph` is changed). `numbers` are the names of the constants that are a single number, in whatever graph.
+    of the one part hide errors of the other. Of many parts none is given. An If whose branches end in such operators
+    gets one more output for the tensor (`graph` is changed). `numbers` are the names of the constants that are a single
+    number, in whatever graph.
     """
     producers = producers_of(graph)
-    ends, found, seen = [name], [], set[str]()
-    while ends:
-        name, before = ends.pop(), None
+    ends, found = [name], list[str]()
+    for end in ends:  # a Concat adds to them
+        if len(ends) > _ENDS:
+            return []
+        name, before, seen = end, None, set[str]()
         while name in producers and name not in seen:
             seen.add(name)
             node = producers[name]
             if node.op_type in _FORWARDING:
                 name = operand(node, 0)
             elif node.op_type == "Concat" and before is None:
-                ends.extend(reversed(node.input))
+                ends.extend(node.input)
             elif node.op_type == "If":
                 before = _through_branches(node, list(node.output).index(name), numbers) or before
             elif (function := activation(node, producers, numbers)) is not None:
                 name = before = function.before
-        found.extend([] if before is None else [before])
-    return found
+        found.extend([] if before is None or before in found else [before])
+    return found if len(found) <= _PARTS else []
 
 
 def activation(

@@ -227,8 +227,10 @@ class Bench:
 
 def _constancy(evaluator: Evaluator, target: float | None) -> str | None:
     """What to warn of where a target says little of what samples change, such as of boxes beside large offsets."""
+    if target is None:
+        return None
     constant = evaluator.of_constant_outputs()
-    if target is None or constant >= _LITTLE * target:
+    if constant >= _LITTLE * target:
         return None
     smaller = f", or --deviation {target * constant:.1g}" if target * constant > _LEAST else ""
     return (

@@ -193,8 +193,8 @@ class Evaluator:
     def of_constant_outputs(self) -> float:
         """The deviation of outputs that are the same for every sample: the means of the original ones.
 
-        A target near it, or above, says little of what a sample changes. 1 where there is one sample, or where shapes
-        of a tensor differ.
+        A target near it, or above, says little of what a sample changes. 1 where it cannot be told: fewer than two
+        samples have finite values at a tensor, or their shapes differ.
         """
         found = []
         for values in zip(*self._reference, strict=True):
@@ -202,13 +202,13 @@ class Evaluator:
                 output
                 for value, (_, rows) in zip(values, self._samples, strict=True)
                 for output in (value if value.ndim and len(value) == rows else value[None])
+                if np.isfinite(output).all()
             ]
-            if len(outputs) == 1 or len({output.shape for output in outputs}) > 1:
+            if len(outputs) < 2 or len({output.shape for output in outputs}) > 1:
                 return 1.0
             mean = np.zeros(outputs[0].shape)
-            with np.errstate(invalid="ignore", over="ignore"):
-                for output in outputs:
-                    mean += output / len(outputs)
+            for output in outputs:
+                mean += output / len(outputs)
             found.append(float(np.nanmean([sample_deviations(output, mean) for output in outputs])))
         return max(found)
 
