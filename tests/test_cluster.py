@@ -169,7 +169,7 @@ def test_files_by_url_have_the_same_bytes_and_memory_is_of_one_process(machines:
     fsspec = pytest.importorskip("fsspec")
     files = ("models/one.onnx", "--calibration", "models/one.npz")
     assert riq("compress", *files, "-o", "here.riqz", "--threads", "1", folder=folder).returncode == 0
-    for store in (f"local://{folder}/models", f"file://{folder}/models"):
+    for store in (f"simplecache::file://{folder}/models", f"file://{folder}/models"):
         files = (f"{store}/one.onnx", "--calibration", f"{store}/one.npz", "--scheduler", machines.file)
         done = riq("compress", *files, "-o", "there.riqz", "--force", folder=folder)
         assert done.returncode == 0, done.stderr

@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     memory.pseudo_dirs[:] = [""]
 
 
-@pytest.mark.parametrize("store", ["memory://store", "file://{folder}/kept"])
+@pytest.mark.parametrize("store", ["memory://store", "file://{folder}/kept", "local://{folder}/kept"])
 def test_urls_have_the_same_archive_as_files(store: str, folder: Path) -> None:
     store = store.replace("{folder}", str(folder))
     data = f"{store}/samples.npz"
@@ -109,3 +109,70 @@ def test_what_cannot_be_read_is_an_error_that_names_the_url(folder: Path, monkey
     monkeypatch.setitem(sys.modules, "fsspec", None)
     fails(1, "memory://store/model.onnx: URLs need fsspec; install it with: pip install fsspec", "compress",
           "memory://store/model.onnx", folder=folder)  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", ["file://", "local://", "simplecache::file://"])
+def test_a_source_is_never_replaced(scheme: str, folder: Path) -> None:
+    before = (folder / "kept" / "model.onnx").read_bytes()
+    fails(1, "kept/model.onnx: is read by this command and never overwritten", "compress",
+          f"{scheme}{folder}/kept/model.onnx", *OPTIONS, "-o", "kept/model.onnx", "--force", folder=folder)  # fmt: skip
+    fails(1, "kept/samples.npz: is read by this command and never overwritten", "compress", "kept/model.onnx",
+          "--calibration", f"{scheme}{folder}/kept/samples.npz", *OPTIONS, "-o", "kept/samples.npz", "--force",
+          folder=folder)  # fmt: skip
+    assert (folder / "kept" / "model.onnx").read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="makes a link")
+@pytest.mark.parametrize("scheme", ["", "file://", "local://"])
+def test_links_are_followed_only_where_that_is_asked_for(scheme: str, folder: Path) -> None:
+    (folder / "secret").mkdir()
+    (folder / "kept" / "weights.bin").rename(folder / "secret" / "weights.bin")
+    (folder / "kept" / "weights.bin").symlink_to(folder / "secret" / "weights.bin")
+    command = ("compress", f"{scheme}{folder}/kept/model.onnx", *OPTIONS, "-o", "a.riqz")
+    fails(1, "--follow-links", *command, folder=folder)
+    assert riq(*command, "--follow-links", folder=folder).returncode == 0
+
+
+@pytest.mark.parametrize("location", ["**", "*", "private", "", ".", "?.bin", "../store/private/0.bin"])
+def test_a_model_has_only_files_copied_that_it_names(
+    location: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = fsspec.filesystem("memory")
+    for number in range(3):
+        memory.pipe(f"/store/private/{number}.bin", bytes(100))
+        memory.pipe(f"/store/{number}.bin", bytes(100))
+    proto = builders.dense()
+    tensor = proto.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = 1
+    tensor.external_data.add(key="location", value=location)
+    memory.pipe("/store/hostile.onnx", proto.SerializeToString())
+    read = list[str]()
+    opened = memory.open
+    monkeypatch.setattr(type(memory), "open", lambda _, path, *rest, **named: read.append(path) or opened(path))
+    done = riq("compress", "memory://store/hostile.onnx", *OPTIONS, folder=folder)
+    assert done.returncode == 1 and b"Traceback" not in done.stderr, done.stderr
+    assert {path for path in read if memory.exists(path)} == {"/store/hostile.onnx"}
+
+
+@pytest.mark.parametrize(
+    "name", ["a[1].npz", "a?b.npz", "a*.npz", "samples.npz?key=1", "samples.npz?key=1/2.3", "samples.npz?download"]
+)
+def test_names_are_no_patterns_and_queries_no_part_of_them(name: str, folder: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put_file(str(folder / "kept" / "samples.npz"), f"/names/{name}")
+    memory.pipe("/names/another.npz", b"")
+    data = ("--calibration", f"memory://names/{name}")
+    done = riq("compress", "kept/model.onnx", *data, *OPTIONS, "-o", "a.riqz", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "a.riqz").read_bytes() == (folder / "kept" / "model.riqz").read_bytes()
+
+
+def test_external_data_is_asked_for_by_the_query_of_its_model(folder: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    for name in ("model.onnx", "weights.bin"):
+        memory.put_file(str(folder / "kept" / name), f"/signed/{name}?key=a/b.c")
+    data = ("--calibration", "kept/samples.npz")
+    done = riq("compress", "memory://signed/model.onnx?key=a/b.c", *data, *OPTIONS, folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "model.riqz").read_bytes() == (folder / "kept" / "model.riqz").read_bytes()

@@ -26,7 +26,7 @@ from riq_cli.cli.terminal import error_line, print_json, say
 from riq_cli.errors import ArchiveError, Interrupted, OutputError
 from riq_cli.executors import isolated
 from riq_cli.files import check_output
-from riq_cli.remote import is_url, local
+from riq_cli.remote import is_url, local, without_query
 from riq_cli.text import counted, human_size, shown, times
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _listed(batch: Path) -> list[tuple[str, Path, str | None]]:
         if not line.strip() or line.startswith("#"):
             continue
         model, *samples = map(local, _COLUMNS.split(line.strip()))
-        place = Path(model.partition("://")[2] if is_url(model) else model)
+        place = Path(without_query(model).partition("://")[2] if is_url(model) else model)
         place = place.relative_to(place.anchor)
         if len(samples) > 1 or ".." in place.parts:
             raise click.UsageError(
@@ -243,7 +243,7 @@ def _compressed(task: Task, folder: str = ".") -> Outcome:
 def _archive(task: Task, folder: str, warnings: list[str]) -> Outcome:
     path = str(Path(folder, task.archive))
     sources = (task.model, task.calibration, *constraints.files(task.shared["settings"]))
-    refuse_sources((path,), [source and str(Path(folder, source)) for source in sources])
+    refuse_sources((path,), [source and job.seen_from(folder, source) for source in sources])
     model, data, wanted = job.prepared_from(folder, task.model, task.calibration, **task.shared)
     refuse_sources((path,), model.external_files)
     if Path(path).exists():

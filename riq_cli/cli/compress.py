@@ -23,7 +23,7 @@ from riq_cli.cli.paths import check_binary, check_outputs, check_stdout, refuse_
 from riq_cli.cli.progress import Wait
 from riq_cli.cli.quantities import parse_bits, parse_number, parse_ratio, parse_size, parse_target
 from riq_cli.cli.terminal import print_json, say
-from riq_cli.remote import is_url
+from riq_cli.remote import is_url, without_query
 from riq_cli.report import judgement, layers_at, reservation, searched, top1_text, totals, with_derived
 from riq_cli.text import counted, deviation_text, human_size, percent, shortened, times
 
@@ -180,7 +180,9 @@ def compress(
         raise click.UsageError("--jobs belongs to --batch")
     if archive_path is None and model == "-":
         raise click.UsageError("a model from stdin has no name to derive the archive's from; give -o FILE")
-    path = archive_path or str(Path(model.rpartition("/")[2] if is_url(model) else model).with_suffix(".riqz"))
+    path = archive_path or str(
+        Path(without_query(model).rpartition("/")[2] if is_url(model) else model).with_suffix(".riqz")
+    )
     check_binary(path, force)
     check_stdout({"--json": as_json, "-o -": path == "-"})
     wait = Wait("running the original", quiet, verbose)

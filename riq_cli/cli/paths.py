@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem
 from riq_cli.cli.terminal import say
 from riq_cli.errors import OutputError
 from riq_cli.files import atomic_write, check_output
-from riq_cli.remote import is_url, local
+from riq_cli.remote import is_url, local, read_here
 from riq_cli.text import human_size
 
 _BARE = re.compile(r"[\w./~+,@%=:-]*")  # what a shell takes as one word without quotes
@@ -51,8 +51,9 @@ def refuse_sources(outputs: Iterable[str | None], sources: Sequence[str | os.Pat
     Raises:
         OutputError: one is.
     """
+    read = [read_here(source) if isinstance(source, str) and is_url(source) else source for source in sources]
     for path in map(Path, _files(outputs)):
-        for source in sources:
+        for source in read:
             if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
                 raise OutputError(f"{path}: is read by this command and never overwritten; name another file")
 
