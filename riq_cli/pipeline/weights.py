@@ -321,10 +321,11 @@ class Weights:
             arguments = planned, [coded[n] for n in planned], [plans[n] for n in planned]
             for number, found in zip(planned, ordered(workers, self.restored, *arguments), strict=True):
                 taken(number, found)
+        others = coded.keys() - planned - shifts.keys()
         jobs = [
             (number, plans[number].widths(self.layers[number], width) if number in plans else width, part)
             for number, width in coded.items()
-            if number not in planned and number not in shifts
+            if number in others
             for part in _parts(self.layers[number])
         ]
         list(pool.map(piece, *zip(*jobs, strict=True)))
