@@ -62,6 +62,7 @@ RUNS: dict[str, tuple[Builder, dict[str, Any]]] = {
     "gates": (builders.lstm, {"deviation": 0.001}),
     "table": (builders.embedding, {}),
     "rows": (builders.perceptron, {}),
+    "huge": (builders.perceptron, {}),
     "size": (builders.dense, {"size": 1200}),
     "uniform": (builders.dense, {"preset": "uniform"}),
     "deployable": (builders.dense, {"preset": "deployable"}),
@@ -74,8 +75,12 @@ RUNS: dict[str, tuple[Builder, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_that_was_cut_off_anywhere_ends_at_the_same_bytes(name: str, tmp_path: Path) -> None:
+def test_a_run_that_was_cut_off_anywhere_ends_at_the_same_bytes(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """What a process leaves that is killed while it writes is the beginning of the file."""
+    if name == "huge":
+        monkeypatch.setattr("riq_cli.pipeline.bench.HUGE", 0)
     builder, options = RUNS[name]
     proto, path, chance = builder(0), tmp_path / "checkpoint", random.Random(name)
     expected, _ = compressed(proto, **options)

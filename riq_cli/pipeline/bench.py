@@ -127,9 +127,9 @@ class Bench:
         probed = others[::step] if probes and evaluator.measured else []
         prober = self._prober(form, evaluator, probed) if probed else None
         is_huge = sum(layer.values.nbytes for layer in model.layers) > HUGE
-        by_gradients = bool(probed) and is_huge and fit is not None and fit.takes_gradients
-        self.preparation = Preparation(self.measuring, fit, prober, others if by_gradients else (), warn)
-        self._report_phases(parts, fit, len(probed), by_gradients, seconds, run, len(samples))
+        differentiated = others if probed and is_huge and fit is not None and fit.takes_gradients else []
+        self.preparation = Preparation(self.measuring, fit, prober, differentiated, warn)
+        self._report_phases(parts, fit, len(probed), len(differentiated), seconds, run, len(samples))
         if form.hoisted or evaluator.is_lean:  # what is measured last is the model as it is restored
             evaluator = self._evaluator(model.session_form(settings.outputs, hoist=False), samples)
         self.evaluator = evaluator
@@ -187,10 +187,11 @@ class Bench:
         settings, weights = self._settings, self._weights
         observed, linear = linear_layers(form, self.model.layers)
         biases = () if "bias" in settings.without else weights.vectors  # those that may be changed
+        matrices = set(weights.matrices)
         chosen = {
             number: item if item.bias in biases else replace(item, bias=None)
             for number, item in linear.items()
-            if number in set(weights.matrices)
+            if number in matrices
         }
         seen = Observed(
             self.model.layers, observed, evaluator.measured, halves, settings.runtime, evaluator.is_lean,
@@ -208,20 +209,18 @@ class Bench:
         return lambda: Prober(fed, originals, evaluator.measured, samples, runtime)
 
     def _report_phases(
-        self, parts: Roles, fit: Fit | None, probed: int, by_gradients: bool, seconds: float, run: float, samples: int
+        self, parts: Roles, fit: Fit | None, probed: int, differentiated: int, seconds: float, run: float, samples: int
     ) -> None:
         """Report that the original was run, and which phases follow; also what `--preset fast` would take."""
         settings = self._settings
         expected = (
             Expected("original", seconds),
-            *schedule(settings, self._weights, parts, fit, probed, by_gradients, run),
+            *schedule(settings, self._weights, parts, fit, probed, differentiated, run),
         )
         fast = math.inf  # what that preset makes is not deployable
         if not settings.deployable:
             by_norm = replace(settings, allocation="norm", rounding="nearest")
-            fast = seconds + sum(
-                phase.seconds for phase in schedule(by_norm, self._weights, parts, None, 0, False, run)
-            )
+            fast = seconds + sum(phase.seconds for phase in schedule(by_norm, self._weights, parts, None, 0, 0, run))
         self._progress(Progress("original", samples, samples, expected=expected, fast=fast))
 
 

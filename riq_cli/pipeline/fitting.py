@@ -325,7 +325,7 @@ class Fit:
         Args:
             plans: of layers.
             restored: the weights of all layers, each rounded by its plan.
-            samples: none that plans were fitted to.
+            samples: to take gradients on.
         """
 
         def change(number: int) -> tuple[Floats, Floats | float]:

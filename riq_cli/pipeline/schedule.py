@@ -29,7 +29,7 @@ _ROUGH_SAMPLES, _FORMULA_SAMPLES = 8, 16  # samples of an evaluation
 
 
 def schedule(
-    settings: Settings, weights: Weights, roles: Roles, fit: Fit | None, probed: int, by_gradients: bool, run: float
+    settings: Settings, weights: Weights, roles: Roles, fit: Fit | None, probed: int, differentiated: int, run: float
 ) -> tuple[Expected, ...]:
     """The phases of compress after the run of the original, in their order.
 
@@ -39,7 +39,7 @@ def schedule(
         roles: what each sample is for.
         fit: what plans of layers are fitted with; None: they are not.
         probed: samples on which layers are probed; 0: they are not.
-        by_gradients: gradients tell what layers cause, but for those that multiply nothing.
+        differentiated: samples on which gradients tell what layers cause, so that few are probed; 0: they do not.
         run: seconds that a run of the model on one sample takes.
     """
     total, layers, every = weights.total, len(weights.codable), len(roles.every)
@@ -61,8 +61,8 @@ def schedule(
     if settings.k is None and settings.layout is None and settings.is_free:
         found.append(search(_ROUGH, _ROUGH_SAMPLES, nearest))
         found += [] if fit is None else _fitting(fit, run)
-        if fit is not None and by_gradients:
-            found.append(Expected("gradients", compensated + probed * _BACK * run))
+        if fit is not None and differentiated:
+            found.append(Expected("gradients", compensated + differentiated * _BACK * run))
             layers = len(set(weights.matrices) - fit.linear.keys())
         if probed:
             seconds = layers * (_LAYER + probed * run) + total * _PROBE

@@ -122,15 +122,20 @@ class Preparation:
         workers = self._measuring.workers
         probes: dict[int, Probe] = {}
         if self._gradient_samples:
-            probes = checkpoint.step("probes by gradients", partial(self._by_gradients, plans, widths))
+            try:
+                probes = checkpoint.step("probes by gradients", partial(self._by_gradients, plans, widths))
+            except ModelError as error:
+                self._warn(f"gradients cannot be taken, so matrices are probed one by one, which takes long: {error}")
 
         def report(phase: Literal["probe", "reprobe"], done: int, total: int, number: int) -> None:
             self.probes += 1
             layer = weights.layers[number].name
             self._measuring.progress(Progress(phase, done, total, value=probes[number].deviation, layer=layer))
 
-        # Other layers of such a model hold next to nothing of it; probes of them would take longer than all else.
-        numbers = [number for number in (weights.matrices if probes else weights.codable) if number not in probes]
+        # Vectors of such a model hold next to nothing of it; probes of them would take longer than all else.
+        candidates = weights.matrices if self._gradient_samples else weights.codable
+        estimated = set(probes)
+        numbers = [number for number in candidates if number not in estimated]
         first = [weights.norms[number] / k if (width := widths[number]) is None else width for number in numbers]
         found = checkpoint.mapped(
             "probe", workers, self.probe, numbers, map(plans.get, numbers), first, itertools.repeat(budget)
@@ -150,7 +155,7 @@ class Preparation:
         curves = dict(zip(readable, drawn, strict=True))
         sensitivities = Sensitivities(probes, curves, weights.sizes, weights.norms, weights.peaks)
         chosen = sensitivities.widths(budget)
-        again = {n: width for n, width in chosen.items() if n in numbers and not probes[n].is_near(width)}
+        again = {n: width for n, width in chosen.items() if n not in estimated and not probes[n].is_near(width)}
         chosen_plans = [plans.get(number) for number in again]
         found = checkpoint.mapped(
             "reprobe", workers, self.probe_again, again, chosen_plans, map(probes.get, again), again.values()
@@ -161,16 +166,21 @@ class Preparation:
         return sensitivities
 
     def _by_gradients(self, plans: Plans, widths: Widths) -> dict[int, Probe]:
-        """What layers cause alone at these bin widths, to first order, where gradients tell."""
+        """What layers cause alone at these bin widths, to first order, where gradients tell.
+
+        Raises:
+            ModelError: they tell of no layer.
+        """
         assert self.fit is not None, "it takes the gradients"
         weights, pool, workers = self._measuring.weights, self._measuring.pool, self._measuring.workers
         restored = weights.requantize(widths, plans, weights.buffers(), pool, workers)
         found: dict[int, Probe] = {}
-        with contextlib.suppress(ModelError):  # then all are probed
-            for number, deviation in self.fit.deviations(plans, restored, self._gradient_samples).items():
-                width = widths[number]
-                if width is not None and math.isfinite(deviation):
-                    found[number] = Probe(width, deviation)
+        for number, deviation in self.fit.deviations(plans, restored, self._gradient_samples).items():
+            width = widths[number]
+            if width is not None and math.isfinite(deviation):
+                found[number] = Probe(width, deviation)
+        if not found:
+            raise ModelError("none reach any matrix from the outputs")
         return found
 
     def probe(self, number: int, plan: LayerPlan | None, width: float, budget: float) -> Probe:
