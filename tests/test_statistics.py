@@ -565,9 +565,13 @@ def fisher(found: Net) -> dict[str, Floats]:
     return {names[n]: np.stack([half.squares for half in halves]) for n, halves in collected.items()}
 
 
-def test_a_large_model_has_the_same_g(tmp_path: Path) -> None:
+def test_a_large_model_has_the_same_g_in_little_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What was read of its layers is given back at every product, and at the end of every run."""
     text, weights, x, batch = CASES["two layers"]
+    given_back: list[None] = []
+    monkeypatch.setattr("riq_cli.statistics.gradients.give_back_mapped_memory", lambda: given_back.append(None))
     lean = fisher(net(text, weights, inputs(*x), tmp_path, rows=batch, lean=True))
+    assert len(given_back) == 3 * (2 + 1)
     expected = fisher(net(text, weights, inputs(*x), tmp_path, rows=batch))
     assert lean.keys() == expected.keys()
     for name, squares in expected.items():

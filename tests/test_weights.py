@@ -25,19 +25,27 @@ def layer(*shape: int, seed: int = 1) -> Layer:
 
 
 def test_what_is_measured_is_what_is_coded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the nearest, in rows of their own bin widths, fed forward with a bias, along a trellis, exact; in parts."""
+    """To the nearest, in rows of their own bin widths, fed forward with a bias, along a trellis, exact; in parts.
+
+    Mapped memory is given back after each part, or each layer that is rounded as a whole, and each that is counted.
+    """
     layers = [layer(40, 30), layer(40, 3, 10), layer(8, 30), layer(16, 30), layer(8), layer(7)]
     parted = replace(LayerPlan.nearest(layers[1]), rows=np.arange(40, dtype=np.int32)[None] % 9)
     fed = replace(LayerPlan.nearest(layers[2]), factors=(FACTOR,), bias=4, mean=np.ones((1, 30)))
     plans = {1: parted, 2: fed, 3: replace(LayerPlan.nearest(layers[3]), trellis=True)}
     widths = [0.3, 0.4, 0.2, 0.5, 0.1, None]
     bits = []
-    for piece in (1 << 20, 100):
+    given_back: list[None] = []
+    monkeypatch.setattr("riq_cli.pipeline.weights.give_back_mapped_memory", lambda: given_back.append(None))
+    for piece, parts in ((1 << 20, 2), (100, 2 * 14)):
         monkeypatch.setattr("riq_cli.pipeline.weights._PIECE", piece)
         weights = Weights(layers, Settings(threads=1))
         with ThreadPoolExecutor(2) as pool:
+            given_back.clear()
             found = weights.requantize(widths, plans, weights.buffers(), pool)
+            assert len(given_back) == parts + 2
             bits.append(weights.bits(widths, plans, pool))
+            assert len(given_back) == parts + 2 + len(layers)
         for number, width in enumerate(widths[:5]):
             assert width is not None
             plan, shift = plans.get(number), fed.shift(layers[2], found[2]) if number == 4 else None
