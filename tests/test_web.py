@@ -71,8 +71,9 @@ def test_a_golden_is_restored_as_python_restores_it(name: str, goldens: dict[str
 def random_archive(seed: int) -> bytes:
     """A layer of any type and shape, with or without scales and a trellis, wide or narrow."""
     random = np.random.default_rng(seed)
-    # JavaScript takes tensors as rows: all but the last of these as one, and the last as five.
-    shapes = [(), (1,), (700,), (6, 90), (5, 4, 30), (2, 3, 4, 40), (3, 5000), (5, 40, 200)]
+    # JavaScript takes tensors as rows: most of these as one, those of the last line as 5, 2 and 20,000.
+    shapes = [(), (1,), (700,), (6, 90), (5, 4, 30), (2, 3, 4, 40), (3, 5000), (40_000, 1)]
+    shapes += [(5, 40, 200), (2, 40_000), (20_000, 1, 2, 1)]
     shape = shapes[int(random.integers(len(shapes)))]
     axes = tuple(axis for axis in range(len(shape)) if random.random() < 0.5)
     along = {tuple(axis for axis in range(len(shape)) if random.random() < 0.4) for _ in range(3)} - {()}
@@ -308,6 +309,38 @@ def test_decoding_is_cancelled_by_its_signal() -> None:
         GOLDENS / "v1-student.riqz",
     )
     assert shown == ["Error: no more", "Error: enough", "Error: too slow"]
+
+
+@needs_node
+def test_other_tasks_run_while_the_codes_of_many_rows_are_counted(tmp_path: Path) -> None:
+    rows = 2**17
+    symbols = np.random.default_rng(0).integers(-2, 3, 2 * rows, dtype=np.int32)
+    scales = Codes((0,), np.ones(rows, np.int32))
+    data = written(archive_of(layer_of(np.zeros((rows, 2))), Quantized(symbols, 0.5, (scales,))))
+    [layer] = opened(data).manifest.layers
+    (tmp_path / "rows.riqz").write_bytes(data)
+    shown = run(
+        """
+        const bytes = readFileSync(given[0]);
+        let now = 0;
+        performance.now = () => (now += 100);  // ms: each look at the clock is late enough for other tasks
+        let [hasRun, seen] = [false, undefined];
+        async function* source() {
+          const [layer, stream] = given.slice(1);
+          yield bytes.subarray(0, layer);
+          setTimeout(() => (hasRun = true));
+          yield bytes.subarray(layer, stream);
+          seen = hasRun;  // the decoder has counted the codes, and asks for the stream
+          yield bytes.subarray(stream);
+        }
+        for await (const layer of decode(source())) layer.values;
+        return seen;
+        """,
+        tmp_path / "rows.riqz",
+        len(data) - layer.stored,
+        len(data) - sum(layer.streams),
+    )
+    assert shown is True
 
 
 @needs_node

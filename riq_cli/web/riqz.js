@@ -814,9 +814,9 @@ function layerOf(object, where) {
  * `take(length)` gives the layer's next section, when it has arrived; `pause` lets other tasks run.
  */
 async function decodeLayer(entry, take, target, pause) {
-  const named = (work) => {
+  const named = async (work) => {
     try {
-      return work();
+      return await work();
     } catch (error) {
       if (!(error instanceof CorruptArchive)) throw error;
       throw new CorruptArchive(`layer ${quoted(entry.name)}: ${error.message}`);
@@ -827,31 +827,40 @@ async function decodeLayer(entry, take, target, pause) {
   const table = await take(entry.table);
   if (entry.coding === "raw") {
     await inflate(await take(entry.streams[0]), target.length, `layer ${quoted(entry.name)}`, target);
-    named(() => check(crc32(target) === entry.crc32, "checksum differs"));
+    await named(() => check(crc32(target) === entry.crc32, "checksum differs"));
     return;
   }
-  const layer = named(() => new LayerDecoder(entry, sections, table, target));
+  const layer = await named(() => LayerDecoder.open(entry, sections, table, target, pause));
   let streams = 0;
   for (const part of layer.coded.parts) {
     const stored = part.isCoded ? await take(entry.streams[streams++]) : undefined;
-    named(() => layer.decode(part, stored));
+    await named(() => layer.decode(part, stored));
     do {
       await pause();
-    } while (named(() => layer.restore()));
+    } while (await named(() => layer.restore()));
   }
 }
 
 /** Decodes the symbols of a layer, part by part, and restores weights as soon as their symbols are there. */
 class LayerDecoder {
-  constructor(entry, sections, table, target) {
-    const codes = entry.codes.map((one, index) => readCodes(one, sections[index]));
+  /** A decoder of a layer, from its sections of codes and the one of its table. */
+  static async open(entry, sections, table, target, pause) {
+    const codes = [];
+    for (const [index, one] of entry.codes.entries()) codes.push(await readCodes(one, sections[index], pause));
     const scales = codes.slice(0, entry.scales.length);
     const others = codes.slice(entry.scales.length);
+    const Symbols = entry.coding === "student" ? StudentSymbols : TableSymbols;
+    const coded = await Symbols.open(entry, scales, others, table, pause);
+    const tooLarge = `a code of bin widths beyond ±${CODE_MAX}`;
+    const scaleSums = await CodeSums.open(entry.shape, scales, tooLarge, pause);
+    return new LayerDecoder(entry, coded, new Weights(entry, coded.sums, scaleSums, target));
+  }
+
+  constructor(entry, coded, weights) {
     this.entry = entry;
-    this.coded = entry.coding === "student" ? new StudentSymbols(entry, scales, others, table)
-                                            : new TableSymbols(entry, others, table);
-    this.weights = new Weights(entry, this.coded.sums, scales, target);
-    const { groups } = this.coded.sums;
+    this.coded = coded;
+    this.weights = weights;
+    const { groups } = coded.sums;
     this.isGrouped = groups.length > 1; // then symbols lie in the order of their groups
     this.symbols = integers(this.isGrouped ? entry.size : Math.min(entry.size, STREAM_SYMBOLS), this.coded);
     this.decoded = 0;
@@ -921,10 +930,15 @@ function partsOf(groups, isCoded = true) {
 
 /** Symbols of the codings `ans` and `constant`, also in classes. */
 class TableSymbols {
-  constructor(entry, classes, stored) {
-    for (const { min, max } of classes) check(min >= 0 && max < CLASSES, `a class that is not below ${CLASSES}`);
-    this.sums = new CodeSums(entry.shape, classes);
-    const { groups } = this.sums;
+  static async open(entry, _scales, classes, stored, pause) {
+    const tooLarge = `a class that is not below ${CLASSES}`;
+    for (const { min, max } of classes) check(min >= 0 && max < CLASSES, tooLarge);
+    return new TableSymbols(entry, await CodeSums.open(entry.shape, classes, tooLarge, pause), stored);
+  }
+
+  constructor(entry, sums, stored) {
+    this.sums = sums;
+    const { groups } = sums;
     check(groups.length === groups.at(-1).group + 1, "a class without weights");
     const bits = new Bits(stored);
     this.tables = groups.map(() => readTable(bits));
@@ -946,7 +960,7 @@ class TableSymbols {
 
 /** Restores weights from symbols, and writes their bytes into `target`. */
 class Weights {
-  constructor(entry, groupSums, scales, target) {
+  constructor(entry, groupSums, scaleSums, target) {
     this.type = DTYPES[entry.dtype];
     this.target = target;
     this.written = 0; // bytes
@@ -958,11 +972,11 @@ class Weights {
     this.filled = 0;
     this.rounded = round ? new Values(this.values.length) : this.values;
     this.groupSums = groupSums;
-    this.scaleSums = new CodeSums(entry.shape, scales, `a code of bin widths beyond ±${CODE_MAX}`);
+    this.scaleSums = scaleSums;
     const width = entry.trellis ? entry.binWidth / 4 : entry.binWidth;
     this.widths = new Float64Array(2 * CODE_MAX + 1);
-    for (const { group: code } of this.scaleSums.groups) {
-      this.widths[code + CODE_MAX] = scales.length ? scaledWidth(width, code) : width;
+    for (const { group: code } of scaleSums.groups) {
+      this.widths[code + CODE_MAX] = entry.scales.length ? scaledWidth(width, code) : width;
     }
     this.lanes = new Slices(entry.shape, entry.trellis ?? []);
     // Of each lane, in bit 0: whether its next level is negative; in bit 1: whether the one before was. Or undefined.
@@ -1059,9 +1073,13 @@ function roundToFloat16(values, rounded, count) {
 
 // Codes
 
-/** Where the axes begin that make up a row: as many of the last ones as give it 2^15 weights at most. */
+/**
+ * Where the axes begin that make up a row: as many of the last ones as give it 2^15 weights at most.
+ *
+ * The last one that is longer than 1 is always among them, so that a row is never a single weight of many.
+ */
 function innerAxis(shape) {
-  let cut = Math.max(shape.length - 1, 0);
+  let cut = Math.max(shape.findLastIndex((length) => length > 1), 0);
   while (cut > 0 && product(shape.slice(cut - 1)) <= ROW) cut--;
   return cut;
 }
@@ -1071,6 +1089,7 @@ class Slices {
   constructor(shape, axes) {
     let count = 1;
     const strides = shape.map(() => 0); // of the number of a weight's slice
+    axes = axes.filter((axis) => shape[axis] > 1); // along others there is a single slice
     for (const axis of [...axes].reverse()) {
       strides[axis] = count;
       count *= shape[axis];
@@ -1112,6 +1131,12 @@ function offsetsAlong({ length, stride }, before) {
  * ±CODE_MAX.
  */
 class CodeSums {
+  static async open(shape, several, tooLarge, pause) {
+    const sums = new CodeSums(shape, several, tooLarge);
+    await sums.findGroups(product(shape) / sums.inner, pause);
+    return sums;
+  }
+
   constructor(shape, several, tooLarge) {
     const parts = several.map(({ axes, values, sign = 1 }) => ({ slices: new Slices(shape, axes), values, sign }));
     this.ofRows = parts.filter(({ slices }) => !slices.variesInRow);
@@ -1123,7 +1148,6 @@ class CodeSums {
     this.tooLarge = tooLarge;
     this.row = -1;
     this.first = this.current = 0;
-    this.groups = this.groupsIn(product(shape) / this.inner);
   }
 
   /** The sum of a row's first weight; in `columns` are those of all, less this one, or a single 0 for all of them. */
@@ -1152,14 +1176,17 @@ class CodeSums {
     }
   }
 
-  /** The groups of weights that have the same sum, which is `group`, from the smallest on: `{group, count}`. */
-  groupsIn(rows) {
+  /** Find the groups of weights that have the same sum, which is `group`, from the smallest on: `{group, count}`. */
+  async findGroups(rows, pause) {
     const counts = new Float64Array(2 * CODE_MAX + 1); // how many weights have the sum -CODE_MAX, and so on
     const inRow = new Float64Array(4 * CODE_MAX + 1); // how many of a row have -2 * CODE_MAX in `columns`, and so on
     const { columns, inner } = this;
-    const each = inner / columns.length;
+    const variesByRow = [...this.ofRows, ...this.ofColumns].some(({ slices }) => slices.variesByRow);
+    const looked = variesByRow ? rows : 1; // the other rows have the same sums
+    const each = (inner / columns.length) * (rows / looked); // weights that a column counts for
     let low, high;
-    for (let row = 0; row < rows; row++) {
+    let steps = 0; // of the loops over columns, since `pause` was called
+    for (let row = 0; row < looked; row++) {
       const base = this.base(row);
       if (row === 0 || !this.isFixed) {
         inRow.fill(0);
@@ -1175,35 +1202,42 @@ class CodeSums {
       for (let column = low; column <= high; column++) {
         counts[base + column + CODE_MAX] += inRow[column + 2 * CODE_MAX];
       }
+      steps += columns.length + high - low;
+      if (steps >= 2 ** 17) {
+        await pause();
+        steps = 0;
+      }
     }
-    const groups = [];
+    this.groups = [];
     for (let at = 0; at < counts.length; at++) {
-      if (counts[at]) groups.push({ group: at - CODE_MAX, count: counts[at] });
+      if (counts[at]) this.groups.push({ group: at - CODE_MAX, count: counts[at] });
     }
-    return groups;
   }
 }
 
 /** The codes in a section: `{axes, values, min, max}`. */
-function readCodes({ axes, count }, section) {
+async function readCodes({ axes, count }, section, pause) {
   const bits = new Bits(section);
   const table = readTable(bits);
   const { symbols } = table;
   const rest = section.subarray(bits.finish());
   const values = integers(count, { low: symbols[0], high: symbols.at(-1) });
-  if (symbols.length > 1) {
-    const stream = new Stream(rest);
-    stream.decode(table, values, 0, count);
-    stream.finish();
-  } else {
+  if (symbols.length === 1) {
     check(!rest.length, "codes that are all the same have a stream");
-    values.fill(symbols[0]);
+    return { axes, values: values.fill(symbols[0]), min: symbols[0], max: symbols[0] };
   }
+  const stream = new Stream(rest);
   let [min, max] = [Infinity, -Infinity];
-  for (const code of values) {
-    if (code < min) min = code;
-    if (code > max) max = code;
+  for (let begin = 0; begin < count; begin += STREAM_SYMBOLS) {
+    const end = Math.min(begin + STREAM_SYMBOLS, count);
+    stream.decode(table, values, begin, end);
+    for (let at = begin; at < end; at++) {
+      if (values[at] < min) min = values[at];
+      if (values[at] > max) max = values[at];
+    }
+    await pause();
   }
+  stream.finish();
   return { axes, values, min, max };
 }
 
@@ -1329,7 +1363,13 @@ function setQuotients(quotients, masses, spare) {
 
 /** Symbols of the coding `student`. */
 class StudentSymbols {
-  constructor(entry, scales, magnitudes, stored) {
+  static async open(entry, scales, magnitudes, stored, pause) {
+    const symbols = new StudentSymbols(entry, stored);
+    await symbols.findGroups(entry, scales, magnitudes, pause);
+    return symbols;
+  }
+
+  constructor(entry, stored) {
     const bits = new Bits(stored);
     const [freedom, isRelative, lowBits] = [bits.bits(3), bits.bits(1), bits.bits(4)];
     const [scale, center, first] = [bits.signedGolomb(4), bits.signedGolomb(0), bits.signedGolomb(4)];
@@ -1337,7 +1377,7 @@ class StudentSymbols {
     bits.finish();
     check(bits.atEnd(), "the numbers of a distribution are too long");
     const step = 2 ** lowBits;
-    Object.assign(this, { lowBits, scale, center, low: first * step, high: (first + cells) * step - 1 });
+    Object.assign(this, { isRelative, lowBits, scale, center, low: first * step, high: (first + cells) * step - 1 });
     const isPossible = freedom <= 5 && Math.abs(scale) <= CODE_MAX && cells >= 2 && cells <= CELLS;
     check(isPossible && Math.max(Math.abs(center), -this.low, this.high) < SYMBOL_BOUND,
           "a distribution has impossible numbers");
@@ -1350,16 +1390,16 @@ class StudentSymbols {
     this.current = new Table(symbols);
     this.masses = new Float64Array(cells);
     this.group = undefined; // the context whose table is there
-    this.findGroups(entry, [...magnitudes, ...(isRelative ? scales.map((codes) => ({ ...codes, sign: -1 })) : [])]);
   }
 
   /** Find the contexts of weights, and the parts in which their symbols are stored. */
-  findGroups(entry, several) {
+  async findGroups(entry, scales, magnitudes, pause) {
+    const several = [...magnitudes, ...(this.isRelative ? scales.map((codes) => ({ ...codes, sign: -1 })) : [])];
     const tooLarge = `a magnitude beyond ±${CODE_MAX}`;
     const lowest = sum(several.map(({ min, max, sign }) => (sign === -1 ? -max : min)));
     const highest = sum(several.map(({ min, max, sign }) => (sign === -1 ? -min : max)));
     check(Math.max(-lowest, highest) <= CODE_MAX, tooLarge);
-    this.sums = new CodeSums(entry.shape, several, tooLarge);
+    this.sums = await CodeSums.open(entry.shape, several, tooLarge, pause);
     const { groups } = this.sums;
     for (const { group } of groups) check(Math.abs(this.scale + group) <= CODE_MAX, tooLarge);
     this.parts = partsOf(groups);
