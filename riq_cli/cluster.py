@@ -8,7 +8,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, InvalidStateError, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,9 +83,15 @@ class Cluster(Executor):
                 job = running.pop(future)
                 yield job, None if isinstance(future.exception(), KilledWorker) else future.result()
 
+    def cancel(self) -> None:
+        """Cancel all jobs. Those that run go on to their end, and their results are lost."""
+        with contextlib.suppress(Exception):  # the scheduler may have gone
+            self._executor.shutdown(wait=False)
+        self._executor = self._client.get_executor(pure=False)
+
     def on_each(self, function: Callable[..., Any], /, *arguments: Any) -> None:
         """Call a function of a module on each worker, also while jobs run there; nothing happens if that fails."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):  # or it would hide an error on whose account this is called
             if self._client.status == "running":
                 self._client.run(function, *arguments, on_error="ignore")
 
@@ -99,9 +105,11 @@ class Cluster(Executor):
                 without = 0 if self.threads else without + 1
             except CancelledError:
                 break
-        self._client.close()
+        with contextlib.suppress(Exception):  # jobs have to end in any case, or riq would wait for ever
+            self._client.close()
         for job in self._jobs.copy():  # whose results were on the way: Dask forgets them
-            job.set_exception(CancelledError())
+            with contextlib.suppress(InvalidStateError):  # a result came, or the job was cancelled
+                job.set_exception(CancelledError())
 
 
 @contextlib.contextmanager

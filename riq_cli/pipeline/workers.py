@@ -74,7 +74,8 @@ class BenchWorkers(Workers):
         return self._cluster.submit(_called, self._build, file.getvalue())
 
     def close(self) -> None:
-        """Have the workers give up their benches; calls that still work there end first."""
+        """Cancel all calls, and have the workers give up their benches. Calls that run there go on with them."""
+        self._cluster.cancel()
         self._cluster.on_each(_end, self._build)
 
 
@@ -100,8 +101,13 @@ def _begin(build: bytes) -> None:
 
 
 def _end(build: bytes) -> None:
-    """Give up the bench of the worker."""
-    _open.pop(build, None)
+    """Give up the bench of the worker, once it is built; the worker answers others meanwhile."""
+    threading.Thread(target=_give_up, args=(build,)).start()
+
+
+def _give_up(build: bytes) -> None:
+    with _BUILDING:
+        _open.pop(build, None)
     give_back_free_memory()
 
 
