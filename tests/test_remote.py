@@ -101,8 +101,8 @@ def test_what_cannot_be_read_is_an_error_that_names_the_url(folder: Path, monkey
           folder=folder)  # fmt: skip
     fails(1, "memory://store/text.npz: no such file", "compress", "kept/model.onnx", "--calibration",
           "memory://store/text.npz", "-o", "a.riqz", folder=folder)  # fmt: skip
-    samples = ("--calibration", "memory://store/samples.npz", "--labels", "y", "--max-loss-increase", "1%")
-    fails(2, "--labels cannot be an array of samples behind a URL; give a file of its own", "compress",
+    samples = ("--calibration", "memory://store/samples.npz", "--labels", "y.npy", "--max-loss-increase", "1%")
+    fails(2, "--labels y.npy: no such file; labels in samples behind a URL are not read", "compress",
           "kept/model.onnx", *samples, "-o", "a.riqz", folder=folder)  # fmt: skip
     memory.rm("/store/weights.bin")
     fails(1, "memory://store/weights.bin: no such file", "compress", "memory://store/model.onnx", folder=folder)

@@ -106,7 +106,10 @@ def load(
         from riq_cli.constraint import LossConstraint
 
         if is_url(calibration) and not any(Path(file).exists() for file in files(given)):
-            raise click.UsageError("--labels cannot be an array of samples behind a URL; give a file of its own")
+            raise click.UsageError(
+                f"--labels {given['labels']}: no such file; labels in samples behind a URL are not read, and need a "
+                "file of their own"
+            )
         labels, key = load_labels(given["labels"], calibration)
         data = options.load_calibration(calibration, images, key)
         return LossConstraint(labels, given.get("max_loss_increase", 0.0), given.get("margin", 0.0)), data
