@@ -66,14 +66,15 @@ def test_a_list_of_urls_is_a_batch(folder: Path) -> None:
     (folder / "list").write_text(
         "memory://store/model.onnx\n"
         "memory://store/none.onnx  memory://store/samples.npz\n"
+        "memory://store/signed.onnx?key=a/b\n"
         f"file://{folder}/kept/model.onnx  file://{folder}/kept/samples.npz\n"
     )
     # A batch has a process for each model, which does not see the memory of this one.
     done = riq("compress", "--batch", "list", "--calibration", "{folder}/samples.npz", *OPTIONS, "-o", "out",
                folder=folder)  # fmt: skip
     assert done.returncode == 1
-    for name in ("model", "none"):
-        assert f"memory://store/{name}.onnx: memory://store/samples.npz: no such file or folder".encode() in done.stderr
+    for name in ("model.onnx", "none.onnx", "signed.onnx?key=a/b"):
+        assert f"memory://store/{name}: memory://store/samples.npz: no such file or folder".encode() in done.stderr
     (written,) = (folder / "out").rglob("*.riqz")
     assert written.read_bytes() == (folder / "kept" / "model.riqz").read_bytes()
 

@@ -190,7 +190,7 @@ def _beside(batch: Path, samples: str) -> str:
 
 def _filled(pattern: str | None, model: str) -> str | None:
     """A path with the folder and the name of a model in it."""
-    folder, name = os.path.split(model)
+    folder, name = os.path.split(without_query(model) if is_url(model) else model)
     return pattern and pattern.replace("{folder}", folder or ".").replace("{stem}", Path(name).stem)
 
 
