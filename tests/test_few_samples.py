@@ -52,8 +52,8 @@ def test_a_target_that_constant_outputs_meet_is_warned_of(tmp_path: Path) -> Non
     constant = float(warning.split("by only ")[1].split(",")[0])
     assert warning == (
         f"a model that gives the same outputs for every sample would deviate by only {constant:.2g}, so that a "
-        "deviation of 0.01 promises little; give samples that differ more, or "
-        f"--deviation {0.01 * constant:.1g}"
+        f"deviation of 0.01 promises little; give a smaller --deviation ({0.01 * constant:.1g} or less), samples that "
+        "differ more, or a score of your own with --metric"
     )
     assert constant == pytest.approx(64 / 100**2 / 2, rel=0.3)  # half of the variance of 64 products, over 100²
     warnings.clear()

@@ -231,8 +231,9 @@ def _constancy(evaluator: Evaluator, target: float | None) -> str | None:
     constant = evaluator.of_constant_outputs()
     if constant >= _LITTLE * target:
         return None
-    smaller = f", or --deviation {target * constant:.1g}" if target * constant > _LEAST else ""
+    smaller = f" ({target * constant:.1g} or less)" if target * constant > _LEAST else ""
     return (
         f"a model that gives the same outputs for every sample would deviate by only {constant:.2g}, so that a "
-        f"deviation of {target:g} promises little; give samples that differ more{smaller}"
+        f"deviation of {target:g} promises little; give a smaller --deviation{smaller}, samples that differ more, or a "
+        "score of your own with --metric"
     )
