@@ -32,8 +32,6 @@ _SOFTMAX = (
 _DENOMINATOR = ("Add", _NUMBER, ("Exp", ("Neg", "x")))
 _LOGISTIC = (("Div", _NUMBER, _DENOMINATOR), ("Reciprocal", _DENOMINATOR))  # x / (1 + exp(−x)) is SiLU
 _FORWARDING = frozenset("Identity Cast Transpose Reshape Squeeze Unsqueeze Flatten Dropout Slice Split".split())
-
-
 _ENDS, _PARTS = 64, 8  # of an output that are looked at, and measured, at most: more are heads of one number each
 
 

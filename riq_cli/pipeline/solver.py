@@ -146,10 +146,8 @@ class Preparation:
         if failed := [number for number, found in probes.items() if found.failed]:
             raise UnchangeableError(failed)
         readable = [number for number, found in probes.items() if found.is_readable]
-        middles, chosen_plans = (
-            [probes[number].width for number in readable],
-            [plans.get(number) for number in readable],
-        )
+        middles = [probes[number].width for number in readable]
+        chosen_plans = [plans.get(number) for number in readable]
         executor = workers or self._measuring.pool
         drawn = checkpoint.mapped("curve", executor, weights.curve, readable, middles, chosen_plans)
         curves = dict(zip(readable, drawn, strict=True))

@@ -205,14 +205,15 @@ def compared(
     return Deviation(tuple(names), tuple(deviations), tuple(changes) if axes else ())
 
 
-def sums_of(values: Array, rows: int) -> NDArray[np.float64]:
-    """Sum and number of the values of each sample of a run, f64[2, samples], without those that are NaN.
+def by_sample(values: Array, rows: int) -> Array:
+    """The values of a run of so many samples, [samples, …]; where its first axis has another length, of one sample."""
+    return values if values.ndim and len(values) == rows else values[None]
 
-    Args:
-        values: of a run.
-        rows: samples in the run; where the first axis has another length, all values count as those of one sample.
-    """
-    values = values.reshape(rows if values.ndim and len(values) == rows else 1, -1)
+
+def sums_of(values: Array, rows: int) -> NDArray[np.float64]:
+    """Sum and number of the values of each sample of a run, f64[2, samples], without those that are NaN."""
+    samples = by_sample(values, rows)
+    values = samples.reshape(len(samples), -1)
     return np.stack([np.nansum(values, axis=1), np.count_nonzero(~np.isnan(values), axis=1)])
 
 

@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from riq_cli.errors import CalibrationError, ModelError, RiqError, SettingsError
 from riq_cli.model import SessionForm, class_axes, lean_form, measurable, own_form
-from riq_cli.runtime.deviation import NOTHING_TO_MEASURE, Array, Deviation, compared, has_direction, sample_deviations
+from riq_cli.runtime.deviation import (
+    NOTHING_TO_MEASURE,
+    Array,
+    Deviation,
+    by_sample,
+    compared,
+    has_direction,
+    sample_deviations,
+)
 from riq_cli.runtime.sessions import DEFAULT_RUNTIME, LARGE, Runtime, Samples, explained, nbytes, runner, start
 from riq_cli.scratch import HUGE
 from riq_cli.text import counted
@@ -201,7 +209,7 @@ class Evaluator:
             outputs = [
                 output
                 for value, (_, rows) in zip(values, self._samples, strict=True)
-                for output in (value if value.ndim and len(value) == rows else value[None])
+                for output in by_sample(value, rows)
                 if np.isfinite(output).all()
             ]
             if len(outputs) < 2 or len({output.shape for output in outputs}) > 1:
